@@ -1,0 +1,255 @@
+"""Benchmarks: one record each, loaded through `datasets` from the Hub or from a local copy in the Hub's layout.
+
+benchmark = load_benchmark("cifar10")                         # test split, from the Hub
+benchmark = load_benchmark("cifar10", path="data/cifar10")    # the same from a local copy
+benchmark.dataset, benchmark.class_names, benchmark.template
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset, Features
+from PIL import Image
+
+from hpt.data import ImageTransform, check_labels, stratified_split
+from hpt.errors import InputError, explain_hub_error
+from hpt.modeling import DEFAULT_TEMPLATE
+
+
+PROTOCOLS = ("hpt", "pmg")
+
+# Classes of TinyImageNet that its Hub copy labels with another synset's id: theirs -> the original list's.
+TINY_IMAGENET_WNIDS = {
+    "n02666347": "n02666196",
+    "n03373237": "n02190166",
+    "n04465666": "n04465501",
+    "n04598010": "n04597913",
+    "n07056680": "n04067472",
+    "n07646821": "n01855672",
+    "n07647870": "n03250847",
+    "n07657664": "n07579787",
+    "n07975909": "n02206856",
+    "n08496334": "n02730930",
+    "n08620881": "n03976657",
+    "n08742578": "n02085620",
+    "n12520864": "n02906734",
+    "n13001041": "n07734744",
+    "n13652335": "n03804744",
+    "n13652994": "n02999410",
+    "n13719102": "n01945685",
+    "n14991210": "n07747607",
+}
+
+
+def _spaces(name: str) -> str:
+    return {"cra": "crab"}.get(name, name).replace("_", " ")  # CIFAR-100 misspells one class
+
+
+def _tiny_imagenet_name(wnid: str) -> str:
+    names = json.loads((Path(__file__).parent / "class_names" / "tiny_imagenet.json").read_text(encoding="utf-8"))
+    return names[TINY_IMAGENET_WNIDS.get(wnid, wnid)]
+
+
+def _load_digits(split: str):
+    """scikit-learn's 1,797 handwritten digits, 8x8, split 60/20/20 by class with a fixed seed."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    pixels = np.round(digits.images * 255 / 16).astype(np.uint8)
+    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    features = Features({"image": datasets.Image(), "label": ClassLabel(names=names)})
+    dataset = Dataset.from_dict({"image": list(pixels), "label": digits.target.tolist()}, features=features)
+    test, rest = stratified_split(dataset, 360)
+    validation, train = stratified_split(rest, 360)
+    return {"train": train, "validation": validation, "test": test}[split]
+
+
+@dataclass(frozen=True)
+class BenchmarkRecord:
+    """What is known of a benchmark before it is loaded.
+
+    Args:
+        hub_id (`str`, *optional*): Dataset on the Hub; `None` for one that is embedded.
+        config (`str`, *optional*): Its configuration.
+        splits (`dict`): Our split names to the Hub's; `"test"` is the one that the protocol evaluates.
+        image_column, label_column (`str`): Columns, renamed to `image` and `label`.
+        num_classes (`int`): Classes expected; a loaded set with another number is refused.
+        native_resolution (`dict`): Per protocol, whether images are attacked at their own size and upsampled in the
+            model (`True`) or resized to 256, centre-cropped to 224 and attacked there (`False`).
+        clean_name (`Callable`): From a class name in the dataset's features to one for a prompt.
+        template (`str`): Prompt template.
+        load (`Callable`, *optional*): Loads a split of an embedded set.
+    """
+
+    num_classes: int
+    splits: dict[str, str]
+    native_resolution: dict[str, bool]
+    hub_id: str | None = None
+    config: str | None = None
+    image_column: str = "image"
+    label_column: str = "label"
+    clean_name: Callable[[str], str] = _spaces
+    template: str = DEFAULT_TEMPLATE
+    load: Callable | None = None
+
+
+BENCHMARKS = {
+    "digits": BenchmarkRecord(
+        num_classes=10,
+        splits={"train": "train", "validation": "validation", "test": "test"},
+        native_resolution={"hpt": True, "pmg": True},
+        load=_load_digits,
+    ),
+    "tiny_imagenet": BenchmarkRecord(
+        hub_id="zh-plus/tiny-imagenet",
+        num_classes=200,
+        splits={"train": "train", "test": "valid"},
+        native_resolution={"hpt": True, "pmg": False},
+        clean_name=_tiny_imagenet_name,
+    ),
+    "cifar10": BenchmarkRecord(
+        hub_id="uoft-cs/cifar10",
+        config="plain_text",
+        image_column="img",
+        num_classes=10,
+        splits={"train": "train", "test": "test"},
+        native_resolution={"hpt": True, "pmg": True},
+    ),
+    "cifar100": BenchmarkRecord(
+        hub_id="uoft-cs/cifar100",
+        config="cifar100",
+        image_column="img",
+        label_column="fine_label",
+        num_classes=100,
+        splits={"train": "train", "test": "test"},
+        native_resolution={"hpt": True, "pmg": True},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Benchmark(torch.utils.data.Dataset):
+    """A loaded split: what to attack, and the prompts to classify with; itself a torch dataset of uint8 tensors.
+
+    Args:
+        name (`str`): Key in [`BENCHMARKS`], or what messages call the dataset.
+        split (`str`): Our split name.
+        dataset (`datasets.Dataset`): Columns `image` and `label` (integers from 0).
+        class_names (`list[str]`): One readable name per label, in label order.
+        template (`str`): Prompt template.
+        transform ([`ImageTransform`]): The protocol's preprocessing.
+    """
+
+    name: str
+    split: str
+    dataset: Dataset = field(repr=False)
+    class_names: list[str] = field(repr=False)
+    template: str
+    transform: ImageTransform
+
+    @property
+    def attack_space(self) -> str:
+        """Resolution at which images are attacked: `"native"` or the crop's side in pixels."""
+        return "native" if self.transform.crop is None else str(self.transform.crop)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, row: int) -> dict:
+        """`pixel_values` (uint8, `(3, height, width)`), `labels`, and the row's number in `sample_ids`.
+
+        Raises:
+            InputError: for an image that can't be read or converted to RGB, naming dataset and row.
+        """
+        try:
+            example = self.dataset[row]
+            pixel_values = self.transform(example["image"])
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # PIL's errors for broken files
+            raise InputError(
+                f"The image in row {row} of {self.name} ({self.split}) can't be used: {error}."
+            ) from error
+        return {"pixel_values": pixel_values, "labels": example["label"], "sample_ids": row}
+
+    def subset(self, rows: int | None, seed: int = 0) -> "Benchmark":
+        """At most `rows` rows, stratified by class and the same for the same seed; all of them for `None`."""
+        if rows is None or rows >= len(self):
+            return self
+        return replace(self, dataset=stratified_split(self.dataset, rows, seed)[0])
+
+    def hold_out(self, rows: int, seed: int = 0) -> tuple["Benchmark", "Benchmark"]:
+        """Split into (the rest, `rows` rows named "validation" for choosing checkpoints and rates), stratified."""
+        held_out, rest = stratified_split(self.dataset, rows, seed)
+        return replace(self, dataset=rest), replace(self, dataset=held_out, split="validation")
+
+
+def load_benchmark(name: str, split: str = "test", path: str | None = None, protocol: str = "hpt") -> Benchmark:
+    """Load a benchmark's split by its record.
+
+    Args:
+        name (`str`): Key in [`BENCHMARKS`], or `"name=path"`, which is the same as giving `path`.
+        split (`str`, *optional*, defaults to `"test"`): `"train"`, `"test"` (what the protocol evaluates, whatever
+            the Hub calls it) or, where there is one, `"validation"`.
+        path (`str`, *optional*): A local copy in the Hub's layout, instead of the Hub.
+        protocol (`str`, *optional*, defaults to `"hpt"`): `"hpt"` attacks CIFAR, STL-10 and TinyImageNet at native
+            resolution; `"pmg"` follows TeCoA and PMG-AFT.
+
+    Returns:
+        [`Benchmark`]
+
+    Raises:
+        InputError: for an unknown name, split or protocol; a dataset that can't be had; columns, classes or labels
+            that don't fit the record.
+    """
+    name, _, given = name.partition("=")
+    path = given or path
+    record = get_record(name)
+    if split not in record.splits:
+        raise InputError(f"{name} has no split {split!r}; known: {', '.join(record.splits)}.")
+    if protocol not in PROTOCOLS:
+        raise InputError(f"Unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}.")
+    if record.load is None:
+        dataset = _load_by_record(record, split, path)
+    elif path is None:
+        dataset = record.load(split)
+    else:
+        raise InputError(f"{name} is embedded in its library: give no path.")
+    names = dataset.features["label"].names
+    if len(names) != record.num_classes:
+        raise InputError(f"{path or record.hub_id} has {len(names)} classes, but {name} has {record.num_classes}.")
+    transform = ImageTransform() if record.native_resolution[protocol] else ImageTransform(resize=256, crop=224)
+    class_names = [record.clean_name(one) for one in names]
+    check_labels(dataset, class_names, f"{name} ({split})")
+    return Benchmark(name, split, dataset, class_names, record.template, transform)
+
+
+def get_record(name: str) -> BenchmarkRecord:
+    if name not in BENCHMARKS:
+        raise InputError(f"Unknown benchmark {name!r}; known: {', '.join(BENCHMARKS)}.")
+    return BENCHMARKS[name]
+
+
+def _load_by_record(record: BenchmarkRecord, split: str, path: str | None) -> Dataset:
+    """The split with columns `image` and `label`, the latter a ClassLabel."""
+    source, config = path or record.hub_id, record.config
+    if path is not None and not Path(path).is_dir():
+        raise InputError(f"There is no folder {path!r} to read {record.hub_id} from.")
+    try:
+        if path is not None and config not in datasets.get_dataset_config_names(path):
+            config = None  # a bare copy of the data files has no named configuration
+        dataset = datasets.load_dataset(source, config, split=record.splits[split])
+    except (OSError, ValueError) as error:  # what datasets raises for missing, gated and unreadable sets
+        raise explain_hub_error("dataset", source, error) from error
+    columns = {record.image_column: "image", record.label_column: "label"}
+    missing = sorted(set(columns) - set(dataset.column_names))
+    if missing:
+        raise InputError(f"{source} has columns {dataset.column_names}, but its record expects {missing}.")
+    dataset = dataset.select_columns(list(columns))
+    dataset = dataset.rename_columns({old: new for old, new in columns.items() if old != new})
+    if not isinstance(dataset.features["label"], ClassLabel):
+        raise InputError(f"{source}'s column {record.label_column!r} isn't a ClassLabel, so it names no classes.")
+    return dataset

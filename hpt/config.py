@@ -1,0 +1,269 @@
+"""`HPTConfig`, and the parsing of flat YAML plus command line that all recipes share."""
+
+import difflib
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.trainer_utils import SchedulerType
+
+from hpt.attacks.base import check_eps, check_step_size
+from hpt.errors import InputError
+from hpt.modeling import DEFAULT_TEMPLATE
+from hpt.objectives import check_objective
+from hpt.schedulers import GPDSchedule, check_epochs
+
+
+TRAINABLE = ("vision", "all")
+FRACTIONS = ("attack_eps", "attack_step_size", "temperature", "anchor_learning_rate", "learning_rate", "warmup_steps")
+FRACTIONS += ("ema_decay", "pull_ratio")
+
+
+class Fraction(float):
+    """A float that can be written as a fraction in text: `"1/255"`, `"0.5"`, `"5e-2"`."""
+
+    def __new__(cls, value):
+        numerator, _, denominator = str(value).partition("/")
+        return super().__new__(cls, float(numerator) / float(denominator or 1))
+
+
+@dataclass
+class HPTConfig(TrainingArguments):
+    r"""Settings of [`HPTTrainer`], beside those of [`~transformers.TrainingArguments`].
+
+    Defaults are the paper's (arXiv 2601.12865). Floats may be written as fractions in text, such as `"1/255"`.
+    Defaults of `TrainingArguments` that change: `num_train_epochs` (derived from the stages), `learning_rate`,
+    `warmup_steps`, `lr_scheduler_type`, `optim`, `optim_args`, `max_grad_norm`, `weight_decay`,
+    `per_device_train_batch_size`, `remove_unused_columns`, `label_names`, `logging_nan_inf_filter` (a non-finite loss
+    stops the run instead) and `ddp_find_unused_parameters`.
+
+    Args:
+        objective (`str`, *optional*, defaults to `"hpt"`):
+            What the transfer stage minimises: `"hpt"` is Eq. 5, `"anchor"` Eq. 8.
+        kl_direction (`str`, *optional*, defaults to `"proxy_to_target"`):
+            `"proxy_to_target"` is KL(P || T), which the paper's code computes; `"target_to_proxy"` is KL(T || P),
+            which the paper writes.
+        kl_reduction (`str`, *optional*, defaults to `"mean"`):
+            `"mean"` over the batch as the paper writes, or `"sum"` as its code has it, which makes the effective
+            learning rate grow with the batch.
+        temperature (`float`, *optional*, defaults to 1.0):
+            Divides both logits; the loss is multiplied by its square.
+        anchor_epochs, transfer_epochs (`int`, *optional*, default to 5 and 5):
+            Length of the two stages. `anchor_epochs=0` is plain HPT, without EMA and pull.
+        anchor_learning_rate, learning_rate (`float`, *optional*, default to 5e-5 and 5e-2):
+            Peak rates of the two stages.
+        warmup_steps (`float`, *optional*, defaults to 1000):
+            Linear warm-up in each stage; below 1, a share of the stage.
+        ema_decay (`float`, *optional*, defaults to 0.9):
+            g of Eq. 9.
+        pull_ratio (`float`, *optional*, defaults to 0.5):
+            b of Eq. 10, the share that the current weights keep.
+        attack_eps, attack_step_size (`float`, *optional*, default to 1/255 and 1/255):
+            l_inf radius and step of PGD, in [0, 1] pixels.
+        attack_steps (`int`, *optional*, defaults to 2):
+            PGD steps in training.
+        attack_random_start (`bool`, *optional*, defaults to `True`):
+            Whether PGD starts at a random point of the ball.
+        eval_attack_steps (`int`, *optional*, defaults to 10):
+            PGD steps in `evaluate()`, which always attacks in float32.
+        trainable (`str`, *optional*, defaults to `"vision"`):
+            `"vision"` trains `vision_model` and `visual_projection`, `"all"` everything. A PEFT model trains its
+            adapters.
+        prompt_template (`str`, *optional*, defaults to `"This is a photo of a {}"`):
+            Template of the class prompts in training.
+
+    Raises:
+        InputError: for values out of range, unknown names, or settings that contradict each other.
+    """
+
+    # Objective
+    objective: str = field(default="hpt", metadata={"help": "What the transfer stage minimises: hpt or anchor."})
+    kl_direction: str = field(
+        default="proxy_to_target", metadata={"help": "proxy_to_target is KL(P||T), target_to_proxy KL(T||P)."}
+    )
+    kl_reduction: str = field(default="mean", metadata={"help": "Over the batch: mean or sum."})
+    temperature: float = field(default=1.0, metadata={"help": "Divides both logits."})
+
+    # Stages
+    anchor_epochs: int = field(default=5, metadata={"help": "Epochs of stage 1; 0 is plain HPT."})
+    transfer_epochs: int = field(default=5, metadata={"help": "Epochs of stage 2."})
+    anchor_learning_rate: float = field(default=5e-5, metadata={"help": "Peak learning rate of stage 1."})
+    learning_rate: float = field(default=5e-2, metadata={"help": "Peak learning rate of stage 2."})
+    warmup_steps: float = field(default=1000, metadata={"help": "Warm-up of each stage; below 1, a share of it."})
+    ema_decay: float = field(default=0.9, metadata={"help": "g of Eq. 9."})
+    pull_ratio: float = field(default=0.5, metadata={"help": "b of Eq. 10, the share the current weights keep."})
+    num_train_epochs: float | None = field(
+        default=None, metadata={"help": "Derived: anchor_epochs + transfer_epochs; refused if given and different."}
+    )
+
+    # Attack
+    attack_eps: Fraction = field(default=Fraction("1/255"), metadata={"help": "l_inf radius in [0, 1] pixels."})
+    attack_steps: int = field(default=2, metadata={"help": "PGD steps in training."})
+    attack_step_size: Fraction = field(default=Fraction("1/255"), metadata={"help": "PGD step in [0, 1] pixels."})
+    attack_random_start: bool = field(default=True, metadata={"help": "Start PGD at a random point of the ball."})
+    eval_attack_steps: int = field(default=10, metadata={"help": "PGD steps in evaluate()."})
+
+    # Model
+    trainable: str = field(default="vision", metadata={"help": "vision or all."})
+    prompt_template: str = field(default=DEFAULT_TEMPLATE, metadata={"help": "Template of the class prompts."})
+
+    # Changed defaults
+    lr_scheduler_type: SchedulerType | str = field(
+        default="cosine", metadata={"help": "Each stage's decay after its warm-up; only cosine."}
+    )
+    optim: str = field(default="sgd", metadata={"help": "The optimizer to use."})
+    optim_args: str | None = field(default="momentum=0.9", metadata={"help": "Optional arguments of the optimizer."})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0 for none."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Batch size per device in training."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Batch size per device in evaluation."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Kept False: the transform needs them."})
+    label_names: list[str] | None = field(
+        default_factory=lambda: ["labels"], metadata={"help": "The keys of the labels in a batch."}
+    )
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Kept False: a NaN stops the run."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "False: every parameter that isn't frozen is used in each step."}
+    )
+
+    def __post_init__(self):
+        self._parse_numbers()
+        self._check()
+        self.num_train_epochs = float(self.anchor_epochs + self.transfer_epochs)
+        if self.optim_args == "momentum=0.9" and not str(getattr(self.optim, "value", self.optim)) == "sgd":
+            self.optim_args = None  # SGD's default, meaningless to another optimizer
+        super().__post_init__()
+
+    def schedule(self, num_examples: int) -> GPDSchedule:
+        """The run's stages over a training set of `num_examples`; [`InputError`] if a warm-up outlasts its stage."""
+        batch_size, world_size = self.per_device_train_batch_size, self.world_size
+        if self.dataloader_drop_last:
+            batches = num_examples // batch_size // world_size
+        else:
+            batches = math.ceil(math.ceil(num_examples / batch_size) / world_size)
+        return GPDSchedule(
+            steps_per_epoch=max(1, math.ceil(batches / self.gradient_accumulation_steps)),
+            anchor_epochs=self.anchor_epochs,
+            transfer_epochs=self.transfer_epochs,
+            anchor_learning_rate=self.anchor_learning_rate,
+            learning_rate=self.learning_rate,
+            warmup_steps=self.warmup_steps,
+        )
+
+    def _parse_numbers(self):
+        """Python and YAML callers may give text where a number is meant, as the command line always does."""
+        for name in FRACTIONS:
+            try:
+                setattr(self, name, float(Fraction(getattr(self, name))))
+            except (ValueError, ZeroDivisionError):
+                raise InputError(
+                    f"{name} is {getattr(self, name)!r}, but must be a number or a fraction such as 1/255."
+                ) from None
+
+    def _check(self):
+        check_objective(self.objective, self.kl_direction, self.kl_reduction, self.temperature)
+        check_eps(self.attack_eps)
+        check_step_size(self.attack_step_size, self.attack_eps)
+        check_epochs(self.anchor_epochs, self.transfer_epochs)
+        epochs = self.anchor_epochs + self.transfer_epochs
+        if self.num_train_epochs is not None and self.num_train_epochs != epochs:
+            raise InputError(
+                f"num_train_epochs is {self.num_train_epochs:g}, but the stages have {self.anchor_epochs} + "
+                f"{self.transfer_epochs} = {epochs} epochs: leave it out, or change anchor_epochs and transfer_epochs."
+            )
+        for name in ("attack_steps", "eval_attack_steps"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}, but must be at least 1.")
+        for name in ("ema_decay", "pull_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} is {getattr(self, name):g}, but must be between 0 and 1.")
+        if self.trainable not in TRAINABLE:
+            raise InputError(f"Unknown trainable {self.trainable!r}; known: {', '.join(TRAINABLE)}.")
+        if SchedulerType(self.lr_scheduler_type) != SchedulerType.COSINE:
+            raise InputError(f"lr_scheduler_type is {self.lr_scheduler_type!r}, but GPD's stages are cosine.")
+        if self.auto_find_batch_size:
+            raise InputError("auto_find_batch_size would change the mathematics of a run halfway: set a batch size.")
+
+
+def parse_config(types: tuple[type, ...], default_config: str | Path | None = None, argv: list[str] | None = None):
+    """Read `--config FILE.yaml` (flat) and `--field value ...`, which overrides it, into dataclasses.
+
+    Args:
+        types (`tuple[type, ...]`): Dataclasses to fill.
+        default_config (`str` or `Path`, *optional*): The YAML file used when `--config` isn't given.
+        argv (`list[str]`, *optional*, defaults to `sys.argv[1:]`): Command line.
+
+    Returns:
+        `tuple`: one object per type, then the path of the YAML file or `None`.
+
+    Raises:
+        InputError: for an unreadable file, an unknown field (with the known ones), or a value of the wrong type.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    config = default_config
+    if "--config" in argv:
+        at = argv.index("--config")
+        if at + 1 == len(argv):
+            raise InputError("--config needs a YAML file.")
+        config = argv[at + 1]
+        del argv[at : at + 2]
+    parser = HfArgumentParser(types, allow_abbrev=False, exit_on_error=False)
+    known = {one.name for kind in types for one in fields(kind) if one.init}
+    from_file = _yaml_as_arguments(Path(config), known) if config is not None else []
+    for argument in argv:
+        if argument.startswith("--"):
+            _check_known(argument[2:].partition("=")[0], known, "the command line")
+    parser.error = _raise_input_error
+    return (*parser.parse_args_into_dataclasses(from_file + argv, look_for_args_file=False), config)
+
+
+def run_recipe(main: Callable[[], None]) -> None:
+    """Run a recipe; an [`InputError`] ends it with its one line on stderr and exit code 2, without a traceback."""
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _yaml_as_arguments(path: Path, known: set[str]) -> list[str]:
+    """A flat YAML file as command-line arguments: PyYAML alone would read `5e-2` and `1/255` as text."""
+    import yaml
+
+    if not path.is_file():
+        raise InputError(f"There is no configuration file {str(path)!r}.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} isn't valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold `field: value` lines.")
+    arguments = []
+    for name, value in content.items():
+        _check_known(str(name), known, path)
+        if isinstance(value, dict):
+            raise InputError(f"{path}: {name} has fields of its own, but recipes are flat.")
+        if value is not None:
+            values = value if isinstance(value, list) else [value]
+            arguments += [f"--{name}", *(str(one) for one in values)]
+    return arguments
+
+
+def _check_known(name: str, known: set[str], where) -> None:
+    field_name = name.replace("-", "_")
+    if field_name in known or (field_name.removeprefix("no_") in known and where == "the command line"):
+        return
+    if field_name in ("help", "h"):
+        return
+    own = sorted(known - {one.name for one in fields(TrainingArguments)})
+    close = difflib.get_close_matches(field_name, known, n=1)
+    hint = f" did you mean {close[0]}?" if close else ""
+    raise InputError(
+        f"Unknown field {name!r} in {where}:{hint} Known: {', '.join(own)}, and those of TrainingArguments."
+    )
+
+
+def _raise_input_error(message: str):
+    raise InputError(f"Can't read the settings: {message}")

@@ -1,0 +1,97 @@
+"""Images on their way to the model: decoded and cropped in workers, uint8 until they reach the device.
+
+dataset row -> `ImageTransform`: uint8 (3, height, width) -> `collate` -> on the device, `to_unit_range`
+"""
+
+from dataclasses import dataclass
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+
+from hpt.errors import InputError
+
+
+# Modes whose conversion to 8-bit RGB would clip or rescale the values rather than keep them.
+UNCONVERTIBLE_MODES = ("I", "F")
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """PIL image to uint8 RGB tensor: resize the shorter side, crop the centre; or neither, at native resolution.
+
+    Args:
+        resize (`int`, *optional*): Pixels of the shorter side, bicubic; `None` keeps the native resolution.
+        crop (`int`, *optional*): Side of the square cut from the centre; `None` doesn't crop.
+    """
+
+    resize: int | None = None
+    crop: int | None = None
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """`PIL.Image` of any mode that fits 8 bits to uint8 `(3, height, width)`; `OSError` for other modes."""
+        if image.mode.split(";")[0] in UNCONVERTIBLE_MODES:
+            raise OSError(f"its mode {image.mode!r} has more than 8 bits a channel")
+        image = image.convert("RGB")
+        if self.resize is not None:
+            scale = self.resize / min(image.size)
+            image = image.resize([max(self.resize, round(side * scale)) for side in image.size], Image.BICUBIC)
+        if self.crop is not None:
+            left, top = ((side - self.crop) // 2 for side in image.size)
+            image = image.crop((left, top, left + self.crop, top + self.crop))
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
+    """Rows to `pixel_values` (uint8, `(batch, 3, height, width)`), `labels` and `sample_ids` (int64, `(batch,)`)."""
+    sizes = {tuple(row["pixel_values"].shape[-2:]) for row in rows}
+    if len(sizes) > 1:
+        raise InputError(
+            f"Images of different sizes {sorted(sizes)[:3]} can't share a batch at native resolution: use a transform "
+            "that resizes and crops."
+        )
+    return {
+        "pixel_values": torch.stack([row["pixel_values"] for row in rows]),
+        "labels": torch.tensor([row["labels"] for row in rows]),
+        "sample_ids": torch.tensor([row["sample_ids"] for row in rows]),
+    }
+
+
+def to_unit_range(pixel_values: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """uint8 pixels to floating point in [0, 1]."""
+    return pixel_values.to(dtype) / 255
+
+
+def check_labels(dataset: datasets.Dataset, class_names: list[str], name: str) -> None:
+    """Refuse a dataset without images or labels, with as many classes as there are no names for, or odd labels.
+
+    Raises:
+        InputError: naming the dataset and, for a label out of range, its row.
+    """
+    missing = [column for column in ("image", "label") if column not in dataset.column_names]
+    if missing:
+        raise InputError(f"{name} has columns {dataset.column_names}, but needs {missing}: rename them.")
+    if len(dataset) == 0:
+        raise InputError(f"{name} has no rows.")
+    feature = dataset.features["label"]
+    if isinstance(feature, datasets.ClassLabel) and feature.num_classes != len(class_names):
+        raise InputError(f"{name} has {feature.num_classes} classes, but there are {len(class_names)} class names.")
+    labels = np.asarray(dataset.with_format("numpy", columns=["label"])[:]["label"])
+    wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
+    if len(wrong):
+        raise InputError(
+            f"Row {wrong[0]} of {name} has label {labels[wrong[0]]}, but labels go from 0 to {len(class_names) - 1}"
+            + (" (-1 marks an unlabelled split)." if labels[wrong[0]] == -1 else ".")
+        )
+
+
+def stratified_split(dataset: datasets.Dataset, rows: int, seed: int = 0) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Split off `rows` rows with each class in proportion: (those rows, the rest), the same for the same seed."""
+    if not 0 < rows < len(dataset):
+        raise InputError(f"Can't take {rows} of {len(dataset)} rows: give a number between 1 and {len(dataset) - 1}.")
+    labels = np.asarray(dataset.with_format("numpy", columns=["label"])[:]["label"])
+    from sklearn.model_selection import train_test_split
+
+    taken, rest = train_test_split(np.arange(len(labels)), train_size=rows, stratify=labels, random_state=seed)
+    return dataset.select(np.sort(taken)), dataset.select(np.sort(rest))

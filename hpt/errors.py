@@ -1,0 +1,41 @@
+"""What the user got wrong, said in one line: what, where, and what would be right."""
+
+
+class InputError(ValueError):
+    """A mistake in what the user gave, in one line; recipes print it without a traceback and exit with 2."""
+
+
+def explain_hub_error(kind: str, name: str, error: BaseException) -> InputError:
+    """Turn what a failed download raised into one line that says what to do.
+
+    Args:
+        kind (`str`): What was being loaded: `"model"` or `"dataset"`.
+        name (`str`): Hub id or local path that was asked for.
+        error (`BaseException`): What loading raised; its causes are looked at too.
+
+    Returns:
+        [`InputError`]: to be raised from `error`.
+    """
+    names = set()
+    cause = error
+    while cause is not None:
+        names |= {base.__name__ for base in type(cause).__mro__}
+        cause = cause.__cause__ or cause.__context__
+    page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{name}"
+    if "GatedRepoError" in names or "gated" in str(error):
+        hint = f"it is gated: accept its terms at {page}, then run `hf auth login` or set HF_TOKEN"
+    elif names & {
+        "RepositoryNotFoundError",
+        "DatasetNotFoundError",
+        "RevisionNotFoundError",
+        "DataFilesNotFoundError",
+    }:
+        hint = (
+            "there is no such Hub id or local folder, or it is private: check the spelling, give a local path, or log in "
+            "with `hf auth login`"
+        )
+    elif names & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError"}:
+        hint = "the Hub can't be reached and it isn't in the cache: go online once, or give a local path"
+    else:
+        hint = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+    return InputError(f"Can't load the {kind} {name!r}: {hint}.")

@@ -1,0 +1,220 @@
+"""Zero-shot classification by any dual encoder of transformers, as a function of images in [0, 1].
+
+    classifier = ZeroShotClassifier(model, processor, ["cat", "dog"])
+    logits = classifier(images)  # (batch, 3, height, width) in [0, 1] -> (batch, 2)
+
+Resizing and normalising happen inside, differentiably, so that an attack's eps means the same for every model.
+"""
+
+import os
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hpt.errors import InputError, explain_hub_error
+
+
+DEFAULT_TEMPLATE = "This is a photo of a {}"
+
+# These models were trained on prompts padded to the full length and pool the last position, padding included.
+PADDED_TO_FULL_LENGTH = {"siglip", "siglip2"}
+
+
+def load_dual_encoder(name: str, revision: str | None = None, dtype: torch.dtype = torch.float32):
+    """Load a dual encoder and its processor from the Hub or a local folder, safetensors only.
+
+    Args:
+        name (`str`): Hub id or local path.
+        revision (`str`, *optional*): Branch, tag or commit on the Hub.
+        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): dtype of the weights, whatever was saved.
+
+    Returns:
+        `tuple`: the model, in eval mode, and its processor.
+
+    Raises:
+        InputError: when it can't be found or reached, is gated, or isn't a dual encoder.
+    """
+    from transformers import AutoModel, AutoProcessor
+
+    try:
+        model = AutoModel.from_pretrained(name, revision=revision, dtype=dtype, use_safetensors=True)
+        check_dual_encoder(model)
+        processor = AutoProcessor.from_pretrained(name, revision=revision)
+    except OSError as error:
+        raise explain_hub_error("model", name, error) from error
+    return model, processor
+
+
+def check_dual_encoder(model: nn.Module) -> None:
+    """Raise [`InputError`] unless `model` embeds images and texts and has a logit scale or a temperature."""
+    embeds_both = hasattr(model, "get_image_features") and hasattr(model, "get_text_features")
+    if not embeds_both or not (hasattr(model, "logit_scale") or hasattr(model, "temperature")):
+        raise InputError(
+            f"{type(model).__name__} isn't a dual encoder: it needs get_image_features, get_text_features and a "
+            "logit_scale or temperature, as CLIPModel, SiglipModel or AlignModel have."
+        )
+
+
+def input_size(image_processor) -> int:
+    """Side length in pixels of the square images that a processor hands to its model."""
+    size = image_processor.crop_size if getattr(image_processor, "do_center_crop", False) else image_processor.size
+    size = dict(size)
+    return size.get("height") or size["shortest_edge"]
+
+
+def save_finished(model, processor, folder: str | Path) -> None:
+    """Save model and processor so that a folder holds `config.json` only once everything else is in it."""
+    folder, incomplete = Path(folder), Path(folder) / "incomplete"
+    (folder / "config.json").unlink(missing_ok=True)
+    model.save_pretrained(incomplete)
+    processor.save_pretrained(incomplete)
+    for file in sorted(incomplete.iterdir(), key=lambda file: file.name == "config.json"):
+        os.replace(file, folder / file.name)
+    incomplete.rmdir()
+
+
+@contextmanager
+def forward_redirected(model: nn.Module, function):
+    """Within, calling `model`, or a wrapper around it such as DDP, calls `function` in place of `model.forward`.
+
+    So a computation over the model's parts still passes through the wrapper, whose hooks average the gradients.
+    """
+    instance_forward = model.__dict__.get("forward")  # accelerate may have put its autocast there
+    model.forward = function
+    try:
+        yield
+    finally:
+        del model.forward
+        if instance_forward is not None:
+            model.forward = instance_forward
+
+
+class ZeroShotClassifier(nn.Module):
+    """A dual encoder seen as a classifier over class prompts; a view: it shares the model's weights.
+
+    For image `x` and class prompts `t`: `T(x, t) = scale * cos(image_embed(x), text_embed(t)) + bias`, where `scale`
+    is `exp(logit_scale)` or `1 / temperature` and `bias` is zero for models without one.
+
+    Args:
+        model (`PreTrainedModel`):
+            Any dual encoder of transformers (CLIP, SigLIP, MetaCLIP 2, ALIGN, AltCLIP, BLIP, ...).
+        processor (`ProcessorMixin`):
+            Its processor: tokenizer, input size and normalisation.
+        class_names (`list[str]`, *optional*):
+            Names put into the template. Without them only [`with_classes`] can be used.
+        template (`str` or `list[str]`, *optional*, defaults to `"This is a photo of a {}"`):
+            One or several prompt templates; the embeddings of several are averaged on the unit sphere.
+        image_mean, image_std (`list[float]`, *optional*):
+            Normalisation per channel, instead of the processor's.
+
+    Raises:
+        InputError: if the model isn't a dual encoder, there are no class names, or a template has no `{}`.
+    """
+
+    def __init__(self, model, processor, class_names=None, template=DEFAULT_TEMPLATE, image_mean=None, image_std=None):
+        super().__init__()
+        check_dual_encoder(model)
+        self.model = model
+        self.processor = processor
+        self.class_names = None if class_names is None else check_class_names(class_names)
+        self.templates = [template] if isinstance(template, str) else list(template)
+        for one in self.templates:
+            if "{}" not in one:
+                raise InputError(f"The prompt template {one!r} has no {{}} where the class name goes.")
+        self.image_size = input_size(processor.image_processor)
+        mean = processor.image_processor.image_mean if image_mean is None else image_mean
+        std = processor.image_processor.image_std if image_std is None else image_std
+        self.register_buffer("image_mean", torch.tensor(mean, device=model.device).view(3, 1, 1), persistent=False)
+        self.register_buffer("image_std", torch.tensor(std, device=model.device).view(3, 1, 1), persistent=False)
+        self._text_parameters = [parameter for name, parameter in model.named_parameters() if "text" in name]
+        self._cached_text_embeds, self._cached_for = None, None
+
+    def with_classes(self, class_names: list[str], template: str | list[str] | None = None) -> "ZeroShotClassifier":
+        """The same model and normalisation over other classes."""
+        mean, std = self.image_mean.flatten().tolist(), self.image_std.flatten().tolist()
+        return ZeroShotClassifier(self.model, self.processor, class_names, template or self.templates, mean, std)
+
+    def forward(self, images: torch.Tensor, text_gradients: bool = False) -> torch.Tensor:
+        """Class logits of images.
+
+        Args:
+            images (`torch.Tensor` of shape `(batch, 3, height, width)`): pixels in [0, 1], any size.
+            text_gradients (`bool`, *optional*, defaults to `False`): encode the prompts anew and with gradients, to
+                train the text tower. Otherwise their embeddings are constants, encoded when a text weight changed.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, num_classes)`: logits, at least float32.
+        """
+        image_embeds = self.image_embeds(images)
+        text_embeds = self.encode_prompts() if text_gradients else self.text_embeds()
+        with torch.autocast(images.device.type, enabled=False):  # logits keep float32 whatever the towers run in
+            return self.logit_scale() * image_embeds @ text_embeds.to(image_embeds.dtype).T + self.logit_bias()
+
+    def image_embeds(self, images: torch.Tensor) -> torch.Tensor:
+        """Unit-length embeddings `(batch, dim)` of images `(batch, 3, height, width)` in [0, 1]."""
+        if images.shape[-2:] != (self.image_size, self.image_size):
+            images = F.interpolate(images, (self.image_size, self.image_size), mode="bicubic", antialias=True)
+        pixel_values = (images - self.image_mean) / self.image_std
+        return _unit_length(self.model.get_image_features(pixel_values=pixel_values.to(self.model.dtype)))
+
+    def text_embeds(self) -> torch.Tensor:
+        """Unit-length class embeddings `(num_classes, dim)` without gradients, cached while no text weight changes."""
+        parameters = self._text_parameters
+        state = (parameters[0].device, parameters[0].dtype, *(parameter._version for parameter in parameters))
+        if state != self._cached_for:
+            with torch.no_grad():
+                self._cached_text_embeds, self._cached_for = self.encode_prompts(), state
+        return self._cached_text_embeds
+
+    def encode_prompts(self, chunk_size: int = 256) -> torch.Tensor:
+        """Class embeddings `(num_classes, dim)`: per class the mean over the templates, back on the unit sphere."""
+        if self.class_names is None:
+            raise InputError("This classifier has no classes yet: use with_classes([...]).")
+        tokens = self._tokenize([template.format(name) for template in self.templates for name in self.class_names])
+        chunks = zip(*(values.to(self.model.device).split(chunk_size) for values in tokens.values()), strict=True)
+        embeds = [
+            _unit_length(self.model.get_text_features(**dict(zip(tokens, chunk, strict=True)))) for chunk in chunks
+        ]
+        return F.normalize(torch.cat(embeds).unflatten(0, (len(self.templates), -1)).mean(0), dim=-1)
+
+    def _tokenize(self, prompts: list[str]) -> dict[str, torch.Tensor]:
+        tokenizer = self.processor.tokenizer
+        longest = min(tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings)
+        lengths = [len(ids) for ids in tokenizer(prompts)["input_ids"]]
+        if max(lengths) > longest:
+            warnings.warn(
+                f"{sum(length > longest for length in lengths)} of {len(prompts)} class prompts are longer than the "
+                f"text tower's {longest} tokens and are cut, such as {prompts[lengths.index(max(lengths))]!r}.",
+                stacklevel=2,
+            )
+        padding = "max_length" if self.model.config.model_type in PADDED_TO_FULL_LENGTH else "longest"
+        return dict(tokenizer(prompts, padding=padding, truncation=True, max_length=longest, return_tensors="pt"))
+
+    def logit_scale(self) -> torch.Tensor | float:
+        if hasattr(self.model, "temperature"):  # ALIGN
+            return 1 / self.model.temperature
+        return self.model.logit_scale.exp()
+
+    def logit_bias(self) -> torch.Tensor | float:
+        return self.model.logit_bias if hasattr(self.model, "logit_bias") else 0.0
+
+
+def check_class_names(class_names: list[str]) -> list[str]:
+    """Refuse an empty list of class names; warn of duplicates, naming them (ImageNet has "crane" twice)."""
+    class_names = list(class_names)
+    if not class_names:
+        raise InputError("There are no class names: give one name per label.")
+    duplicates = sorted({name for name in class_names if class_names.count(name) > 1})
+    if duplicates:
+        warnings.warn(f"Class names given more than once, which no prompt can tell apart: {duplicates}.", stacklevel=3)
+    return class_names
+
+
+def _unit_length(features) -> torch.Tensor:
+    """Unit-length rows of `get_*_features`' output, in float32 or wider: its `pooler_output` isn't normalised."""
+    embeds = features.pooler_output
+    return F.normalize(embeds.to(torch.promote_types(embeds.dtype, torch.float32)), dim=-1)

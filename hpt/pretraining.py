@@ -1,0 +1,204 @@
+"""Contrastive pretraining of small CLIPs, for those who have no pretrained ones at hand.
+
+Images and captions of one class are all positives of each other. The captions come from templates over class names,
+the tokenizer works on bytes, and every shape is a setting, so that targets and proxies of different architecture come
+out of an image-classification dataset alone.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTokenizer,
+    Trainer,
+    TrainingArguments,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from hpt.benchmarks import Benchmark, load_benchmark
+from hpt.callbacks import LogitScaleCallback
+from hpt.checks import check_launch
+from hpt.data import collate, to_unit_range
+from hpt.errors import InputError
+from hpt.modeling import DEFAULT_TEMPLATE, ZeroShotClassifier, forward_redirected, save_finished
+
+
+@dataclass
+class PretrainingConfig(TrainingArguments):
+    """Settings of a small CLIP's data, architecture and pretraining, beside [`~transformers.TrainingArguments`]."""
+
+    train_dataset: str = field(default="digits", metadata={"help": "Benchmark to train on, or NAME=PATH."})
+    validation_size: int = field(default=0, metadata={"help": "Training images held out, the same in every recipe."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use so many training images."})
+
+    image_size: int = field(default=32, metadata={"help": "Side of the vision tower's input in pixels."})
+    patch_size: int = field(default=8, metadata={"help": "Side of a patch in pixels."})
+    vision_hidden_size: int = field(default=64, metadata={"help": "Width of the vision tower."})
+    vision_layers: int = field(default=2, metadata={"help": "Depth of the vision tower."})
+    vision_heads: int = field(default=2, metadata={"help": "Attention heads of the vision tower."})
+    text_hidden_size: int = field(default=64, metadata={"help": "Width of the text tower."})
+    text_layers: int = field(default=1, metadata={"help": "Depth of the text tower."})
+    text_heads: int = field(default=2, metadata={"help": "Attention heads of the text tower."})
+    projection_dim: int = field(default=64, metadata={"help": "Dimension of the common embedding."})
+    caption_templates: list[str] = field(
+        default_factory=lambda: [DEFAULT_TEMPLATE, "a picture of a {}", "{}"],
+        metadata={"help": "Captions: templates that take a class name."},
+    )
+    random_flip: bool = field(default=False, metadata={"help": "Mirror half of the training images."})
+    random_shift: int = field(default=0, metadata={"help": "Shift training images by up to so many pixels."})
+
+    # Changed defaults
+    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up steps, or below 1 their share."})
+    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Batch size per device."})
+    save_strategy: str = field(default="no", metadata={"help": "When to write checkpoints to resume from."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Kept False: batches are made here."})
+    label_names: list[str] | None = field(
+        default_factory=lambda: ["labels"], metadata={"help": "The keys of the labels in a batch."}
+    )
+
+    def __post_init__(self):
+        if self.image_size % self.patch_size:
+            raise InputError(f"patch_size {self.patch_size} doesn't divide image_size {self.image_size}.")
+        for tower in ("vision", "text"):
+            size, heads = getattr(self, f"{tower}_hidden_size"), getattr(self, f"{tower}_heads")
+            if size % heads:
+                raise InputError(f"{tower}_heads {heads} doesn't divide {tower}_hidden_size {size}.")
+        super().__post_init__()
+
+
+def byte_tokenizer(max_length: int = 77) -> CLIPTokenizer:
+    """CLIP's tokenizer with bytes for tokens: any text, no merges, 514 entries, nothing to download."""
+    characters = sorted(ByteLevel.alphabet())
+    entries = [*characters, *(f"{character}</w>" for character in characters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(
+        vocab={entry: index for index, entry in enumerate(entries)}, merges=[], model_max_length=max_length
+    )
+
+
+def build_clip(args: PretrainingConfig) -> tuple[CLIPModel, CLIPProcessor]:
+    """A CLIP of the given architecture with random weights, and its processor."""
+    tokenizer = byte_tokenizer()
+    vision = {
+        "image_size": args.image_size,
+        "patch_size": args.patch_size,
+        "hidden_size": args.vision_hidden_size,
+        "intermediate_size": 4 * args.vision_hidden_size,
+        "num_hidden_layers": args.vision_layers,
+        "num_attention_heads": args.vision_heads,
+        "projection_dim": args.projection_dim,
+    }
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": args.text_hidden_size,
+        "intermediate_size": 4 * args.text_hidden_size,
+        "num_hidden_layers": args.text_layers,
+        "num_attention_heads": args.text_heads,
+        "projection_dim": args.projection_dim,
+        "max_position_embeddings": tokenizer.model_max_length,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,  # the default, 2, would pool at the largest token id
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    config = CLIPConfig(vision_config=vision, text_config=text, projection_dim=args.projection_dim)
+    side = {"height": args.image_size, "width": args.image_size}
+    image_processor = CLIPImageProcessorPil(size={"shortest_edge": args.image_size}, crop_size=side)
+    return CLIPModel(config), CLIPProcessor(image_processor, tokenizer)
+
+
+def contrastive_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Symmetric contrastive loss in which all pairs of one class are positives (UniCL: Yang et al., 2022, Eq. 4-6).
+
+    Args:
+        logits (`torch.Tensor` of shape `(batch, batch)`): Scaled cosine of image `i` and caption `j`.
+        labels (`torch.Tensor` of shape `(batch,)`): Class of each pair.
+    """
+    positives = (labels[:, None] == labels).to(logits.dtype)
+    positives = positives / positives.sum(1, keepdim=True)
+    return (F.cross_entropy(logits, positives) + F.cross_entropy(logits.T, positives)) / 2
+
+
+class ContrastiveTrainer(Trainer):
+    """Trainer of a CLIP on (image, caption) pairs, the captions drawn anew from templates in each step.
+
+    Args:
+        model, processor: from [`build_clip`].
+        args ([`PretrainingConfig`]): Settings.
+        train_dataset ([`Benchmark`]): Images and labels.
+    """
+
+    loss_is_scaled_for_ga = False
+
+    def __init__(self, model: CLIPModel, processor: CLIPProcessor, args: PretrainingConfig, train_dataset: Benchmark):
+        check_launch(args)
+        classifier = ZeroShotClassifier(model, processor, train_dataset.class_names, args.caption_templates)
+        super().__init__(model, args, collate, train_dataset, callbacks=[LogitScaleCallback()])
+        self.model_accepts_loss_kwargs = False
+        self.classifier = classifier.to(args.device)
+        self.captions = [
+            template.format(name) for template in args.caption_templates for name in train_dataset.class_names
+        ]
+        self.tokens = processor.tokenizer(self.captions, padding=True, return_tensors="pt").to(args.device)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        images, labels = self.augment(to_unit_range(inputs["pixel_values"])), inputs["labels"]
+        templates = torch.randint(len(self.args.caption_templates), labels.shape, device=labels.device)
+        captions = templates * len(self.classifier.class_names) + labels
+        with self.accelerator.autocast(), forward_redirected(self.model, self._logits):
+            loss = contrastive_loss(model(images, captions), labels)
+        return (loss, {}) if return_outputs else loss
+
+    def _logits(self, images: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:
+        """Logits `(batch, batch)` of images against captions, each different caption encoded once."""
+        different, place = captions.unique(return_inverse=True)
+        features = self.model.get_text_features(**{name: values[different] for name, values in self.tokens.items()})
+        text_embeds = F.normalize(features.pooler_output.float(), dim=-1)[place]
+        return self.classifier.logit_scale() * self.classifier.image_embeds(images) @ text_embeds.T
+
+    def augment(self, images: torch.Tensor) -> torch.Tensor:
+        """Mirror and shift a batch `(batch, 3, height, width)` at random, each image by itself."""
+        if self.args.random_flip:
+            mirrored = torch.rand(len(images), device=images.device) < 0.5
+            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+        if self.args.random_shift:
+            pad, (height, width) = self.args.random_shift, images.shape[-2:]
+            padded = F.pad(images, [pad] * 4)
+            top, left = torch.randint(2 * pad + 1, (2, len(images), 1), device=images.device)
+            rows, columns = (
+                start + torch.arange(size, device=images.device) for start, size in ((top, height), (left, width))
+            )
+            image = torch.arange(len(images), device=images.device)
+            images = padded[image[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        return images
+
+
+def pretrain(args: PretrainingConfig) -> None:
+    """Pretrain a small CLIP into `args.output_dir`, from its last checkpoint there if it was cut off.
+
+    The folder then loads with `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained`.
+    """
+    train_dataset = load_benchmark(args.train_dataset, "train")
+    if args.validation_size:
+        train_dataset, _ = train_dataset.hold_out(args.validation_size)
+    torch.manual_seed(args.seed)
+    model, processor = build_clip(args)
+    trainer = ContrastiveTrainer(model, processor, args, train_dataset.subset(args.max_train_samples))
+    folder = Path(args.output_dir)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.is_dir() else None)
+    if trainer.is_world_process_zero():
+        save_finished(trainer.model, processor, folder)
+    trainer.accelerator.wait_for_everyone()
+
+
+def is_finished(folder: str | Path) -> bool:
+    """Whether a folder holds a model that [`~hpt.modeling.save_finished`] completed."""
+    return (Path(folder) / "config.json").is_file()

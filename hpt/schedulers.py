@@ -1,0 +1,124 @@
+"""The learning rate of Generalization-Pivot Decoupling: two stages, each with its own peak, warm-up and cosine.
+
+optimizer = torch.optim.SGD(model.parameters(), lr=5e-2, momentum=0.9)  # the transfer stage's peak rate
+scheduler = get_gpd_schedule(optimizer, steps_per_epoch=1563, anchor_learning_rate=5e-5)
+"""
+
+import math
+from dataclasses import dataclass
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from hpt.errors import InputError
+
+
+ANCHOR, TRANSFER = "anchor", "transfer"
+
+
+@dataclass(frozen=True)
+class GPDSchedule:
+    """Stage and learning rate at every optimizer step (arXiv 2601.12865, section on GPD).
+
+    Called with a step, it gives the factor on `learning_rate`, as `LambdaLR` wants it. The rate of each stage follows
+    `transformers.get_cosine_schedule_with_warmup` over that stage's own steps.
+
+    Args:
+        steps_per_epoch (`int`): Optimizer steps in an epoch.
+        anchor_epochs (`int`, *optional*, defaults to 5): Epochs of stage 1, the generalization-anchored warm-up.
+        transfer_epochs (`int`, *optional*, defaults to 5): Epochs of stage 2, the generalization-pulled HPT.
+        anchor_learning_rate (`float`, *optional*, defaults to 5e-5): Peak rate of stage 1.
+        learning_rate (`float`, *optional*, defaults to 5e-2): Peak rate of stage 2.
+        warmup_steps (`float`, *optional*, defaults to 1000): Linear warm-up in each stage; below 1, a share of it.
+
+    Raises:
+        InputError: if a stage's warm-up isn't shorter than the stage, or a number is out of range.
+    """
+
+    steps_per_epoch: int
+    anchor_epochs: int = 5
+    transfer_epochs: int = 5
+    anchor_learning_rate: float = 5e-5
+    learning_rate: float = 5e-2
+    warmup_steps: float = 1000
+
+    def __post_init__(self):
+        check_epochs(self.anchor_epochs, self.transfer_epochs)
+        for name in ("anchor_learning_rate", "learning_rate"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"{name} is {getattr(self, name):g}, but must be above 0.")
+        for stage in (ANCHOR, TRANSFER):
+            warmup, steps = self.warmup(stage), self.stage_steps(stage)
+            if steps and not 0 <= warmup < steps:
+                raise InputError(
+                    f"warmup_steps is {warmup}, but the {stage} stage has only {steps} steps: give fewer, or a share "
+                    "of each stage, such as 0.1."
+                )
+
+    @property
+    def num_epochs(self) -> int:
+        return self.anchor_epochs + self.transfer_epochs
+
+    @property
+    def boundary(self) -> int:
+        """First step of the transfer stage."""
+        return self.anchor_epochs * self.steps_per_epoch
+
+    def stage(self, step: int) -> str:
+        """`"anchor"` or `"transfer"`, the stage that optimizer step `step` (counted from 0) belongs to."""
+        return ANCHOR if step < self.boundary else TRANSFER
+
+    def stage_steps(self, stage: str) -> int:
+        return self.steps_per_epoch * (self.anchor_epochs if stage == ANCHOR else self.transfer_epochs)
+
+    def warmup(self, stage: str) -> int:
+        """Warm-up steps of a stage; a share is rounded up, as transformers does."""
+        if 0 < self.warmup_steps < 1:
+            return math.ceil(self.warmup_steps * self.stage_steps(stage))
+        return int(self.warmup_steps)
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate of optimizer step `step`, counted from 0; 0 after the last."""
+        stage = self.stage(step)
+        peak = self.anchor_learning_rate if stage == ANCHOR else self.learning_rate
+        step_in_stage = step if stage == ANCHOR else step - self.boundary
+        warmup, steps = self.warmup(stage), self.stage_steps(stage)
+        if step_in_stage < warmup:
+            return peak * step_in_stage / warmup
+        progress = min(1.0, (step_in_stage - warmup) / (steps - warmup))
+        return peak * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def __call__(self, step: int) -> float:
+        return self.learning_rate_at(step) / self.learning_rate
+
+
+def check_epochs(anchor_epochs: int, transfer_epochs: int) -> None:
+    """Refuse epochs that aren't whole, a negative anchor stage, or no transfer stage."""
+    for name, epochs, least in (("anchor_epochs", anchor_epochs, 0), ("transfer_epochs", transfer_epochs, 1)):
+        if epochs != int(epochs) or epochs < least:
+            raise InputError(f"{name} is {epochs}, but must be a whole number, at least {least}.")
+
+
+def get_gpd_schedule(
+    optimizer: Optimizer,
+    steps_per_epoch: int,
+    anchor_epochs: int = 5,
+    transfer_epochs: int = 5,
+    anchor_learning_rate: float = 5e-5,
+    warmup_steps: float = 1000,
+    last_epoch: int = -1,
+) -> LambdaLR:
+    """A learning-rate scheduler for GPD, stepped once per optimizer step, for any optimizer.
+
+    The optimizer's own `lr` is the peak rate of the transfer stage; parameter groups with another `lr` keep their
+    ratio to it. Other arguments as in [`GPDSchedule`]; `last_epoch` as in `LambdaLR`.
+    """
+    schedule = GPDSchedule(
+        steps_per_epoch=steps_per_epoch,
+        anchor_epochs=anchor_epochs,
+        transfer_epochs=transfer_epochs,
+        anchor_learning_rate=anchor_learning_rate,
+        learning_rate=optimizer.defaults["lr"],
+        warmup_steps=warmup_steps,
+    )
+    return LambdaLR(optimizer, schedule, last_epoch)

@@ -1,0 +1,327 @@
+"""`HPTTrainer`: HPT-GPD fine-tuning of a dual encoder against a frozen, vanilla proxy, in one `train()` call.
+
+trainer = HPTTrainer(
+    model=clip, args=HPTConfig("outputs/robust"), proxy=load_proxy("openai/clip-vit-base-patch16"),
+    processing_class=processor, train_dataset=load_benchmark("tiny_imagenet", "train"),
+    eval_dataset={"cifar10": load_benchmark("cifar10")},
+)
+trainer.train()
+"""
+
+import logging
+from pathlib import Path
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
+
+from hpt.attacks import PGD
+from hpt.attacks.base import batch_norm_untouched
+from hpt.benchmarks import Benchmark
+from hpt.callbacks import GPDCallback, LogitScaleCallback
+from hpt.checks import check_launch, check_pair
+from hpt.config import HPTConfig
+from hpt.data import ImageTransform, check_labels, collate, to_unit_range
+from hpt.errors import InputError
+from hpt.modeling import ZeroShotClassifier, forward_redirected
+from hpt.objectives import OBJECTIVES, GeneralizationAnchor
+from hpt.schedulers import ANCHOR, TRANSFER, get_gpd_schedule
+
+
+logger = logging.getLogger(__name__)
+
+VISION_PARTS = ("vision_model.", "visual_projection.")
+DIAGNOSTICS = ("train_clean_accuracy", "train_robust_accuracy", "proxy_robust_accuracy", "zero_gradient_share")
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss or a gradient became NaN or infinite; the last good state has been saved."""
+
+
+class HPTTrainer(Trainer):
+    """Trainer for HPT-GPD (arXiv 2601.12865). `trainer.model` stays the plain model that was given.
+
+    In each step PGD attacks the target, the target learns from the proxy's logits by the stage's objective, and
+    [`GPDCallback`] keeps the EMA, restarts and pulls. The log has, beside Trainer's entries, `stage` (1 anchor,
+    2 transfer) and, of the images of the logged step, `train_clean_accuracy`, `train_robust_accuracy`,
+    `proxy_robust_accuracy` (the proxy on the images that attack the target) and `zero_gradient_share`.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): The target `T`, a dual encoder with float32 weights.
+        args ([`HPTConfig`]): Settings.
+        proxy ([`ZeroShotClassifier`]): The proxy `P`, from [`load_proxy`]; it is frozen and stays in its own dtype.
+        processing_class (`ProcessorMixin`): The target's processor.
+        train_dataset ([`Benchmark`] or `datasets.Dataset`, *optional*): With columns `image` and `label`. Images of a
+            plain dataset are resized and cropped to the target's input size, in training and evaluation alike.
+        eval_dataset (the same, or a dict of them, *optional*): `evaluate()` reports `clean_accuracy` and
+            `robust_accuracy` (under PGD in float32), in [0, 1], of each. A benchmark has classes of its own; a plain
+            dataset uses those of the training set.
+        class_names (`list[str]`, *optional*): Names of the training set's classes, instead of its own.
+        kwargs: Passed on to [`~transformers.Trainer`].
+
+    Raises:
+        InputError: for a model, proxy, dataset or setting that can't be meant, before anything is trained.
+    """
+
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model,
+        args: HPTConfig,
+        proxy: ZeroShotClassifier,
+        processing_class,
+        train_dataset=None,
+        eval_dataset=None,
+        class_names: list[str] | None = None,
+        **kwargs,
+    ):
+        check_launch(args)
+        check_pair(model, proxy)
+        self._class_names = class_names or _own_class_names(train_dataset)
+        classifier = ZeroShotClassifier(model, processing_class, self._class_names, args.prompt_template)
+        self._plain_transform = ImageTransform(round(classifier.image_size * 256 / 224), classifier.image_size)
+        if train_dataset is not None:
+            train_dataset = self._as_benchmark(train_dataset, "the training set")
+            check_labels(train_dataset.dataset, self._class_names, "the training set")
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {name: self._as_benchmark(one, name) for name, one in eval_dataset.items()}
+        elif eval_dataset is not None:
+            eval_dataset = self._as_benchmark(eval_dataset, "the evaluation set")
+        freeze_untrained(model, args.trainable)
+        kwargs = {"compute_metrics": _accuracies, "preprocess_logits_for_metrics": _predictions} | kwargs
+        super().__init__(
+            model=model,
+            args=args,
+            processing_class=processing_class,
+            data_collator=collate,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            **kwargs,
+        )
+        self.model_accepts_loss_kwargs = False  # CLIPModel takes **kwargs, but the loss is ours and a mean per batch
+        self.classifier = self.eval_classifier = classifier.to(args.device)
+        proxy = proxy.with_classes(self._class_names, args.prompt_template)
+        self.proxy = proxy.to(args.device).requires_grad_(False).eval()
+        self._make_objectives(args)
+        self._trains_text = any("text" in name and weight.requires_grad for name, weight in model.named_parameters())
+        self._micro_batches = 0  # of the current optimizer step, seen so far
+        self._diagnostics = []
+        if train_dataset is not None:
+            self.schedule = args.schedule(len(train_dataset))
+            self.gpd = GPDCallback(self.schedule, args.ema_decay, args.pull_ratio)
+            self.add_callback(self.gpd)
+        if any(name.endswith("logit_scale") and weight.requires_grad for name, weight in model.named_parameters()):
+            self.add_callback(LogitScaleCallback())
+
+    def _as_benchmark(self, dataset, name: str) -> Benchmark:
+        """A benchmark as it is, a plain dataset with the training classes and the target's input size."""
+        if isinstance(dataset, Benchmark):
+            return dataset
+        check_labels(dataset, self._class_names, name)
+        return Benchmark(name, "given", dataset, self._class_names, None, self._plain_transform)
+
+    def _make_objectives(self, args: HPTConfig) -> None:
+        kl = {"kl_direction": args.kl_direction, "kl_reduction": args.kl_reduction, "temperature": args.temperature}
+        self.objectives = {ANCHOR: GeneralizationAnchor(**kl), TRANSFER: OBJECTIVES[args.objective](**kl)}
+        pgd = {"eps": args.attack_eps, "step_size": args.attack_step_size, "seed": args.seed}
+        self.attacks = {
+            stage: PGD(
+                **pgd, steps=args.attack_steps, random_start=args.attack_random_start, loss=objective.attack_loss
+            )
+            for stage, objective in self.objectives.items()
+        }
+        self.eval_attack = PGD(**pgd, steps=args.eval_attack_steps)
+        if args.eval_attack_steps * args.attack_step_size < args.attack_eps:
+            logger.warning("PGD in evaluate() takes too few steps to reach the edge of the eps-ball from its centre.")
+
+    # Training
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None) -> LambdaLR:
+        """GPD's schedule, over the epochs of the stages; `max_steps` cuts it, and doesn't shorten the stages."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = get_gpd_schedule(
+                optimizer or self.optimizer,
+                self.schedule.steps_per_epoch,
+                self.schedule.anchor_epochs,
+                self.schedule.transfer_epochs,
+                self.schedule.anchor_learning_rate,
+                self.schedule.warmup_steps,
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._micro_batches = (self._micro_batches + 1) % self.current_gradient_accumulation_steps
+        return loss
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Attack the target on the batch, and compare target and proxy by the stage's objective."""
+        stage = self.schedule.stage(self.state.global_step)
+        objective, labels = self.objectives[stage], inputs["labels"]
+        images = to_unit_range(inputs["pixel_values"], torch.promote_types(self.model.dtype, torch.float32))
+        with self.accelerator.autocast():  # the redirected forward bypasses the one accelerate puts around it
+            result = self.attacks[stage].perturb(self.classifier, images, labels, self._noise_ids(len(labels)))
+            adversarial = result.images  # x_a
+            with torch.no_grad():
+                proxy_logits = self.proxy(adversarial if objective.proxy_sees == "adversarial" else images)
+            with forward_redirected(self.model, self.classifier.forward):
+                target_logits = model(adversarial, text_gradients=self._trains_text)
+            loss = objective(target_logits, proxy_logits)  # Eq. 8 in the anchor stage, Eq. 5 in the transfer stage
+            self._stop_unless_finite(loss, "loss")
+            if self._is_logged(self.state.global_step + 1):
+                proxy_logits = proxy_logits if objective.proxy_sees == "adversarial" else None
+                self._diagnose(images, labels, result, target_logits, proxy_logits)
+        if self.args.kl_reduction == "sum":  # over the global batch: undo the averages over micro-batches and ranks
+            loss = loss * self.current_gradient_accumulation_steps * self.args.world_size
+        return (loss, {"logits": target_logits}) if return_outputs else loss
+
+    def _noise_ids(self, batch_size: int) -> torch.Tensor:
+        """Ids that fix an image's noise by its place in the run, the same for any number of ranks and micro-batches."""
+        args = self.args
+        micro_step = self.state.global_step * args.gradient_accumulation_steps + self._micro_batches
+        first = (micro_step * args.world_size + args.process_index) * args.per_device_train_batch_size
+        return first + torch.arange(batch_size)
+
+    def _stop_unless_finite(self, value: torch.Tensor, what: str) -> None:
+        """On every rank alike, save the last good state and raise [`NonFiniteLossError`] if `value` isn't finite."""
+        finite = torch.isfinite(value.detach()).all().float()
+        if self.accelerator.reduce(finite, "mean").item() == 1:
+            return
+        step, args = self.state.global_step, self.args
+        checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+        if step > 0 and not checkpoint.exists():
+            self._save_checkpoint(self.model, trial=None)
+        stage = self.schedule.stage(step)
+        rate = "anchor_learning_rate" if stage == ANCHOR else "learning_rate"
+        raise NonFiniteLossError(
+            f"The {what} of step {step + 1} ({stage} stage) isn't finite. Try a lower {rate} (now "
+            f"{getattr(args, rate):g}), a longer warmup_steps, or max_grad_norm=1"
+            + (", kl_reduction='mean'" if args.kl_reduction == "sum" else "")
+            + (", bf16 instead of fp16" if args.fp16 else "")
+            + (f". The state before that step is in {checkpoint}." if step > 0 else ". No step was taken yet.")
+        )
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        if not self.args.fp16:  # its gradient scaler skips such steps and lowers its scale
+            self._stop_unless_finite(torch.as_tensor(grad_norm, device=self.args.device), "gradient")
+        return grad_norm
+
+    # Logging
+
+    def _is_logged(self, step: int) -> bool:
+        """Whether Trainer logs after optimizer step `step`, counted from 1."""
+        if self.args.logging_strategy == IntervalStrategy.EPOCH:
+            return step % self.schedule.steps_per_epoch == 0
+        if self.args.logging_strategy == IntervalStrategy.STEPS:
+            return step % self.state.logging_steps == 0 or (step == 1 and self.args.logging_first_step)
+        return False
+
+    @torch.no_grad()
+    def _diagnose(self, images, labels, result, target_logits, proxy_logits) -> None:
+        """Note what costs a further forward pass, and is therefore computed for logged steps only."""
+        with batch_norm_untouched(self.classifier):
+            clean_logits = self.classifier(images)
+        proxy_logits = self.proxy(result.images) if proxy_logits is None else proxy_logits
+        accuracies = [(logits.argmax(-1) == labels) for logits in (clean_logits, target_logits, proxy_logits)]
+        self._diagnostics.append(torch.stack([*accuracies, result.zero_gradient]).float().mean(1))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._diagnostics:
+            logs["stage"] = 1 if self.schedule.stage(self.state.global_step - 1) == ANCHOR else 2
+            means = self.accelerator.reduce(torch.stack(self._diagnostics).mean(0), "mean")
+            logs |= dict(zip(DIAGNOSTICS, means.tolist(), strict=True))
+            self._diagnostics = []
+        super().log(logs, start_time)
+
+    # Evaluation
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
+        """`*_clean_accuracy` and `*_robust_accuracy` of each evaluation set, over its own classes."""
+        if eval_dataset is None and isinstance(self.eval_dataset, dict):
+            eval_dataset = {name: name for name in self.eval_dataset}
+        if isinstance(eval_dataset, dict):
+            metrics = {}
+            for name, one in eval_dataset.items():
+                metrics |= self.evaluate(one, ignore_keys, f"{metric_key_prefix}_{name}")
+            return metrics
+        if isinstance(eval_dataset, str):
+            benchmark = self.eval_dataset[eval_dataset]
+        elif eval_dataset is None:
+            benchmark = self.eval_dataset
+        else:
+            benchmark = eval_dataset = self._as_benchmark(eval_dataset, "the evaluation set")
+        template = benchmark.template or self.args.prompt_template
+        self.eval_classifier = self.classifier.with_classes(benchmark.class_names, template)
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Logits of the clean and of the adversarial images; an image that is already wrong stays as it is.
+
+        The classifier attacked is the one scored: unwrapped, and outside autocast, so in float32.
+        """
+        inputs = self._prepare_inputs(inputs)
+        images, labels, ids = to_unit_range(inputs["pixel_values"]), inputs["labels"], inputs["sample_ids"]
+        with torch.no_grad():
+            clean_logits = self.eval_classifier(images)
+        robust_logits, right = clean_logits.clone(), clean_logits.argmax(-1) == labels
+        if right.any():
+            adversarial = self.eval_attack(self.eval_classifier, images[right], labels[right], ids[right])
+            with torch.no_grad():
+                robust_logits[right] = self.eval_classifier(adversarial)
+        return None, (clean_logits, robust_logits), labels
+
+    # Checkpoints
+
+    def _determine_best_metric(self, metrics, trial) -> bool:
+        """Only checkpoints of the transfer stage can be the best: the anchor stage's weights are thrown away."""
+        if self.schedule.stage(self.state.global_step - 1) == ANCHOR:
+            return False
+        return super()._determine_best_metric(metrics, trial)
+
+    def _save(self, output_dir=None, state_dict=None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:  # readable settings in place of Trainer's pickle
+            folder = Path(output_dir or self.args.output_dir)
+            (folder / TRAINING_ARGS_NAME).unlink()
+            (folder / TRAINING_ARGS_NAME).with_suffix(".json").write_text(self.args.to_json_string(), encoding="utf-8")
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            self.gpd.save(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.gpd.load(checkpoint, self.args.device)
+
+
+def freeze_untrained(model, trainable: str) -> None:
+    """Leave gradients to the vision tower and its projection, or to everything; a PEFT model is left as it is."""
+    if hasattr(model, "peft_config"):
+        return
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(trainable == "all" or name.startswith(VISION_PARTS))
+
+
+def _own_class_names(dataset) -> list[str]:
+    if isinstance(dataset, Benchmark):
+        return dataset.class_names
+    if dataset is None or not hasattr(dataset.features.get("label"), "names"):
+        raise InputError("Class names are missing: give class_names, or a dataset whose labels are a ClassLabel.")
+    return dataset.features["label"].names
+
+
+def _predictions(logits, labels):
+    """What is kept of each batch's logits: the predicted classes, clean and adversarial."""
+    return tuple(one.argmax(-1) for one in logits)
+
+
+def _accuracies(prediction) -> dict[str, float]:
+    clean, robust = ((one == prediction.label_ids).mean().item() for one in prediction.predictions)
+    return {"clean_accuracy": clean, "robust_accuracy": robust}

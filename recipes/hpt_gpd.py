@@ -1,0 +1,135 @@
+"""Fine-tune a vanilla CLIP by HPT-GPD against a frozen proxy, evaluate it, and save it.
+
+    accelerate launch recipes/hpt_gpd.py                                        # quickstart, on embedded digits
+    accelerate launch recipes/hpt_gpd.py --config recipes/cifar10.yaml --train_dataset cifar10=PATH \
+        --eval_datasets cifar10=PATH
+    accelerate launch recipes/hpt_gpd.py --config recipes/vit_b32_eps1.yaml     # the paper's setting, from the Hub
+
+Fields of `Recipe` below and of `hpt.HPTConfig` stand in the YAML, or follow as `--field value`. A run that was cut
+off continues from its last checkpoint in `output_dir`.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from transformers.trainer_utils import get_last_checkpoint
+
+from hpt import PGD, HPTConfig, HPTTrainer, load_benchmark, load_proxy
+from hpt.config import Fraction, parse_config, run_recipe
+from hpt.evaluation import compare_models, format_table, measure
+from hpt.figures import draw_accuracy_bars, draw_proxy_robustness, draw_training_curves
+from hpt.modeling import load_dual_encoder, save_finished
+from hpt.pretraining import PretrainingConfig, is_finished, pretrain
+
+
+HERE = Path(__file__).parent
+
+
+@dataclass
+class Recipe:
+    """What is trained on what."""
+
+    target: str = field(default="openai/clip-vit-base-patch32", metadata={"help": "Hub id or path of the target."})
+    target_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit."})
+    proxy: str = field(default="openai/clip-vit-base-patch16", metadata={"help": "Hub id or path of the proxy."})
+    proxy_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit."})
+    train_dataset: str = field(default="tiny_imagenet", metadata={"help": "Benchmark, or NAME=PATH."})
+    eval_datasets: list[str] = field(
+        default_factory=lambda: ["tiny_imagenet"], metadata={"help": "Benchmarks whose test split is reported."}
+    )
+    protocol: str = field(default="hpt", metadata={"help": "hpt or pmg: the resolution at which images are attacked."})
+    validation_size: int = field(
+        default=0, metadata={"help": "Training images held out to choose by, if there is no validation split."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many images."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Report on so many images, stratified."})
+    pretrain_target: str | None = field(
+        default=None, metadata={"help": "YAML beside the config that makes the target where it is missing."}
+    )
+    pretrain_proxy: str | None = field(default=None, metadata={"help": "The same for the proxy."})
+    proxy_eps: list[Fraction] | None = field(
+        default=None, metadata={"help": "Radii at which the vanilla pair is compared and drawn."}
+    )
+
+
+def main():
+    recipe, args, config = parse_config((Recipe, HPTConfig), HERE / "quickstart.yaml")
+    output, robust = Path(args.output_dir), Path(args.output_dir) / "robust"
+
+    # Data
+    train, validation = load_training_data(recipe)
+    tests = [
+        load_benchmark(name, protocol=recipe.protocol).subset(recipe.max_eval_samples) for name in recipe.eval_datasets
+    ]
+    args.schedule(len(train))  # refuses a warm-up that outlasts its stage, before anything takes long
+
+    # Models
+    for folder, pretraining in ((recipe.target, recipe.pretrain_target), (recipe.proxy, recipe.pretrain_proxy)):
+        if pretraining is not None and not is_finished(folder):
+            overrides = ["--output_dir", folder, "--train_dataset", recipe.train_dataset]
+            pretrain(parse_config((PretrainingConfig,), Path(config).parent / pretraining, overrides)[0])
+    target, processor = load_dual_encoder(recipe.target, recipe.target_revision)
+    proxy = load_proxy(recipe.proxy, recipe.proxy_revision)
+
+    # Train
+    trainer = HPTTrainer(
+        model=target,
+        args=args,
+        proxy=proxy,
+        processing_class=processor,
+        train_dataset=train,
+        eval_dataset=validation,
+    )
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(output) if output.is_dir() else None)
+    if trainer.is_world_process_zero():
+        save_finished(trainer.model, processor, robust)
+        trainer.state.save_to_json(output / "trainer_state.json")
+        draw_training_curves(trainer.state.log_history, trainer.schedule.boundary, output / "training_curves.png")
+        report(recipe, args, tests, robust)
+
+
+def load_training_data(recipe: Recipe):
+    """Training set, and a validation set that is never tested on: its own split, or held out, or none."""
+    train = load_benchmark(recipe.train_dataset, "train", protocol=recipe.protocol)
+    if recipe.validation_size:
+        train, validation = train.hold_out(recipe.validation_size)
+    elif train.name == "digits":
+        validation = load_benchmark("digits", "validation")
+    else:
+        validation = None
+    return train.subset(recipe.max_train_samples), validation
+
+
+def report(recipe: Recipe, args: HPTConfig, tests: list, robust: Path):
+    """Measure the models as they lie on disk; write `results.json` and pictures, and print the table."""
+    output, rows = Path(args.output_dir), []
+    vanilla, proxy = load_proxy(recipe.target, recipe.target_revision), load_proxy(recipe.proxy, recipe.proxy_revision)
+    models = {"vanilla target": vanilla, "proxy": proxy, "robust target": load_proxy(str(robust))}
+    models = {name: model.to(args.device) for name, model in models.items()}
+    pgd = {"steps": args.eval_attack_steps, "seed": args.seed}
+    attack = PGD(eps=args.attack_eps, step_size=args.attack_step_size, **pgd)
+    loader = {"batch_size": args.per_device_eval_batch_size, "num_workers": args.dataloader_num_workers}
+    for test in tests:
+        table = compare_models(models, test, attack, **loader)
+        title = f"{test.name} test, n = {len(test)}, l_inf eps = {255 * attack.eps:g}/255"
+        print(f"\n{title}: accuracy in %, with its 95 % interval\n\n{format_table(table)}\n")
+        draw_accuracy_bars(table, title, output / f"accuracy_{test.name}.png")
+        curve = [row for row in table if row.attacked is None and row.model != "robust target"]
+        for eps in recipe.proxy_eps or []:
+            pair = {"vanilla target": vanilla, "proxy": proxy}
+            curve += measure(pair, test, PGD(eps=float(eps), **pgd), "vanilla target", **loader)
+        if recipe.proxy_eps:
+            title = f"Images made against the vanilla target ({test.name} test, n = {len(test)}, PGD-{attack.steps})"
+            draw_proxy_robustness(curve, title, output / f"proxy_robustness_{test.name}.png")
+        rows += table + [row for row in curve if row.attacked]
+    (output / "results.json").write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
+    print(f"Robust model: {robust}, loaded by CLIPModel.from_pretrained({str(robust)!r})")
+    print(
+        f"Results and pictures: {output}/results.json, {', '.join(sorted(file.name for file in output.glob('*.png')))}"
+    )
+    print("The real thing: accelerate launch recipes/hpt_gpd.py --config recipes/vit_b32_eps1.yaml")
+
+
+if __name__ == "__main__":
+    run_recipe(main)

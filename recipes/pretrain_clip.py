@@ -1,0 +1,30 @@
+"""Pretrain a small CLIP on an image-classification benchmark, to have targets and proxies without the Hub.
+
+    accelerate launch recipes/pretrain_clip.py --config recipes/digits_target.yaml --output_dir outputs/my_clip
+    accelerate launch recipes/pretrain_clip.py --config recipes/cifar10_target.yaml \
+        --train_dataset cifar10=PATH --output_dir outputs/cifar10/target
+
+The YAML files beside this script are read into `hpt.pretraining.PretrainingConfig`; any field can follow as
+`--field value`. A run that was cut off continues from its last checkpoint.
+"""
+
+from hpt.benchmarks import load_benchmark
+from hpt.config import parse_config, run_recipe
+from hpt.evaluation import measure
+from hpt.modeling import ZeroShotClassifier, load_dual_encoder
+from hpt.pretraining import PretrainingConfig, pretrain
+
+
+def main():
+    args, _ = parse_config((PretrainingConfig,))
+    pretrain(args)
+    if args.process_index == 0:
+        test = load_benchmark(args.train_dataset, "test")
+        model, processor = load_dual_encoder(args.output_dir)
+        (row,) = measure({"clip": ZeroShotClassifier(model.to(args.device), processor)}, test)
+        interval = f"[{100 * row.low:.1f}, {100 * row.high:.1f}]"
+        print(f"{args.output_dir}: {100 * row.accuracy:.1f} {interval} % of {row.n} {test.name} test images")
+
+
+if __name__ == "__main__":
+    run_recipe(main)
