@@ -56,14 +56,17 @@ def _tiny_imagenet_name(wnid: str) -> str:
 
 
 def _load_digits(split: str):
-    """scikit-learn's 1,797 handwritten digits, 8x8, split 60/20/20 by class with a fixed seed."""
+    """scikit-learn's 1,797 handwritten digits, 8x8 enlarged to 32x32, split 60/20/20 by class with a fixed seed."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    pixels = np.round(digits.images * 255 / 16).astype(np.uint8)
+    pixels = [Image.fromarray(np.round(image * 255 / 16).astype(np.uint8)) for image in digits.images]
+    images = [
+        image.resize((32, 32), Image.BICUBIC) for image in pixels
+    ]  # 8x8 pixels leave an attack too few to change
     names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     features = Features({"image": datasets.Image(), "label": ClassLabel(names=names)})
-    dataset = Dataset.from_dict({"image": list(pixels), "label": digits.target.tolist()}, features=features)
+    dataset = Dataset.from_dict({"image": images, "label": digits.target.tolist()}, features=features)
     test, rest = stratified_split(dataset, 360)
     validation, train = stratified_split(rest, 360)
     return {"train": train, "validation": validation, "test": test}[split]

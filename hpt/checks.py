@@ -1,12 +1,18 @@
 """Checks of a target, its proxy and the launch, made before any long work."""
 
+import json
 import warnings
+from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
 
+from hpt.config import MATHEMATICS, HPTConfig
 from hpt.errors import InputError
 from hpt.modeling import ZeroShotClassifier, check_dual_encoder
+
+
+SETTINGS_FILE = "training_args.json"
 
 
 def check_launch(args: TrainingArguments) -> None:
@@ -41,9 +47,25 @@ def check_pair(target, proxy: ZeroShotClassifier) -> None:
         raise InputError("Target and proxy are the same weights: HPT needs a proxy of another architecture.")
     if _architecture(target) == _architecture(proxy.model):
         warnings.warn(
-            "Target and proxy have the same architecture: adversarial images carry over between such models, while HPT "
+            "Target and proxy have the same architecture: adversarial images carry over between them, while HPT "
             "relies on a heterogeneous proxy, such as ViT-B/16 for ViT-B/32.",
             stacklevel=3,
+        )
+
+
+def check_same_settings(checkpoint: str, args: HPTConfig) -> None:
+    """Refuse to resume with settings that would change the mathematics of the run halfway.
+
+    Raises:
+        InputError: listing each difference.
+    """
+    saved = json.loads((Path(checkpoint) / SETTINGS_FILE).read_text(encoding="utf-8"))
+    now = json.loads(args.to_json_string())
+    differences = [f"{name} {saved[name]} there, {now[name]} here" for name in MATHEMATICS if saved[name] != now[name]]
+    if differences:
+        raise InputError(
+            f"{checkpoint} was trained with other settings ({'; '.join(differences)}): use the same, or give another "
+            "output_dir."
         )
 
 

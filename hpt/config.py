@@ -20,6 +20,13 @@ from hpt.schedulers import GPDSchedule, check_epochs
 TRAINABLE = ("vision", "all")
 FRACTIONS = ("attack_eps", "attack_step_size", "temperature", "anchor_learning_rate", "learning_rate", "warmup_steps")
 FRACTIONS += ("ema_decay", "pull_ratio")
+# Fields that can't change between a checkpoint and the run that resumes from it.
+MATHEMATICS = (
+    "objective kl_direction kl_reduction temperature anchor_epochs transfer_epochs anchor_learning_rate learning_rate "
+    "warmup_steps ema_decay pull_ratio attack_eps attack_steps attack_step_size attack_random_start trainable "
+    "prompt_template optim optim_args max_grad_norm weight_decay per_device_train_batch_size seed data_seed bf16 fp16 "
+    "gradient_accumulation_steps dataloader_drop_last"
+).split()
 
 
 class Fraction(float):
@@ -224,7 +231,8 @@ def run_recipe(main: Callable[[], None]) -> None:
     try:
         main()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        line = str(error).strip().splitlines()[-1]  # a data loader's worker puts a traceback before it
+        print(f"error: {line.removeprefix('hpt.errors.InputError: ')}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -3,12 +3,14 @@
 dataset row -> `ImageTransform`: uint8 (3, height, width) -> `collate` -> on the device, `to_unit_range`
 """
 
+import io
 from dataclasses import dataclass
 
 import datasets
 import numpy as np
 import torch
 from PIL import Image
+from tqdm.auto import tqdm
 
 from hpt.errors import InputError
 
@@ -31,8 +33,7 @@ class ImageTransform:
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """`PIL.Image` of any mode that fits 8 bits to uint8 `(3, height, width)`; `OSError` for other modes."""
-        if image.mode.split(";")[0] in UNCONVERTIBLE_MODES:
-            raise OSError(f"its mode {image.mode!r} has more than 8 bits a channel")
+        check_mode(image)
         image = image.convert("RGB")
         if self.resize is not None:
             scale = self.resize / min(image.size)
@@ -84,6 +85,27 @@ def check_labels(dataset: datasets.Dataset, class_names: list[str], name: str) -
             f"Row {wrong[0]} of {name} has label {labels[wrong[0]]}, but labels go from 0 to {len(class_names) - 1}"
             + (" (-1 marks an unlabelled split)." if labels[wrong[0]] == -1 else ".")
         )
+
+
+def check_images(dataset: datasets.Dataset, name: str) -> None:
+    """Refuse images whose header can't be read or whose mode doesn't fit 8-bit RGB, without decoding them.
+
+    Raises:
+        InputError: naming the dataset and the row.
+    """
+    encoded = dataset.select_columns("image").cast_column("image", datasets.Image(decode=False))
+    for row, example in enumerate(tqdm(encoded, desc=f"Checking the images of {name}", leave=False)):
+        source = example["image"]
+        try:
+            check_mode(Image.open(io.BytesIO(source["bytes"]) if source["bytes"] is not None else source["path"]))
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise InputError(f"The image in row {row} of {name} can't be used: {error}.") from error
+
+
+def check_mode(image: Image.Image) -> None:
+    """`OSError` for an image with more than 8 bits a channel, which no conversion to RGB keeps."""
+    if image.mode.split(";")[0] in UNCONVERTIBLE_MODES:
+        raise OSError(f"its mode {image.mode!r} has more than 8 bits a channel")
 
 
 def stratified_split(dataset: datasets.Dataset, rows: int, seed: int = 0) -> tuple[datasets.Dataset, datasets.Dataset]:

@@ -31,7 +31,7 @@ def explain_hub_error(kind: str, name: str, error: BaseException) -> InputError:
         "DataFilesNotFoundError",
     }:
         hint = (
-            "there is no such Hub id or local folder, or it is private: check the spelling, give a local path, or log in "
+            "no such Hub id or local folder, or it is private: check the spelling, give a local path, or log in "
             "with `hf auth login`"
         )
     elif names & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError"}:

@@ -99,7 +99,7 @@ def compare_models(
 
 
 def format_table(rows: list[Row]) -> str:
-    """Rows of one benchmark and attack as a Markdown table of percentages: a line per model, a column per image kind."""
+    """Rows of one benchmark and attack as a Markdown table of percentages, a line per model."""
     first = rows[0].model
     steps = next(row.steps for row in rows if row.attacked)
     kinds = {"clean": {}, f"PGD-{steps} on itself": {}, f"PGD-{steps} on the {first}": {}}

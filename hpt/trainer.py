@@ -21,9 +21,9 @@ from hpt.attacks import PGD
 from hpt.attacks.base import batch_norm_untouched
 from hpt.benchmarks import Benchmark
 from hpt.callbacks import GPDCallback, LogitScaleCallback
-from hpt.checks import check_launch, check_pair
+from hpt.checks import SETTINGS_FILE, check_launch, check_pair, check_same_settings
 from hpt.config import HPTConfig
-from hpt.data import ImageTransform, check_labels, collate, to_unit_range
+from hpt.data import ImageTransform, check_images, check_labels, collate, to_unit_range
 from hpt.errors import InputError
 from hpt.modeling import ZeroShotClassifier, forward_redirected
 from hpt.objectives import OBJECTIVES, GeneralizationAnchor
@@ -86,6 +86,7 @@ class HPTTrainer(Trainer):
         if train_dataset is not None:
             train_dataset = self._as_benchmark(train_dataset, "the training set")
             check_labels(train_dataset.dataset, self._class_names, "the training set")
+            check_images(train_dataset.dataset, "the training set")
         if isinstance(eval_dataset, dict):
             eval_dataset = {name: self._as_benchmark(one, name) for name, one in eval_dataset.items()}
         elif eval_dataset is not None:
@@ -180,7 +181,7 @@ class HPTTrainer(Trainer):
         return (loss, {"logits": target_logits}) if return_outputs else loss
 
     def _noise_ids(self, batch_size: int) -> torch.Tensor:
-        """Ids that fix an image's noise by its place in the run, the same for any number of ranks and micro-batches."""
+        """Ids that fix an image's noise by its place in the run, for any number of ranks and micro-batches."""
         args = self.args
         micro_step = self.state.global_step * args.gradient_accumulation_steps + self._micro_batches
         first = (micro_step * args.world_size + args.process_index) * args.per_device_train_batch_size
@@ -288,12 +289,16 @@ class HPTTrainer(Trainer):
         if self.args.should_save:  # readable settings in place of Trainer's pickle
             folder = Path(output_dir or self.args.output_dir)
             (folder / TRAINING_ARGS_NAME).unlink()
-            (folder / TRAINING_ARGS_NAME).with_suffix(".json").write_text(self.args.to_json_string(), encoding="utf-8")
+            (folder / SETTINGS_FILE).write_text(self.args.to_json_string(), encoding="utf-8")
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
             self.gpd.save(output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        check_same_settings(resume_from_checkpoint, self.args)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
