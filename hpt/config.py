@@ -216,7 +216,7 @@ def parse_config(types: tuple[type, ...], default_config: str | Path | None = No
             raise InputError("--config needs a YAML file.")
         config = argv[at + 1]
         del argv[at : at + 2]
-    parser = HfArgumentParser(types, allow_abbrev=False, exit_on_error=False)
+    parser = HfArgumentParser(types, allow_abbrev=False)
     known = {one.name for kind in types for one in fields(kind) if one.init}
     from_file = _yaml_as_arguments(Path(config), known) if config is not None else []
     for argument in argv:

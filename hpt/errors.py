@@ -35,7 +35,9 @@ def explain_hub_error(kind: str, name: str, error: BaseException) -> InputError:
             "with `hf auth login`"
         )
     elif names & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError"}:
-        hint = "the Hub can't be reached and it isn't in the cache: go online once, or give a local path"
+        hint = (
+            "it is no local folder, isn't in the cache, and the Hub can't be reached: go online once, or give a path"
+        )
     else:
         hint = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
     return InputError(f"Can't load the {kind} {name!r}: {hint}.")

@@ -1,0 +1,79 @@
+"""Tiny models and datasets, made on the spot: nothing is downloaded."""
+
+import os
+
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import datasets  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from hpt import HPTConfig, HPTTrainer, ZeroShotClassifier  # noqa: E402
+from hpt.pretraining import PretrainingConfig, build_clip  # noqa: E402
+
+
+CLASSES = ["cat", "dog", "grey heron"]
+
+datasets.disable_progress_bars()
+
+
+def make_clip(seed: int = 0, **architecture):
+    """A two-layer CLIP at 16 pixels with random weights, and its processor."""
+    torch.manual_seed(seed)
+    shape = {"image_size": 16, "patch_size": 8, "vision_hidden_size": 16, "vision_layers": 2, "projection_dim": 8}
+    shape |= {"text_hidden_size": 16} | architecture
+    return build_clip(PretrainingConfig(output_dir="unused", use_cpu=True, **shape))
+
+
+def make_dataset(rows: int = 12, size: int = 16, seed: int = 0) -> datasets.Dataset:
+    """Random images with labels 0, 1, 2, 0, ... that name [`CLASSES`]."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (rows, size, size, 3), dtype=np.uint8)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES)})
+    labels = [row % len(CLASSES) for row in range(rows)]
+    return datasets.Dataset.from_dict({"image": list(pixels), "label": labels}, features=features)
+
+
+def make_trainer(folder, model=None, dataset=None, eval_dataset=None, proxy=None, **settings) -> HPTTrainer:
+    """A trainer of a tiny pair over 12 images: 3 steps an epoch, 2 + 2 epochs, unless told otherwise."""
+    target, processor = make_clip(0)
+    settings = {
+        "anchor_epochs": 2,
+        "transfer_epochs": 2,
+        "anchor_learning_rate": 0.05,
+        "learning_rate": 0.5,
+        "warmup_steps": 1,
+        "attack_eps": 8 / 255,
+        "attack_step_size": 4 / 255,
+        "per_device_train_batch_size": 4,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "use_cpu": True,
+    } | settings
+    return HPTTrainer(
+        model=target if model is None else model,
+        args=HPTConfig(output_dir=str(folder), **settings),
+        proxy=ZeroShotClassifier(*make_clip(1, patch_size=4)) if proxy is None else proxy,
+        processing_class=processor,
+        train_dataset=make_dataset() if dataset is None else dataset,
+        eval_dataset=eval_dataset,
+    )
+
+
+@pytest.fixture
+def classifier() -> ZeroShotClassifier:
+    model, processor = make_clip(0)
+    return ZeroShotClassifier(model.eval(), processor, CLASSES)
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def labels() -> torch.Tensor:
+    return torch.tensor([0, 1, 2, 0])

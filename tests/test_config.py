@@ -1,0 +1,128 @@
+from dataclasses import dataclass, field
+
+import pytest
+
+from hpt import HPTConfig, InputError
+from hpt.config import Fraction, parse_config, run_recipe
+
+
+def config(**settings):
+    return HPTConfig(**({"output_dir": "unused", "use_cpu": True} | settings))
+
+
+def test_defaults_are_the_papers():
+    args = config()
+    assert (args.anchor_epochs, args.transfer_epochs, args.num_train_epochs) == (5, 5, 10)
+    assert (args.anchor_learning_rate, args.learning_rate, args.warmup_steps) == (5e-5, 5e-2, 1000)
+    assert (args.ema_decay, args.pull_ratio) == (0.9, 0.5)
+    assert args.attack_eps == args.attack_step_size == 1 / 255
+    assert (args.attack_steps, args.eval_attack_steps, args.attack_random_start) == (2, 10, True)
+    assert (args.optim, args.optim_args, args.weight_decay, args.max_grad_norm) == ("sgd", "momentum=0.9", 0, 0)
+    assert args.per_device_train_batch_size == 64
+    assert (args.kl_direction, args.kl_reduction, args.temperature) == ("proxy_to_target", "mean", 1)
+
+
+@pytest.mark.parametrize("text", ["1/255", "0.5", "5e-2", 0.25, "8 / 255"])
+def test_fractions(text):
+    expected = {"1/255": 1 / 255, "0.5": 0.5, "5e-2": 0.05, 0.25: 0.25, "8 / 255": 8 / 255}[text]
+    assert Fraction(text) == pytest.approx(expected)
+    assert config(attack_eps=text, attack_step_size="1/255").attack_eps == pytest.approx(expected)
+
+
+def test_optimizer_arguments_are_sgds_alone():
+    assert config(optim="adamw_torch").optim_args is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"attack_eps": 1}, "did you mean 1/255?"),
+        ({"attack_eps": 0}, "must be above 0"),
+        ({"attack_eps": "one"}, "attack_eps is 'one', but must be a number or a fraction"),
+        ({"attack_eps": "1/0"}, "attack_eps is '1/0'"),
+        ({"attack_step_size": "3/255"}, "at most 2 . eps"),
+        ({"num_train_epochs": 3}, r"num_train_epochs is 3, but the stages have 5 \+ 5 = 10 epochs"),
+        ({"objective": "tecoa"}, "Unknown objective 'tecoa'; known: hpt, anchor"),
+        ({"kl_direction": "both"}, "Unknown kl_direction 'both'"),
+        ({"trainable": "text"}, "Unknown trainable 'text'; known: vision, all"),
+        ({"ema_decay": 1.5}, "ema_decay is 1.5, but must be between 0 and 1"),
+        ({"attack_steps": 0}, "attack_steps is 0"),
+        ({"anchor_epochs": -1}, "anchor_epochs is -1"),
+        ({"lr_scheduler_type": "linear"}, "GPD's stages are cosine"),
+        ({"auto_find_batch_size": True}, "auto_find_batch_size would change"),
+    ],
+)
+def test_contradictions_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        config(**settings)
+
+
+def test_num_train_epochs_may_be_given_if_right():
+    assert config(num_train_epochs=10).num_train_epochs == 10
+
+
+def test_schedule_is_checked_before_anything_is_loaded():
+    with pytest.raises(InputError, match="warmup_steps is 1000, but the anchor stage has only 80 steps"):
+        config().schedule(1000)
+
+
+@dataclass
+class Data:
+    dataset: str = "digits"
+    sets: list[str] = field(default_factory=lambda: ["a"])
+    eps: list[Fraction] | None = None
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "dataset: cifar10\nattack_eps: 2/255\nlearning_rate: 5e-3\nsets: [b, c]\neps: [1/255, 0.5]\n"
+        f"output_dir: {tmp_path}\nattack_random_start: false\nsave_strategy: 'no'\nuse_cpu: true\nobjective:\n"
+    )
+    return path
+
+
+def test_yaml_then_command_line(file):
+    data, args, path = parse_config((Data, HPTConfig), file, ["--attack_eps", "4/255", "--transfer-epochs", "7"])
+    assert (data.dataset, data.sets, data.eps) == ("cifar10", ["b", "c"], [1 / 255, 0.5])
+    assert args.attack_eps == pytest.approx(4 / 255) and args.learning_rate == 5e-3
+    assert (args.transfer_epochs, args.attack_random_start, args.objective) == (7, False, "hpt")
+    assert path == file
+    data, args, path = parse_config((Data, HPTConfig), None, ["--config", str(file), "--sets", "d"])
+    assert (data.sets, path) == (["d"], str(file))
+
+
+@pytest.mark.parametrize(
+    ("content", "argv", "message"),
+    [
+        ("datset: x", [], "Unknown field 'datset' in .*: did you mean dataset"),
+        ("atack_eps: 1", [], "did you mean attack_eps.*Known: .*anchor_epochs"),
+        ("dataset: x", ["--sett", "y"], "Unknown field 'sett' in the command line"),
+        ("attack:\n  eps: 1", [], "Unknown field 'attack'"),
+        ("dataset:\n  name: x", [], "dataset has fields of its own, but recipes are flat"),
+        ("- a", [], "must hold `field: value` lines"),
+        ("a: b: c", [], "isn't valid YAML"),
+        ("", ["--config"], "--config needs a YAML file"),
+        ("", ["--config", "nowhere.yaml"], "no configuration file 'nowhere.yaml'"),
+        ("", ["--anchor_epochs", "few"], "invalid int value: 'few'"),
+    ],
+)
+def test_bad_settings_are_refused(tmp_path, content, argv, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    with pytest.raises(InputError, match=message):
+        parse_config((Data, HPTConfig), path, argv)
+
+
+@pytest.mark.parametrize(
+    "text", ["wrong", "Caught InputError in worker 0.\nTraceback:\nhpt.errors.InputError: wrong\n"]
+)
+def test_recipes_end_with_one_line(capsys, text):
+    def main():
+        raise InputError(text)
+
+    with pytest.raises(SystemExit) as stop:
+        run_recipe(main)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: wrong\n"

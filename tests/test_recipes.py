@@ -1,0 +1,193 @@
+"""The recipes as a user runs them, cut down to seconds."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import CLIPModel, CLIPProcessor
+
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+PRETRAINING = """
+train_dataset: digits
+output_dir: unused
+image_size: 16
+patch_size: {patch}
+vision_hidden_size: 16
+text_hidden_size: 16
+num_train_epochs: 1
+max_train_samples: 64
+seed: {patch}
+"""
+
+QUICK = """
+target: {folder}/target
+pretrain_target: target.yaml
+proxy: {folder}/proxy
+pretrain_proxy: proxy.yaml
+train_dataset: digits
+eval_datasets: [digits]
+max_train_samples: 64
+max_eval_samples: 30
+proxy_eps: [8/255, 16/255]
+anchor_epochs: 1
+transfer_epochs: 1
+warmup_steps: 0.5
+attack_eps: 16/255
+attack_step_size: 8/255
+eval_attack_steps: 2
+output_dir: {folder}
+per_device_train_batch_size: 32
+save_strategy: epoch
+logging_steps: 1
+use_cpu: true
+"""
+
+
+def launch(script, *arguments, **environment):
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        str(RECIPES / script),
+        *map(str, arguments),
+    ]
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | environment
+    return subprocess.run(command, capture_output=True, text=True, env=env)
+
+
+def test_quickstart_end_to_end(tmp_path):
+    (tmp_path / "target.yaml").write_text(PRETRAINING.format(patch=8))
+    (tmp_path / "proxy.yaml").write_text(PRETRAINING.format(patch=4))
+    (tmp_path / "quick.yaml").write_text(QUICK.format(folder=tmp_path))
+    first = launch("hpt_gpd.py", "--config", tmp_path / "quick.yaml")
+    assert first.returncode == 0, first.stderr
+    for name in ("target", "proxy", "robust"):
+        CLIPModel.from_pretrained(tmp_path / name)
+        CLIPProcessor.from_pretrained(tmp_path / name)
+    for line in ("| vanilla target |", "| proxy ", "| robust target ", "--config recipes/vit_b32_eps1.yaml"):
+        assert line in first.stdout
+    rows = json.loads((tmp_path / "results.json").read_text())
+    assert {row["n"] for row in rows} == {30} and len(rows) == 12
+    for row in rows:
+        assert row["low"] <= row["accuracy"] <= row["high"]
+    for picture in ("accuracy_digits.png", "proxy_robustness_digits.png", "training_curves.png"):
+        assert (tmp_path / picture).read_bytes()[:4] == b"\x89PNG"
+    vanilla, robust = (CLIPModel.from_pretrained(tmp_path / name).state_dict() for name in ("target", "robust"))
+    changed = {name for name in vanilla if not torch.equal(vanilla[name], robust[name])}
+    assert changed and all(name.startswith(("vision_model.", "visual_projection.")) for name in changed)
+
+    stamp = (tmp_path / "target" / "model.safetensors").stat().st_mtime_ns
+    second = launch("hpt_gpd.py", "--config", tmp_path / "quick.yaml")
+    assert second.returncode == 0, second.stderr
+    assert (tmp_path / "target" / "model.safetensors").stat().st_mtime_ns == stamp
+    other = launch("hpt_gpd.py", "--config", tmp_path / "quick.yaml", "--pull_ratio", "0.9")
+    assert other.returncode != 0 and "error: " in other.stderr and "pull_ratio 0.5 there, 0.9 here" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--atack_eps", "1/255"], "Unknown field 'atack_eps' in the command line: did you mean attack_eps?"),
+        (["--attack_eps", "16"], "did you mean 16/255?"),
+        (["--warmup_steps", "1000"], "warmup_steps is 1000, but the anchor stage has only"),
+        (["--train_dataset", "mnist"], "Unknown benchmark 'mnist'; known: digits"),
+    ],
+    ids=["key", "eps", "warm-up", "benchmark"],
+)
+def test_bad_input_is_one_line_before_anything_is_written(tmp_path, arguments, line):
+    run = subprocess.run(
+        [sys.executable, str(RECIPES / "hpt_gpd.py"), *arguments, "--output_dir", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert run.returncode == 2
+    assert line in run.stderr.splitlines()[-1] and run.stderr.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in run.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_yaml_files_are_valid(file, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(RECIPES)
+    from hpt_gpd import Recipe
+
+    from hpt import HPTConfig
+    from hpt.config import parse_config
+    from hpt.pretraining import PretrainingConfig
+
+    pretraining = file.stem.endswith(("_target", "_proxy"))
+    types = (PretrainingConfig,) if pretraining else (Recipe, HPTConfig)
+    *_, args, path = parse_config(types, file, ["--use_cpu"])
+    assert args.output_dir.startswith("outputs/")
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A stand-in for the Hub that has nothing: one repository is gated, the others don't exist."""
+
+    def do_HEAD(self):
+        gated = "gated" in self.path
+        self.send_response(403 if gated else 401)
+        self.send_header("X-Error-Code", "GatedRepo" if gated else "RepoNotFound")
+        self.send_header("X-Error-Message", "no")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture(scope="module")
+def hub():
+    server = HTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_missing_and_gated_repositories_say_what_to_do(hub, tmp_path):
+    """Through the real download code of transformers and datasets, against a server that refuses."""
+    script = """
+from dataclasses import replace
+import hpt, hpt.benchmarks
+from hpt import InputError, load_benchmark, load_proxy
+
+def attempt(load, name):
+    try:
+        load(name)
+    except InputError as error:
+        print(error)
+
+hpt.benchmarks.BENCHMARKS["gated"] = replace(hpt.BENCHMARKS["cifar10"], hub_id="org/gated")
+for name in ("org/missing", "org/gated"):
+    attempt(load_proxy, name)
+for name in ("cifar10", "gated"):
+    attempt(load_benchmark, name)
+"""
+    environment = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=os.environ | environment, timeout=120
+    )
+    lines = run.stdout.splitlines()
+    assert len(lines) == 4, run.stderr
+    assert "'org/missing': no such Hub id or local folder" in lines[0]
+    assert "'org/gated': it is gated: accept its terms at" in lines[1] and "hf auth login" in lines[1]
+    assert "'uoft-cs/cifar10': no such Hub id" in lines[2]
+    assert "'org/gated': it is gated" in lines[3]
+
+
+def test_import_costs_nothing():
+    """`import hpt` loads neither torch nor transformers."""
+    code = "import sys, hpt; assert not {'torch', 'transformers', 'datasets', 'evaluate'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
