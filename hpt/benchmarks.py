@@ -135,7 +135,7 @@ BENCHMARKS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Benchmark(torch.utils.data.Dataset):
     """A loaded split: what to attack, and the prompts to classify with; itself a torch dataset of uint8 tensors.
 

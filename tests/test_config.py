@@ -49,6 +49,7 @@ def test_optimizer_arguments_are_sgds_alone():
         ({"attack_steps": 0}, "attack_steps is 0"),
         ({"anchor_epochs": -1}, "anchor_epochs is -1"),
         ({"lr_scheduler_type": "linear"}, "GPD's stages are cosine"),
+        ({"bf16_full_eval": True}, "would weaken the attack in evaluate"),
         ({"auto_find_batch_size": True}, "auto_find_batch_size would change"),
     ],
 )

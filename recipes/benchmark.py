@@ -1,0 +1,140 @@
+"""Time HPT-GPD's training step at real size: ViT-B/32 target, ViT-B/16 proxy, random weights, real images at 224.
+
+    accelerate launch recipes/benchmark.py --dataset tiny_imagenet=PATH
+
+Prints seconds per step and peak memory at the paper's batch size and, at a smaller one, the ratio to the published
+order of work (all prompts re-encoded at every forward, padded to 77; `backward()` into all weights in the attack; the
+proxy with gradients). Both are timed in turn within one run, so that the ratio holds on a noisy machine.
+"""
+
+import resource
+import statistics
+import time
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, TrainerCallback
+
+from hpt import HPTConfig, HPTTrainer, ZeroShotClassifier, load_benchmark
+from hpt.config import parse_config, run_recipe
+from hpt.data import collate, to_unit_range
+from hpt.pretraining import byte_tokenizer
+
+
+@dataclass
+class Sizes:
+    dataset: str = field(default="tiny_imagenet", metadata={"help": "Training benchmark, or NAME=PATH."})
+    batch_size: int = field(default=64, metadata={"help": "Images per step."})
+    steps: int = field(default=3, metadata={"help": "Steps to time."})
+    compared_images: int = field(default=8, metadata={"help": "Images per step beside the published order of work."})
+    compared_classes: int = field(default=25, metadata={"help": "Classes of that comparison."})
+    rounds: int = field(default=3, metadata={"help": "Rounds of that comparison; 0 for none."})
+
+
+class StepTimes(TrainerCallback):
+    def __init__(self):
+        self.seconds = []
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.start = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - self.start)
+
+
+def make_model(patch_size: int):
+    """CLIP ViT-B with random weights, and its processor with a tokenizer that needs no download."""
+    torch.manual_seed(patch_size)
+    tokenizer = byte_tokenizer()
+    text = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model = CLIPModel(CLIPConfig(vision_config={"patch_size": patch_size}, text_config=text))
+    return model, CLIPProcessor(CLIPImageProcessorPil(), tokenizer)
+
+
+def make_trainer(train, batch_size: int, steps: int, *callbacks) -> HPTTrainer:
+    target, processor = make_model(32)
+    args = HPTConfig(
+        output_dir="outputs/benchmark",
+        per_device_train_batch_size=batch_size,
+        max_steps=steps,
+        warmup_steps=1,
+        save_strategy="no",
+        logging_strategy="no",
+    )
+    return HPTTrainer(target, args, ZeroShotClassifier(*make_model(16)), processor, train, callbacks=[*callbacks])
+
+
+def published_step(target, proxy, tokens, images, labels, args: HPTConfig) -> None:
+    """HPT's step in the published order of work."""
+
+    def logits(model, images):
+        return model(pixel_values=images, **tokens).logits_per_image
+
+    delta = torch.empty_like(images).uniform_(-args.attack_eps, args.attack_eps)
+    for _ in range(args.attack_steps):
+        delta.requires_grad_()
+        F.cross_entropy(logits(target, images + delta), labels).backward()
+        delta = (delta.detach() + args.attack_step_size * delta.grad.sign()).clamp(-args.attack_eps, args.attack_eps)
+        delta = (images + delta).clamp(0, 1) - images
+    teacher = logits(proxy, images + delta)
+    student = logits(target, images + delta)
+    F.kl_div(student.log_softmax(-1), teacher.softmax(-1), reduction="batchmean").backward()
+    target.zero_grad()
+    proxy.zero_grad()
+
+
+def compare(sizes: Sizes, train) -> None:
+    """Print the ratio of the published step's time to ours, round by round."""
+    rows = [row for row in range(len(train)) if train.dataset[row]["label"] < sizes.compared_classes]
+    names = train.class_names[: sizes.compared_classes]
+    few = replace(train, dataset=train.dataset.select(rows[: 4 * sizes.compared_images]), class_names=names)
+    few = replace(
+        few, dataset=few.dataset.cast_column("label", train.dataset.features["label"].__class__(names=names))
+    )
+    trainer = make_trainer(few, sizes.compared_images, 2)
+    trainer.train()  # warms up, and prepares the model
+    batch = next(iter(DataLoader(few, sizes.compared_images, collate_fn=collate)))
+    batch = {name: values.to(trainer.args.device) for name, values in batch.items()}
+    proxy = make_model(16)[0].to(trainer.args.device)
+    whole = make_model(32)[0].to(trainer.args.device)
+    prompts = [f"This is a photo of a {name}" for name in names]
+    tokens = trainer.processing_class.tokenizer(prompts, padding="max_length", return_tensors="pt").to(whole.device)
+    images, labels = to_unit_range(batch["pixel_values"]), batch["labels"]
+    ratios = []
+    for _ in range(sizes.rounds):
+        start = time.perf_counter()
+        trainer.training_step(trainer.model_wrapped, batch)
+        middle = time.perf_counter()
+        published_step(whole, proxy, tokens, images, labels, trainer.args)
+        ratios.append((time.perf_counter() - middle) / (middle - start))
+    print(
+        f"published order of work / ours, {sizes.compared_images} images and {len(names)} prompts: "
+        f"{statistics.median(ratios):.2f} [{min(ratios):.2f}-{max(ratios):.2f}] over {len(ratios)} rounds"
+    )
+
+
+def main():
+    (sizes, _) = parse_config((Sizes,))
+    train = load_benchmark(sizes.dataset, "train", protocol="pmg")
+    times = StepTimes()
+    trainer = make_trainer(train.subset(sizes.batch_size * (sizes.steps + 2)), sizes.batch_size, sizes.steps, times)
+    trainer.train()
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated() / 2**30
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(
+        f"batch {sizes.batch_size}, {len(train.class_names)} classes, {trainer.args.device}, "
+        f"{torch.get_num_threads()} threads: {', '.join(f'{one:.2f}' for one in times.seconds)} s per step, "
+        f"peak memory {peak:.2f} GiB"
+    )
+    if sizes.rounds:
+        compare(sizes, train)
+
+
+if __name__ == "__main__":
+    run_recipe(main)

@@ -1,0 +1,60 @@
+"""Two real processes train and evaluate as one does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_clip, make_dataset, make_trainer
+from safetensors.torch import load_file, save_file
+
+from hpt import ZeroShotClassifier
+
+
+def run(folder: Path) -> None:
+    """Train 2 + 2 epochs at a global batch of 8 in float64; write each rank's weights and metrics."""
+    world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    proxy, processor = make_clip(1, patch_size=4)
+    trainer = make_trainer(
+        folder,
+        make_clip(0)[0].double(),
+        make_dataset(16),
+        proxy=ZeroShotClassifier(proxy.double(), processor),
+        eval_dataset=make_dataset(7, seed=5),
+        per_device_train_batch_size=8 // world_size,
+        per_device_eval_batch_size=2,
+        train_sampling_strategy="sequential",
+    )
+    assert trainer.args.world_size == world_size
+    trainer.train()
+    metrics = trainer.evaluate()
+    values = [metrics["eval_clean_accuracy"], metrics["eval_robust_accuracy"]]
+    values += [
+        entry[key]
+        for entry in trainer.state.log_history
+        if "loss" in entry
+        for key in ("loss", "train_robust_accuracy", "proxy_robust_accuracy")
+    ]
+    weights = {name: weight.detach().contiguous() for name, weight in trainer.model.named_parameters()}
+    save_file(weights | {"metrics": torch.tensor(values)}, folder / f"{world_size}-{rank}.safetensors")
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="two processes on CPU need gloo")
+def test_two_processes_train_as_one(tmp_path):
+    command = [sys.executable, __file__, str(tmp_path)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, env=env, capture_output=True)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    subprocess.run([*torchrun, *command[1:]], check=True, env=env, capture_output=True)
+    alone, first, second = (load_file(tmp_path / f"{name}.safetensors") for name in ("1-0", "2-0", "2-1"))
+    for name in alone:
+        torch.testing.assert_close(
+            first[name], alone[name], rtol=0, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
+        )
+        assert torch.equal(first[name], second[name]), name
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]))
