@@ -191,7 +191,9 @@ class HPTConfig(TrainingArguments):
         if SchedulerType(self.lr_scheduler_type) != SchedulerType.COSINE:
             raise InputError(f"lr_scheduler_type is {self.lr_scheduler_type!r}, but GPD's stages are cosine.")
         if self.bf16_full_eval or self.fp16_full_eval:
-            raise InputError("bf16_full_eval and fp16_full_eval would weaken the attack in evaluate(): leave them out.")
+            raise InputError(
+                "bf16_full_eval and fp16_full_eval would weaken the attack in evaluate(): leave them out."
+            )
         if self.auto_find_batch_size:
             raise InputError("auto_find_batch_size would change the mathematics of a run halfway: set a batch size.")
 
