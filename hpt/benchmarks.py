@@ -22,6 +22,7 @@ from hpt.modeling import DEFAULT_TEMPLATE
 
 
 PROTOCOLS = ("hpt", "pmg")
+EVERY_SPLIT = ("train", "validation", "test")
 
 # Classes of TinyImageNet that its Hub copy labels with another synset's id: theirs -> the original list's.
 TINY_IMAGENET_WNIDS = {
@@ -82,8 +83,8 @@ class BenchmarkRecord:
         splits (`dict`): Our split names to the Hub's; `"test"` is the one that the protocol evaluates.
         image_column, label_column (`str`): Columns, renamed to `image` and `label`.
         num_classes (`int`): Classes expected; a loaded set with another number is refused.
-        native_resolution (`dict`): Per protocol, whether images are attacked at their own size and upsampled in the
-            model (`True`) or resized to 256, centre-cropped to 224 and attacked there (`False`).
+        native_splits (`dict`): Per protocol, the splits whose images are attacked at their own size and upsampled in
+            the model; those of the others are resized to 256, centre-cropped to 224 and attacked there.
         clean_name (`Callable`): From a class name in the dataset's features to one for a prompt.
         template (`str`): Prompt template.
         load (`Callable`, *optional*): Loads a split of an embedded set.
@@ -91,7 +92,7 @@ class BenchmarkRecord:
 
     num_classes: int
     splits: dict[str, str]
-    native_resolution: dict[str, bool]
+    native_splits: dict[str, tuple[str, ...]]
     hub_id: str | None = None
     config: str | None = None
     image_column: str = "image"
@@ -105,14 +106,14 @@ BENCHMARKS = {
     "digits": BenchmarkRecord(
         num_classes=10,
         splits={"train": "train", "validation": "validation", "test": "test"},
-        native_resolution={"hpt": True, "pmg": True},
+        native_splits={"hpt": EVERY_SPLIT, "pmg": EVERY_SPLIT},
         load=_load_digits,
     ),
     "tiny_imagenet": BenchmarkRecord(
         hub_id="zh-plus/tiny-imagenet",
         num_classes=200,
         splits={"train": "train", "test": "valid"},
-        native_resolution={"hpt": True, "pmg": False},
+        native_splits={"hpt": ("test",), "pmg": ()},
         clean_name=_tiny_imagenet_name,
     ),
     "cifar10": BenchmarkRecord(
@@ -121,7 +122,7 @@ BENCHMARKS = {
         image_column="img",
         num_classes=10,
         splits={"train": "train", "test": "test"},
-        native_resolution={"hpt": True, "pmg": True},
+        native_splits={"hpt": EVERY_SPLIT, "pmg": EVERY_SPLIT},
     ),
     "cifar100": BenchmarkRecord(
         hub_id="uoft-cs/cifar100",
@@ -130,7 +131,7 @@ BENCHMARKS = {
         label_column="fine_label",
         num_classes=100,
         splits={"train": "train", "test": "test"},
-        native_resolution={"hpt": True, "pmg": True},
+        native_splits={"hpt": EVERY_SPLIT, "pmg": EVERY_SPLIT},
     ),
 }
 
@@ -199,7 +200,7 @@ def load_benchmark(name: str, split: str = "test", path: str | None = None, prot
             the Hub calls it) or, where there is one, `"validation"`.
         path (`str`, *optional*): A local copy in the Hub's layout, instead of the Hub.
         protocol (`str`, *optional*, defaults to `"hpt"`): `"hpt"` attacks CIFAR, STL-10 and TinyImageNet at native
-            resolution; `"pmg"` follows TeCoA and PMG-AFT.
+            resolution, and trains on TinyImageNet at 224; `"pmg"` follows TeCoA and PMG-AFT.
 
     Returns:
         [`Benchmark`]
@@ -224,13 +225,14 @@ def load_benchmark(name: str, split: str = "test", path: str | None = None, prot
     names = dataset.features["label"].names
     if len(names) != record.num_classes:
         raise InputError(f"{path or record.hub_id} has {len(names)} classes, but {name} has {record.num_classes}.")
-    transform = ImageTransform() if record.native_resolution[protocol] else ImageTransform(resize=256, crop=224)
+    transform = ImageTransform() if split in record.native_splits[protocol] else ImageTransform(resize=256, crop=224)
     class_names = [record.clean_name(one) for one in names]
     check_labels(dataset, class_names, f"{name} ({split})")
     return Benchmark(name, split, dataset, class_names, record.template, transform)
 
 
 def get_record(name: str) -> BenchmarkRecord:
+    """The record of that name; [`InputError`] listing the known names otherwise."""
     if name not in BENCHMARKS:
         raise InputError(f"Unknown benchmark {name!r}; known: {', '.join(BENCHMARKS)}.")
     return BENCHMARKS[name]

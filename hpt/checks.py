@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 from hpt.config import MATHEMATICS, HPTConfig
 from hpt.errors import InputError
 from hpt.modeling import ZeroShotClassifier, check_dual_encoder
+from hpt.schedulers import GPDSchedule
 
 
 SETTINGS_FILE = "training_args.json"
@@ -53,13 +54,34 @@ def check_pair(target, proxy: ZeroShotClassifier) -> None:
         )
 
 
+def check_steps(schedule: GPDSchedule, max_steps: int) -> None:
+    """Refuse to train beyond the stages, where the learning rate is 0 and only the pull acts."""
+    steps = schedule.num_epochs * schedule.steps_per_epoch
+    if max_steps > steps:
+        raise InputError(
+            f"max_steps is {max_steps}, but the stages have {steps} steps: raise transfer_epochs instead."
+        )
+
+
+def check_best_metric(args: HPTConfig, eval_dataset) -> None:
+    """Refuse a metric for the best model that no evaluation set will report."""
+    prefixes = [f"eval_{name}_" for name in eval_dataset] if isinstance(eval_dataset, dict) else ["eval_"]
+    known = [f"{prefix}{kind}_accuracy" for prefix in prefixes for kind in ("clean", "robust")]
+    metric = args.metric_for_best_model
+    if metric is not None and f"eval_{metric.removeprefix('eval_')}" not in known:
+        raise InputError(f"metric_for_best_model is {metric!r}; known: {', '.join(known)}.")
+
+
 def check_same_settings(checkpoint: str, args: HPTConfig) -> None:
     """Refuse to resume with settings that would change the mathematics of the run halfway.
 
     Raises:
         InputError: listing each difference.
     """
-    saved = json.loads((Path(checkpoint) / SETTINGS_FILE).read_text(encoding="utf-8"))
+    file = Path(checkpoint) / SETTINGS_FILE
+    if not file.is_file():
+        raise InputError(f"{checkpoint} has no {SETTINGS_FILE}: give a checkpoint that HPTTrainer wrote.")
+    saved = json.loads(file.read_text(encoding="utf-8"))
     now = json.loads(args.to_json_string())
     differences = [f"{name} {saved[name]} there, {now[name]} here" for name in MATHEMATICS if saved[name] != now[name]]
     if differences:
@@ -77,8 +99,15 @@ def _architecture(model) -> dict:
 
 
 def _same_weights(one, other) -> bool:
-    first, second = dict(one.named_parameters()), dict(other.named_parameters())
+    first, second = _plain_weights(one), _plain_weights(other)
     return first.keys() == second.keys() and all(
-        weight.shape == second[name].shape and torch.equal(weight.cpu(), second[name].to(weight.dtype).cpu())
+        weight.shape == second[name].shape and torch.equal(weight.to(second[name]), second[name])
         for name, weight in first.items()
     )
+
+
+def _plain_weights(model) -> dict[str, torch.Tensor]:
+    """Weights by name; of a PEFT model, those under its adapters."""
+    model = model.get_base_model() if hasattr(model, "peft_config") else model
+    weights = {name.replace(".base_layer", ""): weight for name, weight in model.named_parameters()}
+    return {name: weight for name, weight in weights.items() if "lora_" not in name}

@@ -92,16 +92,16 @@ class HPTConfig(TrainingArguments):
         default="proxy_to_target", metadata={"help": "proxy_to_target is KL(P||T), target_to_proxy KL(T||P)."}
     )
     kl_reduction: str = field(default="mean", metadata={"help": "Over the batch: mean or sum."})
-    temperature: float = field(default=1.0, metadata={"help": "Divides both logits."})
+    temperature: Fraction = field(default=1.0, metadata={"help": "Divides both logits."})
 
     # Stages
     anchor_epochs: int = field(default=5, metadata={"help": "Epochs of stage 1; 0 is plain HPT."})
     transfer_epochs: int = field(default=5, metadata={"help": "Epochs of stage 2."})
-    anchor_learning_rate: float = field(default=5e-5, metadata={"help": "Peak learning rate of stage 1."})
-    learning_rate: float = field(default=5e-2, metadata={"help": "Peak learning rate of stage 2."})
-    warmup_steps: float = field(default=1000, metadata={"help": "Warm-up of each stage; below 1, a share of it."})
-    ema_decay: float = field(default=0.9, metadata={"help": "g of Eq. 9."})
-    pull_ratio: float = field(default=0.5, metadata={"help": "b of Eq. 10, the share the current weights keep."})
+    anchor_learning_rate: Fraction = field(default=5e-5, metadata={"help": "Peak learning rate of stage 1."})
+    learning_rate: Fraction = field(default=5e-2, metadata={"help": "Peak learning rate of stage 2."})
+    warmup_steps: Fraction = field(default=1000, metadata={"help": "Warm-up of each stage; below 1, a share of it."})
+    ema_decay: Fraction = field(default=0.9, metadata={"help": "g of Eq. 9."})
+    pull_ratio: Fraction = field(default=0.5, metadata={"help": "b of Eq. 10, the share the current weights keep."})
     num_train_epochs: float | None = field(
         default=None, metadata={"help": "Derived: anchor_epochs + transfer_epochs; refused if given and different."}
     )
@@ -137,6 +137,8 @@ class HPTConfig(TrainingArguments):
 
     def __post_init__(self):
         self._parse_numbers()
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            self.metric_for_best_model = "robust_accuracy"
         self._check()
         self.num_train_epochs = float(self.anchor_epochs + self.transfer_epochs)
         if self.optim_args == "momentum=0.9" and not str(getattr(self.optim, "value", self.optim)) == "sgd":
@@ -175,9 +177,9 @@ class HPTConfig(TrainingArguments):
         check_step_size(self.attack_step_size, self.attack_eps)
         check_epochs(self.anchor_epochs, self.transfer_epochs)
         epochs = self.anchor_epochs + self.transfer_epochs
-        if self.num_train_epochs is not None and self.num_train_epochs != epochs:
+        if self.num_train_epochs is not None and float(self.num_train_epochs) != epochs:
             raise InputError(
-                f"num_train_epochs is {self.num_train_epochs:g}, but the stages have {self.anchor_epochs} + "
+                f"num_train_epochs is {self.num_train_epochs}, but the stages have {self.anchor_epochs} + "
                 f"{self.transfer_epochs} = {epochs} epochs: leave it out, or change anchor_epochs and transfer_epochs."
             )
         for name in ("attack_steps", "eval_attack_steps"):
@@ -194,6 +196,10 @@ class HPTConfig(TrainingArguments):
             raise InputError(
                 "bf16_full_eval and fp16_full_eval would weaken the attack in evaluate(): leave them out."
             )
+        if self.warmup_steps < 0:
+            raise InputError(f"warmup_steps is {self.warmup_steps:g}, but must be at least 0.")
+        if self.remove_unused_columns:
+            raise InputError("remove_unused_columns would drop what the attack needs: leave it out.")
         if self.auto_find_batch_size:
             raise InputError("auto_find_batch_size would change the mathematics of a run halfway: set a batch size.")
 
@@ -214,6 +220,7 @@ def parse_config(types: tuple[type, ...], default_config: str | Path | None = No
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     config = default_config
+    argv = [part for one in argv for part in (one.split("=", 1) if one.startswith("--config=") else [one])]
     if "--config" in argv:
         at = argv.index("--config")
         if at + 1 == len(argv):

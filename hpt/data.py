@@ -78,7 +78,9 @@ def check_labels(dataset: datasets.Dataset, class_names: list[str], name: str) -
     feature = dataset.features["label"]
     if isinstance(feature, datasets.ClassLabel) and feature.num_classes != len(class_names):
         raise InputError(f"{name} has {feature.num_classes} classes, but there are {len(class_names)} class names.")
-    labels = np.asarray(dataset.with_format("numpy", columns=["label"])[:]["label"])
+    labels = _labels(dataset)
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(f"The labels of {name} are {labels.dtype}, but must be integers from 0, none missing.")
     wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
     if len(wrong):
         raise InputError(
@@ -87,8 +89,14 @@ def check_labels(dataset: datasets.Dataset, class_names: list[str], name: str) -
         )
 
 
+def _labels(dataset: datasets.Dataset) -> np.ndarray:
+    return np.asarray(dataset.with_format("numpy", columns=["label"])[:]["label"])
+
+
 def check_images(dataset: datasets.Dataset, name: str) -> None:
     """Refuse images whose header can't be read or whose mode doesn't fit 8-bit RGB, without decoding them.
+
+    An image that is cut off behind its header is found when it is decoded.
 
     Raises:
         InputError: naming the dataset and the row.
@@ -96,6 +104,8 @@ def check_images(dataset: datasets.Dataset, name: str) -> None:
     encoded = dataset.select_columns("image").cast_column("image", datasets.Image(decode=False))
     for row, example in enumerate(tqdm(encoded, desc=f"Checking the images of {name}", leave=False)):
         source = example["image"]
+        if source is None:
+            raise InputError(f"Row {row} of {name} has no image.")
         try:
             check_mode(Image.open(io.BytesIO(source["bytes"]) if source["bytes"] is not None else source["path"]))
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
@@ -110,9 +120,13 @@ def check_mode(image: Image.Image) -> None:
 
 def stratified_split(dataset: datasets.Dataset, rows: int, seed: int = 0) -> tuple[datasets.Dataset, datasets.Dataset]:
     """Split off `rows` rows with each class in proportion: (those rows, the rest), the same for the same seed."""
-    if not 0 < rows < len(dataset):
-        raise InputError(f"Can't take {rows} of {len(dataset)} rows: give a number between 1 and {len(dataset) - 1}.")
-    labels = np.asarray(dataset.with_format("numpy", columns=["label"])[:]["label"])
+    labels = _labels(dataset)
+    classes = len(np.unique(labels))
+    if not classes <= rows <= len(dataset) - classes:
+        raise InputError(
+            f"Can't take {rows} of {len(dataset)} rows with every class in both parts: give a number from {classes} "
+            f"to {len(dataset) - classes}."
+        )
     from sklearn.model_selection import train_test_split
 
     taken, rest = train_test_split(np.arange(len(labels)), train_size=rows, stratify=labels, random_state=seed)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import nn
 
 from hpt.errors import InputError, explain_hub_error
@@ -42,10 +43,13 @@ def load_dual_encoder(name: str, revision: str | None = None, dtype: torch.dtype
 
     try:
         model = AutoModel.from_pretrained(name, revision=revision, dtype=dtype, use_safetensors=True)
-        check_dual_encoder(model)
-        processor = AutoProcessor.from_pretrained(name, revision=revision)
-    except OSError as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise explain_hub_error("model", name, error) from error
+    check_dual_encoder(model)
+    try:
+        processor = AutoProcessor.from_pretrained(name, revision=revision)
+    except (OSError, ValueError) as error:
+        raise explain_hub_error("processor", name, error) from error
     return model, processor
 
 
@@ -170,6 +174,10 @@ class ZeroShotClassifier(nn.Module):
                 self._cached_text_embeds, self._cached_for = self.encode_prompts(), state
         return self._cached_text_embeds
 
+    def forget_text_embeds(self) -> None:
+        """Encode the prompts anew next time: after a fused optimizer, which changes weights unseen."""
+        self._cached_for = None
+
     def encode_prompts(self, chunk_size: int = 256) -> torch.Tensor:
         """Class embeddings `(num_classes, dim)`: per class the mean over the templates, back on the unit sphere."""
         if self.class_names is None:
@@ -194,20 +202,27 @@ class ZeroShotClassifier(nn.Module):
         padding = "max_length" if self.model.config.model_type in PADDED_TO_FULL_LENGTH else "longest"
         return dict(tokenizer(prompts, padding=padding, truncation=True, max_length=longest, return_tensors="pt"))
 
-    def logit_scale(self) -> torch.Tensor | float:
+    def logit_scale(self) -> torch.Tensor:
+        """What the cosine is multiplied by: `exp(logit_scale)`, or `1 / temperature`; a scalar."""
         if hasattr(self.model, "temperature"):  # ALIGN
             return 1 / self.model.temperature
         return self.model.logit_scale.exp()
 
     def logit_bias(self) -> torch.Tensor | float:
+        """What is added to every logit: SigLIP's bias, 0 for the others."""
         return self.model.logit_bias if hasattr(self.model, "logit_bias") else 0.0
 
 
 def check_class_names(class_names: list[str]) -> list[str]:
-    """Refuse an empty list of class names; warn of duplicates, naming them (ImageNet has "crane" twice)."""
+    """Refuse anything but a list of names; warn of duplicates, naming them (ImageNet has "crane" twice)."""
+    if isinstance(class_names, str):
+        raise InputError(f"class_names is the text {class_names!r}, but must be a list with one name per label.")
     class_names = list(class_names)
     if not class_names:
         raise InputError("There are no class names: give one name per label.")
+    for label, name in enumerate(class_names):
+        if not isinstance(name, str) or not name.strip():
+            raise InputError(f"The class name of label {label} is {name!r}, but must be text.")
     duplicates = sorted({name for name in class_names if class_names.count(name) > 1})
     if duplicates:
         warnings.warn(f"Class names given more than once, which no prompt can tell apart: {duplicates}.", stacklevel=3)

@@ -78,5 +78,5 @@ def check_objective(name: str, kl_direction: str, kl_reduction: str, temperature
     ):
         if value not in known:
             raise InputError(f"Unknown {what} {value!r}; known: {', '.join(known)}.")
-    if temperature <= 0:
+    if not temperature > 0:
         raise InputError(f"temperature is {temperature:g}, but must be above 0.")

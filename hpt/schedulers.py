@@ -57,6 +57,7 @@ class GPDSchedule:
 
     @property
     def num_epochs(self) -> int:
+        """Epochs of both stages."""
         return self.anchor_epochs + self.transfer_epochs
 
     @property
@@ -69,6 +70,7 @@ class GPDSchedule:
         return ANCHOR if step < self.boundary else TRANSFER
 
     def stage_steps(self, stage: str) -> int:
+        """Optimizer steps of a stage."""
         return self.steps_per_epoch * (self.anchor_epochs if stage == ANCHOR else self.transfer_epochs)
 
     def warmup(self, stage: str) -> int:
@@ -110,15 +112,16 @@ def get_gpd_schedule(
 ) -> LambdaLR:
     """A learning-rate scheduler for GPD, stepped once per optimizer step, for any optimizer.
 
-    The optimizer's own `lr` is the peak rate of the transfer stage; parameter groups with another `lr` keep their
-    ratio to it. Other arguments as in [`GPDSchedule`]; `last_epoch` as in `LambdaLR`.
+    The `lr` of the optimizer's first parameter group is the peak rate of the transfer stage; groups with another `lr`
+    keep their ratio to it. Other arguments as in [`GPDSchedule`]; `last_epoch` as in `LambdaLR`.
     """
+    first = optimizer.param_groups[0]
     schedule = GPDSchedule(
         steps_per_epoch=steps_per_epoch,
         anchor_epochs=anchor_epochs,
         transfer_epochs=transfer_epochs,
         anchor_learning_rate=anchor_learning_rate,
-        learning_rate=optimizer.defaults["lr"],
+        learning_rate=first.get("initial_lr", first["lr"]),
         warmup_steps=warmup_steps,
     )
     return LambdaLR(optimizer, schedule, last_epoch)

@@ -11,6 +11,7 @@ trainer.train()
 import logging
 from pathlib import Path
 
+import datasets
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
@@ -21,7 +22,14 @@ from hpt.attacks import PGD
 from hpt.attacks.base import batch_norm_untouched
 from hpt.benchmarks import Benchmark
 from hpt.callbacks import GPDCallback, LogitScaleCallback
-from hpt.checks import SETTINGS_FILE, check_launch, check_pair, check_same_settings
+from hpt.checks import (
+    SETTINGS_FILE,
+    check_best_metric,
+    check_launch,
+    check_pair,
+    check_same_settings,
+    check_steps,
+)
 from hpt.config import HPTConfig
 from hpt.data import ImageTransform, check_images, check_labels, collate, to_unit_range
 from hpt.errors import InputError
@@ -63,6 +71,7 @@ class HPTTrainer(Trainer):
 
     Raises:
         InputError: for a model, proxy, dataset or setting that can't be meant, before anything is trained.
+        NonFiniteLossError: by `train()`, when the loss or a gradient isn't finite; the last good state is saved.
     """
 
     loss_is_scaled_for_ga = False
@@ -80,18 +89,19 @@ class HPTTrainer(Trainer):
     ):
         check_launch(args)
         check_pair(model, proxy)
-        self._class_names = class_names or _own_class_names(train_dataset)
+        self._class_names = class_names or _own_class_names(train_dataset, eval_dataset)
         classifier = ZeroShotClassifier(model, processing_class, self._class_names, args.prompt_template)
         self._plain_transform = ImageTransform(round(classifier.image_size * 256 / 224), classifier.image_size)
         if train_dataset is not None:
             train_dataset = self._as_benchmark(train_dataset, "the training set")
             check_labels(train_dataset.dataset, self._class_names, "the training set")
-            check_images(train_dataset.dataset, "the training set")
         if isinstance(eval_dataset, dict):
             eval_dataset = {name: self._as_benchmark(one, name) for name, one in eval_dataset.items()}
         elif eval_dataset is not None:
             eval_dataset = self._as_benchmark(eval_dataset, "the evaluation set")
         freeze_untrained(model, args.trainable)
+        if "compute_metrics" not in kwargs:
+            check_best_metric(args, eval_dataset)
         kwargs = {"compute_metrics": _accuracies, "preprocess_logits_for_metrics": _predictions} | kwargs
         super().__init__(
             model=model,
@@ -112,6 +122,7 @@ class HPTTrainer(Trainer):
         self._diagnostics = []
         if train_dataset is not None:
             self.schedule = args.schedule(len(train_dataset))
+            check_steps(self.schedule, args.max_steps)
             self.gpd = GPDCallback(self.schedule, args.ema_decay, args.pull_ratio)
             self.add_callback(self.gpd)
         if any(name.endswith("logit_scale") and weight.requires_grad for name, weight in model.named_parameters()):
@@ -119,10 +130,13 @@ class HPTTrainer(Trainer):
 
     def _as_benchmark(self, dataset, name: str) -> Benchmark:
         """A benchmark as it is, a plain dataset with the training classes and the target's input size."""
-        if isinstance(dataset, Benchmark):
-            return dataset
-        check_labels(dataset, self._class_names, name)
-        return Benchmark(name, "given", dataset, self._class_names, None, self._plain_transform)
+        if isinstance(dataset, datasets.IterableDataset):
+            raise InputError(f"{name} is a streaming dataset: load it without streaming=True.")
+        if not isinstance(dataset, Benchmark):
+            check_labels(dataset, self._class_names, name)
+            dataset = Benchmark(name, "given", dataset, self._class_names, None, self._plain_transform)
+        check_images(dataset.dataset, name)
+        return dataset
 
     def _make_objectives(self, args: HPTConfig) -> None:
         kl = {"kl_direction": args.kl_direction, "kl_reduction": args.kl_reduction, "temperature": args.temperature}
@@ -142,6 +156,12 @@ class HPTTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer=None) -> LambdaLR:
         """GPD's schedule, over the epochs of the stages; `max_steps` cuts it, and doesn't shorten the stages."""
+        steps = self.schedule.num_epochs * self.schedule.steps_per_epoch
+        if self.args.max_steps < 0 and num_training_steps != steps:
+            raise InputError(
+                f"The data loader has {num_training_steps} steps, GPD's schedule {steps}: leave split_batches and "
+                "even_batches of accelerator_config as they are."
+            )
         if self.lr_scheduler is None:
             self.lr_scheduler = get_gpd_schedule(
                 optimizer or self.optimizer,
@@ -165,6 +185,8 @@ class HPTTrainer(Trainer):
         objective, labels = self.objectives[stage], inputs["labels"]
         images = to_unit_range(inputs["pixel_values"], torch.promote_types(self.model.dtype, torch.float32))
         with self.accelerator.autocast():  # the redirected forward bypasses the one accelerate puts around it
+            if self._trains_text:
+                self.classifier.forget_text_embeds()
             result = self.attacks[stage].perturb(self.classifier, images, labels, self._noise_ids(len(labels)))
             adversarial = result.images  # x_a
             with torch.no_grad():
@@ -199,8 +221,8 @@ class HPTTrainer(Trainer):
         stage = self.schedule.stage(step)
         rate = "anchor_learning_rate" if stage == ANCHOR else "learning_rate"
         raise NonFiniteLossError(
-            f"The {what} of step {step + 1} ({stage} stage) isn't finite. Try a lower {rate} (now "
-            f"{getattr(args, rate):g}), a longer warmup_steps, or max_grad_norm=1"
+            f"The {what} of step {step + 1} ({stage} stage) isn't finite. Try, in another output_dir, a lower {rate} "
+            f"(now {getattr(args, rate):g}), a longer warmup_steps, or max_grad_norm=1"
             + (", kl_reduction='mean'" if args.kl_reduction == "sum" else "")
             + (", bf16 instead of fp16" if args.fp16 else "")
             + (f". The state before that step is in {checkpoint}." if step > 0 else ". No step was taken yet.")
@@ -252,13 +274,24 @@ class HPTTrainer(Trainer):
             return metrics
         if isinstance(eval_dataset, str):
             benchmark = self.eval_dataset[eval_dataset]
-        elif eval_dataset is None:
+        elif eval_dataset is not None:
+            benchmark = eval_dataset = self._as_benchmark(eval_dataset, "the evaluation set")
+        elif self.eval_dataset is not None:
             benchmark = self.eval_dataset
         else:
-            benchmark = eval_dataset = self._as_benchmark(eval_dataset, "the evaluation set")
+            raise InputError("There is nothing to evaluate: give the trainer or evaluate() an eval_dataset.")
+        self._classify_as(benchmark)
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def get_test_dataloader(self, test_dataset):
+        benchmark = self._as_benchmark(test_dataset, "the test set")
+        self._classify_as(benchmark)
+        return super().get_test_dataloader(benchmark)
+
+    def _classify_as(self, benchmark: Benchmark) -> None:
+        """Predict the classes of a benchmark from here on."""
         template = benchmark.template or self.args.prompt_template
         self.eval_classifier = self.classifier.with_classes(benchmark.class_names, template)
-        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Logits of the clean and of the adversarial images; an image that is already wrong stays as it is.
@@ -314,7 +347,10 @@ def freeze_untrained(model, trainable: str) -> None:
         weight.requires_grad_(trainable == "all" or name.startswith(VISION_PARTS))
 
 
-def _own_class_names(dataset) -> list[str]:
+def _own_class_names(train_dataset, eval_dataset) -> list[str]:
+    dataset = train_dataset
+    if dataset is None:
+        dataset = next(iter(eval_dataset.values()), None) if isinstance(eval_dataset, dict) else eval_dataset
     if isinstance(dataset, Benchmark):
         return dataset.class_names
     if dataset is None or not hasattr(dataset.features.get("label"), "names"):

@@ -16,7 +16,9 @@ from pathlib import Path
 from transformers.trainer_utils import get_last_checkpoint
 
 from hpt import PGD, HPTConfig, HPTTrainer, load_benchmark, load_proxy
+from hpt.attacks.base import check_eps
 from hpt.config import Fraction, parse_config, run_recipe
+from hpt.data import check_images
 from hpt.evaluation import compare_models, format_table, measure
 from hpt.figures import draw_accuracy_bars, draw_proxy_robustness, draw_training_curves
 from hpt.modeling import load_dual_encoder, save_finished
@@ -45,7 +47,8 @@ class Recipe:
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many images."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Report on so many images, stratified."})
     pretrain_target: str | None = field(
-        default=None, metadata={"help": "YAML beside the config that makes the target where it is missing."}
+        default=None,
+        metadata={"help": "YAML beside the config that makes the target, if its output_dir is the target."},
     )
     pretrain_proxy: str | None = field(default=None, metadata={"help": "The same for the proxy."})
     proxy_eps: list[Fraction] | None = field(
@@ -62,13 +65,15 @@ def main():
     tests = [
         load_benchmark(name, protocol=recipe.protocol).subset(recipe.max_eval_samples) for name in recipe.eval_datasets
     ]
+    for test in tests:
+        check_images(test.dataset, test.name)
+    for eps in recipe.proxy_eps or []:
+        check_eps(eps)
     args.schedule(len(train))  # refuses a warm-up that outlasts its stage, before anything takes long
 
     # Models
-    for folder, pretraining in ((recipe.target, recipe.pretrain_target), (recipe.proxy, recipe.pretrain_proxy)):
-        if pretraining is not None and not is_finished(folder):
-            overrides = ["--output_dir", folder, "--train_dataset", recipe.train_dataset]
-            pretrain(parse_config((PretrainingConfig,), Path(config).parent / pretraining, overrides)[0])
+    for pretraining in missing_models(recipe, args, Path(config).parent):
+        pretrain(pretraining)
     target, processor = load_dual_encoder(recipe.target, recipe.target_revision)
     proxy = load_proxy(recipe.proxy, recipe.proxy_revision)
 
@@ -87,6 +92,15 @@ def main():
         trainer.state.save_to_json(output / "trainer_state.json")
         draw_training_curves(trainer.state.log_history, trainer.schedule.boundary, output / "training_curves.png")
         report(recipe, args, tests, robust)
+
+
+def missing_models(recipe: Recipe, args: HPTConfig, folder: Path) -> list[PretrainingConfig]:
+    """How to pretrain the target and the proxy, as far as their YAML files make them and they aren't there yet."""
+    overrides = ["--train_dataset", recipe.train_dataset, "--validation_size", str(recipe.validation_size)]
+    overrides += ["--use_cpu", str(args.use_cpu)]
+    pairs = ((recipe.target, recipe.pretrain_target), (recipe.proxy, recipe.pretrain_proxy))
+    made = [(name, parse_config((PretrainingConfig,), folder / file, overrides)[0]) for name, file in pairs if file]
+    return [how for name, how in made if name == how.output_dir and not is_finished(name)]
 
 
 def load_training_data(recipe: Recipe):

@@ -27,6 +27,10 @@ def test_fractions(text):
     expected = {"1/255": 1 / 255, "0.5": 0.5, "5e-2": 0.05, 0.25: 0.25, "8 / 255": 8 / 255}[text]
     assert Fraction(text) == pytest.approx(expected)
     assert config(attack_eps=text, attack_step_size="1/255").attack_eps == pytest.approx(expected)
+    _, args, _ = parse_config(
+        (Data, HPTConfig), None, ["--output_dir", "unused", "--pull_ratio", str(text).replace(" ", "")]
+    )
+    assert args.pull_ratio == pytest.approx(expected)
 
 
 def test_optimizer_arguments_are_sgds_alone():
@@ -49,6 +53,10 @@ def test_optimizer_arguments_are_sgds_alone():
         ({"attack_steps": 0}, "attack_steps is 0"),
         ({"anchor_epochs": -1}, "anchor_epochs is -1"),
         ({"lr_scheduler_type": "linear"}, "GPD's stages are cosine"),
+        ({"warmup_steps": -3}, "warmup_steps is -3, but must be at least 0"),
+        ({"remove_unused_columns": True}, "would drop what the attack needs"),
+        ({"attack_eps": float("nan")}, "eps is nan"),
+        ({"temperature": float("nan")}, "temperature is nan"),
         ({"bf16_full_eval": True}, "would weaken the attack in evaluate"),
         ({"auto_find_batch_size": True}, "auto_find_batch_size would change"),
     ],
@@ -90,8 +98,9 @@ def test_yaml_then_command_line(file):
     assert args.attack_eps == pytest.approx(4 / 255) and args.learning_rate == 5e-3
     assert (args.transfer_epochs, args.attack_random_start, args.objective) == (7, False, "hpt")
     assert path == file
-    data, args, path = parse_config((Data, HPTConfig), None, ["--config", str(file), "--sets", "d"])
-    assert (data.sets, path) == (["d"], str(file))
+    for given in (["--config", str(file)], [f"--config={file}"]):
+        data, args, path = parse_config((Data, HPTConfig), None, [*given, "--sets", "d"])
+        assert (data.sets, path) == (["d"], str(file))
 
 
 @pytest.mark.parametrize(

@@ -70,12 +70,14 @@ def test_reads_a_local_copy_in_the_hubs_layout(tmp_path, name):
         assert len(benchmark.class_names) == record.num_classes
         example = benchmark[3]
         assert (example["labels"], example["sample_ids"]) == (2, 3)
-        assert example["pixel_values"].dtype == torch.uint8 and example["pixel_values"].shape == (3, 16, 16)
+        assert example["pixel_values"].dtype == torch.uint8
     if name == "cifar100":
         assert benchmark.class_names[1:3] == ["crab", "maple tree"]
     assert load_benchmark(f"{name}={folder}").class_names == benchmark.class_names
     pmg = load_benchmark(name, path=folder, protocol="pmg")
+    train_size = load_benchmark(name, "train", path=folder)[0]["pixel_values"].shape
     expected = (3, 224, 224) if name == "tiny_imagenet" else (3, 16, 16)
+    assert train_size == expected and benchmark[0]["pixel_values"].shape == (3, 16, 16)
     assert pmg[0]["pixel_values"].shape == expected
     assert pmg.attack_space == ("224" if name == "tiny_imagenet" else "native")
 
@@ -172,6 +174,15 @@ def test_batches_travel_as_uint8_from_workers():
     images = to_unit_range(batch["pixel_values"])
     assert images.dtype == torch.float32 and 0 <= images.min() and images.max() <= 1
     assert torch.equal((images * 255).round().byte(), batch["pixel_values"])
+
+
+def test_missing_image_and_odd_labels_are_named():
+    features = Features({"image": datasets.Image(), "label": Value("string")})
+    table = Dataset.from_dict({"image": [None], "label": ["cat"]}, features=features)
+    with pytest.raises(InputError, match="Row 0 of set has no image"):
+        check_images(table, "set")
+    with pytest.raises(InputError, match="labels of set are .*, but must be integers"):
+        check_labels(table, CLASSES, "set")
 
 
 def test_images_of_different_sizes_cannot_share_a_batch():

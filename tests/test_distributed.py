@@ -26,6 +26,8 @@ def run(folder: Path) -> None:
         per_device_train_batch_size=8 // world_size,
         per_device_eval_batch_size=2,
         train_sampling_strategy="sequential",
+        kl_reduction="sum",  # the reduction that has averages to undo
+        learning_rate=0.05,
     )
     assert trainer.args.world_size == world_size
     trainer.train()

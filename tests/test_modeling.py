@@ -204,11 +204,26 @@ def test_refuses_what_is_no_dual_encoder(tmp_path, kind):
         load_proxy(str(tmp_path))
 
 
+def test_refuses_a_damaged_folder(tmp_path):
+    with pytest.raises(InputError, match="Can't load the model"):
+        load_proxy(str(tmp_path))  # empty
+    model, processor = make_clip(0)
+    save_finished(model, processor, tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(InputError, match="Can't load the model"):
+        load_proxy(str(tmp_path))
+
+
 def test_refuses_bad_prompts(classifier):
     with pytest.raises(InputError, match="'a photo' has no {}"):
         classifier.with_classes(CLASSES, "a photo")
     with pytest.raises(InputError, match="no class names"):
         classifier.with_classes([])
+    with pytest.raises(InputError, match="the text 'cat', but must be a list"):
+        classifier.with_classes("cat")
+    with pytest.raises(InputError, match="class name of label 1 is ''"):
+        classifier.with_classes(["cat", ""])
     with pytest.raises(InputError, match="no classes yet"):
         ZeroShotClassifier(classifier.model, classifier.processor)(torch.rand(1, 3, 16, 16))
 

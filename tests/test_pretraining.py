@@ -5,7 +5,8 @@ import torch
 from conftest import make_clip
 from transformers import CLIPModel, CLIPProcessor
 
-from hpt import InputError, load_benchmark
+from hpt import InputError, load_benchmark, load_proxy
+from hpt.evaluation import measure
 from hpt.pretraining import (
     ContrastiveTrainer,
     PretrainingConfig,
@@ -37,9 +38,12 @@ def test_all_pairs_of_a_class_are_positives():
 def test_each_caption_is_encoded_once(tmp_path):
     trainer = ContrastiveTrainer(*make_clip(0), config(tmp_path), load_benchmark("digits", "train"))
     trainer.model.eval()
+    encode, encoded = trainer.model.get_text_features, []
+    trainer.model.get_text_features = lambda **tokens: (encoded.append(len(tokens["input_ids"])), encode(**tokens))[1]
     images, captions = torch.rand(4, 3, 16, 16), torch.tensor([3, 0, 3, 21])
     with torch.no_grad():
         logits = trainer._logits(images, captions)
+        assert encoded == [3]
         tokens = trainer.classifier.processor.tokenizer(
             [trainer.captions[index] for index in captions], padding=True, return_tensors="pt"
         )
@@ -80,8 +84,11 @@ def test_tokenizer_tells_any_text_apart(tmp_path):
 def test_pretrained_folder_loads_and_learned(tmp_path):
     folder = tmp_path / "clip"
     assert not is_finished(folder)
-    pretrain(config(folder, num_train_epochs=4, max_train_samples=200, learning_rate=5e-3, logging_steps=1))
+    pretrain(config(folder, num_train_epochs=5, max_train_samples=None, learning_rate=5e-3))
     assert is_finished(folder)
+    test = load_benchmark("digits")
+    (row,) = measure({"clip": load_proxy(str(folder))}, test)
+    assert row.accuracy > 0.3  # chance is 0.1
     model = CLIPModel.from_pretrained(folder)
     assert model.config.text_config.eos_token_id == CLIPProcessor.from_pretrained(folder).tokenizer.eos_token_id
     assert not any(file.suffix in (".bin", ".pt", ".pth") for file in folder.iterdir())

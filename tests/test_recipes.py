@@ -17,7 +17,7 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 
 PRETRAINING = """
 train_dataset: digits
-output_dir: unused
+output_dir: {folder}
 image_size: 16
 patch_size: {patch}
 vision_hidden_size: 16
@@ -65,8 +65,8 @@ def launch(script, *arguments, **environment):
 
 
 def test_quickstart_end_to_end(tmp_path):
-    (tmp_path / "target.yaml").write_text(PRETRAINING.format(patch=8))
-    (tmp_path / "proxy.yaml").write_text(PRETRAINING.format(patch=4))
+    (tmp_path / "target.yaml").write_text(PRETRAINING.format(patch=8, folder=tmp_path / "target"))
+    (tmp_path / "proxy.yaml").write_text(PRETRAINING.format(patch=4, folder=tmp_path / "proxy"))
     (tmp_path / "quick.yaml").write_text(QUICK.format(folder=tmp_path))
     first = launch("hpt_gpd.py", "--config", tmp_path / "quick.yaml")
     assert first.returncode == 0, first.stderr
@@ -91,6 +91,8 @@ def test_quickstart_end_to_end(tmp_path):
     assert (tmp_path / "target" / "model.safetensors").stat().st_mtime_ns == stamp
     other = launch("hpt_gpd.py", "--config", tmp_path / "quick.yaml", "--pull_ratio", "0.9")
     assert other.returncode != 0 and "error: " in other.stderr and "pull_ratio 0.5 there, 0.9 here" in other.stderr
+    elsewhere = launch("hpt_gpd.py", "--config", tmp_path / "quick.yaml", "--target", "some/clip")
+    assert "error: Can't load the model 'some/clip'" in elsewhere.stderr  # not pretrained under that name
 
 
 @pytest.mark.parametrize(
@@ -99,9 +101,11 @@ def test_quickstart_end_to_end(tmp_path):
         (["--atack_eps", "1/255"], "Unknown field 'atack_eps' in the command line: did you mean attack_eps?"),
         (["--attack_eps", "16"], "did you mean 16/255?"),
         (["--warmup_steps", "1000"], "warmup_steps is 1000, but the anchor stage has only"),
+        (["--proxy_eps", "16"], "did you mean 16/255?"),
+        (["--max_eval_samples", "3"], "Can't take 3 of 360 rows with every class in both parts"),
         (["--train_dataset", "mnist"], "Unknown benchmark 'mnist'; known: digits"),
     ],
-    ids=["key", "eps", "warm-up", "benchmark"],
+    ids=["key", "eps", "warm-up", "proxy eps", "subset", "benchmark"],
 )
 def test_bad_input_is_one_line_before_anything_is_written(tmp_path, arguments, line):
     run = subprocess.run(

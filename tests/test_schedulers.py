@@ -46,6 +46,12 @@ def test_groups_keep_their_ratio():
         scheduler.step()
 
 
+def test_peak_is_the_first_groups_rate_not_the_optimizers_default():
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 5e-2}]
+    scheduler = get_gpd_schedule(torch.optim.AdamW(groups), 5, 1, 1, 1e-3, 0)
+    assert scheduler.get_last_lr() == [pytest.approx(1e-3)]
+
+
 def test_state_is_plain_data_and_restores():
     scheduler = get_gpd_schedule(optimizer(0.1), 5, 1, 1, 0.01, 2)
     rates(scheduler, 7)

@@ -33,7 +33,7 @@ def check_eps(eps: float, norm: str = "linf") -> None:
     """Refuse a radius that can't be meant: eps is in [0, 1] pixels, such as 8/255."""
     if norm != "linf":
         raise InputError(f"Unknown norm {norm!r}; known: linf.")
-    if eps <= 0:
+    if not eps > 0:
         raise InputError(f"eps is {eps:g}, but must be above 0, such as 1/255.")
     if eps >= 1:
         raise InputError(f"eps is {eps:g}, but pixels are in [0, 1] and l_inf eps below 1: did you mean {eps:g}/255?")

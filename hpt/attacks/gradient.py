@@ -70,7 +70,11 @@ class PGD(Attack):
 
 
 class FGSM(PGD):
-    """Fast gradient sign method, `x + eps * sign(grad L(x, y))` (Goodfellow et al., 2015, arXiv 1412.6572)."""
+    """Fast gradient sign method, `x + eps * sign(grad L(x, y))` (Goodfellow et al., 2015, arXiv 1412.6572).
+
+    Args:
+        eps, loss, norm, seed: see [`PGD`].
+    """
 
     def __init__(self, *, eps: float, loss=cross_entropy, norm: str = "linf", seed: int = 0):
         super().__init__(eps=eps, steps=1, step_size=eps, random_start=False, loss=loss, norm=norm, seed=seed)
