@@ -115,21 +115,24 @@ def test_every_trainable_parameter_moves_and_no_other(tmp_path):
     assert not trainer.proxy.model.training
 
 
-def test_trainable_all_moves_the_text_tower_and_clamps_the_logit_scale(tmp_path):
-    model, _ = make_clip(0)
-    model.logit_scale.data.fill_(math.log(100) + 1)
-    trainer = make_trainer(tmp_path, model, trainable="all", anchor_epochs=0, transfer_epochs=1, learning_rate=5.0)
-    before = weights(model)
+def test_trainable_all_moves_the_text_tower(tmp_path):
+    trainer = make_trainer(tmp_path, trainable="all", anchor_epochs=0, transfer_epochs=1)
+    before = weights(trainer.model)
     trainer.train()
     after = weights(trainer.model)
-    moved = {name for name in after if not torch.equal(after[name], before[name])}
-    assert {name for name in after if "text_model.encoder" in name} <= moved | {
-        name
-        for name in after
-        if name.endswith("k_proj.bias")  # softmax doesn't see it
-    }
-    assert "text_projection.weight" in moved
-    assert after["logit_scale"] <= math.log(100)
+    still = {name for name in after if torch.equal(after[name], before[name])}
+    unseen = {name for name in after if name.endswith("k_proj.bias")}  # softmax doesn't see it
+    unseen.add("text_model.embeddings.position_embedding.weight")
+    assert still <= unseen
+
+
+@pytest.mark.parametrize("trainable", ["all", "vision"])
+def test_logit_scale_is_clamped_when_it_trains(tmp_path, trainable):
+    model, _ = make_clip(0)
+    model.logit_scale.data.fill_(math.log(100) + 1)
+    make_trainer(tmp_path, model, trainable=trainable, anchor_epochs=0, transfer_epochs=1, learning_rate=1e-6).train()
+    expected = math.log(100) + (trainable == "vision")
+    assert model.logit_scale.item() == pytest.approx(expected, abs=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -347,11 +350,10 @@ def test_training_beyond_the_stages_is_refused(tmp_path):
 
 def test_prompts_are_encoded_anew_with_an_optimizer_that_changes_weights_unseen(tmp_path):
     trainer = make_trainer(tmp_path, trainable="all", optim="adamw_torch_fused", learning_rate=1e-2)
+    encode, calls = trainer.classifier.encode_prompts, []
+    trainer.classifier.encode_prompts = lambda: (calls.append(trainer.state.global_step), encode())[1]
     trainer.train()
-    stale = trainer.classifier.text_embeds()
-    trainer.classifier.forget_text_embeds()
-    before_last_step = (trainer.classifier.text_embeds() - stale).abs().max()
-    assert before_last_step < 0.05  # behind by the last step at most, which has a rate near zero
+    assert calls == sorted([*range(12)] * 2)  # in each step once for the attack, once with gradients
 
 
 def test_bfloat16_autocast_reaches_the_redirected_forward(tmp_path):
