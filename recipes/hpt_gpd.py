@@ -128,16 +128,19 @@ def report(recipe: Recipe, args: HPTConfig, tests: list, robust: Path):
         table = compare_models(models, test, attack, **loader)
         title = f"{test.name} test, n = {len(test)}, l_inf eps = {255 * attack.eps:g}/255"
         print(f"\n{title}: accuracy in %, with its 95 % interval\n\n{format_table(table)}\n")
+        pair = {"vanilla target": vanilla, "proxy": proxy}
+        curve = [
+            row
+            for eps in recipe.proxy_eps or []
+            for row in measure(pair, test, PGD(eps=float(eps), **pgd), "vanilla target", **loader)
+        ]
+        rows += table + curve
+        (output / "results.json").write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
         draw_accuracy_bars(table, title, output / f"accuracy_{test.name}.png")
-        curve = [row for row in table if row.attacked is None and row.model != "robust target"]
-        for eps in recipe.proxy_eps or []:
-            pair = {"vanilla target": vanilla, "proxy": proxy}
-            curve += measure(pair, test, PGD(eps=float(eps), **pgd), "vanilla target", **loader)
-        if recipe.proxy_eps:
+        if curve:
+            curve += [row for row in table if row.attacked is None and row.model in pair]
             title = f"Images made against the vanilla target ({test.name} test, n = {len(test)}, PGD-{attack.steps})"
             draw_proxy_robustness(curve, title, output / f"proxy_robustness_{test.name}.png")
-        rows += table + [row for row in curve if row.attacked]
-    (output / "results.json").write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
     print(f"Robust model: {robust}, loaded by CLIPModel.from_pretrained({str(robust)!r})")
     print(
         f"Results and pictures: {output}/results.json, {', '.join(sorted(file.name for file in output.glob('*.png')))}"
