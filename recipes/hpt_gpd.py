@@ -15,7 +15,7 @@ from pathlib import Path
 
 from transformers.trainer_utils import get_last_checkpoint
 
-from hpt import PGD, HPTConfig, HPTTrainer, load_benchmark, load_proxy
+from hpt import BENCHMARKS, PGD, HPTConfig, HPTTrainer, load_benchmark, load_proxy
 from hpt.attacks.base import check_eps
 from hpt.config import Fraction, parse_config, run_recipe
 from hpt.data import check_images
@@ -73,6 +73,7 @@ def main():
 
     # Models
     for pretraining in missing_models(recipe, args, Path(config).parent):
+        print(f"Pretraining {pretraining.output_dir}, kept for the next run")
         pretrain(pretraining)
     target, processor = load_dual_encoder(recipe.target, recipe.target_revision)
     proxy = load_proxy(recipe.proxy, recipe.proxy_revision)
@@ -97,7 +98,8 @@ def main():
 def missing_models(recipe: Recipe, args: HPTConfig, folder: Path) -> list[PretrainingConfig]:
     """How to pretrain the target and the proxy, as far as their YAML files make them and they aren't there yet."""
     overrides = ["--train_dataset", recipe.train_dataset, "--validation_size", str(recipe.validation_size)]
-    overrides += ["--use_cpu", str(args.use_cpu)]
+    for name in ("use_cpu", "bf16", "fp16"):  # one process has one device and one precision
+        overrides += [f"--{name}", str(getattr(args, name))]
     pairs = ((recipe.target, recipe.pretrain_target), (recipe.proxy, recipe.pretrain_proxy))
     made = [(name, parse_config((PretrainingConfig,), folder / file, overrides)[0]) for name, file in pairs if file]
     return [how for name, how in made if name == how.output_dir and not is_finished(name)]
@@ -108,8 +110,8 @@ def load_training_data(recipe: Recipe):
     train = load_benchmark(recipe.train_dataset, "train", protocol=recipe.protocol)
     if recipe.validation_size:
         train, validation = train.hold_out(recipe.validation_size)
-    elif train.name == "digits":
-        validation = load_benchmark("digits", "validation")
+    elif "validation" in BENCHMARKS[train.name].splits:
+        validation = load_benchmark(recipe.train_dataset, "validation", protocol=recipe.protocol)
     else:
         validation = None
     return train.subset(recipe.max_train_samples), validation
