@@ -48,7 +48,11 @@ TINY_IMAGENET_WNIDS = {
 
 
 def _spaces(name: str) -> str:
-    return {"cra": "crab"}.get(name, name).replace("_", " ")  # CIFAR-100 misspells one class
+    return name.replace("_", " ")
+
+
+def _cifar100_name(name: str) -> str:
+    return "crab" if name == "cra" else _spaces(name)  # the Hub's copy misspells it
 
 
 def _tiny_imagenet_name(wnid: str) -> str:
@@ -129,6 +133,7 @@ BENCHMARKS = {
         config="cifar100",
         image_column="img",
         label_column="fine_label",
+        clean_name=_cifar100_name,
         num_classes=100,
         splits={"train": "train", "test": "test"},
         native_splits={"hpt": EVERY_SPLIT, "pmg": EVERY_SPLIT},

@@ -120,6 +120,8 @@ def check_mode(image: Image.Image) -> None:
 
 def stratified_split(dataset: datasets.Dataset, rows: int, seed: int = 0) -> tuple[datasets.Dataset, datasets.Dataset]:
     """Split off `rows` rows with each class in proportion: (those rows, the rest), the same for the same seed."""
+    from sklearn.model_selection import train_test_split  # slow to import, and seldom needed
+
     labels = _labels(dataset)
     classes = len(np.unique(labels))
     if not classes <= rows <= len(dataset) - classes:
@@ -127,7 +129,5 @@ def stratified_split(dataset: datasets.Dataset, rows: int, seed: int = 0) -> tup
             f"Can't take {rows} of {len(dataset)} rows with every class in both parts: give a number from {classes} "
             f"to {len(dataset) - classes}."
         )
-    from sklearn.model_selection import train_test_split
-
     taken, rest = train_test_split(np.arange(len(labels)), train_size=rows, stratify=labels, random_state=seed)
     return dataset.select(np.sort(taken)), dataset.select(np.sort(rest))

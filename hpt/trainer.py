@@ -118,8 +118,6 @@ class HPTTrainer(Trainer):
         self.proxy = proxy.to(args.device).requires_grad_(False).eval()
         self._make_objectives(args)
         self._trains_text = any("text" in name and weight.requires_grad for name, weight in model.named_parameters())
-        self._micro_batches = 0  # of the current optimizer step, seen so far
-        self._diagnostics = []
         if train_dataset is not None:
             self.schedule = args.schedule(len(train_dataset))
             check_steps(self.schedule, args.max_steps)
@@ -153,6 +151,12 @@ class HPTTrainer(Trainer):
             logger.warning("PGD in evaluate() takes too few steps to reach the edge of the eps-ball from its centre.")
 
     # Training
+
+    def train(self, *args, **kwargs):
+        """See [`~transformers.Trainer.train`]; one call goes through both stages."""
+        self._micro_batches = 0  # of the current optimizer step, seen so far
+        self._diagnostics = []  # of the micro-batches of a step that is logged
+        return super().train(*args, **kwargs)
 
     def create_scheduler(self, num_training_steps: int, optimizer=None) -> LambdaLR:
         """GPD's schedule, over the epochs of the stages; `max_steps` cuts it, and doesn't shorten the stages."""

@@ -3,6 +3,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -296,6 +297,26 @@ def test_non_finite_loss_stops_after_saving_the_last_good_state(tmp_path, step):
         resumed = make_trainer(tmp_path)
         resumed.train(resume_from_checkpoint=str(folder))
         assert_same(weights(resumed.model), weights(uninterrupted.model))
+
+
+def test_a_run_cut_off_between_micro_batches_can_be_resumed_by_the_same_trainer(tmp_path):
+    settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "save_strategy": "epoch"}
+    uninterrupted = make_trainer(tmp_path / "whole", **settings)
+    uninterrupted.train()
+    trainer = make_trainer(tmp_path / "cut", **settings)
+    attack, calls = trainer.attacks["anchor"], []
+
+    def interrupt(*batch):
+        calls.append(batch)
+        if len(calls) == 10:  # the second micro-batch of step 5
+            raise KeyboardInterrupt
+        return attack.perturb(*batch)
+
+    trainer.attacks["anchor"] = SimpleNamespace(perturb=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.train(resume_from_checkpoint=True)
+    assert_same(weights(trainer.model), weights(uninterrupted.model))
 
 
 class _NanAt:
