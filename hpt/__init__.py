@@ -17,6 +17,7 @@ _MODULE_OF = {
     "GPDCallback": "callbacks",
     "HPTConfig": "config",
     "InputError": "errors",
+    "RobustnessEvaluator": "evaluation",
     "ZeroShotClassifier": "modeling",
     "OBJECTIVES": "objectives",
     "GeneralizationAnchor": "objectives",

@@ -16,7 +16,7 @@ import torch
 from datasets import ClassLabel, Dataset, Features
 from PIL import Image
 
-from hpt.data import ImageTransform, check_labels, stratified_split
+from hpt.data import ImageTransform, check_labels, stratified_rows, stratified_split
 from hpt.errors import InputError, explain_hub_error
 from hpt.modeling import DEFAULT_TEMPLATE
 
@@ -91,6 +91,7 @@ class BenchmarkRecord:
             the model; those of the others are resized to 256, centre-cropped to 224 and attacked there.
         clean_name (`Callable`): From a class name in the dataset's features to one for a prompt.
         template (`str`): Prompt template.
+        mean_per_class (`bool`): Whether its accuracy is customarily the mean over classes.
         load (`Callable`, *optional*): Loads a split of an embedded set.
     """
 
@@ -103,6 +104,7 @@ class BenchmarkRecord:
     label_column: str = "label"
     clean_name: Callable[[str], str] = _spaces
     template: str = DEFAULT_TEMPLATE
+    mean_per_class: bool = False
     load: Callable | None = None
 
 
@@ -152,6 +154,8 @@ class Benchmark(torch.utils.data.Dataset):
         class_names (`list[str]`): One readable name per label, in label order.
         template (`str`): Prompt template.
         transform ([`ImageTransform`]): The protocol's preprocessing.
+        mean_per_class (`bool`): Whether its accuracy is customarily the mean over classes.
+        sample_ids (`np.ndarray`, *optional*): Of each row, its number in the whole split; `None` for a whole split.
     """
 
     name: str
@@ -160,6 +164,8 @@ class Benchmark(torch.utils.data.Dataset):
     class_names: list[str] = field(repr=False)
     template: str
     transform: ImageTransform
+    mean_per_class: bool = False
+    sample_ids: np.ndarray | None = field(default=None, repr=False)
 
     @property
     def attack_space(self) -> str:
@@ -170,7 +176,7 @@ class Benchmark(torch.utils.data.Dataset):
         return len(self.dataset)
 
     def __getitem__(self, row: int) -> dict:
-        """`pixel_values` (uint8, `(3, height, width)`), `labels`, and the row's number in `sample_ids`.
+        """`pixel_values` (uint8, `(3, height, width)`), `labels`, and as `sample_ids` the number in the whole split.
 
         Raises:
             InputError: for an image that can't be read or converted to RGB, naming dataset and row.
@@ -182,18 +188,26 @@ class Benchmark(torch.utils.data.Dataset):
             raise InputError(
                 f"The image in row {row} of {self.name} ({self.split}) can't be used: {error}."
             ) from error
-        return {"pixel_values": pixel_values, "labels": example["label"], "sample_ids": row}
+        return {"pixel_values": pixel_values, "labels": example["label"], "sample_ids": int(self.ids()[row])}
+
+    def ids(self) -> np.ndarray:
+        """Of each row, its number in the whole split, which fixes its noise."""
+        return np.arange(len(self)) if self.sample_ids is None else self.sample_ids
+
+    def rows(self, rows: np.ndarray) -> "Benchmark":
+        """The rows with these numbers here, which keep their ids."""
+        return replace(self, dataset=self.dataset.select(rows), sample_ids=self.ids()[rows])
 
     def subset(self, rows: int | None, seed: int = 0) -> "Benchmark":
         """At most `rows` rows, stratified by class and the same for the same seed; all of them for `None`."""
         if rows is None or rows >= len(self):
             return self
-        return replace(self, dataset=stratified_split(self.dataset, rows, seed)[0])
+        return self.rows(stratified_rows(self.dataset, rows, seed)[0])
 
     def hold_out(self, rows: int, seed: int = 0) -> tuple["Benchmark", "Benchmark"]:
         """Split into (the rest, `rows` rows named "validation" for choosing checkpoints and rates), stratified."""
-        held_out, rest = stratified_split(self.dataset, rows, seed)
-        return replace(self, dataset=rest), replace(self, dataset=held_out, split="validation")
+        held_out, rest = stratified_rows(self.dataset, rows, seed)
+        return self.rows(rest), replace(self.rows(held_out), split="validation")
 
 
 def load_benchmark(name: str, split: str = "test", path: str | None = None, protocol: str = "hpt") -> Benchmark:
@@ -233,7 +247,7 @@ def load_benchmark(name: str, split: str = "test", path: str | None = None, prot
     transform = ImageTransform() if split in record.native_splits[protocol] else ImageTransform(resize=256, crop=224)
     class_names = [record.clean_name(one) for one in names]
     check_labels(dataset, class_names, f"{name} ({split})")
-    return Benchmark(name, split, dataset, class_names, record.template, transform)
+    return Benchmark(name, split, dataset, class_names, record.template, transform, record.mean_per_class)
 
 
 def get_record(name: str) -> BenchmarkRecord:

@@ -118,8 +118,8 @@ def check_mode(image: Image.Image) -> None:
         raise OSError(f"its mode {image.mode!r} has more than 8 bits a channel")
 
 
-def stratified_split(dataset: datasets.Dataset, rows: int, seed: int = 0) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Split off `rows` rows with each class in proportion: (those rows, the rest), the same for the same seed."""
+def stratified_rows(dataset: datasets.Dataset, rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of `rows` rows with each class in proportion, and of the rest; the same for the same seed."""
     from sklearn.model_selection import train_test_split  # slow to import, and seldom needed
 
     labels = _labels(dataset)
@@ -130,4 +130,10 @@ def stratified_split(dataset: datasets.Dataset, rows: int, seed: int = 0) -> tup
             f"to {len(dataset) - classes}."
         )
     taken, rest = train_test_split(np.arange(len(labels)), train_size=rows, stratify=labels, random_state=seed)
-    return dataset.select(np.sort(taken)), dataset.select(np.sort(rest))
+    return np.sort(taken), np.sort(rest)
+
+
+def stratified_split(dataset: datasets.Dataset, rows: int, seed: int = 0) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Split off `rows` rows with each class in proportion: (those rows, the rest), the same for the same seed."""
+    taken, rest = stratified_rows(dataset, rows, seed)
+    return dataset.select(taken), dataset.select(rest)

@@ -1,120 +1,344 @@
-"""Accuracy of classifiers on clean images and on adversarial images made against one of them."""
+"""`RobustnessEvaluator`: a model on benchmarks under attacks, resumable, shared by processes, with intervals.
 
-from dataclasses import dataclass
+evaluator = RobustnessEvaluator(attacks=["pgd", "cw", "apgd"], eps=[1 / 255, 4 / 255], output_dir="outputs/evaluation")
+rows = evaluator(clip, processor, [load_benchmark("cifar10"), load_benchmark("digits")], name="my clip")
 
+Each row is worked off in batches fixed by the samples' order, with noise from (seed, sample id), so that every sample
+gets the same verdict whatever the number of processes, and however often the evaluation was killed and continued.
+"""
+
+import logging
+import time
+from collections.abc import Iterable
+
+import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from hpt.attacks import PGD
+from hpt.attacks import Adaptive, Attack, Suite
+from hpt.attacks.base import float_logits
 from hpt.benchmarks import Benchmark
-from hpt.data import collate, to_unit_range
-from hpt.metrics import wilson_interval
+from hpt.data import check_images, collate, to_unit_range
+from hpt.errors import InputError
 from hpt.modeling import ZeroShotClassifier
+from hpt.planning import (
+    REVERSE_TRANSFER,
+    Subject,
+    Task,
+    describe_eps,
+    parse_attack,
+    plan_attack,
+    plan_clean,
+    plan_large_eps,
+)
+from hpt.results import LARGE_EPS, WORST_CASE, ResultsFolder, Row, digest
 
 
-@dataclass(frozen=True)
-class Row:
-    """One measured accuracy, with all that it depends on.
-
-    Args:
-        model, attacked (`str`): Names of the model scored and of the one attacked; `attacked` is `None` for clean
-            images.
-        accuracy, low, high (`float`): Share of correct samples and its 95 % Wilson interval, in [0, 1].
-        n (`int`): Samples.
-        benchmark, split, attack_space (`str`): What was classified, and at which resolution it was attacked.
-        eps, step_size (`float`), steps, seed (`int`), norm (`str`): The attack; `None` for clean images.
-        dtype (`str`): Of the attacked images.
-    """
-
-    model: str
-    attacked: str | None
-    accuracy: float
-    low: float
-    high: float
-    n: int
-    benchmark: str
-    split: str
-    attack_space: str
-    eps: float | None = None
-    steps: int | None = None
-    step_size: float | None = None
-    norm: str | None = None
-    seed: int | None = None
-    dtype: str = "float32"
+logger = logging.getLogger(__name__)
 
 
-def measure(
-    scored: dict[str, ZeroShotClassifier],
-    benchmark: Benchmark,
-    attack: PGD | None = None,
-    attacked: str | None = None,
-    batch_size: int = 64,
-    num_workers: int = 0,
-) -> list[Row]:
-    """Score classifiers on the same images, clean or made against one of them, in float32.
+class RobustnessEvaluator:
+    """Accuracy of models on benchmarks, clean and under attacks in float32, with the worst case over the attacks.
+
+    Calling it with a model gives its rows: per benchmark `"clean"`, then per eps one of each attack and the
+    `"worst case"`. Samples that are wrong without an attack aren't attacked. A `"large-eps check"` on about 128
+    samples, whose images may become all grey, shows whether attacks work at all; see `hpt.reliability`.
 
     Args:
-        scored (`dict[str, ZeroShotClassifier]`): Models by name, in eval mode; their classes are replaced by the
-            benchmark's.
-        benchmark ([`Benchmark`]): Images and labels.
-        attack ([`PGD`], *optional*): Without it, images stay clean.
-        attacked (`str`, *optional*): Name of the model that the images are made against.
-        batch_size, num_workers (`int`, *optional*): Of the data loader; they change no number.
+        attacks (`list[str]`): Names in [`ATTACKS`], with settings behind a colon where they differ from the attack's
+            defaults, such as `"pgd:steps=50,restarts=5"`; or `"transfer-to-proxy"`, made on the model, scored on
+            the proxy.
+        eps (`float` or `list[float]`): One or several radii in [0, 1] pixels.
+        norm (`str`, *optional*, defaults to `"linf"`): `"linf"` or `"l2"`.
+        proxy ([`ZeroShotClassifier`], *optional*): From [`load_proxy`], for `"adaptive"` and the transfer attacks.
+        proxy_name (`str`, *optional*): What rows call it, instead of its Hub id or path.
+        max_samples (`int`, *optional*): Evaluate on so many samples of each benchmark, stratified.
+        batch_size, num_workers (`int`, *optional*): Of the data loader.
+        seed (`int`, *optional*, defaults to 0): Of the noise and the choice of samples.
+        output_dir (`str`, *optional*): Folder for the results, continued if it holds some; without, nothing is kept.
 
-    Returns:
-        `list[Row]`: one per model.
+    Raises:
+        InputError: for unknown attacks, settings out of range, or an attack that lacks its proxy.
     """
-    scored = {name: one.with_classes(benchmark.class_names, benchmark.template) for name, one in scored.items()}
-    device = next(iter(scored.values())).model.device
-    loader = DataLoader(benchmark, batch_size, collate_fn=collate, num_workers=num_workers)
-    correct = dict.fromkeys(scored, 0)
-    what = "clean" if attack is None else f"eps {255 * attack.eps:g}/255 against the {attacked}"
-    for batch in tqdm(loader, desc=f"{benchmark.name}, {what}", leave=False):
-        batch = {name: values.to(device) for name, values in batch.items()}
-        images = to_unit_range(batch["pixel_values"])
-        if attack is not None:
-            images = attack(scored[attacked], images, batch["labels"], batch["sample_ids"])
-        with torch.no_grad():
-            for name, classifier in scored.items():
-                correct[name] += (classifier(images).argmax(-1) == batch["labels"]).sum().item()
-    where = (benchmark.name, benchmark.split, benchmark.attack_space)
-    how = () if attack is None else (attack.eps, attack.steps, attack.step_size, attack.norm, attack.seed)
-    n = len(benchmark)
-    return [
-        Row(name, attacked, number / n, *wilson_interval(number, n), n, *where, *how)
-        for name, number in correct.items()
-    ]
+
+    def __init__(
+        self,
+        *,
+        attacks: Iterable[str] = ("pgd", "cw", "apgd"),
+        eps: float | Iterable[float] = 1 / 255,
+        norm: str = "linf",
+        proxy: ZeroShotClassifier | None = None,
+        proxy_name: str | None = None,
+        max_samples: int | None = None,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int = 0,
+        output_dir: str | None = None,
+    ):
+        self.eps = sorted({float(one) for one in (eps if isinstance(eps, Iterable) else [eps])})
+        self.norm, self.seed = norm, seed
+        self.attacks = {text: parse_attack(text) for text in dict.fromkeys(attacks)}
+        for text, (kind, _) in self.attacks.items():
+            if kind.needs_proxy and proxy is None:
+                raise InputError(f"The attack {text!r} needs a proxy: give one from load_proxy(name).")
+            for radius in self.eps:
+                self._make(text, radius, proxy)  # which checks its settings
+        self.proxy = None if proxy is None else Subject(proxy, proxy_name)
+        self.max_samples, self.batch_size, self.num_workers = max_samples, batch_size, num_workers
+        self.state = PartialState()
+        self.results = ResultsFolder(output_dir, self.state.process_index)
+        if self.state.is_main_process:
+            self.results.read()
+        kept = [self.results.rows, self.results.predictions]
+        self.results.rows, self.results.predictions = broadcast_object_list(kept)
+
+    def __call__(self, model, processor, benchmarks, name: str | None = None) -> list[Row]:
+        """Evaluate a model.
+
+        Args:
+            model (`PreTrainedModel`): A dual encoder, on its device; it is put into eval mode.
+            processor (`ProcessorMixin`): Its processor.
+            benchmarks ([`Benchmark`] or a list of them): What to classify.
+            name (`str`, *optional*): What rows call it, instead of its Hub id or path.
+
+        Returns:
+            `list[Row]`: in the order of the benchmarks, then of eps, then of the attacks.
+
+        Raises:
+            InputError: for images that can't be read, logits that aren't finite, or results from other settings in
+                `output_dir`.
+        """
+        subject = Subject(ZeroShotClassifier(model.eval(), processor), name)
+        benchmarks = [benchmarks] if isinstance(benchmarks, Benchmark) else benchmarks
+        for benchmark in benchmarks:
+            check_images(benchmark.dataset, benchmark.name)
+        planned = [self.plan(subject, benchmark) for benchmark in benchmarks]
+        return [row for tasks in planned for row in self.run(tasks)]
+
+    def plan(self, subject: Subject, benchmark: Benchmark) -> list[Task]:
+        """The rows to be of a model on one benchmark, checked against the results that are there; nothing is run."""
+        benchmark = benchmark.subset(self.max_samples, self.seed)
+        settings = (self.seed, self.batch_size, self.max_samples)
+        clean = plan_clean(subject, benchmark, *settings)
+        tasks = [clean, plan_large_eps(clean)]
+        proxy = None if self.proxy is None else self.proxy.on(benchmark)
+        if any(text.startswith(REVERSE_TRANSFER) for text in self.attacks):
+            tasks.append(proxy_clean := plan_clean(self.proxy, benchmark, *settings))
+        for eps in self.eps:
+            for text, (kind, _) in self.attacks.items():
+                if len(benchmark.class_names) < kind.min_classes:
+                    logger.warning(f"{text} isn't defined for the classes of {benchmark.name}, and is left out.")
+                elif text.startswith(REVERSE_TRANSFER):
+                    attack = self._make(text, eps, clean.scored)
+                    tasks.append(
+                        plan_attack(proxy_clean, text, attack, subject.name, attacked_weights=subject.weights)
+                    )
+                else:
+                    attack, attacked, more = self._make(text, eps, proxy), subject.name, {}
+                    if kind.needs_proxy:
+                        attacked = attacked if kind is Adaptive else self.proxy.name
+                        more = {"proxy": self.proxy.name, "proxy_weights": self.proxy.weights}
+                    tasks.append(plan_attack(clean, text, attack, attacked, **more))
+        for task in tasks:
+            self.results.refuse_other_settings(task.settings)
+        return tasks
+
+    def _make(self, text: str, eps: float, proxy) -> Attack:
+        kind, settings = self.attacks[text]
+        settings = settings | ({"proxy": proxy} if kind.needs_proxy else {})
+        return kind(eps=eps, norm=self.norm, seed=self.seed, **settings)
+
+    # Running
+
+    def run(self, tasks: list[Task]) -> list[Row]:
+        """The rows of what [`plan`] gave for one model and benchmark; finished ones are taken from the results."""
+        self.results.save_samples(tasks[0].benchmark)
+        rows = [self._finish(task) for task in tasks]
+        own = {row.eps for row in rows if row.attack != LARGE_EPS and not row.attack.startswith(REVERSE_TRANSFER)}
+        return rows + [self._worst_case(tasks[0], eps) for eps in self.eps if eps in own]
+
+    def _finish(self, task: Task) -> Row:
+        """The task's row, from the results or by working off the batches that they lack."""
+        found = self.results.find(task.settings)
+        if found is not None:
+            self._check_predictions(task, found)
+            return found
+        number = -(-len(task.benchmark) // self.batch_size)
+        done = self.results.predictions.setdefault(task.key, {})
+        missing = [batch for batch in range(number) if batch not in done]
+        mine = missing[self.state.process_index :: self.state.num_processes]
+        records, problem = [], None
+        try:
+            records = self._attack_batches(task, mine)
+        except InputError as error:  # to be raised by all processes alike
+            problem = str(error)
+        problems = [one for one in gather_object([problem]) if one is not None]
+        if problems:
+            raise InputError(problems[0])
+        done |= {record["batch"]: record for record in gather_object(records)}
+        row = self._summarise(task, [done[batch] for batch in range(number)])
+        self.results.add_row(row)
+        return row
+
+    def _check_predictions(self, task: Task, row: Row) -> None:
+        if len(self._predicted(task.key)) != row.n:
+            raise InputError(
+                f"{self.results.folder} has the row of {task}, but not its predictions: bring predictions-*.jsonl "
+                "back, or give another output_dir."
+            )
+
+    def _attack_batches(self, task: Task, batches: list[int]) -> list[dict]:
+        """Work off batches of a task, and keep what was predicted as each is finished."""
+        size = self.batch_size
+        sampler = [range(batch * size, min((batch + 1) * size, len(task.benchmark))) for batch in batches]
+        loader = DataLoader(task.benchmark, batch_sampler=sampler, collate_fn=collate, num_workers=self.num_workers)
+        records, right, seen = [], 0, 0
+        progress = tqdm(
+            zip(batches, loader, strict=True),
+            desc=str(task),
+            total=len(batches),
+            unit="batch",
+            disable=not self.state.is_local_main_process,
+            leave=False,
+        )
+        for batch, inputs in progress:
+            start = time.perf_counter()
+            inputs = {name: values.to(task.scored.model.device) for name, values in inputs.items()}
+            record = self._attack_batch(task, batch, inputs)
+            record["seconds"] = time.perf_counter() - start
+            records.append(self.results.add_predictions(task.key, batch, record))
+            right += sum(p == y for p, y in zip(record["predictions"], inputs["labels"].tolist(), strict=True))
+            seen += len(inputs["labels"])
+            progress.set_postfix({"accuracy": f"{100 * right / seen:.1f} %"})
+        return records
+
+    def _attack_batch(self, task: Task, batch: int, inputs: dict) -> dict:
+        """What is predicted for a batch, clean or adversarial, and what the attack noticed."""
+        images, labels = to_unit_range(inputs["pixel_values"]), inputs["labels"]
+        if task.attack is None:
+            logits = _finite_logits(task, images)
+            record = {"predictions": logits.argmax(-1).tolist()}
+            if batch == 0:
+                again = _finite_logits(task, images)
+                record["stochastic"] = not torch.allclose(again, logits, rtol=1e-3, atol=1e-3)
+            return record
+        predictions = torch.tensor(
+            self.results.predictions[task.clean.key][batch]["predictions"], device=labels.device
+        )
+        right = (predictions == labels).nonzero().squeeze(1)  # the others aren't attacked
+        record = {"zero_gradient": 0, "broken_by": {}}
+        if len(right):
+            result = task.attack.perturb(task.scored, images[right], labels[right], inputs["sample_ids"][right])
+            _check_within_ball(task, images[right], result.images)
+            predictions[right] = _finite_logits(task, result.images).argmax(-1)
+            record["zero_gradient"] = int(result.zero_gradient.sum())
+            if isinstance(task.attack, Suite):
+                names = task.attack.running(len(task.benchmark.class_names))
+                record["broken_by"] = {
+                    name: int((result.broken_by == place).sum()) for place, name in enumerate(names)
+                }
+        return {"predictions": predictions.tolist()} | record
+
+    def examples(self, tasks: list[Task], number: int = 5) -> list[dict]:
+        """Samples that are right without an attack, attacked again by the first attack at the largest eps, for
+        [`~hpt.figures.draw_adversarial_images`]; none if nothing was attacked."""
+        attacked = [task for task in tasks if task.clean is tasks[0] and task.settings["attack"] != LARGE_EPS]
+        if not attacked:
+            return []
+        task = next(one for one in attacked if one.attack.eps == self.eps[-1])
+        before = self._predicted(task.clean.key)
+        right = np.flatnonzero(before == np.asarray(task.benchmark.dataset["label"][:]))[:number]
+        if len(right) == 0:
+            return []
+        inputs = collate([task.benchmark[row] for row in right.tolist()])
+        inputs = {name: values.to(task.scored.model.device) for name, values in inputs.items()}
+        images = to_unit_range(inputs["pixel_values"])
+        adversarial = task.attack(task.scored, images, inputs["labels"], inputs["sample_ids"])
+        after, names = _finite_logits(task, adversarial).argmax(-1).tolist(), task.benchmark.class_names
+        return [
+            {
+                "clean": images[place].cpu(),
+                "adversarial": adversarial[place].cpu(),
+                "label": names[inputs["labels"][place]],
+                "before": names[before[row]],
+                "after": names[after[place]],
+                "attack": f"{task.settings['attack']} at {describe_eps(task.attack.eps, self.norm)}",
+            }
+            for place, row in enumerate(right)
+        ]
+
+    # Rows
+
+    def _predicted(self, key: str) -> np.ndarray:
+        """Predicted classes of the samples of the row with that digest, as far as they are there, in order."""
+        records = self.results.predictions.get(key, {})
+        return np.concatenate([np.empty(0, int), *(records[batch]["predictions"] for batch in sorted(records))])
+
+    def _summarise(self, task: Task, records: list[dict]) -> Row:
+        """The row of a task all of whose batches are there."""
+        more = {"seconds": sum(record["seconds"] for record in records)}
+        if task.attack is None:
+            return self._row(task.settings, task, [], **more, stochastic=records[0]["stochastic"])
+        more["zero_gradient"] = sum(record["zero_gradient"] for record in records)
+        parts = {part: 0 for record in records for part in record["broken_by"]}
+        more["broken_by"] = {part: sum(record["broken_by"].get(part, 0) for record in records) for part in parts}
+        return self._row(task.settings, task.clean, [self._predicted(task.key)], **more)
+
+    def _worst_case(self, clean: Task, eps: float) -> Row:
+        """The row of the samples that are right under every attack of that eps in the results."""
+        of = clean.settings
+        rows = [
+            row
+            for row in self.results.rows
+            if (row.model, row.benchmark, row.eps, row.norm) == (of["model"], of["benchmark"], eps, self.norm)
+            and row.attack not in (WORST_CASE, LARGE_EPS)
+            and not row.attack.startswith(REVERSE_TRANSFER)
+        ]
+        settings = of | {"attack": WORST_CASE, "attacked": of["model"], "eps": eps, "norm": self.norm}
+        settings |= {"parameters": {"attacks": sorted(row.attack for row in rows)}}
+        found = self.results.find(settings)
+        if found is None:
+            under_attack = [self._predicted(digest(row.settings())) for row in rows]
+            found = self._row(settings, clean, under_attack, seconds=sum(row.seconds for row in rows))
+            self.results.add_row(found)
+        return found
+
+    def _row(self, settings: dict, clean: Task, under_attack: list[np.ndarray], **more) -> Row:
+        """A row of the accuracy without an attack and under all of the attacks given by their predictions."""
+        from hpt.metrics import CleanAccuracy, MeanPerClassAccuracy, RobustAccuracy  # evaluate is slow to import
+
+        number = settings["n"]
+        labels = np.asarray(clean.benchmark.dataset["label"][:number])
+        data = {"predictions": self._predicted(clean.key)[:number], "references": labels}
+        if under_attack:
+            measured = RobustAccuracy().compute(**data, adversarial_predictions=np.stack(under_attack, axis=1))
+        else:
+            measured = CleanAccuracy().compute(**data)
+        accuracy, low, high, _ = measured.values()
+        if clean.benchmark.mean_per_class:
+            right = np.all([one == labels for one in (data["predictions"], *under_attack)], axis=0)
+            data["predictions"] = np.where(right, labels, -1)
+            more |= MeanPerClassAccuracy().compute(**data)
+            more.pop("n")
+        return Row(**settings, accuracy=accuracy, low=low, high=high, **more)
 
 
-def compare_models(
-    models: dict[str, ZeroShotClassifier], benchmark: Benchmark, attack: PGD, batch_size: int, num_workers: int
-) -> list[Row]:
-    """Every model on clean images, on images attacking the first model, and on images attacking itself."""
-    loader = {"batch_size": batch_size, "num_workers": num_workers}
-    rows = measure(models, benchmark, **loader)
-    for place, (name, model) in enumerate(models.items()):
-        rows += measure(models if place == 0 else {name: model}, benchmark, attack, name, **loader)
-    return rows
+def _finite_logits(task: Task, images: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        logits = float_logits(task.scored)(images)
+    if not logits.isfinite().all():
+        raise InputError(
+            f"{task}: the model's logits aren't finite, so nothing can be said of it: check its weights and dtype."
+        )
+    return logits
 
 
-def format_table(rows: list[Row]) -> str:
-    """Rows of one benchmark and attack as a Markdown table of percentages, a line per model."""
-    first = rows[0].model
-    steps = next(row.steps for row in rows if row.attacked)
-    kinds = {"clean": {}, f"PGD-{steps} on itself": {}, f"PGD-{steps} on the {first}": {}}
-    clean, itself, transferred = kinds.values()
-    for row in rows:
-        cell = f"{100 * row.accuracy:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]"
-        if row.attacked is None:
-            clean[row.model] = cell
-        if row.attacked == row.model:
-            itself[row.model] = cell
-        if row.attacked == first:
-            transferred[row.model] = cell
-    lines = [["", *kinds], ["---"] * (len(kinds) + 1)]
-    lines += [[model, *(column[model] for column in kinds.values())] for model in clean]
-    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
-    )
+def _check_within_ball(task: Task, images: torch.Tensor, adversarial: torch.Tensor) -> None:
+    """Never score what the threat model doesn't allow."""
+    change = (adversarial - images).flatten(1)
+    length = change.abs().amax(1) if task.attack.norm == "linf" else change.norm(dim=1)
+    if length.max() > task.attack.eps * 1.001 + 1e-6 or adversarial.min() < 0 or adversarial.max() > 1:
+        raise RuntimeError(f"{task}: the attack left its eps-ball or [0, 1], which is a defect of the attack.")

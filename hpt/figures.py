@@ -1,10 +1,12 @@
-"""Pictures of a run: the phenomenon, the training curves, the result."""
+"""Pictures of a run and of an evaluation: the phenomenon, the training curves, the results, the images."""
 
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from hpt.evaluation import Row
+from hpt.planning import REVERSE_TRANSFER, describe_eps
+from hpt.report import attack_label, latest
+from hpt.results import CLEAN, WORST_CASE, Row
 
 
 BLUE, ORANGE, GREEN, GREY = COLORS = "#3b6fb6", "#d9772b", "#3a8f5c", "#8a8a8a"
@@ -76,9 +78,10 @@ def draw_accuracy_bars(rows: list[Row], title: str, path: str | Path) -> None:
         shown = {row.model: row for row in rows if belongs(row)}
         places = [index + offset for index in range(len(models))]
         values = [100 * shown[model].accuracy for model in models]
-        ends = [(100 * (shown[m].accuracy - shown[m].low), 100 * (shown[m].high - shown[m].accuracy)) for m in models]
         axes.bar(places, values, 0.36, color=color, label=label)
-        axes.errorbar(places, values, [*zip(*ends, strict=True)], fmt="none", ecolor="black", capsize=3)
+        axes.errorbar(
+            places, values, _error_bars([shown[model] for model in models]), fmt="none", ecolor="black", capsize=3
+        )
         for place, model in zip(places, models, strict=True):
             axes.text(
                 place, 100 * shown[model].high + 1.5, f"{100 * shown[model].accuracy:.1f}", ha="center", fontsize=9
@@ -88,6 +91,88 @@ def draw_accuracy_bars(rows: list[Row], title: str, path: str | Path) -> None:
     axes.set_title(title, fontsize=10)
     axes.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.1))
     _save(figure, path)
+
+
+def draw_robustness_curves(rows: list[Row], benchmark: str, path: str | Path) -> None:
+    """Accuracy over eps of each model on a benchmark: its worst case with 95 % intervals, and dashed its PGD."""
+    figure = Figure(figsize=(6, 3.8))
+    axes = figure.subplots()
+    rows = [row for row in latest(rows) if row.benchmark == benchmark and not row.attack.startswith(REVERSE_TRANSFER)]
+    models = list(dict.fromkeys(row.model for row in rows if row.attack == WORST_CASE))
+    for model, color in zip(models, COLORS, strict=False):
+        own = sorted((row for row in rows if row.model == model), key=lambda row: row.eps or 0)
+        worst = [row for row in own if row.attack in (CLEAN, WORST_CASE)]
+        eps = [_axis_eps(row) for row in worst]
+        axes.plot(eps, [100 * row.accuracy for row in worst], "o-", color=color, label=f"{model}, worst case")
+        low, high = ([100 * getattr(row, end) for row in worst] for end in ("low", "high"))
+        axes.fill_between(eps, low, high, color=color, alpha=0.15)
+        pgd = [row for row in own if row.attack in (CLEAN, "pgd")]
+        if len(pgd) == len(worst):
+            accuracies = [100 * row.accuracy for row in pgd]
+            axes.plot(eps, accuracies, "--", color=color, lw=1, label=f"{model}, {attack_label(pgd[-1])}")
+    norm = next(row.norm for row in rows if row.norm)
+    axes.set(xlabel="eps (1/255); 0 is clean" if norm == "linf" else "eps (l_2); 0 is clean", ylabel="accuracy (%)")
+    axes.set(ylim=(0, 100), xticks=sorted({_axis_eps(row) for row in rows}))
+    axes.set_title(f"{benchmark}, n = {rows[0].n}", fontsize=10)
+    axes.legend(frameon=False, fontsize=9)
+    _save(figure, path)
+
+
+def draw_clean_against_robust(rows: list[Row], eps: float, path: str | Path) -> None:
+    """Clean accuracy of each model on each benchmark against its worst case at an eps, with 95 % intervals."""
+    figure = Figure(figsize=(6, 4.4))
+    axes = figure.subplots()
+    rows = latest(rows)
+    clean = {(row.model, row.benchmark): row for row in rows if row.attack == CLEAN}
+    worst = [row for row in rows if row.attack == WORST_CASE and row.eps == eps]
+    for model, color in zip(dict.fromkeys(row.model for row in worst), COLORS, strict=False):
+        own = [row for row in worst if row.model == model]
+        points = [(clean[model, row.benchmark], row) for row in own]
+        across, up = ([100 * pair[axis].accuracy for pair in points] for axis in (0, 1))
+        across_ends, up_ends = (_error_bars([pair[axis] for pair in points]) for axis in (0, 1))
+        axes.errorbar(across, up, yerr=up_ends, xerr=across_ends, fmt="o", color=color, capsize=2, label=model)
+        for row, x, y in zip(own, across, up, strict=True):
+            axes.annotate(row.benchmark, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8, color=color)
+    axes.set(xlabel="clean accuracy (%)", ylabel=f"worst case at {describe_eps(eps, worst[0].norm)} (%)")
+    axes.set(xlim=(0, 105), ylim=(-2, 105))
+    axes.legend(frameon=False, loc="upper left")
+    _save(figure, path)
+
+
+def draw_adversarial_images(examples: list[dict], title: str, path: str | Path) -> None:
+    """A row for each example: the clean image, the perturbation magnified, the adversarial image, with predictions.
+
+    Args:
+        examples (`list[dict]`): `clean` and `adversarial` images of shape `(3, height, width)` in [0, 1], `eps`, and
+            the names `label`, `before` and `after` of the true class and of those predicted.
+    """
+    figure = Figure(figsize=(6.2, 2.15 * len(examples) + 0.5))
+    grid = figure.subplots(len(examples), 3, squeeze=False)
+    for axes, example in zip(grid, examples, strict=True):
+        clean, adversarial = (example[key].permute(1, 2, 0) for key in ("clean", "adversarial"))
+        change = (adversarial - clean) / (2 * (adversarial - clean).abs().max().clamp(min=1e-12)) + 0.5
+        scale = 0.5 / (adversarial - clean).abs().max().clamp(min=1e-12).item()
+        for panel, image in zip(axes, (clean, change, adversarial), strict=True):
+            panel.imshow(image.clamp(0, 1).numpy(), interpolation="nearest")
+            panel.set_xticks([])
+            panel.set_yticks([])
+        axes[0].set_ylabel(example["label"], fontsize=9)
+        right = example["after"] == example["label"]
+        axes[0].set_title(f"clean: {example['before']}", fontsize=9)
+        axes[1].set_title(f"perturbation x {scale:.0f}", fontsize=9)
+        axes[2].set_title(f"adversarial: {example['after']}", fontsize=9, color=GREEN if right else ORANGE)
+    figure.suptitle(title, fontsize=10)
+    _save(figure, path)
+
+
+def _error_bars(rows: list[Row]) -> tuple[list[float], list[float]]:
+    """How far each row's interval reaches below and above its accuracy, in points."""
+    below = [100 * (row.accuracy - row.low) for row in rows]
+    return below, [100 * (row.high - row.accuracy) for row in rows]
+
+
+def _axis_eps(row: Row) -> float:
+    return (255 if row.norm == "linf" else 1) * (row.eps or 0)
 
 
 def _series(entries: list[dict], key: str) -> tuple[list, list]:

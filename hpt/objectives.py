@@ -8,7 +8,7 @@ models' logits to the training loss.
 import torch
 import torch.nn.functional as F
 
-from hpt.attacks.gradient import cross_entropy
+from hpt.attacks.losses import cross_entropy
 from hpt.errors import InputError
 
 

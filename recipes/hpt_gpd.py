@@ -17,9 +17,9 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hpt import BENCHMARKS, PGD, HPTConfig, HPTTrainer, load_benchmark, load_proxy
 from hpt.attacks.base import check_eps
+from hpt.comparison import compare_models, format_table, measure
 from hpt.config import Fraction, parse_config, run_recipe
 from hpt.data import check_images
-from hpt.evaluation import compare_models, format_table, measure
 from hpt.figures import draw_accuracy_bars, draw_proxy_robustness, draw_training_curves
 from hpt.modeling import load_dual_encoder, save_finished
 from hpt.pretraining import PretrainingConfig, is_finished, pretrain

@@ -6,7 +6,7 @@ from conftest import make_clip
 from transformers import CLIPModel, CLIPProcessor
 
 from hpt import InputError, load_benchmark, load_proxy
-from hpt.evaluation import measure
+from hpt.comparison import measure
 from hpt.pretraining import (
     ContrastiveTrainer,
     PretrainingConfig,

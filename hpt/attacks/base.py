@@ -1,7 +1,7 @@
-"""What all attacks share: the contract, its checks, reproducible noise, and leaving the model as it was."""
+"""What all attacks share: the contract, its checks, reproducible noise, norms, and leaving the model as it was."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -9,10 +9,13 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from hpt.attacks.losses import margin
 from hpt.errors import InputError
 
 
 Classifier = Callable[[torch.Tensor], torch.Tensor]
+
+NORMS = ("linf", "l2")
 
 
 class AttackResult(NamedTuple):
@@ -23,19 +26,44 @@ class AttackResult(NamedTuple):
             Adversarial images in [0, 1], within eps of the originals.
         zero_gradient (`torch.Tensor` of shape `(batch,)`, bool):
             Whether the gradient of an image was exactly zero at some step, a sign of gradient masking.
+        broken_by (`torch.Tensor` of shape `(batch,)`, int64, *optional*):
+            Of attacks made of several attempts, the number of the one after which the image was misclassified, or -1.
     """
 
     images: torch.Tensor
     zero_gradient: torch.Tensor
+    broken_by: torch.Tensor | None = None
+
+
+class Batch(NamedTuple):
+    """The samples under attack; every field has them along its first axis.
+
+    Args:
+        images (`torch.Tensor` of shape `(batch, 3, height, width)`): Clean images in [0, 1].
+        labels (`torch.Tensor` of shape `(batch,)`): True classes.
+        sample_ids (`torch.Tensor` of shape `(batch,)`, *optional*): What fixes their noise.
+        eps (`torch.Tensor` of shape `(batch, 1, 1, 1)`): Radii.
+        targets (`torch.Tensor` of shape `(batch,)`, *optional*): Classes that a targeted attack moves towards.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    sample_ids: torch.Tensor | None
+    eps: torch.Tensor
+    targets: torch.Tensor | None = None
+
+    def take(self, index: torch.Tensor) -> "Batch":
+        """The samples at `index`, integers or a bool mask."""
+        return Batch(*(None if field is None else field[index.to(field.device)] for field in self))
 
 
 def check_eps(eps: float, norm: str = "linf") -> None:
     """Refuse a radius that can't be meant: eps is in [0, 1] pixels, such as 8/255."""
-    if norm != "linf":
-        raise InputError(f"Unknown norm {norm!r}; known: linf.")
+    if norm not in NORMS:
+        raise InputError(f"Unknown norm {norm!r}; known: {', '.join(NORMS)}.")
     if not eps > 0:
         raise InputError(f"eps is {eps:g}, but must be above 0, such as 1/255.")
-    if eps >= 1:
+    if norm == "linf" and eps >= 1:
         raise InputError(f"eps is {eps:g}, but pixels are in [0, 1] and l_inf eps below 1: did you mean {eps:g}/255?")
 
 
@@ -48,28 +76,46 @@ def check_step_size(step_size: float, eps: float) -> None:
         )
 
 
+def check_count(number: int, what: str) -> None:
+    """Refuse fewer than one of something."""
+    if number < 1:
+        raise InputError(f"The attack has {number} {what}, but needs at least 1.")
+
+
 class Attack(ABC):
     """Base of all attacks. They change nothing but the image: no `.grad`, no mode, no BatchNorm statistics.
 
     Args:
         eps (`float`): Radius of the ball around each image, in [0, 1] pixels, such as `8/255`.
-        norm (`str`, *optional*, defaults to `"linf"`): Norm of the ball.
+        norm (`str`, *optional*, defaults to `"linf"`): Norm of the ball, `"linf"` or, where the attack has it, `"l2"`.
         seed (`int`, *optional*, defaults to `0`): With a sample's id, fixes that sample's noise.
 
+    Attributes:
+        norms (`tuple[str]`): Norms that the attack is defined for.
+        min_classes (`int`): Fewest classes that it is defined for.
+        needs_proxy (`bool`): Whether it is made with a second model, given as `proxy`.
+
     Raises:
-        InputError: if eps isn't above 0 or, in l_inf, not below 1; if the norm is unknown.
+        InputError: if eps isn't above 0 or, in l_inf, not below 1; if the attack doesn't have the norm.
     """
+
+    norms: tuple[str, ...] = ("linf",)
+    min_classes = 2
+    needs_proxy = False
+    reported: tuple[str, ...] = ()  # attributes that say how strong it is
 
     def __init__(self, *, eps: float, norm: str = "linf", seed: int = 0):
         check_eps(eps, norm)
+        if norm not in self.norms:
+            raise InputError(f"{type(self).__name__} isn't defined in {norm}; known: {', '.join(self.norms)}.")
         self.eps, self.norm, self.seed = eps, norm, seed
 
-    def __call__(self, classifier: Classifier, images, labels, sample_ids=None) -> torch.Tensor:
+    def __call__(self, classifier: Classifier, images, labels, sample_ids=None, eps=None) -> torch.Tensor:
         """Adversarial images; see [`perturb`](Attack.perturb)."""
-        return self.perturb(classifier, images, labels, sample_ids).images
+        return self.perturb(classifier, images, labels, sample_ids, eps).images
 
-    def perturb(self, classifier: Classifier, images, labels, sample_ids=None) -> AttackResult:
-        """Attack each image within its eps-ball.
+    def perturb(self, classifier: Classifier, images, labels, sample_ids=None, eps=None) -> AttackResult:
+        """Attack each image within its eps-ball. Logits are taken to float32, whatever the classifier computes in.
 
         Args:
             classifier: Any callable from images `(batch, 3, height, width)` in [0, 1] to logits `(batch, classes)`.
@@ -78,25 +124,140 @@ class Attack(ABC):
             sample_ids (`torch.Tensor` of shape `(batch,)`, *optional*): Integer ids of the samples. With them, noise
                 depends on (seed, id) alone, so that no batching or process count changes it; without, it comes
                 from torch's global generator.
+            eps (`torch.Tensor` of shape `(batch,)`, *optional*): A radius for each image, instead of the attack's own;
+                steps scale with it.
+
+        Raises:
+            InputError: if there are fewer classes than the attack is defined for.
         """
+        eps = images.new_full((len(images),), self.eps) if eps is None else eps.to(images)
+        batch = Batch(images.detach(), labels, sample_ids, eps.view(-1, *[1] * (images.dim() - 1)))
         with torch.enable_grad(), batch_norm_untouched(classifier):
-            return self._run(classifier, images.detach(), labels, sample_ids)
+            return self._run(float_logits(classifier), batch)
 
     @abstractmethod
-    def _run(self, classifier: Classifier, images, labels, sample_ids) -> AttackResult:
+    def _run(self, classifier: Classifier, batch: Batch) -> AttackResult:
         """The attack itself, with gradients enabled; returns detached images."""
 
+    def left_out(self, num_classes: int) -> list[str]:
+        """Names of the parts that aren't defined for so few classes, and don't run."""
+        return []
 
-def uniform_noise(images: torch.Tensor, seed: int, sample_ids: torch.Tensor | None) -> torch.Tensor:
-    """Noise from U[-1, 1) in the shape of `images`; the same for the same (seed, id), whatever the batch."""
-    noise = torch.empty_like(images)
+    @property
+    def parameters(self) -> dict:
+        """What says how strong the attack is, beside eps, norm and seed, as JSON has it."""
+        return {name: getattr(self, name) for name in self.reported}
+
+
+def float_logits(classifier: Classifier) -> Classifier:
+    """The classifier with logits in float32 or wider."""
+
+    def logits(images: torch.Tensor) -> torch.Tensor:
+        output = classifier(images)
+        return output.to(torch.promote_types(output.dtype, torch.float32))
+
+    return logits
+
+
+def attack_until_broken(
+    classifier: Classifier, batch: Batch, attempts: Sequence[Callable[[Batch, torch.Tensor], AttackResult]]
+) -> AttackResult:
+    """Attempts in turn, each on the samples that are still classified right: the worst case per sample.
+
+    Args:
+        classifier: What decides whether a sample is still right.
+        batch ([`Batch`]): All samples; those misclassified from the start stay as they are.
+        attempts: Callables from the samples left, and their places in `batch`, to an [`AttackResult`].
+
+    Returns:
+        [`AttackResult`]: with the image of the largest margin where no attempt succeeded.
+    """
+    images = batch.images.clone()
+    zero_gradient = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+    broken_by = torch.full((len(images),), -1, device=images.device)
+    worst, right = _judge(classifier, batch)
+    left = right.nonzero().squeeze(1)
+    for number, attempt in enumerate(attempts):
+        if len(left) == 0:
+            break
+        samples = batch.take(left)
+        result = attempt(samples, left)
+        zero_gradient[left] |= result.zero_gradient
+        reached, right = _judge(classifier, samples._replace(images=result.images))
+        worse = (reached > worst[left]) | ~right
+        images[left[worse]], worst[left[worse]] = result.images[worse], reached[worse]
+        broken_by[left[~right]] = number
+        left = left[right]
+    return AttackResult(images, zero_gradient, broken_by)
+
+
+def _judge(classifier: Classifier, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The margin of each image, and whether it is classified as its label; without gradients."""
+    with torch.no_grad():
+        logits = classifier(batch.images)
+    return margin(logits, batch.labels), logits.argmax(-1) == batch.labels
+
+
+# Norms
+
+
+def project(points: torch.Tensor, batch: Batch, norm: str) -> torch.Tensor:
+    """The nearest points of the eps-balls around the images, then of [0, 1]; the latter leaves no ball."""
+    if norm == "linf":
+        return torch.minimum(torch.maximum(points, batch.images - batch.eps), batch.images + batch.eps).clamp(0, 1)
+    delta = points - batch.images
+    return (batch.images + delta * (batch.eps / l2_norm(delta)).clamp(max=1)).clamp(0, 1)
+
+
+def steepest(gradient: torch.Tensor, norm: str) -> torch.Tensor:
+    """The direction of unit length, in that norm, along which the loss rises fastest."""
+    return gradient.sign() if norm == "linf" else gradient / l2_norm(gradient)
+
+
+def l2_norm(values: torch.Tensor) -> torch.Tensor:
+    """Euclidean length of each sample, kept broadcastable, `(batch, 1, 1, 1)`; never exactly zero."""
+    return values.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, *[1] * (values.dim() - 1))
+
+
+# Noise
+
+
+def noise_generators(seed: int, sample_ids: torch.Tensor, restart: int, device: torch.device):
+    """One torch generator after the other, set by (seed, id, restart) alone."""
+    generator = torch.Generator(device)
+    for sample_id in sample_ids.tolist():
+        # Torch's CPU generator keeps the low 32 bits of a seed: prime strides separate neighbouring seeds there.
+        yield generator.manual_seed(seed * 1_000_003 + restart * 433_494_437 + sample_id)
+
+
+def uniform_noise(shaped_like: torch.Tensor, seed: int, sample_ids: torch.Tensor | None, restart: int = 0):
+    """Noise from U[-1, 1) in the shape given, `(batch, ...)`; the same for the same (seed, id), whatever the batch."""
+    noise = torch.empty_like(shaped_like)
     if sample_ids is None:
         return noise.uniform_(-1, 1)
-    generator = torch.Generator(images.device)
-    for row, sample_id in zip(noise, sample_ids.tolist(), strict=True):
-        # Torch's CPU generator keeps the low 32 bits of a seed: a prime stride separates neighbouring seeds there.
-        row.uniform_(-1, 1, generator=generator.manual_seed(seed * 1_000_003 + sample_id))
+    generators = noise_generators(seed, sample_ids, restart, noise.device)
+    for row, generator in zip(noise, generators, strict=True):
+        row.uniform_(-1, 1, generator=generator)
     return noise
+
+
+def random_start(batch: Batch, norm: str, seed: int, restart: int = 0) -> torch.Tensor:
+    """A uniform point of each image's eps-ball, clipped to [0, 1]."""
+    if norm == "linf":
+        noise = uniform_noise(batch.images, seed, batch.sample_ids, restart)
+        return project(batch.images + batch.eps * noise, batch, norm)
+    noise = torch.empty_like(batch.images)
+    radius = torch.empty_like(batch.eps)
+    if batch.sample_ids is None:
+        noise.normal_()
+        radius.uniform_()
+    else:
+        generators = noise_generators(seed, batch.sample_ids, restart, noise.device)
+        for row, one_radius, generator in zip(noise, radius, generators, strict=True):
+            row.normal_(generator=generator)
+            one_radius.uniform_(generator=generator)
+    radius = radius ** (1 / batch.images[0].numel())  # volume grows with that power of the radius
+    return project(batch.images + batch.eps * radius * noise / l2_norm(noise), batch, norm)
 
 
 @contextmanager

@@ -1,37 +1,49 @@
-"""Sign-gradient attacks in l_inf: FGSM and PGD."""
+"""Attacks of a fixed number of gradient steps: FGSM, PGD, and PGD on the margin, called CW."""
 
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 
-from hpt.attacks.base import Attack, AttackResult, check_step_size, uniform_noise
+from hpt.attacks.base import (
+    Attack,
+    AttackResult,
+    Batch,
+    Classifier,
+    attack_until_broken,
+    check_count,
+    check_step_size,
+    float_logits,
+    project,
+    random_start,
+    steepest,
+)
+from hpt.attacks.losses import cross_entropy, margin
 from hpt.errors import InputError
 
 
-def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy per sample, `(batch, classes)`, `(batch,)` -> `(batch,)`."""
-    return F.cross_entropy(logits, labels, reduction="none")
-
-
 class PGD(Attack):
-    """Projected gradient descent in l_inf (Madry et al., 2018, arXiv 1706.06083, section 2.1).
+    """Projected gradient descent (Madry et al., 2018, arXiv 1706.06083, section 2.1).
 
-    `x_0 = clip(x + U[-eps, eps])` and `x_{k+1} = clip(x_k + step_size * sign(grad L(x_k, y)))`, where clip projects
-    onto the eps-ball around `x` and onto [0, 1].
+    `x_{k+1} = project(x_k + step_size * direction(grad L(x_k, y)))` from a random point of the eps-ball, where
+    direction is the gradient's sign in l_inf, the gradient at unit length in l_2.
 
     Args:
         eps (`float`): Radius in [0, 1] pixels.
         steps (`int`, *optional*, defaults to `10`): Gradient steps, at least 1.
         step_size (`float`, *optional*, defaults to `eps / 4`): Step in [0, 1] pixels, at most `2 * eps`.
         random_start (`bool`, *optional*, defaults to `True`): Start at a uniform point of the ball.
+        restarts (`int`, *optional*, defaults to `1`): Runs from other random points, each on the samples that are
+            still classified right.
         loss (`Callable`, *optional*, defaults to cross-entropy): What is maximised: logits `(batch, classes)` in
             float32 and labels `(batch,)` to losses `(batch,)`.
         norm, seed: see [`Attack`].
 
     Raises:
-        InputError: for an eps, step size or number of steps out of range.
+        InputError: for an eps, step size or number out of range, or restarts without a random start.
     """
+
+    norms = ("linf", "l2")
+    reported = ("steps", "step_size", "random_start", "restarts")
 
     def __init__(
         self,
@@ -40,41 +52,102 @@ class PGD(Attack):
         steps: int = 10,
         step_size: float | None = None,
         random_start: bool = True,
+        restarts: int = 1,
         loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = cross_entropy,
         norm: str = "linf",
         seed: int = 0,
     ):
         super().__init__(eps=eps, norm=norm, seed=seed)
-        if steps < 1:
-            raise InputError(f"The attack has {steps} steps, but needs at least 1.")
-        self.steps, self.random_start, self.loss = steps, random_start, loss
+        check_count(steps, "steps")
+        check_count(restarts, "restarts")
+        if restarts > 1 and not random_start:
+            raise InputError(f"The attack has {restarts} restarts without a random start, which are all the same run.")
+        self.steps, self.random_start, self.restarts, self.loss = steps, random_start, restarts, loss
         self.step_size = eps / 4 if step_size is None else step_size
         check_step_size(self.step_size, eps)
 
-    def _run(self, classifier, images, labels, sample_ids) -> AttackResult:
-        lower, upper = (images - self.eps).clamp(min=0), (images + self.eps).clamp(max=1)
-        adversarial = images
-        if self.random_start:
-            adversarial = images + self.eps * uniform_noise(images, self.seed, sample_ids)
-            adversarial = adversarial.clamp(lower, upper)
-        zero_gradient = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+    def _run(self, classifier: Classifier, batch: Batch) -> AttackResult:
+        if self.restarts == 1:
+            return self._descend(classifier, batch, 0)
+        attempts = [
+            lambda samples, _, restart=restart: self._descend(classifier, samples, restart)
+            for restart in range(self.restarts)
+        ]
+        return attack_until_broken(classifier, batch, attempts)
+
+    def _descend(self, classifier: Classifier, batch: Batch, restart: int) -> AttackResult:
+        step = self.step_size / self.eps * batch.eps
+        adversarial = random_start(batch, self.norm, self.seed, restart) if self.random_start else batch.images
+        zero_gradient = torch.zeros(len(adversarial), dtype=torch.bool, device=adversarial.device)
         for _ in range(self.steps):
-            adversarial.requires_grad_()
-            logits = classifier(adversarial)
+            adversarial = adversarial.detach().requires_grad_()
             # Summed, not averaged: the batch size must not push small gradients into underflow.
-            loss = self.loss(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels).sum()
+            loss = self._losses(classifier, adversarial, batch.labels).sum()
             (gradient,) = torch.autograd.grad(loss, adversarial)  # of the image alone, none for the weights
             zero_gradient |= (gradient == 0).flatten(1).all(1)
-            adversarial = (adversarial.detach() + self.step_size * gradient.sign()).clamp(lower, upper)
+            adversarial = project(adversarial.detach() + step * steepest(gradient, self.norm), batch, self.norm)
         return AttackResult(adversarial, zero_gradient)
+
+    def _losses(self, classifier: Classifier, adversarial: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """What is maximised, per sample."""
+        return self.loss(classifier(adversarial), labels)
 
 
 class FGSM(PGD):
-    """Fast gradient sign method, `x + eps * sign(grad L(x, y))` (Goodfellow et al., 2015, arXiv 1412.6572).
+    """Fast gradient sign method, `x + eps * direction(grad L(x, y))` (Goodfellow et al., 2015, arXiv 1412.6572).
 
     Args:
         eps, loss, norm, seed: see [`PGD`].
     """
 
+    reported = ()
+
     def __init__(self, *, eps: float, loss=cross_entropy, norm: str = "linf", seed: int = 0):
         super().__init__(eps=eps, steps=1, step_size=eps, random_start=False, loss=loss, norm=norm, seed=seed)
+
+
+class CW(PGD):
+    """PGD on the margin `max_{i != y} z_i - z_y`, as the literature's "CW" in l_inf is (arXiv 1706.06083, section 5).
+
+    The margin doesn't saturate where the softmax does, so it finds what cross-entropy may not.
+
+    Args:
+        steps (`int`, *optional*, defaults to `50`): Gradient steps.
+        eps, step_size, random_start, restarts, norm, seed: see [`PGD`].
+    """
+
+    def __init__(self, *, eps: float, steps: int = 50, **settings):
+        super().__init__(eps=eps, steps=steps, loss=margin, **settings)
+
+
+class Adaptive(PGD):
+    """PGD on `CE(T(x), y) + CE(P(x), y)`: through the target and the proxy that taught it, scored on the target alone.
+
+    What an attacker does who knows the proxy; arXiv 2601.12865 reports it.
+
+    Args:
+        proxy (`Callable`): The proxy `P`, from images to logits over the same classes, such as a
+            [`ZeroShotClassifier`].
+        eps, steps, step_size, random_start, restarts, norm, seed: see [`PGD`].
+    """
+
+    needs_proxy = True
+
+    def __init__(self, *, eps: float, proxy: Classifier, **settings):
+        super().__init__(eps=eps, **settings)
+        self.proxy = float_logits(proxy)
+
+    def _losses(self, classifier: Classifier, adversarial: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        own = self.loss(classifier(adversarial), labels)  # CE(T)
+        return own + self.loss(self.proxy(adversarial), labels)  # + CE(P)
+
+
+class Transfer(Adaptive):
+    """PGD on the proxy alone, `CE(P(x), y)`, scored on the target: an attacker who has only the proxy.
+
+    Args:
+        proxy, eps, steps, step_size, random_start, restarts, norm, seed: see [`Adaptive`].
+    """
+
+    def _losses(self, classifier: Classifier, adversarial: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return self.loss(self.proxy(adversarial), labels)

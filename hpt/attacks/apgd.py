@@ -1,0 +1,198 @@
+"""Auto-PGD: PGD that chooses its own step sizes, on cross-entropy, DLR and targeted DLR (arXiv 2003.01690)."""
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass, fields
+
+import torch
+
+from hpt.attacks.base import (
+    Attack,
+    AttackResult,
+    Batch,
+    Classifier,
+    attack_until_broken,
+    check_count,
+    project,
+    random_start,
+    steepest,
+)
+from hpt.attacks.losses import (
+    cross_entropy,
+    difference_of_logits_ratio,
+    likeliest_targets,
+    targeted_difference_of_logits_ratio,
+)
+
+
+MOMENTUM = 0.75  # alpha of Algorithm 1
+LEAST_INCREASES = 0.75  # rho of condition 1
+
+
+def checkpoint_steps(steps: int) -> list[int]:
+    """Steps `w_j = ceil(p_j * steps)` after which the step size may be halved (section 3.2).
+
+    `p_0 = 0`, `p_1 = 0.22`, `p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06)`.
+    """
+    shares = [0.0, 0.22]
+    while shares[-1] < 1:
+        shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
+    return [math.ceil(share * steps - 1e-9) for share in shares[1:]]
+
+
+@dataclass
+class _Search:
+    """Where the search of each sample that isn't broken yet stands; every tensor has these samples first."""
+
+    batch: Batch
+    place: torch.Tensor  # in the batch that was given
+    point: torch.Tensor  # x_k
+    previous: torch.Tensor  # x_{k-1}
+    loss: torch.Tensor  # f(x_k)
+    gradient: torch.Tensor
+    best: torch.Tensor  # x_max
+    best_loss: torch.Tensor  # f_max
+    best_gradient: torch.Tensor
+    step: torch.Tensor  # eta, (batch, 1, 1, 1)
+    increases: torch.Tensor  # steps since the last checkpoint that raised the loss
+    best_loss_then: torch.Tensor  # f_max at the last checkpoint
+    halved_then: torch.Tensor  # whether eta was halved there
+
+    def take(self, kept: torch.Tensor) -> "_Search":
+        values = (getattr(self, field.name) for field in fields(self))
+        return _Search(*(value.take(kept) if isinstance(value, Batch) else value[kept] for value in values))
+
+
+class AutoPGD(Attack):
+    """Auto-PGD, Algorithm 1 of Croce & Hein, 2020 (arXiv 2003.01690), in l_inf and l_2; samples leave when broken.
+
+    Args:
+        eps (`float`): Radius in [0, 1] pixels.
+        steps (`int`, *optional*, defaults to `100`): Gradient steps, at least 1.
+        norm, seed: see [`Attack`].
+    """
+
+    norms = ("linf", "l2")
+    reported = ("steps",)
+
+    def __init__(self, *, eps: float, steps: int = 100, norm: str = "linf", seed: int = 0):
+        super().__init__(eps=eps, norm=norm, seed=seed)
+        check_count(steps, "steps")
+        self.steps = steps
+
+    @abstractmethod
+    def _losses(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """What is maximised, per sample, `(batch,)`."""
+
+    def _run(self, classifier: Classifier, batch: Batch) -> AttackResult:
+        images = batch.images.clone()
+        zero_gradient = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        search, right = self._start(classifier, batch)
+        checkpoints, last = checkpoint_steps(self.steps), 0
+        for step in range(1, self.steps + 1):
+            images[search.place] = torch.where(_per_sample(right, images), search.best, search.point)
+            zero_gradient[search.place] |= (search.gradient == 0).flatten(1).all(1)
+            if not right.all():
+                search = search.take(right)
+            if len(search.place) == 0:
+                return AttackResult(images, zero_gradient)
+            right = self._advance(classifier, search, MOMENTUM if step > 1 else 1.0)
+            if step in checkpoints:
+                self._adjust_steps(search, step - last)
+                last = step
+        images[search.place] = torch.where(_per_sample(right, images), search.best, search.point)
+        return AttackResult(images, zero_gradient)
+
+    def _start(self, classifier: Classifier, batch: Batch) -> tuple[_Search, torch.Tensor]:
+        start = random_start(batch, self.norm, self.seed)
+        loss, gradient, right = self._evaluate(classifier, batch, start)
+        none = torch.zeros(len(start), dtype=torch.long, device=start.device)
+        place, eta = torch.arange(len(start), device=start.device), 2 * batch.eps
+        state = (start, start, loss, gradient, start, loss, gradient, eta, none, loss, none.bool())
+        return _Search(batch, place, *state), right
+
+    def _evaluate(self, classifier: Classifier, batch: Batch, point: torch.Tensor):
+        """Loss, its gradient, and whether the label is still predicted, of each sample."""
+        point = point.detach().requires_grad_()
+        logits = classifier(point)
+        loss = self._losses(logits, batch)
+        (gradient,) = torch.autograd.grad(loss.sum(), point)
+        return loss.detach(), gradient, logits.detach().argmax(-1) == batch.labels
+
+    def _advance(self, classifier: Classifier, search: _Search, momentum: float) -> torch.Tensor:
+        """One step of each sample, in place; returns which are still right."""
+        s = search
+        # z = P(x_k + eta * direction(grad f(x_k)))
+        z = project(s.point + s.step * steepest(s.gradient, self.norm), s.batch, self.norm)
+        # x_{k+1} = P(x_k + alpha (z - x_k) + (1 - alpha) (x_k - x_{k-1}))
+        moved = s.point + momentum * (z - s.point) + (1 - momentum) * (s.point - s.previous)
+        s.previous, s.point = s.point, project(moved, s.batch, self.norm)
+        loss, s.gradient, right = self._evaluate(classifier, s.batch, s.point)
+        s.increases = s.increases + (loss > s.loss)
+        s.loss, better = loss, loss > s.best_loss
+        s.best_loss = torch.where(better, loss, s.best_loss)
+        s.best = torch.where(_per_sample(better, s.point), s.point, s.best)
+        s.best_gradient = torch.where(_per_sample(better, s.point), s.gradient, s.best_gradient)
+        return right
+
+    def _adjust_steps(self, search: _Search, period: int) -> None:
+        """Halve eta and go back to x_max where the loss rose too seldom (1) or x_max and eta are as before (2)."""
+        s = search
+        halve = s.increases < LEAST_INCREASES * period  # condition 1
+        halve = halve | (~s.halved_then & (s.best_loss_then == s.best_loss))  # condition 2
+        back = _per_sample(halve, s.point)
+        s.step = torch.where(back, s.step / 2, s.step)
+        s.point = torch.where(back, s.best, s.point)
+        s.gradient = torch.where(back, s.best_gradient, s.gradient)
+        s.loss = torch.where(halve, s.best_loss, s.loss)
+        s.increases, s.best_loss_then, s.halved_then = torch.zeros_like(s.increases), s.best_loss, halve
+
+
+def _per_sample(flags: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    return flags.view(-1, *[1] * (images.dim() - 1))
+
+
+class APGDCE(AutoPGD):
+    """Auto-PGD on cross-entropy; see [`AutoPGD`]."""
+
+    def _losses(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return cross_entropy(logits, batch.labels)
+
+
+class APGDDLR(AutoPGD):
+    """Auto-PGD on the difference of logits ratio, which no rescaling of the logits changes; see [`AutoPGD`]."""
+
+    min_classes = 3
+
+    def _losses(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return difference_of_logits_ratio(logits, batch.labels)
+
+
+class APGDT(AutoPGD):
+    """Auto-PGD on the targeted DLR, once for each of the likeliest other classes; see [`AutoPGD`].
+
+    Args:
+        num_targets (`int`, *optional*, defaults to `9`): Target classes, at most all the others.
+        eps, steps, norm, seed: see [`AutoPGD`].
+    """
+
+    min_classes = 4
+    reported = ("steps", "num_targets")
+
+    def __init__(self, *, eps: float, steps: int = 100, num_targets: int = 9, norm: str = "linf", seed: int = 0):
+        super().__init__(eps=eps, steps=steps, norm=norm, seed=seed)
+        check_count(num_targets, "target classes")
+        self.num_targets = num_targets
+
+    def _losses(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return targeted_difference_of_logits_ratio(logits, batch.labels, batch.targets)
+
+    def _run(self, classifier: Classifier, batch: Batch) -> AttackResult:
+        with torch.no_grad():
+            targets = likeliest_targets(classifier(batch.images), batch.labels, self.num_targets)
+        run = super()._run
+        attempts = [
+            lambda samples, left, towards=towards: run(classifier, samples._replace(targets=towards[left]))
+            for towards in targets.T
+        ]
+        return attack_until_broken(classifier, batch, attempts)._replace(broken_by=None)

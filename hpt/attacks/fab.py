@@ -1,0 +1,123 @@
+"""FAB-T: the nearest decision boundary to each of the likeliest other classes, in l_inf (arXiv 1907.02044)."""
+
+import torch
+
+from hpt.attacks.base import Attack, AttackResult, Batch, Classifier, attack_until_broken, check_count
+from hpt.attacks.losses import likeliest_targets
+
+
+MAX_BIAS = 0.1  # alpha_max: how far a step leans towards the clean image
+OVERSHOOT = 1.05  # eta: how far a step goes beyond the linearised boundary
+BACKWARD = 0.9  # beta: how much of its way a misclassified point keeps before it searches on
+
+
+class FABT(Attack):
+    """Targeted fast adaptive boundary attack (Croce & Hein, 2020, arXiv 1907.02044, Algorithm 1), in l_inf.
+
+    For each of the likeliest other classes, the boundary to it is linearised again and again, and approached from the
+    current and from the clean point, to find a misclassified point as near to the clean image as possible. It needs
+    no eps; a sample counts as broken when the point found is within eps, and then its search ends.
+
+    Args:
+        eps (`float`): Radius in [0, 1] pixels.
+        steps (`int`, *optional*, defaults to `100`): Linearisations for each target class.
+        num_targets (`int`, *optional*, defaults to `9`): Target classes, at most all the others.
+        norm, seed: see [`Attack`]; there is no noise in it.
+    """
+
+    reported = ("steps", "num_targets")
+
+    def __init__(self, *, eps: float, steps: int = 100, num_targets: int = 9, norm: str = "linf", seed: int = 0):
+        super().__init__(eps=eps, norm=norm, seed=seed)
+        check_count(steps, "steps")
+        check_count(num_targets, "target classes")
+        self.steps, self.num_targets = steps, num_targets
+
+    def _run(self, classifier: Classifier, batch: Batch) -> AttackResult:
+        with torch.no_grad():
+            targets = likeliest_targets(classifier(batch.images), batch.labels, self.num_targets)
+        attempts = [
+            lambda samples, left, towards=towards: self._search(classifier, samples._replace(targets=towards[left]))
+            for towards in targets.T
+        ]
+        return attack_until_broken(classifier, batch, attempts)._replace(broken_by=None)
+
+    def _search(self, classifier: Classifier, batch: Batch) -> AttackResult:
+        """Approach one class's boundary; where no point within eps is found, the image stays clean."""
+        found = batch.images.clone()
+        zero_gradient = torch.zeros(len(found), dtype=torch.bool, device=found.device)
+        place, point = torch.arange(len(found), device=found.device), batch.images
+        for _ in range(self.steps):
+            gap, gradient = _gap_to_target(classifier, batch, point)
+            zero_gradient[place] |= (gradient == 0).flatten(1).all(1)
+            point = _approach(batch.images, point, gap, gradient)
+            with torch.no_grad():
+                wrong = classifier(point).argmax(-1) != batch.labels
+            distance = _linf(point - batch.images)
+            broken = wrong & (distance <= batch.eps).flatten()
+            found[place[broken]] = point[broken]
+            kept = ~broken
+            if not kept.any():
+                break
+            # Back towards the clean image, to reach the boundary again nearer to it.
+            nearer = batch.images + BACKWARD * (point - batch.images)
+            point = torch.where(wrong.view(-1, *[1] * (point.dim() - 1)), nearer, point)[kept]
+            place, batch = place[kept], batch.take(kept)
+        return AttackResult(found, zero_gradient)
+
+
+def _gap_to_target(classifier: Classifier, batch: Batch, point: torch.Tensor):
+    """`f = z_t - z_y`, negative on the label's side of the boundary, and its gradient."""
+    point = point.detach().requires_grad_()
+    logits = classifier(point)
+    gap = (logits.gather(1, batch.targets[:, None]) - logits.gather(1, batch.labels[:, None])).squeeze(1)
+    (gradient,) = torch.autograd.grad(gap.sum(), point)
+    return gap.detach(), gradient
+
+
+def _approach(clean: torch.Tensor, point: torch.Tensor, gap: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """One step of Algorithm 1 from `x_k = point` with `x = clean`, towards `f(x_k) + <grad f(x_k), . - x_k> = 0`."""
+    from_point = project_onto_hyperplane(point, gradient, gap)  # d of proj(x_k)
+    gap_at_clean = gap + (gradient * (clean - point)).flatten(1).sum(1)
+    from_clean = project_onto_hyperplane(clean, gradient, gap_at_clean)  # d of proj(x)
+    near, far = _linf(from_point).clamp(min=1e-8), _linf(from_clean).clamp(min=1e-8)
+    bias = (near / (near + far)).clamp(max=MAX_BIAS)  # alpha
+    # x_{k+1} = proj_C((1 - alpha) (x_k + eta d_k) + alpha (x + eta d))
+    stepped = (1 - bias) * (point + OVERSHOOT * from_point) + bias * (clean + OVERSHOOT * from_clean)
+    return stepped.clamp(0, 1)
+
+
+def project_onto_hyperplane(points: torch.Tensor, gradient: torch.Tensor, gap: torch.Tensor) -> torch.Tensor:
+    """The least change in l_inf that takes points in [0, 1] onto `gap + <gradient, change> = 0` within [0, 1].
+
+    Every pixel moves by the same length, as far as [0, 1] lets it, in the direction that closes the gap. Where the
+    hyperplane can't be reached, all move as far as they can. The length solves the piecewise linear
+    `sum_i |g_i| min(length, room_i) = |gap|`, exactly, after sorting the rooms.
+
+    Args:
+        points (`torch.Tensor` of shape `(batch, ...)`): In [0, 1].
+        gradient (`torch.Tensor` of the same shape): The hyperplane's normal `g`.
+        gap (`torch.Tensor` of shape `(batch,)`): Its value at the points.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, ...)`: the change.
+    """
+    flat, normal = points.flatten(1), gradient.flatten(1)
+    direction = -torch.sign(normal) * torch.sign(gap)[:, None]
+    room = torch.where(direction > 0, 1 - flat, flat)
+    sorted_room, order = room.sort(dim=1)
+    weight = normal.abs().gather(1, order).double()
+    closed = (weight * sorted_room).cumsum(1)  # by the pixels at the end of their room
+    moving = weight.sum(1, keepdim=True) - weight.cumsum(1)  # weight of those still free
+    reached = closed + moving * sorted_room  # closed when the length is this room, rising with it
+    wanted = gap.abs().double()[:, None]
+    first = torch.searchsorted(reached, wanted).clamp(max=flat.shape[1] - 1)  # the pixel during whose room it closes
+    before = (closed - weight * sorted_room).gather(1, first)
+    free = (moving + weight).gather(1, first)
+    length = ((wanted - before) / free.clamp(min=1e-30)).to(flat)
+    length = torch.where(reached[:, -1:] < wanted, 1.0, length)
+    return (direction * torch.minimum(length, room)).view_as(points)
+
+
+def _linf(values: torch.Tensor) -> torch.Tensor:
+    return values.abs().flatten(1).amax(1).view(-1, *[1] * (values.dim() - 1))

@@ -1,0 +1,57 @@
+"""Suites of attacks in turn, each on the samples that are still classified right: the worst case per sample."""
+
+from hpt.attacks.apgd import APGDCE, APGDDLR, APGDT
+from hpt.attacks.base import Attack, AttackResult, Batch, Classifier, attack_until_broken
+from hpt.attacks.fab import FABT
+from hpt.attacks.square import Square
+
+
+class Suite(Attack):
+    """Base of suites; a part that isn't defined for so few classes is left out, and [`left_out`] names it.
+
+    The result's `broken_by` counts the parts that run, in order; see [`running`].
+
+    Args:
+        eps, norm, seed: see [`Attack`]; handed to every part.
+    """
+
+    parts: dict[str, type[Attack]] = {}
+
+    def __init__(self, *, eps: float, norm: str = "linf", seed: int = 0):
+        super().__init__(eps=eps, norm=norm, seed=seed)
+        self.attacks = {name: part(eps=eps, norm=norm, seed=seed) for name, part in self.parts.items()}
+
+    def running(self, num_classes: int) -> list[str]:
+        """Names of the parts that run with so many classes, in order."""
+        return [name for name, attack in self.attacks.items() if num_classes >= attack.min_classes]
+
+    def left_out(self, num_classes: int) -> list[str]:
+        return [name for name, attack in self.attacks.items() if num_classes < attack.min_classes]
+
+    def _run(self, classifier: Classifier, batch: Batch) -> AttackResult:
+        num_classes = classifier(batch.images[:1]).shape[1]
+        attempts = [
+            lambda samples, _, attack=self.attacks[name]: attack._run(classifier, samples)
+            for name in self.running(num_classes)
+        ]
+        return attack_until_broken(classifier, batch, attempts)
+
+    @property
+    def parameters(self) -> dict:
+        return {name: attack.parameters for name, attack in self.attacks.items()}
+
+
+class APGD(Suite):
+    """APGD-CE, then APGD-DLR: what the HPT-GPD and PMG-AFT papers call AutoAttack; see [`Suite`]."""
+
+    norms = ("linf", "l2")
+    parts = {"apgd-ce": APGDCE, "apgd-dlr": APGDDLR}
+
+
+class AutoAttack(Suite):
+    """AutoAttack's standard suite, in its order: APGD-CE, APGD-T, FAB-T, Square (arXiv 2003.01690, section 5).
+
+    100 steps, 9 target classes and 5,000 queries, as in its paper; in l_inf. See [`Suite`].
+    """
+
+    parts = {"apgd-ce": APGDCE, "apgd-t": APGDT, "fab-t": FABT, "square": Square}

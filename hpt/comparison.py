@@ -1,0 +1,90 @@
+"""Several classifiers on the same images: clean, or adversarial ones made against one of them."""
+
+import torch
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from hpt.attacks import PGD
+from hpt.benchmarks import Benchmark
+from hpt.data import collate, to_unit_range
+from hpt.intervals import wilson_interval
+from hpt.modeling import ZeroShotClassifier
+from hpt.report import markdown_table
+from hpt.results import CLEAN, Row
+
+
+def measure(
+    scored: dict[str, ZeroShotClassifier],
+    benchmark: Benchmark,
+    attack: PGD | None = None,
+    attacked: str | None = None,
+    batch_size: int = 64,
+    num_workers: int = 0,
+) -> list[Row]:
+    """Score classifiers on the same images, clean or made against one of them, in float32.
+
+    Args:
+        scored (`dict[str, ZeroShotClassifier]`): Models by name, in eval mode; their classes are replaced by the
+            benchmark's.
+        benchmark ([`Benchmark`]): Images and labels.
+        attack ([`PGD`], *optional*): Without it, images stay clean.
+        attacked (`str`, *optional*): Name of the model that the images are made against.
+        batch_size, num_workers (`int`, *optional*): Of the data loader; they change no number.
+
+    Returns:
+        `list[Row]`: one per model.
+    """
+    scored = {name: one.with_classes(benchmark.class_names, benchmark.template) for name, one in scored.items()}
+    device = next(iter(scored.values())).model.device
+    loader = DataLoader(benchmark, batch_size, collate_fn=collate, num_workers=num_workers)
+    correct = dict.fromkeys(scored, 0)
+    what = "clean" if attack is None else f"eps {255 * attack.eps:g}/255 against the {attacked}"
+    for batch in tqdm(loader, desc=f"{benchmark.name}, {what}", leave=False):
+        batch = {name: values.to(device) for name, values in batch.items()}
+        images = to_unit_range(batch["pixel_values"])
+        if attack is not None:
+            images = attack(scored[attacked], images, batch["labels"], batch["sample_ids"])
+        with torch.no_grad():
+            for name, classifier in scored.items():
+                correct[name] += (classifier(images).argmax(-1) == batch["labels"]).sum().item()
+    how = {"attack": CLEAN, "attacked": None}
+    if attack is not None:
+        how = {"attack": "pgd", "attacked": attacked, "eps": attack.eps, "norm": attack.norm, "seed": attack.seed}
+        how |= {"steps": attack.steps, "step_size": attack.step_size, "restarts": attack.restarts}
+        how |= {"parameters": attack.parameters}
+    where = {"benchmark": benchmark.name, "split": benchmark.split, "attack_space": benchmark.attack_space}
+    n = len(benchmark)
+    rows = []
+    for name, number in correct.items():
+        low, high = wilson_interval(number, n)
+        rows.append(Row(model=name, accuracy=number / n, low=low, high=high, n=n, **where, **how))
+    return rows
+
+
+def compare_models(
+    models: dict[str, ZeroShotClassifier], benchmark: Benchmark, attack: PGD, batch_size: int, num_workers: int
+) -> list[Row]:
+    """Every model on clean images, on images attacking the first model, and on images attacking itself."""
+    loader = {"batch_size": batch_size, "num_workers": num_workers}
+    rows = measure(models, benchmark, **loader)
+    for place, (name, model) in enumerate(models.items()):
+        rows += measure(models if place == 0 else {name: model}, benchmark, attack, name, **loader)
+    return rows
+
+
+def format_table(rows: list[Row]) -> str:
+    """Rows of one benchmark and attack as a Markdown table of percentages, a line per model."""
+    first = rows[0].model
+    steps = next(row.steps for row in rows if row.attacked)
+    kinds = {"clean": {}, f"PGD-{steps} on itself": {}, f"PGD-{steps} on the {first}": {}}
+    clean, itself, transferred = kinds.values()
+    for row in rows:
+        cell = f"{100 * row.accuracy:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]"
+        if row.attacked is None:
+            clean[row.model] = cell
+        if row.attacked == row.model:
+            itself[row.model] = cell
+        if row.attacked == first:
+            transferred[row.model] = cell
+    lines = [[model, *(column[model] for column in kinds.values())] for model in clean]
+    return markdown_table([["", *kinds], *lines])

@@ -1,0 +1,158 @@
+"""What an evaluation is going to do: one [`Task`] for each row, with everything that its number depends on."""
+
+import hashlib
+import inspect
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+import hpt
+from hpt.attacks import Attack, Transfer, get_attack
+from hpt.attacks.apgd import APGDCE
+from hpt.benchmarks import Benchmark
+from hpt.config import Fraction
+from hpt.errors import InputError
+from hpt.modeling import ZeroShotClassifier
+from hpt.results import LARGE_EPS, Row, digest
+
+
+REVERSE_TRANSFER = "transfer-to-proxy"  # made on the evaluated model, scored on the proxy
+LARGE_RADIUS, LARGE_SAMPLES = 0.5, 128  # every image can become grey: nothing may withstand that
+SET_ELSEWHERE = {"self", "eps", "norm", "seed", "proxy", "loss", "settings"}
+
+
+class Subject:
+    """A model under evaluation, by the name that rows call it.
+
+    Args:
+        classifier ([`ZeroShotClassifier`]): The model; its classes don't matter.
+        name (`str`, *optional*): Defaults to its Hub id or path.
+    """
+
+    def __init__(self, classifier: ZeroShotClassifier, name: str | None = None):
+        self.classifier = classifier
+        self.name = name or classifier.model.name_or_path
+        self.revision = getattr(classifier.model.config, "_commit_hash", None)
+        self.weights = hash_weights(classifier.model)
+
+    def on(self, benchmark: Benchmark) -> ZeroShotClassifier:
+        """It as a classifier of a benchmark's classes."""
+        return self.classifier.with_classes(benchmark.class_names, benchmark.template)
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One row to be: what is scored, on which samples, and how they are attacked.
+
+    Args:
+        settings (`dict`): The row's settings, as [`Row.settings`] has them.
+        scored ([`ZeroShotClassifier`]): Over the benchmark's classes.
+        benchmark ([`Benchmark`]): The samples.
+        attack ([`Attack`], *optional*): `None` for clean images.
+        clean (`Task`, *optional*): The task that says which of the samples are right without an attack.
+    """
+
+    settings: dict
+    scored: ZeroShotClassifier
+    benchmark: Benchmark
+    attack: Attack | None = None
+    clean: "Task | None" = None
+
+    @property
+    def key(self) -> str:
+        """Names the predictions of exactly these settings."""
+        return digest(self.settings)
+
+    def __str__(self) -> str:
+        row = self.settings
+        eps = "" if row["eps"] is None else f" at {describe_eps(row['eps'], row['norm'])}"
+        return f"{row['model']}, {row['benchmark']}, {row['attack']}{eps}"
+
+
+def plan_clean(subject: Subject, benchmark: Benchmark, seed: int, batch_size: int, max_samples: int | None) -> Task:
+    """The task of a model's clean accuracy."""
+    scored = subject.on(benchmark)
+    samples = [benchmark.ids().tolist(), benchmark.dataset["label"][:], benchmark.class_names]
+    row = Row(
+        model=subject.name,
+        attacked=None,
+        accuracy=0,
+        low=0,
+        high=0,
+        n=len(benchmark),
+        benchmark=benchmark.name,
+        split=benchmark.split,
+        attack_space=benchmark.attack_space,
+        dtype=str(scored.model.dtype).removeprefix("torch."),
+        templates=scored.templates,
+        seed=seed,
+        batch_size=batch_size,
+        max_samples=max_samples,
+        samples=digest(samples),
+        revision=subject.revision,
+        weights=subject.weights,
+        hpt_version=hpt.__version__,
+    )
+    return Task(row.settings(), scored, benchmark)
+
+
+def plan_attack(clean: Task, text: str, attack: Attack, attacked: str, **parameters) -> Task:
+    """The task of an attack on the samples of a clean one; `parameters` add to the attack's own in the row."""
+    parameters = attack.parameters | parameters
+    settings = {name: parameters.get(name) for name in ("steps", "step_size", "restarts")}
+    settings |= {"attack": text, "attacked": attacked, "eps": attack.eps, "norm": attack.norm}
+    settings |= {"parameters": parameters, "left_out": attack.left_out(len(clean.benchmark.class_names))}
+    return replace(clean, settings=clean.settings | settings, attack=attack, clean=clean)
+
+
+def plan_large_eps(clean: Task) -> Task:
+    """An attack that has to break everything, on the first batches of the samples."""
+    batch_size = clean.settings["batch_size"]
+    number = min(len(clean.benchmark), batch_size * math.ceil(LARGE_SAMPLES / batch_size))
+    attack = APGDCE(eps=LARGE_RADIUS, seed=clean.settings["seed"])
+    task = plan_attack(clean, LARGE_EPS, attack, clean.settings["model"])
+    few = clean.benchmark.rows(range(number))
+    return replace(task, settings=task.settings | {"n": number}, benchmark=few)
+
+
+def parse_attack(text: str) -> tuple[type[Attack], dict]:
+    """`"pgd:steps=50,restarts=5"` as the attack's class and its settings.
+
+    Raises:
+        InputError: for an unknown attack or setting, listing the known ones, or a value that isn't a number.
+    """
+    name, _, listed = text.partition(":")
+    kind = Transfer if name == REVERSE_TRANSFER else get_attack(name)
+    known = [
+        key
+        for base in kind.__mro__
+        if "__init__" in vars(base)
+        for key in inspect.signature(base.__init__).parameters
+        if key not in SET_ELSEWHERE
+    ]
+    settings = {}
+    for item in filter(None, listed.split(",")):
+        key, _, value = item.partition("=")
+        if key not in known:
+            raise InputError(f"{name} has no setting {key!r}; known: {', '.join(dict.fromkeys(known)) or 'none'}.")
+        try:
+            number = Fraction(value)
+        except (ValueError, ZeroDivisionError):
+            raise InputError(f"{text!r} sets {key} to {value!r}, which isn't a number.") from None
+        settings[key] = float(number) if key == "step_size" else int(number)
+    return kind, settings
+
+
+def hash_weights(model) -> str:
+    """16 hexadecimal digits that stand for all weights and buffers of a model."""
+    state = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        state.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        state.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return state.hexdigest()[:16]
+
+
+def describe_eps(eps: float, norm: str = "linf") -> str:
+    """`4/255` for l_inf, `0.5` for l_2."""
+    return f"{round(255 * eps, 4):g}/255" if norm == "linf" else f"{eps:g}"

@@ -1,0 +1,105 @@
+"""An evaluation's rows as a Markdown table, a CSV file, and a page with flags and pictures' names."""
+
+import csv
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from hpt.planning import REVERSE_TRANSFER, describe_eps
+from hpt.reliability import Flag
+from hpt.results import CLEAN, LARGE_EPS, WORST_CASE, Row
+
+
+def attack_label(row: Row) -> str:
+    """What a table calls a row: `PGD-10`, `CW-50`, `autoattack without apgd-t`, `transfer from my proxy`."""
+    name = row.attack.partition(":")[0]
+    if name == "transfer":
+        return f"{name} from {row.attacked}"
+    if name == REVERSE_TRANSFER:
+        return f"made on {row.attacked}"
+    label = f"{name.upper() if name in ('pgd', 'cw') else name}-{row.steps}" if row.steps else name
+    label += f" x {row.restarts}" if row.restarts and row.restarts > 1 else ""
+    return f"{label} without {', '.join(row.left_out)}" if row.left_out else label
+
+
+def latest(rows: list[Row]) -> list[Row]:
+    """Without checks, and of a worst case, which grows with the attacks that ran, the last."""
+    found = {
+        (row.model, row.attacked, row.benchmark, row.attack, row.eps, row.norm): row
+        for row in rows
+        if row.attack != LARGE_EPS
+    }
+    return list(found.values())
+
+
+def format_accuracies(rows: list[Row], benchmarks: list[str] | None = None) -> str:
+    """Markdown tables, one for each radius: a line per model and attack, a column per benchmark, the mean last.
+
+    Args:
+        rows (`list[Row]`): Of one evaluation.
+        benchmarks (`list[str]`, *optional*): The columns, instead of the benchmarks that the rows have.
+    """
+    rows = latest(rows)
+    benchmarks = benchmarks or list(dict.fromkeys(row.benchmark for row in rows))
+    sections = []
+    for eps, norm in sorted({(row.eps, row.norm) for row in rows if row.attack != CLEAN}):
+        title = f"{'l_inf' if norm == 'linf' else 'l_2'} eps = {describe_eps(eps, norm)}"
+        shown = [row for row in rows if row.attack == CLEAN or (row.eps, row.norm) == (eps, norm)]
+        sections.append(f"{title}\n\n{_table(shown, benchmarks)}")
+    if not sections:
+        sections.append(_table(rows, benchmarks))
+    return "\n\n".join(sections)
+
+
+def _table(rows: list[Row], benchmarks: list[str]) -> str:
+    cells: dict[tuple, dict[str, Row]] = {}
+    for row in rows:
+        cells.setdefault((row.model, attack_label(row)), {})[row.benchmark] = row
+    models = list(dict.fromkeys(model for model, _ in cells))
+    lines = [["model", "attack", *benchmarks, "mean"]]
+    for model, attack in sorted(cells, key=lambda key: (models.index(key[0]), key[1] == WORST_CASE)):
+        found = cells[model, attack]
+        values = [_accuracy(found[name]) for name in benchmarks if name in found]
+        mean = f"{100 * sum(values) / len(values):.1f}" if len(values) == len(benchmarks) else "-"
+        lines.append([model, attack, *(_cell(found.get(name)) for name in benchmarks), mean])
+    return markdown_table(lines)
+
+
+def markdown_table(lines: list[list[str]]) -> str:
+    """Lines of cells, the first of them the header, with columns aligned."""
+    lines = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    )
+
+
+def _accuracy(row: Row) -> float:
+    return row.accuracy if row.mean_per_class_accuracy is None else row.mean_per_class_accuracy
+
+
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return "-"
+    if row.mean_per_class_accuracy is not None:  # a mean over classes has no Wilson interval
+        return f"{100 * row.mean_per_class_accuracy:.1f} (per class)"
+    return f"{100 * row.accuracy:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]"
+
+
+def format_flags(flags: list[Flag]) -> str:
+    """A line for each flag, doubts about masked gradients first."""
+    lines = []
+    for flag in sorted(flags, key=lambda flag: not flag.masking):
+        eps = "" if flag.eps is None else f", eps {flag.eps:.4g}"
+        lines.append(f"- {flag.name}: {flag.model} on {flag.benchmark}{eps}. {flag.message}")
+    return "\n".join(lines) or "- none"
+
+
+def write_csv(rows: list[Row], path: str | Path) -> None:
+    """One line per row, every field a column; dictionaries and lists as JSON."""
+    with Path(path).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [one.name for one in fields(Row)])
+        writer.writeheader()
+        for row in rows:
+            values = asdict(row).items()
+            writer.writerow({key: json.dumps(one) if isinstance(one, dict | list) else one for key, one in values})

@@ -1,0 +1,218 @@
+"""Measured accuracies, and the folder that keeps them: appended to as they come, and never mixed with others.
+
+results.jsonl           one line per finished row, a [`Row`]
+predictions-RANK.jsonl  one line per finished batch of one row: what was predicted, so that a killed evaluation goes on
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from hpt.benchmarks import Benchmark
+from hpt.errors import InputError
+
+
+CLEAN, WORST_CASE, LARGE_EPS = "clean", "worst case", "large-eps check"
+MEASURED = {
+    "accuracy",
+    "low",
+    "high",
+    "mean_per_class_accuracy",
+    "zero_gradient",
+    "broken_by",
+    "stochastic",
+    "seconds",
+}
+# Settings that have one value in a whole file, per model, per benchmark and per attack.
+DETERMINED_BY = {
+    (): ("seed", "batch_size", "max_samples", "hpt_version"),
+    ("model",): ("revision", "weights", "dtype"),
+    ("benchmark",): ("split", "attack_space", "templates", "samples", "n"),
+    ("attack", "eps", "norm"): ("parameters",),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured accuracy, with all that it depends on.
+
+    Args:
+        model (`str`): Name of the model scored.
+        attacked (`str`, *optional*): Name of the model that the images were made against; `None` for clean images.
+        accuracy, low, high (`float`): Share of correct samples and its 95 % Wilson interval, in [0, 1]. A sample that
+            is wrong without an attack is wrong under every attack.
+        n (`int`): Samples.
+        benchmark, split (`str`): What was classified.
+        attack_space (`str`): Resolution at which images were attacked: `"native"`, or pixels.
+        attack (`str`): As it was asked for, such as `"pgd"` or `"pgd:steps=50"`; `"clean"`; `"worst case"`, over the
+            attacks named in `parameters`; `"large-eps check"`, an attack that must break everything.
+        eps (`float`, *optional*): Radius in [0, 1] pixels.
+        steps, restarts (`int`), step_size (`float`), norm (`str`), *optional*: The attack, where it has them.
+        parameters (`dict`): All that says how strong the attack is.
+        left_out (`list[str]`): Parts of a suite that aren't defined for so few classes.
+        mean_per_class_accuracy (`float`, *optional*): Where the benchmark is customarily reported so.
+        zero_gradient (`int`, *optional*): Samples whose gradient was exactly zero at some step.
+        broken_by (`dict[str, int]`): Of a suite, how many samples each part broke that those before hadn't.
+        stochastic (`bool`, *optional*): Whether the same images gave other logits the second time; for clean rows.
+        dtype (`str`): Of the model's weights; logits and attacks are float32.
+        templates (`list[str]`): Prompt templates.
+        seed, batch_size (`int`), max_samples (`int`, *optional*): Settings of the evaluation.
+        samples (`str`): Hash of the sample ids, their labels, and the class names.
+        revision (`str`, *optional*): The model's commit on the Hub.
+        weights (`str`): Hash of the model's weights.
+        seconds (`float`): Time spent, summed over processes.
+        hpt_version (`str`): Version that measured it.
+    """
+
+    model: str
+    attacked: str | None
+    accuracy: float
+    low: float
+    high: float
+    n: int
+    benchmark: str
+    split: str
+    attack_space: str
+    attack: str = CLEAN
+    eps: float | None = None
+    steps: int | None = None
+    step_size: float | None = None
+    restarts: int | None = None
+    norm: str | None = None
+    parameters: dict = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+    mean_per_class_accuracy: float | None = None
+    zero_gradient: int | None = None
+    broken_by: dict[str, int] = field(default_factory=dict)
+    stochastic: bool | None = None
+    dtype: str = "float32"
+    templates: list[str] = field(default_factory=list)
+    seed: int | None = None
+    batch_size: int | None = None
+    max_samples: int | None = None
+    samples: str | None = None
+    revision: str | None = None
+    weights: str | None = None
+    seconds: float | None = None
+    hpt_version: str | None = None
+
+    def settings(self) -> dict:
+        """Everything but what was measured."""
+        return {name: value for name, value in asdict(self).items() if name not in MEASURED}
+
+
+def digest(value) -> str:
+    """16 hexadecimal digits that stand for a value that JSON has."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class ResultsFolder:
+    """Rows and predictions of an evaluation, kept in a folder, or in memory alone if there is none.
+
+    A last line cut off by a kill is dropped.
+
+    Args:
+        folder (`str` or `Path`, *optional*): Made if it isn't there.
+        rank (`int`): This process; it writes predictions to a file of its own, and rank 0 the rows.
+
+    Raises:
+        InputError: for a damaged line that isn't the last.
+    """
+
+    def __init__(self, folder: str | Path | None, rank: int = 0):
+        self.folder = None if folder is None else Path(folder)
+        self.rank = rank
+        self.rows: list[Row] = []
+        self.predictions: dict[str, dict[int, dict]] = {}
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "results.jsonl"
+
+    def read(self) -> None:
+        """Take up what is there; for one process alone, before any other writes."""
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        known = {one.name for one in fields(Row)}
+        for number, line in enumerate(_read_lines(self.file), start=1):
+            if not isinstance(line, dict) or set(line) != known:
+                raise InputError(
+                    f"Line {number} of {self.file} isn't a row of this version of hpt: give another output_dir."
+                )
+            self.rows.append(Row(**line))
+        for file in sorted(self.folder.glob("predictions-*.jsonl")):
+            for line in _read_lines(file):
+                self.predictions.setdefault(line["row"], {})[line["batch"]] = line
+
+    def add_row(self, row: Row) -> None:
+        self.rows.append(row)
+        if self.folder is not None and self.rank == 0:
+            _append(self.file, asdict(row))
+
+    def add_predictions(self, row: str, batch: int, record: dict) -> dict:
+        """Keep the predictions of one batch of the row with that digest of its settings."""
+        record = {"row": row, "batch": batch} | record
+        self.predictions.setdefault(row, {})[batch] = record
+        if self.folder is not None:
+            _append(self.folder / f"predictions-{self.rank}.jsonl", record)
+        return record
+
+    def save_samples(self, benchmark: Benchmark) -> None:
+        """Write the ids of a benchmark's samples, their numbers in the whole split, to `samples_BENCHMARK.json`."""
+        if self.folder is not None and self.rank == 0:
+            content = {"benchmark": benchmark.name, "split": benchmark.split, "ids": benchmark.ids().tolist()}
+            (self.folder / f"samples_{benchmark.name}.json").write_text(json.dumps(content), encoding="utf-8")
+
+    def find(self, settings: dict) -> Row | None:
+        """The finished row with exactly these settings."""
+        return next((row for row in self.rows if row.settings() == settings), None)
+
+    def refuse_other_settings(self, settings: dict) -> None:
+        """Refuse settings that contradict a row that is there.
+
+        Raises:
+            InputError: naming the file and each difference.
+        """
+        for row in self.rows:
+            there = row.settings()
+            for keys, determined in DETERMINED_BY.items():
+                if any(there[key] != settings[key] for key in keys):
+                    continue
+                differences = [
+                    f"{name} {there[name]!r} there, {settings[name]!r} here"
+                    for name in determined
+                    if there[name] != settings[name]
+                ]
+                if differences:
+                    what = f" for {keys[0]} {settings[keys[0]]}" if keys else ""
+                    raise InputError(
+                        f"{self.file} has results from other settings{what} ({'; '.join(differences)}): use the same, "
+                        "or give another output_dir."
+                    )
+
+
+def _read_lines(path: Path) -> list:
+    """The file's lines, after cutting off a last one that a kill left incomplete."""
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    complete = content[: content.rfind(b"\n") + 1]
+    if complete != content:
+        with path.open("rb+") as file:
+            file.truncate(len(complete))
+    lines = []
+    for number, line in enumerate(complete.splitlines(), start=1):
+        try:
+            lines.append(json.loads(line))
+        except ValueError as error:
+            raise InputError(
+                f"Line {number} of {path} is damaged ({error}): remove it, or give another output_dir."
+            ) from error
+    return lines
+
+
+def _append(path: Path, line: dict) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")

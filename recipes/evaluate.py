@@ -1,0 +1,150 @@
+"""Evaluate models on benchmarks under attacks: rows with intervals, a table, reliability flags and pictures.
+
+    accelerate launch recipes/evaluate.py                                    # the quickstart's models on digits
+    accelerate launch recipes/evaluate.py --config recipes/evaluate_cifar10.yaml --benchmarks cifar10=PATH
+    accelerate launch recipes/evaluate.py --models openai/clip-vit-base-patch32 mine=outputs/robust \
+        --benchmarks tiny_imagenet cifar10 --attacks pgd:steps=50,restarts=5 autoattack --eps 1/255 4/255 \
+        --max_samples 1000 --output_dir outputs/evaluation
+
+Fields of `Evaluation` below stand in the YAML, or follow as `--field value`. Started again, it goes on where it was
+cut off. Several processes share the work, and every sample gets the same verdict as with one.
+"""
+
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+from hpt import InputError, RobustnessEvaluator, load_benchmark, load_proxy
+from hpt.benchmarks import Benchmark, get_record
+from hpt.config import Fraction, parse_config, run_recipe
+from hpt.data import check_images
+from hpt.figures import draw_adversarial_images, draw_clean_against_robust, draw_robustness_curves
+from hpt.planning import Subject, Task
+from hpt.reliability import find_flags
+from hpt.report import format_accuracies, format_flags, write_csv
+from hpt.results import WORST_CASE, Row
+
+
+HERE = Path(__file__).parent
+# Python looks for modules beside the script first, and this one is called like the `evaluate` package.
+sys.path = [folder for folder in sys.path if Path(folder).resolve() != HERE.resolve()]
+
+
+@dataclass
+class Evaluation:
+    """What is evaluated on what, and how it is attacked."""
+
+    models: list[str] = field(metadata={"help": "Hub ids or paths; NAME=PATH names one, ID@REVISION pins one."})
+    benchmarks: list[str] = field(metadata={"help": "Benchmarks, or NAME=PATH."})
+    output_dir: str = field(metadata={"help": "Folder for results, table and pictures; continued if it has some."})
+    attacks: list[str] = field(
+        default_factory=lambda: ["pgd", "cw", "apgd"],
+        metadata={"help": "Names, with settings as in pgd:steps=50,restarts=5; none for clean accuracy alone."},
+    )
+    eps: list[Fraction] = field(default_factory=lambda: ["1/255"], metadata={"help": "Radii in [0, 1] pixels."})
+    norm: str = field(default="linf", metadata={"help": "linf or l2."})
+    proxy: str | None = field(default=None, metadata={"help": "Proxy for adaptive and transfer attacks."})
+    protocol: str = field(default="hpt", metadata={"help": "hpt or pmg: the resolution at which images are attacked."})
+    max_samples: int | None = field(default=None, metadata={"help": "So many samples a benchmark, stratified."})
+    batch_size: int = field(default=64, metadata={"help": "Samples per batch."})
+    num_workers: int = field(default=0, metadata={"help": "Processes that decode images."})
+    seed: int = field(default=0, metadata={"help": "Of the noise and the choice of samples."})
+    use_cpu: bool = field(default=False, metadata={"help": "Leave a GPU alone."})
+
+
+def main():
+    settings, _ = parse_config((Evaluation,), HERE / "evaluate.yaml")
+    state = PartialState(cpu=settings.use_cpu, timeout=timedelta(days=1))  # processes may wait long for each other
+
+    # Data and models
+    benchmarks, missing = load_benchmarks(settings)
+    if not benchmarks:
+        raise InputError("; ".join(missing.values()))
+    subjects = [load_subject(text, state.device) for text in settings.models]
+    proxy = load_subject(settings.proxy, state.device) if settings.proxy else None
+
+    # Evaluate
+    evaluator = RobustnessEvaluator(
+        attacks=settings.attacks,
+        eps=[float(Fraction(one)) for one in settings.eps],
+        norm=settings.norm,
+        proxy=proxy and proxy.classifier,
+        proxy_name=proxy and proxy.name,
+        max_samples=settings.max_samples,
+        batch_size=settings.batch_size,
+        num_workers=settings.num_workers,
+        seed=settings.seed,
+        output_dir=settings.output_dir,
+    )
+    planned = [evaluator.plan(subject, benchmark) for subject in subjects for benchmark in benchmarks]
+    rows, notes = [], [f"{name} is missing: {why}" for name, why in missing.items()]
+    for tasks in planned:
+        try:
+            rows += evaluator.run(tasks)
+        except InputError as error:  # the others still run
+            notes.append(f"{tasks[0]} is missing: {error}")
+    if state.is_main_process:
+        names = [text.partition("=")[0] for text in settings.benchmarks]
+        report(evaluator, rows, names, notes, Path(settings.output_dir))
+        for tasks in planned:
+            draw_examples(evaluator, tasks, Path(settings.output_dir))
+    if notes:
+        sys.exit(1)
+
+
+def load_benchmarks(settings: Evaluation) -> tuple[list[Benchmark], dict[str, str]]:
+    """The benchmarks, and why others can't be had, on which all processes agree."""
+    benchmarks, missing = [], {}
+    for text in settings.benchmarks:
+        get_record(text.partition("=")[0])  # a name that isn't known is a mistake, not a set that can't be reached
+        try:
+            benchmark = load_benchmark(text, protocol=settings.protocol)
+            check_images(benchmark.dataset, benchmark.name)
+            benchmarks.append(benchmark)
+        except InputError as error:
+            missing[text.partition("=")[0]] = str(error)
+    for others in gather_object([missing]):
+        missing |= others
+    return [one for one in benchmarks if one.name not in missing], missing
+
+
+def load_subject(text: str, device) -> Subject:
+    """`NAME=PATH`, `PATH`, or `ID@REVISION` as a frozen model on its device."""
+    name, _, source = text.rpartition("=")
+    source, _, revision = (source, "", "") if Path(source).exists() else source.partition("@")
+    return Subject(load_proxy(source, revision or None).to(device), name or source)
+
+
+def report(evaluator: RobustnessEvaluator, rows: list[Row], benchmarks: list[str], notes: list[str], output: Path):
+    """Print and write the table, the flags and the pictures."""
+    flags = find_flags(rows)
+    table = format_accuracies(rows, benchmarks)
+    page = f"Accuracy in %, with its 95 % interval\n\n{table}\n\nReliability flags\n\n{format_flags(flags)}\n"
+    page += "".join(f"\n{note}\n" for note in notes)
+    print(f"\n{page}")
+    (output / "table.md").write_text(page, encoding="utf-8")
+    (output / "flags.json").write_text(json.dumps([asdict(flag) for flag in flags], indent=1), encoding="utf-8")
+    write_csv(rows, output / "results.csv")
+    for benchmark in dict.fromkeys(row.benchmark for row in rows if row.attack == WORST_CASE):
+        draw_robustness_curves(rows, benchmark, output / f"robustness_{benchmark}.png")
+    for place, eps in enumerate(evaluator.eps if any(row.attack == WORST_CASE for row in rows) else []):
+        draw_clean_against_robust(rows, eps, output / f"clean_against_robust_{place + 1}.png")
+    print(f"Results and pictures: {output}")
+
+
+def draw_examples(evaluator: RobustnessEvaluator, tasks: list[Task], output: Path):
+    """Draw some samples under the first attack at the largest eps."""
+    examples = evaluator.examples(tasks)
+    if examples:
+        model, benchmark = (tasks[0].settings[key] for key in ("model", "benchmark"))
+        name = f"images_{benchmark}_{model.strip('/').replace('/', '_')}.png"
+        draw_adversarial_images(examples, f"{model} on {benchmark}, {examples[0]['attack']}", output / name)
+
+
+if __name__ == "__main__":
+    run_recipe(main)
