@@ -8,8 +8,10 @@ gets the same verdict whatever the number of processes, and however often the ev
 """
 
 import logging
+import os
 import time
 from collections.abc import Iterable
+from datetime import timedelta
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from hpt.attacks import Adaptive, Attack, Suite
-from hpt.attacks.base import float_logits
+from hpt.attacks.base import check_eps, float_logits
 from hpt.benchmarks import Benchmark
 from hpt.data import check_images, collate, to_unit_range
 from hpt.errors import InputError
@@ -38,6 +40,22 @@ from hpt.results import LARGE_EPS, WORST_CASE, ResultsFolder, Row, digest
 
 
 logger = logging.getLogger(__name__)
+
+
+def join_processes(use_cpu: bool = False) -> PartialState:
+    """The processes that were launched together, which wait up to a day for each other.
+
+    Raises:
+        InputError: when several were launched but each would work alone.
+    """
+    state = PartialState(cpu=use_cpu or not torch.accelerator.is_available(), timeout=timedelta(days=1))
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if state.num_processes != launched:
+        raise InputError(
+            f"{launched} processes were launched, but each sees {state.num_processes}: make the evaluator before any "
+            "other use of accelerate, or launch on CPU by `torchrun --nproc_per_node N`."
+        )
+    return state
 
 
 class RobustnessEvaluator:
@@ -80,6 +98,12 @@ class RobustnessEvaluator:
     ):
         self.eps = sorted({float(one) for one in (eps if isinstance(eps, Iterable) else [eps])})
         self.norm, self.seed = norm, seed
+        if not self.eps:
+            raise InputError("There is no eps: give one or several radii in [0, 1] pixels, such as 1/255.")
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}, but must be at least 1.")
+        for radius in self.eps:
+            check_eps(radius, norm)
         self.attacks = {text: parse_attack(text) for text in dict.fromkeys(attacks)}
         for text, (kind, _) in self.attacks.items():
             if kind.needs_proxy and proxy is None:
@@ -88,7 +112,7 @@ class RobustnessEvaluator:
                 self._make(text, radius, proxy)  # which checks its settings
         self.proxy = None if proxy is None else Subject(proxy, proxy_name)
         self.max_samples, self.batch_size, self.num_workers = max_samples, batch_size, num_workers
-        self.state = PartialState()
+        self.state = join_processes()
         self.results = ResultsFolder(output_dir, self.state.process_index)
         if self.state.is_main_process:
             self.results.read()

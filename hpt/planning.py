@@ -19,7 +19,7 @@ from hpt.results import LARGE_EPS, Row, digest
 
 REVERSE_TRANSFER = "transfer-to-proxy"  # made on the evaluated model, scored on the proxy
 LARGE_RADIUS, LARGE_SAMPLES = 0.5, 128  # every image can become grey: nothing may withstand that
-SET_ELSEWHERE = {"self", "eps", "norm", "seed", "proxy", "loss", "settings"}
+SET_BY_EVALUATOR = {"eps", "norm", "seed", "proxy", "loss"}
 
 
 class Subject:
@@ -128,8 +128,8 @@ def parse_attack(text: str) -> tuple[type[Attack], dict]:
         key
         for base in kind.__mro__
         if "__init__" in vars(base)
-        for key in inspect.signature(base.__init__).parameters
-        if key not in SET_ELSEWHERE
+        for key, parameter in inspect.signature(base.__init__).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and key not in SET_BY_EVALUATOR
     ]
     settings = {}
     for item in filter(None, listed.split(",")):

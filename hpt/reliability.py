@@ -23,7 +23,7 @@ class Flag:
         name (`str`): `"pgd-too-weak"`, `"large-eps-survivors"`, `"square-beats-gradients"`, `"zero-gradients"`,
             `"stochastic-model"` or `"few-samples"`.
         model, benchmark (`str`): What it is about.
-        eps (`float`, *optional*): The radius that it is about.
+        eps (`float`), norm (`str`), *optional*: The radius that it is about.
         message (`str`): What was seen and what to do.
         masking (`bool`): Whether it suggests that gradients are masked, so that robust accuracy is overstated.
     """
@@ -32,6 +32,7 @@ class Flag:
     model: str
     benchmark: str
     eps: float | None
+    norm: str | None
     message: str
     masking: bool
 
@@ -51,7 +52,7 @@ def find_flags(rows: list[Row]) -> list[Flag]:
 
 
 def _flag(name: str, row: Row, message: str, masking: bool) -> list[Flag]:
-    return [Flag(name, row.model, row.benchmark, row.eps, message, masking)]
+    return [Flag(name, row.model, row.benchmark, row.eps, row.norm, message, masking)]
 
 
 def _few_samples(rows: list[Row]) -> list[Flag]:

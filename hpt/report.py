@@ -12,13 +12,15 @@ from hpt.results import CLEAN, LARGE_EPS, WORST_CASE, Row
 
 def attack_label(row: Row) -> str:
     """What a table calls a row: `PGD-10`, `CW-50`, `autoattack without apgd-t`, `transfer from my proxy`."""
-    name = row.attack.partition(":")[0]
+    name, _, settings = row.attack.partition(":")
     if name == "transfer":
         return f"{name} from {row.attacked}"
     if name == REVERSE_TRANSFER:
         return f"made on {row.attacked}"
     label = f"{name.upper() if name in ('pgd', 'cw') else name}-{row.steps}" if row.steps else name
     label += f" x {row.restarts}" if row.restarts and row.restarts > 1 else ""
+    others = [one for one in settings.split(",") if one and not one.startswith(("steps=", "restarts="))]
+    label += f" ({', '.join(others)})" if others else ""
     return f"{label} without {', '.join(row.left_out)}" if row.left_out else label
 
 
@@ -90,7 +92,7 @@ def format_flags(flags: list[Flag]) -> str:
     """A line for each flag, doubts about masked gradients first."""
     lines = []
     for flag in sorted(flags, key=lambda flag: not flag.masking):
-        eps = "" if flag.eps is None else f", eps {flag.eps:.4g}"
+        eps = "" if flag.eps is None else f" at {describe_eps(flag.eps, flag.norm)}"
         lines.append(f"- {flag.name}: {flag.model} on {flag.benchmark}{eps}. {flag.message}")
     return "\n".join(lines) or "- none"
 

@@ -13,16 +13,15 @@ cut off. Several processes share the work, and every sample gets the same verdic
 import json
 import sys
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
 from pathlib import Path
 
-from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from hpt import InputError, RobustnessEvaluator, load_benchmark, load_proxy
 from hpt.benchmarks import Benchmark, get_record
 from hpt.config import Fraction, parse_config, run_recipe
 from hpt.data import check_images
+from hpt.evaluation import join_processes
 from hpt.figures import draw_adversarial_images, draw_clean_against_robust, draw_robustness_curves
 from hpt.planning import Subject, Task
 from hpt.reliability import find_flags
@@ -59,7 +58,7 @@ class Evaluation:
 
 def main():
     settings, _ = parse_config((Evaluation,), HERE / "evaluate.yaml")
-    state = PartialState(cpu=settings.use_cpu, timeout=timedelta(days=1))  # processes may wait long for each other
+    state = join_processes(settings.use_cpu)
 
     # Data and models
     benchmarks, missing = load_benchmarks(settings)

@@ -1,5 +1,6 @@
 """Two real processes train and evaluate as one does."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_clip, make_dataset, make_trainer
+from conftest import CLASSES, make_clip, make_dataset, make_trainer
 from safetensors.torch import load_file, save_file
 
-from hpt import ZeroShotClassifier
+from hpt import RobustnessEvaluator, ZeroShotClassifier
+from hpt.benchmarks import Benchmark
+from hpt.data import ImageTransform
 
 
 def run(folder: Path) -> None:
@@ -59,5 +62,41 @@ def test_two_processes_train_as_one(tmp_path):
         assert torch.equal(first[name], second[name]), name
 
 
+def evaluate(folder: Path) -> None:
+    """Evaluate robustness; the rows land in the folder, and each rank checks that it was given them all."""
+    benchmark = Benchmark("random", "test", make_dataset(22), CLASSES, "{}", ImageTransform())
+    evaluator = RobustnessEvaluator(
+        attacks=["pgd:steps=2", "apgd"], eps=[2 / 255, 16 / 255], batch_size=4, output_dir=folder
+    )
+    assert evaluator.state.num_processes == int(os.environ.get("WORLD_SIZE", 1))
+    model, processor = make_clip(0)
+    rows = evaluator(model, processor, benchmark, name="mine")
+    assert [row.attack for row in rows] == [
+        "clean",
+        "large-eps check",
+        *2 * ["pgd:steps=2", "apgd"],
+        *2 * ["worst case"],
+    ]
+
+
+def read_results(folder: Path) -> tuple[list, dict]:
+    """The rows without their times, and what was predicted in each batch of each row."""
+    rows = [json.loads(line) | {"seconds": None} for line in (folder / "results.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for file in folder.glob("predictions-*") for line in file.read_text().splitlines()]
+    return rows, {(line["row"], line["batch"]): line["predictions"] for line in lines}
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="two processes on CPU need gloo")
+def test_two_processes_evaluate_as_one(tmp_path):
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for command in ([sys.executable], torchrun):
+        command = [*command, __file__, str(tmp_path / str(len(command))), "evaluate"]
+        subprocess.run(command, check=True, env=env, capture_output=True)
+    alone, shared = tmp_path / "1", tmp_path / str(len(torchrun))
+    assert len(list(shared.glob("predictions-*.jsonl"))) == 2
+    assert read_results(shared) == read_results(alone)
+
+
 if __name__ == "__main__":
-    run(Path(sys.argv[1]))
+    (evaluate if "evaluate" in sys.argv else run)(Path(sys.argv[1]))
