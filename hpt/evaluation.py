@@ -20,8 +20,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from hpt.attacks import Adaptive, Attack, Suite
-from hpt.attacks.base import check_eps, float_logits
+from hpt.attacks import Adaptive, Suite
+from hpt.attacks.base import float_logits
 from hpt.benchmarks import Benchmark
 from hpt.data import check_images, collate, to_unit_range
 from hpt.errors import InputError
@@ -30,8 +30,9 @@ from hpt.planning import (
     REVERSE_TRANSFER,
     Subject,
     Task,
+    check_attacks,
     describe_eps,
-    parse_attack,
+    make_attack,
     plan_attack,
     plan_clean,
     plan_large_eps,
@@ -97,19 +98,10 @@ class RobustnessEvaluator:
         output_dir: str | None = None,
     ):
         self.eps = sorted({float(one) for one in (eps if isinstance(eps, Iterable) else [eps])})
-        self.norm, self.seed = norm, seed
-        if not self.eps:
-            raise InputError("There is no eps: give one or several radii in [0, 1] pixels, such as 1/255.")
+        self.attacks, self.norm, self.seed = list(dict.fromkeys(attacks)), norm, seed
+        check_attacks(self.attacks, self.eps, norm, proxy)
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}, but must be at least 1.")
-        for radius in self.eps:
-            check_eps(radius, norm)
-        self.attacks = {text: parse_attack(text) for text in dict.fromkeys(attacks)}
-        for text, (kind, _) in self.attacks.items():
-            if kind.needs_proxy and proxy is None:
-                raise InputError(f"The attack {text!r} needs a proxy: give one from load_proxy(name).")
-            for radius in self.eps:
-                self._make(text, radius, proxy)  # which checks its settings
         self.proxy = None if proxy is None else Subject(proxy, proxy_name)
         self.max_samples, self.batch_size, self.num_workers = max_samples, batch_size, num_workers
         self.state = join_processes()
@@ -152,28 +144,23 @@ class RobustnessEvaluator:
         if any(text.startswith(REVERSE_TRANSFER) for text in self.attacks):
             tasks.append(proxy_clean := plan_clean(self.proxy, benchmark, *settings))
         for eps in self.eps:
-            for text, (kind, _) in self.attacks.items():
-                if len(benchmark.class_names) < kind.min_classes:
+            for text in self.attacks:
+                made_with = clean.scored if text.startswith(REVERSE_TRANSFER) else proxy
+                attack = make_attack(text, eps, self.norm, self.seed, made_with)
+                if len(benchmark.class_names) < attack.min_classes:
                     logger.warning(f"{text} isn't defined for the classes of {benchmark.name}, and is left out.")
                 elif text.startswith(REVERSE_TRANSFER):
-                    attack = self._make(text, eps, clean.scored)
-                    tasks.append(
-                        plan_attack(proxy_clean, text, attack, subject.name, attacked_weights=subject.weights)
-                    )
-                else:
-                    attack, attacked, more = self._make(text, eps, proxy), subject.name, {}
-                    if kind.needs_proxy:
-                        attacked = attacked if kind is Adaptive else self.proxy.name
-                        more = {"proxy": self.proxy.name, "proxy_weights": self.proxy.weights}
+                    more = {"attacked_weights": subject.weights}
+                    tasks.append(plan_attack(proxy_clean, text, attack, subject.name, **more))
+                elif attack.needs_proxy:
+                    attacked = subject.name if isinstance(attack, Adaptive) else self.proxy.name
+                    more = {"proxy": self.proxy.name, "proxy_weights": self.proxy.weights}
                     tasks.append(plan_attack(clean, text, attack, attacked, **more))
+                else:
+                    tasks.append(plan_attack(clean, text, attack, subject.name))
         for task in tasks:
             self.results.refuse_other_settings(task.settings)
         return tasks
-
-    def _make(self, text: str, eps: float, proxy) -> Attack:
-        kind, settings = self.attacks[text]
-        settings = settings | ({"proxy": proxy} if kind.needs_proxy else {})
-        return kind(eps=eps, norm=self.norm, seed=self.seed, **settings)
 
     # Running
 

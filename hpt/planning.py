@@ -10,6 +10,7 @@ import torch
 import hpt
 from hpt.attacks import Attack, Transfer, get_attack
 from hpt.attacks.apgd import APGDCE
+from hpt.attacks.base import check_eps
 from hpt.benchmarks import Benchmark
 from hpt.config import Fraction
 from hpt.errors import InputError
@@ -142,6 +143,34 @@ def parse_attack(text: str) -> tuple[type[Attack], dict]:
             raise InputError(f"{text!r} sets {key} to {value!r}, which isn't a number.") from None
         settings[key] = float(number) if key == "step_size" else int(number)
     return kind, settings
+
+
+def make_attack(text: str, eps: float, norm: str, seed: int, proxy) -> Attack:
+    """The attack that a text names; `proxy` is the classifier it is made with, if it needs one.
+
+    Raises:
+        InputError: for a text, radius or norm that can't be meant, or a proxy that is missing.
+    """
+    kind, settings = parse_attack(text)
+    if not kind.needs_proxy:
+        return kind(eps=eps, norm=norm, seed=seed, **settings)
+    if proxy is None:
+        raise InputError(f"The attack {text!r} needs a proxy: give one from load_proxy(name).")
+    return kind(eps=eps, norm=norm, seed=seed, proxy=proxy, **settings)
+
+
+def check_attacks(attacks: list[str], radii: list[float], norm: str, proxy) -> None:
+    """Refuse attacks and radii that can't be meant; `proxy` is anything but `None` if there will be one.
+
+    Raises:
+        InputError: saying which.
+    """
+    if not radii:
+        raise InputError("There is no eps: give one or several radii in [0, 1] pixels, such as 1/255.")
+    for eps in radii:
+        check_eps(eps, norm)
+        for text in attacks:
+            make_attack(text, eps, norm, 0, proxy)
 
 
 def hash_weights(model) -> str:

@@ -134,7 +134,6 @@ class ResultsFolder:
         """Take up what is there; for one process alone, before any other writes."""
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         known = {one.name for one in fields(Row)}
         for number, line in enumerate(_read_lines(self.file), start=1):
             if not isinstance(line, dict) or set(line) != known:
@@ -163,6 +162,7 @@ class ResultsFolder:
         """Write the ids of a benchmark's samples, their numbers in the whole split, to `samples_BENCHMARK.json`."""
         if self.folder is not None and self.rank == 0:
             content = {"benchmark": benchmark.name, "split": benchmark.split, "ids": benchmark.ids().tolist()}
+            self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / f"samples_{benchmark.name}.json").write_text(json.dumps(content), encoding="utf-8")
 
     def find(self, settings: dict) -> Row | None:
@@ -214,5 +214,6 @@ def _read_lines(path: Path) -> list:
 
 
 def _append(path: Path, line: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")

@@ -6,7 +6,8 @@
         --benchmarks tiny_imagenet cifar10 --attacks pgd:steps=50,restarts=5 autoattack --eps 1/255 4/255 \
         --max_samples 1000 --output_dir outputs/evaluation
 
-Fields of `Evaluation` below stand in the YAML, or follow as `--field value`. Started again, it goes on where it was
+Fields of `Evaluation` below stand in the YAML, or follow as `--field value`; evaluate.yaml is read where neither a
+config nor models are given. Started again, it goes on where it was
 cut off. Several processes share the work, and every sample gets the same verdict as with one.
 """
 
@@ -23,7 +24,7 @@ from hpt.config import Fraction, parse_config, run_recipe
 from hpt.data import check_images
 from hpt.evaluation import join_processes
 from hpt.figures import draw_adversarial_images, draw_clean_against_robust, draw_robustness_curves
-from hpt.planning import Subject, Task
+from hpt.planning import Subject, Task, check_attacks
 from hpt.reliability import find_flags
 from hpt.report import format_accuracies, format_flags, write_csv
 from hpt.results import WORST_CASE, Row
@@ -57,7 +58,10 @@ class Evaluation:
 
 
 def main():
-    settings, _ = parse_config((Evaluation,), HERE / "evaluate.yaml")
+    quickstart = None if "--models" in sys.argv else HERE / "evaluate.yaml"
+    settings, _ = parse_config((Evaluation,), quickstart)
+    eps = [float(Fraction(one)) for one in settings.eps]
+    check(settings, eps)
     state = join_processes(settings.use_cpu)
 
     # Data and models
@@ -70,7 +74,7 @@ def main():
     # Evaluate
     evaluator = RobustnessEvaluator(
         attacks=settings.attacks,
-        eps=[float(Fraction(one)) for one in settings.eps],
+        eps=eps,
         norm=settings.norm,
         proxy=proxy and proxy.classifier,
         proxy_name=proxy and proxy.name,
@@ -96,11 +100,21 @@ def main():
         sys.exit(1)
 
 
+def check(settings: Evaluation, eps: list[float]) -> None:
+    """Refuse what can't be meant, before anything is downloaded."""
+    check_attacks(settings.attacks, eps, settings.norm, settings.proxy)
+    for text in settings.benchmarks:
+        get_record(text.partition("=")[0])
+    names = [text.rpartition("=")[0] or text for text in settings.models]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"Two models are called {name!r}: name them apart, as in NAME=PATH.")
+
+
 def load_benchmarks(settings: Evaluation) -> tuple[list[Benchmark], dict[str, str]]:
     """The benchmarks, and why others can't be had, on which all processes agree."""
     benchmarks, missing = [], {}
     for text in settings.benchmarks:
-        get_record(text.partition("=")[0])  # a name that isn't known is a mistake, not a set that can't be reached
         try:
             benchmark = load_benchmark(text, protocol=settings.protocol)
             check_images(benchmark.dataset, benchmark.name)

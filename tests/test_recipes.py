@@ -7,10 +7,14 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 import torch
+from conftest import make_clip
 from transformers import CLIPModel, CLIPProcessor
+
+from hpt.modeling import save_finished
 
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -130,10 +134,70 @@ def test_yaml_files_are_valid(file, tmp_path, monkeypatch):
     from hpt.config import parse_config
     from hpt.pretraining import PretrainingConfig
 
-    pretraining = file.stem.endswith(("_target", "_proxy"))
-    types = (PretrainingConfig,) if pretraining else (Recipe, HPTConfig)
+    types = (Recipe, HPTConfig)
+    if file.stem.endswith(("_target", "_proxy")):
+        types = (PretrainingConfig,)
+    elif file.stem.startswith("evaluate"):
+        types = (run_path(str(RECIPES / "evaluate.py"))["Evaluation"],)
     *_, args, path = parse_config(types, file, ["--use_cpu"])
     assert args.output_dir.startswith("outputs/")
+
+
+def evaluation(models, folder, *arguments):
+    """Arguments of a short evaluation of two models made on the spot."""
+    listed = [f"{name}={folder / name}" for name in models]
+    arguments = ["--models", *listed, "--attacks", "pgd:steps=1", "--eps", "4/255", "16/255", *arguments]
+    return [*arguments, "--max_samples", "30", "--batch_size", "8", "--output_dir", folder / "results", "--use_cpu"]
+
+
+@pytest.fixture(scope="module")
+def two_models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("first", "second")):
+        save_finished(*make_clip(seed), folder / name)
+    return folder
+
+
+def run_evaluation(*arguments):
+    command = [sys.executable, str(RECIPES / "evaluate.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def test_evaluation_end_to_end(two_models):
+    arguments = evaluation(["first", "second"], two_models, "--benchmarks", "digits", "cifar10=nowhere")
+    run = run_evaluation(*arguments)
+    assert run.returncode == 1, run.stderr  # one benchmark is missing, the other was evaluated
+    assert "cifar10 is missing: There is no folder 'nowhere'" in run.stdout
+    output = two_models / "results"
+    assert (output / "table.md").read_text() in run.stdout
+    for line in ("| model  | attack     | digits", "| second | worst case | ", "few-samples: first on digits"):
+        assert line in run.stdout
+    rows = [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 * (2 + 2 + 2)
+    assert len((output / "results.csv").read_text().splitlines()) == len(rows) + 1
+    assert {flag["name"] for flag in json.loads((output / "flags.json").read_text())} >= {"few-samples"}
+    assert len(json.loads((output / "samples_digits.json").read_text())["ids"]) == 30
+    for picture in ("robustness_digits", "clean_against_robust_1", "clean_against_robust_2"):
+        assert (output / f"{picture}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--benchmarks", "mnist"], "Unknown benchmark 'mnist'; known: digits"),
+        (["--benchmarks", "digits", "--attacks", "adaptive"], "The attack 'adaptive' needs a proxy"),
+        (["--benchmarks", "digits", "--max_samples", "3"], "Can't take 3 of 360 rows"),
+        (["--benchmarks", "cifar10=nowhere"], "There is no folder 'nowhere'"),
+        (["--benchmarks", "digits", "--models", "no/model"], "Can't load the model 'no/model'"),
+        (["--benchmarks", "digits", "--models", "a=x", "a=y"], "Two models are called 'a'"),
+    ],
+    ids=["benchmark", "proxy", "samples", "nothing left", "model", "names"],
+)
+def test_evaluation_refuses_what_cannot_be_meant(two_models, tmp_path, arguments, line):
+    run = run_evaluation(*evaluation(["first"], two_models), *arguments, "--output_dir", tmp_path / "results")
+    assert run.returncode == 2
+    assert run.stderr.splitlines()[-1].startswith("error: ") and line in run.stderr.splitlines()[-1]
+    assert "Traceback" not in run.stderr and not list(tmp_path.iterdir())
 
 
 class Hub(BaseHTTPRequestHandler):

@@ -120,10 +120,8 @@ class CW(PGD):
         super().__init__(eps=eps, steps=steps, loss=margin, **settings)
 
 
-class Adaptive(PGD):
-    """PGD on `CE(T(x), y) + CE(P(x), y)`: through the target and the proxy that taught it, scored on the target alone.
-
-    What an attacker does who knows the proxy; arXiv 2601.12865 reports it.
+class Transfer(PGD):
+    """PGD on the proxy alone, `CE(P(x), y)`, scored on the target: an attacker who has only the proxy.
 
     Args:
         proxy (`Callable`): The proxy `P`, from images to logits over the same classes, such as a
@@ -138,16 +136,18 @@ class Adaptive(PGD):
         self.proxy = float_logits(proxy)
 
     def _losses(self, classifier: Classifier, adversarial: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        own = self.loss(classifier(adversarial), labels)  # CE(T)
-        return own + self.loss(self.proxy(adversarial), labels)  # + CE(P)
+        return self.loss(self.proxy(adversarial), labels)  # CE(P)
 
 
-class Transfer(Adaptive):
-    """PGD on the proxy alone, `CE(P(x), y)`, scored on the target: an attacker who has only the proxy.
+class Adaptive(Transfer):
+    """PGD on `CE(T(x), y) + CE(P(x), y)`: through the target and the proxy that taught it, scored on the target alone.
+
+    What an attacker does who knows the proxy; arXiv 2601.12865 reports it.
 
     Args:
-        proxy, eps, steps, step_size, random_start, restarts, norm, seed: see [`Adaptive`].
+        proxy, eps, steps, step_size, random_start, restarts, norm, seed: see [`Transfer`].
     """
 
     def _losses(self, classifier: Classifier, adversarial: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return self.loss(self.proxy(adversarial), labels)
+        own = self.loss(classifier(adversarial), labels)  # CE(T)
+        return own + super()._losses(classifier, adversarial, labels)  # + CE(P)
