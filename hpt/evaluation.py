@@ -300,14 +300,15 @@ class RobustnessEvaluator:
 
     def _worst_case(self, clean: Task, eps: float) -> Row:
         """The row of the samples that are right under every attack of that eps in the results."""
-        of = clean.settings
+        subject = self.results.find(clean.settings).subject()
         rows = [
             row
             for row in self.results.rows
-            if (row.model, row.benchmark, row.eps, row.norm) == (of["model"], of["benchmark"], eps, self.norm)
+            if (row.subject(), row.eps, row.norm) == (subject, eps, self.norm)
             and row.attack not in (WORST_CASE, LARGE_EPS)
             and not row.attack.startswith(REVERSE_TRANSFER)
         ]
+        of = clean.settings
         settings = of | {"attack": WORST_CASE, "attacked": of["model"], "eps": eps, "norm": self.norm}
         settings |= {"parameters": {"attacks": sorted(row.attack for row in rows)}}
         found = self.results.find(settings)

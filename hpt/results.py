@@ -24,11 +24,12 @@ MEASURED = {
     "stochastic",
     "seconds",
 }
+OF_THE_ATTACK = {"attack", "attacked", "eps", "norm", "steps", "step_size", "restarts", "parameters", "left_out"}
 # Settings that have one value in a whole file, per model, per benchmark and per attack.
 DETERMINED_BY = {
     (): ("seed", "batch_size", "max_samples", "hpt_version"),
     ("model",): ("revision", "weights", "dtype"),
-    ("benchmark",): ("split", "attack_space", "templates", "samples", "n"),
+    ("benchmark",): ("split", "attack_space", "templates", "samples"),
     ("attack", "eps", "norm"): ("parameters",),
 }
 
@@ -101,6 +102,10 @@ class Row:
         """Everything but what was measured."""
         return {name: value for name, value in asdict(self).items() if name not in MEASURED}
 
+    def subject(self) -> dict:
+        """Of the settings, those of model, samples and evaluation, without the attack's."""
+        return {name: value for name, value in self.settings().items() if name not in OF_THE_ATTACK}
+
 
 def digest(value) -> str:
     """16 hexadecimal digits that stand for a value that JSON has."""
@@ -170,12 +175,12 @@ class ResultsFolder:
         return next((row for row in self.rows if row.settings() == settings), None)
 
     def refuse_other_settings(self, settings: dict) -> None:
-        """Refuse settings that contradict a row that is there.
+        """Refuse settings that contradict a row in the folder.
 
         Raises:
             InputError: naming the file and each difference.
         """
-        for row in self.rows:
+        for row in self.rows if self.folder is not None else []:
             there = row.settings()
             for keys, determined in DETERMINED_BY.items():
                 if any(there[key] != settings[key] for key in keys):

@@ -1,4 +1,4 @@
-"""Time HPT-GPD's training step at real size: ViT-B/32 target, ViT-B/16 proxy, random weights, real images at 224.
+"""Time HPT-GPD's training step and PGD-10 at real size: ViT-B/32, ViT-B/16 proxy, random weights, images at 224.
 
     accelerate launch recipes/benchmark.py --dataset tiny_imagenet=PATH
 
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, TrainerCallback
 
-from hpt import HPTConfig, HPTTrainer, ZeroShotClassifier, load_benchmark
+from hpt import PGD, HPTConfig, HPTTrainer, ZeroShotClassifier, load_benchmark
 from hpt.config import parse_config, run_recipe
 from hpt.data import collate, to_unit_range
 from hpt.pretraining import byte_tokenizer
@@ -87,34 +87,76 @@ def published_step(target, proxy, tokens, images, labels, args: HPTConfig) -> No
     proxy.zero_grad()
 
 
+def published_evaluation(target, tokens, images, labels, eps: float) -> torch.Tensor:
+    """Verdicts under PGD-10 in the published order of work."""
+
+    def logits(images):
+        return target(pixel_values=images, **tokens).logits_per_image
+
+    delta = torch.empty_like(images).uniform_(-eps, eps)
+    for _ in range(10):
+        delta.requires_grad_()
+        F.cross_entropy(logits(images + delta), labels).backward()
+        delta = (delta.detach() + eps / 4 * delta.grad.sign()).clamp(-eps, eps)
+        delta = (images + delta).clamp(0, 1) - images
+    target.zero_grad()
+    with torch.no_grad():
+        return logits(images + delta).argmax(-1) == labels
+
+
+def our_evaluation(classifier, images, labels, eps: float) -> torch.Tensor:
+    """The same as the evaluator computes it."""
+    adversarial = PGD(eps=eps, steps=10)(classifier, images, labels)
+    with torch.no_grad():
+        return classifier(adversarial).argmax(-1) == labels
+
+
+def few_classes(train, number: int, images: int):
+    """So many images of the first classes."""
+    rows = [row for row in range(len(train)) if train.dataset[row]["label"] < number][:images]
+    names = train.class_names[:number]
+    dataset = train.dataset.select(rows).cast_column("label", train.dataset.features["label"].__class__(names=names))
+    return replace(train, dataset=dataset, class_names=names)
+
+
+def timed(function, *inputs) -> float:
+    """Seconds that a call takes."""
+    start = time.perf_counter()
+    function(*inputs)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
 def compare(sizes: Sizes, train) -> None:
-    """Print the ratio of the published step's time to ours, round by round."""
-    rows = [row for row in range(len(train)) if train.dataset[row]["label"] < sizes.compared_classes]
-    names = train.class_names[: sizes.compared_classes]
-    few = replace(train, dataset=train.dataset.select(rows[: 4 * sizes.compared_images]), class_names=names)
-    few = replace(
-        few, dataset=few.dataset.cast_column("label", train.dataset.features["label"].__class__(names=names))
-    )
+    """Print the ratio of the published time to ours, of a training step and of PGD-10, timed in turn."""
+    few = few_classes(train, sizes.compared_classes, 4 * sizes.compared_images)
     trainer = make_trainer(few, sizes.compared_images, 2)
     trainer.train()  # warms up, and prepares the model
     batch = next(iter(DataLoader(few, sizes.compared_images, collate_fn=collate)))
     batch = {name: values.to(trainer.args.device) for name, values in batch.items()}
-    proxy = make_model(16)[0].to(trainer.args.device)
-    whole = make_model(32)[0].to(trainer.args.device)
-    prompts = [f"This is a photo of a {name}" for name in names]
-    tokens = trainer.processing_class.tokenizer(prompts, padding="max_length", return_tensors="pt").to(whole.device)
     images, labels = to_unit_range(batch["pixel_values"]), batch["labels"]
-    ratios = []
+    proxy, whole = (make_model(patch_size)[0].to(trainer.args.device) for patch_size in (16, 32))
+    prompts = [f"This is a photo of a {name}" for name in few.class_names]
+    tokens = trainer.processing_class.tokenizer(prompts, padding="max_length", return_tensors="pt").to(whole.device)
+    model, processor = make_model(32)
+    classifier = ZeroShotClassifier(model.to(trainer.args.device).eval(), processor, few.class_names)
+    times = {"training step": [], "PGD-10 evaluation": []}
     for _ in range(sizes.rounds):
-        start = time.perf_counter()
-        trainer.training_step(trainer.model_wrapped, batch)
-        middle = time.perf_counter()
-        published_step(whole, proxy, tokens, images, labels, trainer.args)
-        ratios.append((time.perf_counter() - middle) / (middle - start))
-    print(
-        f"published order of work / ours, {sizes.compared_images} images and {len(names)} prompts: "
-        f"{statistics.median(ratios):.2f} [{min(ratios):.2f}-{max(ratios):.2f}] over {len(ratios)} rounds"
-    )
+        ours = timed(trainer.training_step, trainer.model_wrapped, batch)
+        published = timed(published_step, whole, proxy, tokens, images, labels, trainer.args)
+        times["training step"].append((ours, published))
+        attacked = (images, labels, trainer.args.attack_eps)
+        ours = timed(our_evaluation, classifier, *attacked)
+        times["PGD-10 evaluation"].append((ours, timed(published_evaluation, whole, tokens, *attacked)))
+    for what, pairs in times.items():
+        ratios = [published / ours for ours, published in pairs]
+        speed = sizes.compared_images / statistics.median(ours for ours, _ in pairs)
+        print(
+            f"{what}, {sizes.compared_images} images and {len(prompts)} prompts: {speed:.2f} images/s; published "
+            f"order of work / ours {statistics.median(ratios):.2f} [{min(ratios):.2f}-{max(ratios):.2f}] over "
+            f"{len(ratios)} rounds"
+        )
 
 
 def main():

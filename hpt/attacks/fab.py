@@ -9,6 +9,7 @@ from hpt.attacks.losses import likeliest_targets
 MAX_BIAS = 0.1  # alpha_max: how far a step leans towards the clean image
 OVERSHOOT = 1.05  # eta: how far a step goes beyond the linearised boundary
 BACKWARD = 0.9  # beta: how much of its way a misclassified point keeps before it searches on
+NEWTON_STEPS = 100  # at most, in a projection; a handful is usual
 
 
 class FABT(Attack):
@@ -91,8 +92,9 @@ def project_onto_hyperplane(points: torch.Tensor, gradient: torch.Tensor, gap: t
     """The least change in l_inf that takes points in [0, 1] onto `gap + <gradient, change> = 0` within [0, 1].
 
     Every pixel moves by the same length, as far as [0, 1] lets it, in the direction that closes the gap. Where the
-    hyperplane can't be reached, all move as far as they can. The length solves the piecewise linear
-    `sum_i |g_i| min(length, room_i) = |gap|`, exactly, after sorting the rooms.
+    hyperplane can't be reached, all move as far as they can. The length solves
+    `sum_i |g_i| min(length, room_i) = |gap|`, which is concave and piecewise linear in it, so that Newton's method
+    from 0 never goes too far and ends within rounding.
 
     Args:
         points (`torch.Tensor` of shape `(batch, ...)`): In [0, 1].
@@ -102,20 +104,18 @@ def project_onto_hyperplane(points: torch.Tensor, gradient: torch.Tensor, gap: t
     Returns:
         `torch.Tensor` of shape `(batch, ...)`: the change.
     """
-    flat, normal = points.flatten(1), gradient.flatten(1)
-    direction = -torch.sign(normal) * torch.sign(gap)[:, None]
+    flat, weight = points.flatten(1), gradient.flatten(1).abs()
+    direction = -gradient.flatten(1).sign() * gap.sign()[:, None]
     room = torch.where(direction > 0, 1 - flat, flat)
-    sorted_room, order = room.sort(dim=1)
-    weight = normal.abs().gather(1, order).double()
-    closed = (weight * sorted_room).cumsum(1)  # by the pixels at the end of their room
-    moving = weight.sum(1, keepdim=True) - weight.cumsum(1)  # weight of those still free
-    reached = closed + moving * sorted_room  # closed when the length is this room, rising with it
-    wanted = gap.abs().double()[:, None]
-    first = torch.searchsorted(reached, wanted).clamp(max=flat.shape[1] - 1)  # the pixel during whose room it closes
-    before = (closed - weight * sorted_room).gather(1, first)
-    free = (moving + weight).gather(1, first)
-    length = ((wanted - before) / free.clamp(min=1e-30)).to(flat)
-    length = torch.where(reached[:, -1:] < wanted, 1.0, length)
+    wanted = gap.abs()[:, None]
+    length = torch.zeros_like(wanted)
+    for _ in range(NEWTON_STEPS):
+        missing = wanted - (weight * torch.minimum(room, length)).sum(1, keepdim=True)
+        slope = (weight * (room > length)).sum(1, keepdim=True)
+        open_ = (missing > 1e-6 * wanted) & (slope > 0)
+        if not open_.any():
+            break
+        length = torch.where(open_, length + missing / slope.clamp(min=1e-30), length)
     return (direction * torch.minimum(length, room)).view_as(points)
 
 
