@@ -106,10 +106,8 @@ class RobustnessEvaluator:
         self.max_samples, self.batch_size, self.num_workers = max_samples, batch_size, num_workers
         self.state = join_processes()
         self.results = ResultsFolder(output_dir, self.state.process_index)
-        if self.state.is_main_process:
-            self.results.read()
-        kept = [self.results.rows, self.results.predictions]
-        self.results.rows, self.results.predictions = broadcast_object_list(kept)
+        kept = list(self.results.read()) if self.state.is_main_process else [None, None]
+        self.results.take_up(*broadcast_object_list(kept))
 
     def __call__(self, model, processor, benchmarks, name: str | None = None) -> list[Row]:
         """Evaluate a model.
@@ -173,10 +171,9 @@ class RobustnessEvaluator:
 
     def _finish(self, task: Task) -> Row:
         """The task's row, from the results or by working off the batches that they lack."""
-        found = self.results.find(task.settings)
-        if found is not None:
-            self._check_predictions(task, found)
-            return found
+        if task.key in self.results.rows:
+            self._check_predictions(task)
+            return self.results.rows[task.key]
         number = -(-len(task.benchmark) // self.batch_size)
         done = self.results.predictions.setdefault(task.key, {})
         missing = [batch for batch in range(number) if batch not in done]
@@ -194,8 +191,8 @@ class RobustnessEvaluator:
         self.results.add_row(row)
         return row
 
-    def _check_predictions(self, task: Task, row: Row) -> None:
-        if len(self._predicted(task.key)) != row.n:
+    def _check_predictions(self, task: Task) -> None:
+        if len(self._predicted(task.key)) != len(task.benchmark):
             raise InputError(
                 f"{self.results.folder} has the row of {task}, but not its predictions: bring predictions-*.jsonl "
                 "back, or give another output_dir."
@@ -206,7 +203,6 @@ class RobustnessEvaluator:
         size = self.batch_size
         sampler = [range(batch * size, min((batch + 1) * size, len(task.benchmark))) for batch in batches]
         loader = DataLoader(task.benchmark, batch_sampler=sampler, collate_fn=collate, num_workers=self.num_workers)
-        records, right, seen = [], 0, 0
         progress = tqdm(
             zip(batches, loader, strict=True),
             desc=str(task),
@@ -215,15 +211,20 @@ class RobustnessEvaluator:
             disable=not self.state.is_local_main_process,
             leave=False,
         )
+        records, right, seen = [], {}, 0
         for batch, inputs in progress:
             start = time.perf_counter()
             inputs = {name: values.to(task.scored.model.device) for name, values in inputs.items()}
-            record = self._attack_batch(task, batch, inputs)
+            with torch.autocast(task.scored.model.device.type, enabled=False):  # attacks are in float32
+                record = self._attack_batch(task, batch, inputs)
             record["seconds"] = time.perf_counter() - start
             records.append(self.results.add_predictions(task.key, batch, record))
-            right += sum(p == y for p, y in zip(record["predictions"], inputs["labels"].tolist(), strict=True))
             seen += len(inputs["labels"])
-            progress.set_postfix({"accuracy": f"{100 * right / seen:.1f} %"})
+            for kind, one in (("clean", task.clean or task), ("robust", task)):
+                predictions = torch.tensor(self.results.predictions[one.key][batch]["predictions"])
+                right[kind] = right.get(kind, 0) + (predictions == inputs["labels"].cpu()).sum().item()
+            shown = ["clean", "robust"] if task.clean else ["clean"]
+            progress.set_postfix({kind: f"{100 * right[kind] / seen:.1f} %" for kind in shown})
         return records
 
     def _attack_batch(self, task: Task, batch: int, inputs: dict) -> dict:
@@ -300,23 +301,21 @@ class RobustnessEvaluator:
 
     def _worst_case(self, clean: Task, eps: float) -> Row:
         """The row of the samples that are right under every attack of that eps in the results."""
-        subject = self.results.find(clean.settings).subject()
-        rows = [
-            row
-            for row in self.results.rows
+        subject = self.results.rows[clean.key].subject()
+        rows = {
+            key: row
+            for key, row in self.results.rows.items()
             if (row.subject(), row.eps, row.norm) == (subject, eps, self.norm)
             and row.attack not in (WORST_CASE, LARGE_EPS)
             and not row.attack.startswith(REVERSE_TRANSFER)
-        ]
-        of = clean.settings
-        settings = of | {"attack": WORST_CASE, "attacked": of["model"], "eps": eps, "norm": self.norm}
-        settings |= {"parameters": {"attacks": sorted(row.attack for row in rows)}}
-        found = self.results.find(settings)
-        if found is None:
-            under_attack = [self._predicted(digest(row.settings())) for row in rows]
-            found = self._row(settings, clean, under_attack, seconds=sum(row.seconds for row in rows))
-            self.results.add_row(found)
-        return found
+        }
+        settings = clean.settings | {"attack": WORST_CASE, "attacked": subject["model"], "eps": eps, "norm": self.norm}
+        settings |= {"parameters": {"attacks": sorted(row.attack for row in rows.values())}}
+        key = digest(settings)
+        if key not in self.results.rows:
+            seconds = sum(row.seconds for row in rows.values())
+            self.results.add_row(self._row(settings, clean, [self._predicted(one) for one in rows], seconds=seconds))
+        return self.results.rows[key]
 
     def _row(self, settings: dict, clean: Task, under_attack: list[np.ndarray], **more) -> Row:
         """A row of the accuracy without an attack and under all of the attacks given by their predictions."""

@@ -87,6 +87,8 @@ def plan_clean(subject: Subject, benchmark: Benchmark, seed: int, batch_size: in
         attack_space=benchmark.attack_space,
         dtype=str(scored.model.dtype).removeprefix("torch."),
         templates=scored.templates,
+        image_mean=_rounded(scored.image_mean),
+        image_std=_rounded(scored.image_std),
         seed=seed,
         batch_size=batch_size,
         max_samples=max_samples,
@@ -180,6 +182,10 @@ def hash_weights(model) -> str:
         state.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         state.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return state.hexdigest()[:16]
+
+
+def _rounded(statistics: torch.Tensor) -> list[float]:
+    return [round(value, 6) for value in statistics.flatten().tolist()]
 
 
 def describe_eps(eps: float, norm: str = "linf") -> str:

@@ -28,7 +28,7 @@ OF_THE_ATTACK = {"attack", "attacked", "eps", "norm", "steps", "step_size", "res
 # Settings that have one value in a whole file, per model, per benchmark and per attack.
 DETERMINED_BY = {
     (): ("seed", "batch_size", "max_samples", "hpt_version"),
-    ("model",): ("revision", "weights", "dtype"),
+    ("model",): ("revision", "weights", "dtype", "image_mean", "image_std"),
     ("benchmark",): ("split", "attack_space", "templates", "samples"),
     ("attack", "eps", "norm"): ("parameters",),
 }
@@ -58,6 +58,7 @@ class Row:
         stochastic (`bool`, *optional*): Whether the same images gave other logits the second time; for clean rows.
         dtype (`str`): Of the model's weights; logits and attacks are float32.
         templates (`list[str]`): Prompt templates.
+        image_mean, image_std (`list[float]`): Normalisation inside the model.
         seed, batch_size (`int`), max_samples (`int`, *optional*): Settings of the evaluation.
         samples (`str`): Hash of the sample ids, their labels, and the class names.
         revision (`str`, *optional*): The model's commit on the Hub.
@@ -89,6 +90,8 @@ class Row:
     stochastic: bool | None = None
     dtype: str = "float32"
     templates: list[str] = field(default_factory=list)
+    image_mean: list[float] = field(default_factory=list)
+    image_std: list[float] = field(default_factory=list)
     seed: int | None = None
     batch_size: int | None = None
     max_samples: int | None = None
@@ -120,38 +123,55 @@ class ResultsFolder:
     Args:
         folder (`str` or `Path`, *optional*): Made if it isn't there.
         rank (`int`): This process; it writes predictions to a file of its own, and rank 0 the rows.
-
-    Raises:
-        InputError: for a damaged line that isn't the last.
     """
 
     def __init__(self, folder: str | Path | None, rank: int = 0):
         self.folder = None if folder is None else Path(folder)
         self.rank = rank
-        self.rows: list[Row] = []
-        self.predictions: dict[str, dict[int, dict]] = {}
+        self.rows: dict[str, Row] = {}  # by the digest of their settings
+        self.predictions: dict[str, dict[int, dict]] = {}  # by that digest, then by batch
+        self._determined: dict[tuple, dict] = {}
 
     @property
     def file(self) -> Path:
         return self.folder / "results.jsonl"
 
-    def read(self) -> None:
-        """Take up what is there; for one process alone, before any other writes."""
+    def read(self) -> tuple[list[Row], dict]:
+        """The rows and predictions that are there, for [`take_up`]; to be called before any process writes.
+
+        Raises:
+            InputError: for a damaged line that isn't the last.
+        """
+        rows, predictions = [], {}
         if self.folder is None:
-            return
+            return rows, predictions
         known = {one.name for one in fields(Row)}
         for number, line in enumerate(_read_lines(self.file), start=1):
             if not isinstance(line, dict) or set(line) != known:
                 raise InputError(
                     f"Line {number} of {self.file} isn't a row of this version of hpt: give another output_dir."
                 )
-            self.rows.append(Row(**line))
+            rows.append(Row(**line))
         for file in sorted(self.folder.glob("predictions-*.jsonl")):
             for line in _read_lines(file):
-                self.predictions.setdefault(line["row"], {})[line["batch"]] = line
+                predictions.setdefault(line["row"], {})[line["batch"]] = line
+        return rows, predictions
+
+    def take_up(self, rows: list[Row], predictions: dict[str, dict[int, dict]]) -> None:
+        """Go on from what was read."""
+        self.predictions = predictions
+        for row in rows:
+            self._index(row)
+
+    def _index(self, row: Row) -> None:
+        settings = row.settings()
+        self.rows[digest(settings)] = row
+        for keys, determined in DETERMINED_BY.items():
+            values = {name: settings[name] for name in determined}
+            self._determined[keys, tuple(settings[key] for key in keys)] = values
 
     def add_row(self, row: Row) -> None:
-        self.rows.append(row)
+        self._index(row)
         if self.folder is not None and self.rank == 0:
             _append(self.file, asdict(row))
 
@@ -170,32 +190,27 @@ class ResultsFolder:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / f"samples_{benchmark.name}.json").write_text(json.dumps(content), encoding="utf-8")
 
-    def find(self, settings: dict) -> Row | None:
-        """The finished row with exactly these settings."""
-        return next((row for row in self.rows if row.settings() == settings), None)
-
     def refuse_other_settings(self, settings: dict) -> None:
         """Refuse settings that contradict a row in the folder.
 
         Raises:
             InputError: naming the file and each difference.
         """
-        for row in self.rows if self.folder is not None else []:
-            there = row.settings()
-            for keys, determined in DETERMINED_BY.items():
-                if any(there[key] != settings[key] for key in keys):
-                    continue
-                differences = [
-                    f"{name} {there[name]!r} there, {settings[name]!r} here"
-                    for name in determined
-                    if there[name] != settings[name]
-                ]
-                if differences:
-                    what = f" for {keys[0]} {settings[keys[0]]}" if keys else ""
-                    raise InputError(
-                        f"{self.file} has results from other settings{what} ({'; '.join(differences)}): use the same, "
-                        "or give another output_dir."
-                    )
+        if self.folder is None:
+            return
+        for keys in DETERMINED_BY:
+            there = self._determined.get((keys, tuple(settings[key] for key in keys)), {})
+            differences = [
+                f"{name} {there[name]!r} there, {settings[name]!r} here"
+                for name in there
+                if there[name] != settings[name]
+            ]
+            if differences:
+                what = f" for {keys[0]} {settings[keys[0]]}" if keys else ""
+                raise InputError(
+                    f"{self.file} has results from other settings{what} ({'; '.join(differences)}): use the same, or "
+                    "give another output_dir."
+                )
 
 
 def _read_lines(path: Path) -> list:

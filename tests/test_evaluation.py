@@ -302,6 +302,13 @@ def test_l2(model_and_processor, benchmark):
     assert rows[-1].accuracy <= rows[0].accuracy
 
 
+def test_autocast_around_it_changes_nothing(model_and_processor, benchmark):
+    expected = make_evaluator()(*model_and_processor, benchmark)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rows = make_evaluator()(*model_and_processor, benchmark)
+    assert comparable(rows) == comparable(expected)
+
+
 def test_examples_are_right_before(model_and_processor, benchmark):
     evaluator = make_evaluator()
     tasks = evaluator.plan(Subject(ZeroShotClassifier(*model_and_processor)), benchmark)
