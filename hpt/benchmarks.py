@@ -199,9 +199,14 @@ class Benchmark(torch.utils.data.Dataset):
         return replace(self, dataset=self.dataset.select(rows), sample_ids=self.ids()[rows])
 
     def subset(self, rows: int | None, seed: int = 0) -> "Benchmark":
-        """At most `rows` rows, stratified by class and the same for the same seed; all of them for `None`."""
+        """At most `rows` rows, the same for the same seed; all of them for `None`.
+
+        They are stratified by class, unless so few are left out that these can't have every class.
+        """
         if rows is None or rows >= len(self):
             return self
+        if rows > len(self) - len(self.class_names):
+            return self.rows(np.sort(np.random.default_rng(seed).permutation(len(self))[:rows]))
         return self.rows(stratified_rows(self.dataset, rows, seed)[0])
 
     def hold_out(self, rows: int, seed: int = 0) -> tuple["Benchmark", "Benchmark"]:

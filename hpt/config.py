@@ -11,7 +11,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
 from hpt.attacks.base import check_eps, check_step_size
-from hpt.errors import InputError
+from hpt.errors import InputError, one_line
 from hpt.modeling import DEFAULT_TEMPLATE
 from hpt.objectives import check_objective
 from hpt.schedulers import GPDSchedule, check_epochs
@@ -34,6 +34,8 @@ class Fraction(float):
 
     def __new__(cls, value):
         numerator, _, denominator = str(value).partition("/")
+        if denominator and float(denominator) == 0:
+            raise ValueError(f"{value} divides by zero")
         return super().__new__(cls, float(numerator) / float(denominator or 1))
 
 
@@ -242,8 +244,7 @@ def run_recipe(main: Callable[[], None]) -> None:
     try:
         main()
     except InputError as error:
-        line = str(error).strip().splitlines()[-1]  # a data loader's worker puts a traceback before it
-        print(f"error: {line.removeprefix('hpt.errors.InputError: ')}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
 
 

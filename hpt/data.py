@@ -3,8 +3,10 @@
 dataset row -> `ImageTransform`: uint8 (3, height, width) -> `collate` -> on the device, `to_unit_range`
 """
 
+import hashlib
 import io
 from dataclasses import dataclass
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -91,6 +93,16 @@ def check_labels(dataset: datasets.Dataset, class_names: list[str], name: str) -
 
 def _labels(dataset: datasets.Dataset) -> np.ndarray:
     return np.asarray(dataset.with_format("numpy", columns=["label"])[:]["label"])
+
+
+def hash_samples(dataset: datasets.Dataset) -> str:
+    """64 hexadecimal digits that stand for the encoded images and labels of a dataset, in order."""
+    state = hashlib.sha256(_labels(dataset).astype(np.int64).tobytes())
+    for example in dataset.select_columns("image").cast_column("image", datasets.Image(decode=False)):
+        source = example["image"]
+        content = source["bytes"] if source["bytes"] is not None else Path(source["path"]).read_bytes()
+        state.update(len(content).to_bytes(8, "little") + content)
+    return state.hexdigest()
 
 
 def check_images(dataset: datasets.Dataset, name: str) -> None:

@@ -5,6 +5,11 @@ class InputError(ValueError):
     """A mistake in what the user gave, in one line; recipes print it without a traceback and exit with 2."""
 
 
+def one_line(error: InputError) -> str:
+    """What an error says, without the traceback that a data loader's worker puts before it."""
+    return str(error).strip().splitlines()[-1].removeprefix("hpt.errors.InputError: ")
+
+
 def explain_hub_error(kind: str, name: str, error: BaseException) -> InputError:
     """Turn what a failed download raised into one line that says what to do.
 

@@ -7,10 +7,9 @@ Each row is worked off in batches fixed by the samples' order, with noise from (
 gets the same verdict whatever the number of processes, and however often the evaluation was killed and continued.
 """
 
-import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 
 import numpy as np
@@ -24,7 +23,7 @@ from hpt.attacks import Adaptive, Suite
 from hpt.attacks.base import float_logits
 from hpt.benchmarks import Benchmark
 from hpt.data import check_images, collate, to_unit_range
-from hpt.errors import InputError
+from hpt.errors import InputError, one_line
 from hpt.modeling import ZeroShotClassifier
 from hpt.planning import (
     REVERSE_TRANSFER,
@@ -38,9 +37,6 @@ from hpt.planning import (
     plan_large_eps,
 )
 from hpt.results import LARGE_EPS, WORST_CASE, ResultsFolder, Row, digest
-
-
-logger = logging.getLogger(__name__)
 
 
 def join_processes(use_cpu: bool = False) -> PartialState:
@@ -67,9 +63,9 @@ class RobustnessEvaluator:
     samples, whose images may become all grey, shows whether attacks work at all; see `hpt.reliability`.
 
     Args:
-        attacks (`list[str]`): Names in [`ATTACKS`], with settings behind a colon where they differ from the attack's
-            defaults, such as `"pgd:steps=50,restarts=5"`; or `"transfer-to-proxy"`, made on the model, scored on
-            the proxy.
+        attacks (`str` or `list[str]`): Names in [`ATTACKS`], with settings behind a colon where they differ from the
+            attack's defaults, such as `"pgd:steps=50,restarts=5"`; or `"transfer-to-proxy"`, made on the model,
+            scored on the proxy.
         eps (`float` or `list[float]`): One or several radii in [0, 1] pixels.
         norm (`str`, *optional*, defaults to `"linf"`): `"linf"` or `"l2"`.
         proxy ([`ZeroShotClassifier`], *optional*): From [`load_proxy`], for `"adaptive"` and the transfer attacks.
@@ -86,7 +82,7 @@ class RobustnessEvaluator:
     def __init__(
         self,
         *,
-        attacks: Iterable[str] = ("pgd", "cw", "apgd"),
+        attacks: str | Iterable[str] = ("pgd", "cw", "apgd"),
         eps: float | Iterable[float] = 1 / 255,
         norm: str = "linf",
         proxy: ZeroShotClassifier | None = None,
@@ -98,12 +94,14 @@ class RobustnessEvaluator:
         output_dir: str | None = None,
     ):
         self.eps = sorted({float(one) for one in (eps if isinstance(eps, Iterable) else [eps])})
-        self.attacks, self.norm, self.seed = list(dict.fromkeys(attacks)), norm, seed
+        self.attacks = list(dict.fromkeys([attacks] if isinstance(attacks, str) else attacks))
+        self.norm, self.seed = norm, seed
         check_attacks(self.attacks, self.eps, norm, proxy)
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}, but must be at least 1.")
+        if batch_size < 1 or num_workers < 0:
+            raise InputError(f"batch_size is {batch_size} and num_workers {num_workers}: give at least 1 and 0.")
         self.proxy = None if proxy is None else Subject(proxy, proxy_name)
         self.max_samples, self.batch_size, self.num_workers = max_samples, batch_size, num_workers
+        self.undefined: dict[tuple[str, str], str] = {}  # what is left out, and why
         self.state = join_processes()
         self.results = ResultsFolder(output_dir, self.state.process_index)
         kept = list(self.results.read()) if self.state.is_main_process else [None, None]
@@ -129,6 +127,7 @@ class RobustnessEvaluator:
         benchmarks = [benchmarks] if isinstance(benchmarks, Benchmark) else benchmarks
         for benchmark in benchmarks:
             check_images(benchmark.dataset, benchmark.name)
+        refuse_same_names(benchmark.name for benchmark in benchmarks)
         planned = [self.plan(subject, benchmark) for benchmark in benchmarks]
         return [row for tasks in planned for row in self.run(tasks)]
 
@@ -137,7 +136,7 @@ class RobustnessEvaluator:
         benchmark = benchmark.subset(self.max_samples, self.seed)
         settings = (self.seed, self.batch_size, self.max_samples)
         clean = plan_clean(subject, benchmark, *settings)
-        tasks = [clean, plan_large_eps(clean)]
+        tasks = [clean, plan_large_eps(clean)] if self.attacks else [clean]
         proxy = None if self.proxy is None else self.proxy.on(benchmark)
         if any(text.startswith(REVERSE_TRANSFER) for text in self.attacks):
             tasks.append(proxy_clean := plan_clean(self.proxy, benchmark, *settings))
@@ -146,7 +145,9 @@ class RobustnessEvaluator:
                 made_with = clean.scored if text.startswith(REVERSE_TRANSFER) else proxy
                 attack = make_attack(text, eps, self.norm, self.seed, made_with)
                 if len(benchmark.class_names) < attack.min_classes:
-                    logger.warning(f"{text} isn't defined for the classes of {benchmark.name}, and is left out.")
+                    self.undefined[text, benchmark.name] = (
+                        f"{text} isn't defined for the {len(benchmark.class_names)} classes of {benchmark.name}."
+                    )
                 elif text.startswith(REVERSE_TRANSFER):
                     more = {"attacked_weights": subject.weights}
                     tasks.append(plan_attack(proxy_clean, text, attack, subject.name, **more))
@@ -158,14 +159,31 @@ class RobustnessEvaluator:
                     tasks.append(plan_attack(clean, text, attack, subject.name))
         for task in tasks:
             self.results.refuse_other_settings(task.settings)
+        for task in tasks:
+            self.results.expect(task.settings)
         return tasks
 
     # Running
 
-    def run(self, tasks: list[Task]) -> list[Row]:
-        """The rows of what [`plan`] gave for one model and benchmark; finished ones are taken from the results."""
+    def run(self, tasks: list[Task], failures: list[str] | None = None) -> list[Row]:
+        """The rows of what [`plan`] gave for one model and benchmark; finished ones are taken from the results.
+
+        Args:
+            tasks (`list[Task]`): From [`plan`].
+            failures (`list[str]`, *optional*): Takes a line for each task that can't be finished, and the others
+                still run; without, the first of them raises an [`InputError`].
+        """
         self.results.save_samples(tasks[0].benchmark)
-        rows = [self._finish(task) for task in tasks]
+        rows = []
+        for task in tasks:
+            if task.clean is not None and task.clean.key not in self.results.rows:
+                continue  # its failure has been told
+            try:
+                rows.append(self._finish(task))
+            except InputError as error:
+                if failures is None:
+                    raise
+                failures.append(one_line(error))
         own = {row.eps for row in rows if row.attack != LARGE_EPS and not row.attack.startswith(REVERSE_TRANSFER)}
         return rows + [self._worst_case(tasks[0], eps) for eps in self.eps if eps in own]
 
@@ -180,13 +198,14 @@ class RobustnessEvaluator:
         mine = missing[self.state.process_index :: self.state.num_processes]
         records, problem = [], None
         try:
-            records = self._attack_batches(task, mine)
+            for record in self._attack_batches(task, mine):
+                records.append(record)
         except InputError as error:  # to be raised by all processes alike
-            problem = str(error)
+            problem = one_line(error)
+        done |= {record["batch"]: record for record in gather_object(records)}
         problems = [one for one in gather_object([problem]) if one is not None]
         if problems:
-            raise InputError(problems[0])
-        done |= {record["batch"]: record for record in gather_object(records)}
+            raise InputError(f"{task}: {problems[0]}")
         row = self._summarise(task, [done[batch] for batch in range(number)])
         self.results.add_row(row)
         return row
@@ -198,8 +217,8 @@ class RobustnessEvaluator:
                 "back, or give another output_dir."
             )
 
-    def _attack_batches(self, task: Task, batches: list[int]) -> list[dict]:
-        """Work off batches of a task, and keep what was predicted as each is finished."""
+    def _attack_batches(self, task: Task, batches: list[int]) -> Iterator[dict]:
+        """Work off batches of a task, and keep and give what was predicted as each is finished."""
         size = self.batch_size
         sampler = [range(batch * size, min((batch + 1) * size, len(task.benchmark))) for batch in batches]
         loader = DataLoader(task.benchmark, batch_sampler=sampler, collate_fn=collate, num_workers=self.num_workers)
@@ -211,30 +230,29 @@ class RobustnessEvaluator:
             disable=not self.state.is_local_main_process,
             leave=False,
         )
-        records, right, seen = [], {}, 0
+        right, seen = {}, 0
         for batch, inputs in progress:
             start = time.perf_counter()
             inputs = {name: values.to(task.scored.model.device) for name, values in inputs.items()}
             with torch.autocast(task.scored.model.device.type, enabled=False):  # attacks are in float32
                 record = self._attack_batch(task, batch, inputs)
             record["seconds"] = time.perf_counter() - start
-            records.append(self.results.add_predictions(task.key, batch, record))
+            yield self.results.add_predictions(task.key, batch, record)
             seen += len(inputs["labels"])
             for kind, one in (("clean", task.clean or task), ("robust", task)):
                 predictions = torch.tensor(self.results.predictions[one.key][batch]["predictions"])
                 right[kind] = right.get(kind, 0) + (predictions == inputs["labels"].cpu()).sum().item()
             shown = ["clean", "robust"] if task.clean else ["clean"]
             progress.set_postfix({kind: f"{100 * right[kind] / seen:.1f} %" for kind in shown})
-        return records
 
     def _attack_batch(self, task: Task, batch: int, inputs: dict) -> dict:
         """What is predicted for a batch, clean or adversarial, and what the attack noticed."""
         images, labels = to_unit_range(inputs["pixel_values"]), inputs["labels"]
         if task.attack is None:
-            logits = _finite_logits(task, images)
+            logits = _finite_logits(task.scored, images)
             record = {"predictions": logits.argmax(-1).tolist()}
             if batch == 0:
-                again = _finite_logits(task, images)
+                again = _finite_logits(task.scored, images)
                 record["stochastic"] = not torch.allclose(again, logits, rtol=1e-3, atol=1e-3)
             return record
         predictions = torch.tensor(
@@ -243,9 +261,11 @@ class RobustnessEvaluator:
         right = (predictions == labels).nonzero().squeeze(1)  # the others aren't attacked
         record = {"zero_gradient": 0, "broken_by": {}}
         if len(right):
+            if task.attack.needs_proxy:
+                _finite_logits(task.attack.proxy, images[right])
             result = task.attack.perturb(task.scored, images[right], labels[right], inputs["sample_ids"][right])
             _check_within_ball(task, images[right], result.images)
-            predictions[right] = _finite_logits(task, result.images).argmax(-1)
+            predictions[right] = _finite_logits(task.scored, result.images).argmax(-1)
             record["zero_gradient"] = int(result.zero_gradient.sum())
             if isinstance(task.attack, Suite):
                 names = task.attack.running(len(task.benchmark.class_names))
@@ -258,9 +278,10 @@ class RobustnessEvaluator:
         """Samples that are right without an attack, attacked again by the first attack at the largest eps, for
         [`~hpt.figures.draw_adversarial_images`]; none if nothing was attacked."""
         attacked = [task for task in tasks if task.clean is tasks[0] and task.settings["attack"] != LARGE_EPS]
+        attacked = [task for task in attacked if task.attack.eps == self.eps[-1] and task.key in self.results.rows]
         if not attacked:
             return []
-        task = next(one for one in attacked if one.attack.eps == self.eps[-1])
+        task = attacked[0]
         before = self._predicted(task.clean.key)
         right = np.flatnonzero(before == np.asarray(task.benchmark.dataset["label"][:]))[:number]
         if len(right) == 0:
@@ -269,7 +290,7 @@ class RobustnessEvaluator:
         inputs = {name: values.to(task.scored.model.device) for name, values in inputs.items()}
         images = to_unit_range(inputs["pixel_values"])
         adversarial = task.attack(task.scored, images, inputs["labels"], inputs["sample_ids"])
-        after, names = _finite_logits(task, adversarial).argmax(-1).tolist(), task.benchmark.class_names
+        after, names = _finite_logits(task.scored, adversarial).argmax(-1).tolist(), task.benchmark.class_names
         return [
             {
                 "clean": images[place].cpu(),
@@ -337,12 +358,21 @@ class RobustnessEvaluator:
         return Row(**settings, accuracy=accuracy, low=low, high=high, **more)
 
 
-def _finite_logits(task: Task, images: torch.Tensor) -> torch.Tensor:
+def refuse_same_names(names: Iterable[str]) -> None:
+    """Refuse two things under one name, which rows couldn't tell apart."""
+    names = list(names)
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{name!r} is given twice: rows of the two couldn't be told apart.")
+
+
+def _finite_logits(classifier, images: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        logits = float_logits(task.scored)(images)
+        logits = float_logits(classifier)(images)
     if not logits.isfinite().all():
         raise InputError(
-            f"{task}: the model's logits aren't finite, so nothing can be said of it: check its weights and dtype."
+            "the logits of the model, or of its proxy, aren't finite, so nothing can be said of it: check its weights "
+            "and dtype."
         )
     return logits
 
@@ -351,5 +381,6 @@ def _check_within_ball(task: Task, images: torch.Tensor, adversarial: torch.Tens
     """Never score what the threat model doesn't allow."""
     change = (adversarial - images).flatten(1)
     length = change.abs().amax(1) if task.attack.norm == "linf" else change.norm(dim=1)
-    if length.max() > task.attack.eps * 1.001 + 1e-6 or adversarial.min() < 0 or adversarial.max() > 1:
+    allowed = task.attack.eps * 1.001 + 1e-6  # float32's rounding
+    if not (length.max() <= allowed and adversarial.min() >= 0 and adversarial.max() <= 1):  # and so not NaN
         raise RuntimeError(f"{task}: the attack left its eps-ball or [0, 1], which is a defect of the attack.")

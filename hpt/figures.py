@@ -1,5 +1,6 @@
 """Pictures of a run and of an evaluation: the phenomenon, the training curves, the results, the images."""
 
+from itertools import cycle
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -9,14 +10,17 @@ from hpt.report import attack_label, latest
 from hpt.results import CLEAN, WORST_CASE, Row
 
 
-BLUE, ORANGE, GREEN, GREY = COLORS = "#3b6fb6", "#d9772b", "#3a8f5c", "#8a8a8a"
+BLUE, ORANGE, GREEN, GREY, *_ = COLORS = (
+    *("#3b6fb6", "#d9772b", "#3a8f5c", "#8a8a8a", "#8e5ea8"),
+    *("#c44e52", "#937860", "#64b5cd", "#b5a642", "#d67fb0"),
+)
 
 
 def draw_proxy_robustness(rows: list[Row], title: str, path: str | Path) -> None:
     """Accuracy of several models on the same images made against one of them, over eps, with 95 % intervals."""
     figure = Figure(figsize=(6, 3.8))
     axes = figure.subplots()
-    for model, color in zip(dict.fromkeys(row.model for row in rows), COLORS, strict=False):
+    for model, color in zip(dict.fromkeys(row.model for row in rows), cycle(COLORS), strict=False):
         own = sorted((row for row in rows if row.model == model), key=lambda row: row.eps or 0)
         eps = [255 * (row.eps or 0) for row in own]
         axes.plot(eps, [100 * row.accuracy for row in own], "o-", color=color, label=model)
@@ -74,7 +78,7 @@ def draw_accuracy_bars(rows: list[Row], title: str, path: str | Path) -> None:
     axes = figure.subplots()
     models = list(dict.fromkeys(row.model for row in rows))
     kinds = {"clean": lambda row: row.attacked is None, "attacked by PGD": lambda row: row.attacked == row.model}
-    for offset, (label, belongs), color in zip((-0.19, 0.19), kinds.items(), COLORS, strict=False):
+    for offset, (label, belongs), color in zip((-0.19, 0.19), kinds.items(), cycle(COLORS), strict=False):
         shown = {row.model: row for row in rows if belongs(row)}
         places = [index + offset for index in range(len(models))]
         values = [100 * shown[model].accuracy for model in models]
@@ -99,14 +103,15 @@ def draw_robustness_curves(rows: list[Row], benchmark: str, path: str | Path) ->
     axes = figure.subplots()
     rows = [row for row in latest(rows) if row.benchmark == benchmark and not row.attack.startswith(REVERSE_TRANSFER)]
     models = list(dict.fromkeys(row.model for row in rows if row.attack == WORST_CASE))
-    for model, color in zip(models, COLORS, strict=False):
+    for model, color in zip(models, cycle(COLORS), strict=False):
         own = sorted((row for row in rows if row.model == model), key=lambda row: row.eps or 0)
         worst = [row for row in own if row.attack in (CLEAN, WORST_CASE)]
         eps = [_axis_eps(row) for row in worst]
         axes.plot(eps, [100 * row.accuracy for row in worst], "o-", color=color, label=f"{model}, worst case")
         low, high = ([100 * getattr(row, end) for row in worst] for end in ("low", "high"))
         axes.fill_between(eps, low, high, color=color, alpha=0.15)
-        pgd = [row for row in own if row.attack in (CLEAN, "pgd")]
+        kind = next((row.attack for row in own if row.attack.partition(":")[0] == "pgd"), None)
+        pgd = [row for row in own if row.attack in (CLEAN, kind)]
         if len(pgd) == len(worst):
             accuracies = [100 * row.accuracy for row in pgd]
             axes.plot(eps, accuracies, "--", color=color, lw=1, label=f"{model}, {attack_label(pgd[-1])}")
@@ -125,7 +130,7 @@ def draw_clean_against_robust(rows: list[Row], eps: float, path: str | Path) -> 
     rows = latest(rows)
     clean = {(row.model, row.benchmark): row for row in rows if row.attack == CLEAN}
     worst = [row for row in rows if row.attack == WORST_CASE and row.eps == eps]
-    for model, color in zip(dict.fromkeys(row.model for row in worst), COLORS, strict=False):
+    for model, color in zip(dict.fromkeys(row.model for row in worst), cycle(COLORS), strict=False):
         own = [row for row in worst if row.model == model]
         points = [(clean[model, row.benchmark], row) for row in own]
         across, up = ([100 * pair[axis].accuracy for pair in points] for axis in (0, 1))
@@ -143,8 +148,8 @@ def draw_adversarial_images(examples: list[dict], title: str, path: str | Path) 
     """A row for each example: the clean image, the perturbation magnified, the adversarial image, with predictions.
 
     Args:
-        examples (`list[dict]`): `clean` and `adversarial` images of shape `(3, height, width)` in [0, 1], `eps`, and
-            the names `label`, `before` and `after` of the true class and of those predicted.
+        examples (`list[dict]`): `clean` and `adversarial` images of shape `(3, height, width)` in [0, 1], and the
+            names `label`, `before` and `after` of the true class and of those predicted.
     """
     figure = Figure(figsize=(6.2, 2.15 * len(examples) + 0.5))
     grid = figure.subplots(len(examples), 3, squeeze=False)

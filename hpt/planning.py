@@ -13,6 +13,7 @@ from hpt.attacks.apgd import APGDCE
 from hpt.attacks.base import check_eps
 from hpt.benchmarks import Benchmark
 from hpt.config import Fraction
+from hpt.data import hash_samples
 from hpt.errors import InputError
 from hpt.modeling import ZeroShotClassifier
 from hpt.results import LARGE_EPS, Row, digest
@@ -34,7 +35,7 @@ class Subject:
     def __init__(self, classifier: ZeroShotClassifier, name: str | None = None):
         self.classifier = classifier
         self.name = name or classifier.model.name_or_path
-        self.revision = getattr(classifier.model.config, "_commit_hash", None)
+        self.revision = getattr(classifier.model.config, "_commit_hash", None)  # only models from the Hub have one
         self.weights = hash_weights(classifier.model)
 
     def on(self, benchmark: Benchmark) -> ZeroShotClassifier:
@@ -74,7 +75,7 @@ class Task:
 def plan_clean(subject: Subject, benchmark: Benchmark, seed: int, batch_size: int, max_samples: int | None) -> Task:
     """The task of a model's clean accuracy."""
     scored = subject.on(benchmark)
-    samples = [benchmark.ids().tolist(), benchmark.dataset["label"][:], benchmark.class_names]
+    samples = [benchmark.ids().tolist(), hash_samples(benchmark.dataset), benchmark.class_names]
     row = Row(
         model=subject.name,
         attacked=None,
@@ -143,6 +144,8 @@ def parse_attack(text: str) -> tuple[type[Attack], dict]:
             number = Fraction(value)
         except (ValueError, ZeroDivisionError):
             raise InputError(f"{text!r} sets {key} to {value!r}, which isn't a number.") from None
+        if key != "step_size" and not number.is_integer():
+            raise InputError(f"{text!r} sets {key} to {value}, but it must be a whole number.")
         settings[key] = float(number) if key == "step_size" else int(number)
     return kind, settings
 

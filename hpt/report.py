@@ -11,7 +11,7 @@ from hpt.results import CLEAN, LARGE_EPS, WORST_CASE, Row
 
 
 def attack_label(row: Row) -> str:
-    """What a table calls a row: `PGD-10`, `CW-50`, `autoattack without apgd-t`, `transfer from my proxy`."""
+    """What a table calls a row: `PGD-10`, `CW-50`, `square (queries=100)`, `transfer from my proxy`."""
     name, _, settings = row.attack.partition(":")
     if name == "transfer":
         return f"{name} from {row.attacked}"
@@ -20,8 +20,7 @@ def attack_label(row: Row) -> str:
     label = f"{name.upper() if name in ('pgd', 'cw') else name}-{row.steps}" if row.steps else name
     label += f" x {row.restarts}" if row.restarts and row.restarts > 1 else ""
     others = [one for one in settings.split(",") if one and not one.startswith(("steps=", "restarts="))]
-    label += f" ({', '.join(others)})" if others else ""
-    return f"{label} without {', '.join(row.left_out)}" if row.left_out else label
+    return f"{label} ({', '.join(others)})" if others else label
 
 
 def latest(rows: list[Row]) -> list[Row]:
@@ -47,7 +46,8 @@ def format_accuracies(rows: list[Row], benchmarks: list[str] | None = None) -> s
     for eps, norm in sorted({(row.eps, row.norm) for row in rows if row.attack != CLEAN}):
         title = f"{'l_inf' if norm == 'linf' else 'l_2'} eps = {describe_eps(eps, norm)}"
         shown = [row for row in rows if row.attack == CLEAN or (row.eps, row.norm) == (eps, norm)]
-        sections.append(f"{title}\n\n{_table(shown, benchmarks)}")
+        ran = sorted({text for row in shown if row.attack == WORST_CASE for text in row.parameters["attacks"]})
+        sections.append(f"{title}\n\n{_table(shown, benchmarks)}\n\nWorst case over {', '.join(ran)}.")
     if not sections:
         sections.append(_table(rows, benchmarks))
     return "\n\n".join(sections)
@@ -85,7 +85,8 @@ def _cell(row: Row | None) -> str:
         return "-"
     if row.mean_per_class_accuracy is not None:  # a mean over classes has no Wilson interval
         return f"{100 * row.mean_per_class_accuracy:.1f} (per class)"
-    return f"{100 * row.accuracy:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]"
+    cell = f"{100 * row.accuracy:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]"
+    return f"{cell}, without {', '.join(row.left_out)}" if row.left_out else cell
 
 
 def format_flags(flags: list[Flag]) -> str:

@@ -6,6 +6,7 @@ predictions-RANK.jsonl  one line per finished batch of one row: what was predict
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -30,7 +31,7 @@ DETERMINED_BY = {
     (): ("seed", "batch_size", "max_samples", "hpt_version"),
     ("model",): ("revision", "weights", "dtype", "image_mean", "image_std"),
     ("benchmark",): ("split", "attack_space", "templates", "samples"),
-    ("attack", "eps", "norm"): ("parameters",),
+    ("attack", "model", "attacked", "eps", "norm"): ("parameters",),
 }
 
 
@@ -60,7 +61,7 @@ class Row:
         templates (`list[str]`): Prompt templates.
         image_mean, image_std (`list[float]`): Normalisation inside the model.
         seed, batch_size (`int`), max_samples (`int`, *optional*): Settings of the evaluation.
-        samples (`str`): Hash of the sample ids, their labels, and the class names.
+        samples (`str`): Hash of the sample ids, images, labels and class names.
         revision (`str`, *optional*): The model's commit on the Hub.
         weights (`str`): Hash of the model's weights.
         seconds (`float`): Time spent, summed over processes.
@@ -123,10 +124,13 @@ class ResultsFolder:
     Args:
         folder (`str` or `Path`, *optional*): Made if it isn't there.
         rank (`int`): This process; it writes predictions to a file of its own, and rank 0 the rows.
+
+    Raises:
+        InputError: if the folder can't be written.
     """
 
     def __init__(self, folder: str | Path | None, rank: int = 0):
-        self.folder = None if folder is None else Path(folder)
+        self.folder = None if folder is None else check_folder(Path(folder))
         self.rank = rank
         self.rows: dict[str, Row] = {}  # by the digest of their settings
         self.predictions: dict[str, dict[int, dict]] = {}  # by that digest, then by batch
@@ -153,7 +157,9 @@ class ResultsFolder:
                 )
             rows.append(Row(**line))
         for file in sorted(self.folder.glob("predictions-*.jsonl")):
-            for line in _read_lines(file):
+            for number, line in enumerate(_read_lines(file), start=1):
+                if not isinstance(line, dict) or not {"row", "batch", "predictions", "seconds"} <= set(line):
+                    raise InputError(f"Line {number} of {file} isn't one of predictions: give another output_dir.")
                 predictions.setdefault(line["row"], {})[line["batch"]] = line
         return rows, predictions
 
@@ -164,8 +170,11 @@ class ResultsFolder:
             self._index(row)
 
     def _index(self, row: Row) -> None:
-        settings = row.settings()
-        self.rows[digest(settings)] = row
+        self.rows[digest(row.settings())] = row
+        self.expect(row.settings())
+
+    def expect(self, settings: dict) -> None:
+        """From here on, rows that contradict these settings are refused."""
         for keys, determined in DETERMINED_BY.items():
             values = {name: settings[name] for name in determined}
             self._determined[keys, tuple(settings[key] for key in keys)] = values
@@ -188,10 +197,11 @@ class ResultsFolder:
         if self.folder is not None and self.rank == 0:
             content = {"benchmark": benchmark.name, "split": benchmark.split, "ids": benchmark.ids().tolist()}
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / f"samples_{benchmark.name}.json").write_text(json.dumps(content), encoding="utf-8")
+            name = benchmark.name.replace("/", "_")
+            (self.folder / f"samples_{name}.json").write_text(json.dumps(content), encoding="utf-8")
 
     def refuse_other_settings(self, settings: dict) -> None:
-        """Refuse settings that contradict a row in the folder.
+        """Refuse settings that contradict a row in the folder, or one that is expected.
 
         Raises:
             InputError: naming the file and each difference.
@@ -217,20 +227,31 @@ def _read_lines(path: Path) -> list:
     """The file's lines, after cutting off a last one that a kill left incomplete."""
     if not path.exists():
         return []
-    content = path.read_bytes()
-    complete = content[: content.rfind(b"\n") + 1]
-    if complete != content:
-        with path.open("rb+") as file:
-            file.truncate(len(complete))
-    lines = []
-    for number, line in enumerate(complete.splitlines(), start=1):
+    lines, size = [], 0
+    content = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(content, start=1):
         try:
+            if not line.endswith(b"\n"):
+                raise ValueError("it has no end")
             lines.append(json.loads(line))
+            size += len(line)
         except ValueError as error:
+            if number == len(content):
+                with path.open("rb+") as file:
+                    file.truncate(size)
+                break
             raise InputError(
                 f"Line {number} of {path} is damaged ({error}): remove it, or give another output_dir."
             ) from error
     return lines
+
+
+def check_folder(folder: Path) -> Path:
+    """The folder, which needn't be there yet; [`InputError`] if it can't be made or written."""
+    there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(f"The results can't be written to {folder}: {there} isn't a folder that can be written.")
+    return folder
 
 
 def _append(path: Path, line: dict) -> None:

@@ -7,8 +7,8 @@
         --max_samples 1000 --output_dir outputs/evaluation
 
 Fields of `Evaluation` below stand in the YAML, or follow as `--field value`; evaluate.yaml is read where neither a
-config nor models are given. Started again, it goes on where it was
-cut off. Several processes share the work, and every sample gets the same verdict as with one.
+config nor models are given. Started again, it goes on where it was cut off. Several processes share the work, and
+every sample gets the same verdict as with one.
 """
 
 import json
@@ -22,12 +22,12 @@ from hpt import InputError, RobustnessEvaluator, load_benchmark, load_proxy
 from hpt.benchmarks import Benchmark, get_record
 from hpt.config import Fraction, parse_config, run_recipe
 from hpt.data import check_images
-from hpt.evaluation import join_processes
+from hpt.evaluation import join_processes, refuse_same_names
 from hpt.figures import draw_adversarial_images, draw_clean_against_robust, draw_robustness_curves
 from hpt.planning import Subject, Task, check_attacks
 from hpt.reliability import find_flags
 from hpt.report import format_accuracies, format_flags, write_csv
-from hpt.results import WORST_CASE, Row
+from hpt.results import WORST_CASE, Row, check_folder
 
 
 HERE = Path(__file__).parent
@@ -44,7 +44,7 @@ class Evaluation:
     output_dir: str = field(metadata={"help": "Folder for results, table and pictures; continued if it has some."})
     attacks: list[str] = field(
         default_factory=lambda: ["pgd", "cw", "apgd"],
-        metadata={"help": "Names, with settings as in pgd:steps=50,restarts=5; none for clean accuracy alone."},
+        metadata={"help": "Names, with settings as in pgd:steps=50,restarts=5."},
     )
     eps: list[Fraction] = field(default_factory=lambda: ["1/255"], metadata={"help": "Radii in [0, 1] pixels."})
     norm: str = field(default="linf", metadata={"help": "linf or l2."})
@@ -58,8 +58,8 @@ class Evaluation:
 
 
 def main():
-    quickstart = None if "--models" in sys.argv else HERE / "evaluate.yaml"
-    settings, _ = parse_config((Evaluation,), quickstart)
+    own_models = any(argument.partition("=")[0] == "--models" for argument in sys.argv)
+    settings, _ = parse_config((Evaluation,), None if own_models else HERE / "evaluate.yaml")
     eps = [float(Fraction(one)) for one in settings.eps]
     check(settings, eps)
     state = join_processes(settings.use_cpu)
@@ -85,30 +85,28 @@ def main():
         output_dir=settings.output_dir,
     )
     planned = [evaluator.plan(subject, benchmark) for subject in subjects for benchmark in benchmarks]
-    rows, notes = [], [f"{name} is missing: {why}" for name, why in missing.items()]
-    for tasks in planned:
-        try:
-            rows += evaluator.run(tasks)
-        except InputError as error:  # the others still run
-            notes.append(f"{tasks[0]} is missing: {error}")
+    failures = [f"{name}: {why}" for name, why in missing.items()]
+    rows = [row for tasks in planned for row in evaluator.run(tasks, failures)]  # whatever fails, the others still run
     if state.is_main_process:
         names = [text.partition("=")[0] for text in settings.benchmarks]
+        notes = [*evaluator.undefined.values(), *(f"Missing: {failure}" for failure in failures)]
         report(evaluator, rows, names, notes, Path(settings.output_dir))
         for tasks in planned:
             draw_examples(evaluator, tasks, Path(settings.output_dir))
-    if notes:
+    state.wait_for_everyone()  # or the launcher would end a process that is still drawing
+    if failures:
         sys.exit(1)
 
 
 def check(settings: Evaluation, eps: list[float]) -> None:
     """Refuse what can't be meant, before anything is downloaded."""
     check_attacks(settings.attacks, eps, settings.norm, settings.proxy)
+    check_folder(Path(settings.output_dir))
     for text in settings.benchmarks:
         get_record(text.partition("=")[0])
-    names = [text.rpartition("=")[0] or text for text in settings.models]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"Two models are called {name!r}: name them apart, as in NAME=PATH.")
+    refuse_same_names(text.partition("=")[0] for text in settings.benchmarks)
+    models = settings.models + ([settings.proxy] if settings.proxy and settings.proxy not in settings.models else [])
+    refuse_same_names(name_and_source(text)[0] for text in models)
 
 
 def load_benchmarks(settings: Evaluation) -> tuple[list[Benchmark], dict[str, str]]:
@@ -126,11 +124,17 @@ def load_benchmarks(settings: Evaluation) -> tuple[list[Benchmark], dict[str, st
     return [one for one in benchmarks if one.name not in missing], missing
 
 
+def name_and_source(text: str) -> tuple[str, str]:
+    """`NAME=PATH` apart; a path or Hub id alone is its own name."""
+    name, equals, source = text.partition("=")
+    return (name, source) if equals and not Path(text).exists() else (text, text)
+
+
 def load_subject(text: str, device) -> Subject:
     """`NAME=PATH`, `PATH`, or `ID@REVISION` as a frozen model on its device."""
-    name, _, source = text.rpartition("=")
+    name, source = name_and_source(text)
     source, _, revision = (source, "", "") if Path(source).exists() else source.partition("@")
-    return Subject(load_proxy(source, revision or None).to(device), name or source)
+    return Subject(load_proxy(source, revision or None).to(device), name)
 
 
 def report(evaluator: RobustnessEvaluator, rows: list[Row], benchmarks: list[str], notes: list[str], output: Path):

@@ -4,9 +4,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from hpt import ATTACKS, FGSM, PGD, InputError
-from hpt.attacks import CW, Suite, get_attack
+from hpt.attacks import APGDCE, CW, FABT, AttackResult, Suite, get_attack
 from hpt.attacks.apgd import checkpoint_steps
-from hpt.attacks.base import Batch, l2_norm, random_start
+from hpt.attacks.base import Batch, attack_until_broken, l2_norm, random_start
 from hpt.attacks.fab import project_onto_hyperplane
 from hpt.attacks.losses import difference_of_logits_ratio, margin, targeted_difference_of_logits_ratio
 from hpt.attacks.square import square_side
@@ -219,6 +219,125 @@ def test_restarts_are_the_worst_case(classifier, images, labels):
     assert torch.equal(broken[:3], result.broken_by[:3] >= 0)
 
 
+def test_each_restart_starts_elsewhere(classifier, images, labels, monkeypatch):
+    restarts = []
+
+    def start(batch, norm, seed, restart):
+        restarts.append(restart)
+        return batch.images
+
+    monkeypatch.setattr("hpt.attacks.gradient.random_start", start)
+    PGD(eps=1e-5, steps=1, restarts=3)(classifier, images, labels)
+    assert restarts == [0, 1, 2]
+
+
+def test_attempts_go_on_with_what_is_still_right():
+    """Images of one pixel, classified by whether it is above a half; each attempt breaks one of them."""
+    seen = []
+
+    def attempt(breaks):
+        def run(samples, left):
+            seen.append(left.tolist())
+            images = torch.where((left == breaks)[:, None, None, None], 1.0, samples.images + 0.01)
+            return AttackResult(images, left == breaks)
+
+        return run
+
+    images, labels = torch.full((4, 1, 1, 1), 0.2), torch.tensor([0, 0, 0, 1])  # the last is wrong from the start
+    batch = Batch(images, labels, None, torch.ones(4, 1, 1, 1))
+    result = attack_until_broken(
+        lambda x: torch.cat([0.5 - x, x - 0.5], 1).flatten(1), batch, [attempt(1), attempt(0), attempt(3)]
+    )
+    assert seen == [[0, 1, 2], [0, 2], [2]]
+    assert result.broken_by.tolist() == [1, 0, -1, -1]
+    assert result.zero_gradient.tolist() == [True, True, False, False]
+    assert result.images.flatten().tolist() == pytest.approx([1, 1, 0.21, 0.2])
+
+
+def reference_apgd(loss, x, start, eps, steps, norm):
+    """Algorithm 1 of arXiv 2003.01690 for one sample; x_max."""
+
+    def project(z):
+        delta = z - x
+        delta = delta.clamp(-eps, eps) if norm == "linf" else delta * min(1, eps / (delta.norm().item() or 1))
+        return (x + delta).clamp(0, 1)
+
+    def gradient(z):
+        (g,) = torch.autograd.grad(loss(z := z.clone().requires_grad_()), z)
+        return g.sign() if norm == "linf" else g / g.norm()
+
+    def f(z):
+        return loss(z).item()
+
+    eta, current = 2 * eps, start
+    previous = best = start
+    raised, best_before, halved_before = [], f(start), False
+    for k in range(1, steps + 1):
+        alpha = 0.75 if k > 1 else 1
+        z = project(current + eta * gradient(current))
+        previous, last = current, previous
+        current = project(previous + alpha * (z - previous) + (1 - alpha) * (previous - last))
+        raised.append(f(current) > f(previous))
+        best = current if f(current) > f(best) else best
+        if k in checkpoint_steps(steps):
+            halve = sum(raised) < 0.75 * len(raised) or (not halved_before and f(best) == best_before)
+            raised, best_before, halved_before = [], f(best), halve
+            if halve:
+                eta, current = eta / 2, best
+    return best
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 0.5)])
+@pytest.mark.parametrize("steps", [5, 23, 60])
+def test_apgd_equals_its_algorithm(norm, eps, steps):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(48, 32), nn.Tanh(), nn.Linear(32, 5)).double()
+    net[1].weight.data.mul_(4)
+    images, labels = torch.rand(6, 3, 4, 4).double(), torch.arange(6) % 5
+
+    class Unbreakable(APGDCE):
+        def _evaluate(self, classifier, batch, point):
+            loss, gradient, right = super()._evaluate(classifier, batch, point)
+            return loss, gradient, torch.ones_like(right)
+
+    found = Unbreakable(eps=eps, steps=steps, norm=norm)(net, images, labels, torch.arange(6))
+    batch = Batch(images, labels, torch.arange(6), torch.full((6, 1, 1, 1), eps).double())
+    for x, y, start, one in zip(images, labels, random_start(batch, norm, 0), found, strict=True):
+        best = reference_apgd(lambda z, y=y: F.cross_entropy(net(z[None]), y[None]), x, start, eps, steps, norm)
+        torch.testing.assert_close(one, best, rtol=0, atol=1e-9)
+
+
+def test_square_colours_every_channel_by_itself():
+    calls = []
+
+    def classifier(x):  # every query is an improvement
+        calls.append(1)
+        return torch.tensor([[10.0, len(calls) / 1000]]).expand(len(x), 2)
+
+    images = torch.full((20, 3, 16, 16), 0.5)
+    change = (
+        make_attack("square", 0.1, queries=2)(classifier, images, torch.zeros(20).long(), torch.arange(20)) - images
+    )
+    centre = change[:, :, 8, 8].sign()
+    assert centre.abs().min() == 1 and len({tuple(one) for one in centre.tolist()}) > 4
+
+
+def test_square_goes_on_at_ties():
+    calls = []
+
+    def classifier(x):
+        calls.append(len(x))
+        return torch.zeros(len(x), 2)
+
+    make_attack("square", 0.1, queries=7)(classifier, torch.full((2, 3, 8, 8), 0.5), torch.zeros(2).long())
+    assert calls == [2] * 7
+
+
+def test_proxy_logits_are_taken_to_float32(images):
+    attack = get_attack("transfer")(eps=0.1, proxy=lambda x: linear(x).bfloat16())
+    assert attack.proxy(images).dtype == torch.float32
+
+
 def test_noise_fills_the_l2_ball():
     images = torch.full((500, 1, 1, 2), 0.5)
     batch = Batch(images, None, torch.arange(500), torch.full((500, 1, 1, 1), 0.4))
@@ -337,6 +456,35 @@ def test_autoattack_is_its_papers_suite_and_nothing_less():
     assert parameters == expected and list(parameters) == list(expected)
 
 
+FLAT = ["pgd", "cw", "apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "apgd", "autoattack", "adaptive"]
+
+
+@pytest.mark.parametrize("name", FLAT)
+@pytest.mark.parametrize("value", [0.0, torch.nan])
+def test_every_attack_counts_gradients_that_say_nothing(images, name, value):
+    images[:, 0, 0, 0] = torch.tensor([0.0, 1.0, 0.0, 1.0])
+
+    class Flat(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):  # of images whose first pixel is bright, the gradient is `value`
+            ctx.save_for_backward(x[:, :1, :1, :1] > 0.5)
+            return x * 1
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return torch.where(*ctx.saved_tensors, value, gradient)
+
+    def classifier(x):
+        return linear(Flat.apply(x)) + 20 * torch.eye(5)[0]
+
+    attack = make_attack(name, 0.01) if name != "adaptive" else get_attack(name)(eps=0.01, steps=2, proxy=classifier)
+    for fab in (attack, getattr(attack, "attacks", {}).get("fab-t")):
+        if isinstance(fab, FABT):
+            fab.steps = 1  # later steps may change the first pixel
+    result = attack.perturb(classifier, images, torch.zeros(4, dtype=torch.long))
+    assert result.zero_gradient.tolist() == [False, True, False, True]
+
+
 def test_counts_zero_gradients(images):
     weight = torch.tensor([[1.0, 2, 3]]) * torch.tensor([[1.0], [0], [1], [0]])
 
@@ -363,7 +511,7 @@ def test_logits_in_bfloat16_are_compared_in_float32(images):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"eps": 0}, "must be above 0, such as 1/255"),
+        ({"eps": 0}, "must be above 0 and finite, such as 1/255"),
         ({"eps": -1}, "must be above 0"),
         ({"eps": 8}, "did you mean 8/255?"),
         ({"eps": 1}, "did you mean 1/255?"),

@@ -77,6 +77,51 @@ def test_accuracies_equal_an_independent_computation(model_and_processor, benchm
         assert found[key].accuracy == pytest.approx(verdicts.float().mean().item()), key
 
 
+@pytest.mark.parametrize("mean_per_class", [False, True])
+def test_rows_follow_from_the_predictions(model_and_processor, benchmark, monkeypatch, mean_per_class):
+    """With what each attack breaks given: every third sample, every fifth, and at the larger eps more."""
+    broken_by = {("pgd:steps=2", EPS[0]): 3, ("cw:steps=2", EPS[0]): 5, ("pgd:steps=2", EPS[1]): 2}
+    labels = np.array(benchmark.dataset["label"])
+
+    def attack_batch(self, task, batch, inputs):
+        every = broken_by.get((task.settings["attack"], task.settings["eps"]), 7 if task.attack else 24)
+        wrong = inputs["sample_ids"] % every == 0
+        predictions = torch.where(wrong, (inputs["labels"] + 1) % 3, inputs["labels"])
+        return {"predictions": predictions.tolist(), "zero_gradient": 1, "broken_by": {"a": 2}, "stochastic": False}
+
+    monkeypatch.setattr(RobustnessEvaluator, "_attack_batch", attack_batch)
+    rows = make_evaluator()(*model_and_processor, replace(benchmark, mean_per_class=mean_per_class))
+    found = {(row.attack, row.eps): row for row in rows}
+    expected = {("clean", None): (24,), ("pgd:steps=2", EPS[0]): (24, 3), ("cw:steps=2", EPS[0]): (24, 5)}
+    expected |= {(WORST_CASE, EPS[0]): (24, 3, 5), (WORST_CASE, EPS[1]): (24, 2, 7)}
+    for key, divisors in expected.items():
+        right = np.array([all(sample % one for one in divisors) for sample in range(25)])
+        assert found[key].accuracy == pytest.approx(right.mean())
+        per_class = np.mean([right[labels == label].mean() for label in range(3)]) if mean_per_class else None
+        assert found[key].mean_per_class_accuracy == pytest.approx(per_class)
+    assert (found["pgd:steps=2", EPS[0]].zero_gradient, found["pgd:steps=2", EPS[0]].broken_by) == (7, {"a": 14})
+
+
+def test_an_attack_that_leaves_its_ball_is_not_scored(model_and_processor, benchmark, monkeypatch):
+    perturb = PGD.perturb
+    for change in (0.3, torch.nan):
+        monkeypatch.setattr(
+            PGD, "perturb", lambda *args, by=change: (result := perturb(*args))._replace(images=result.images + by)
+        )
+        with pytest.raises(RuntimeError, match="pgd:steps=2 at 2/255: the attack left its eps-ball"):
+            make_evaluator()(*model_and_processor, benchmark)
+
+
+def test_two_models_and_a_reverse_transfer_are_continued(benchmark, proxy, tmp_path):
+    def run(**settings):
+        evaluator = make_evaluator(proxy, attacks=["pgd:steps=1", "transfer-to-proxy:steps=1"], **settings)
+        models = {seed: make_clip(seed) for seed in (0, 2)}
+        return [row for seed, one in models.items() for row in evaluator(*one, benchmark, name=f"model {seed}")]
+
+    rows = run(output_dir=tmp_path)
+    assert comparable(run(output_dir=tmp_path)) == comparable(rows) == comparable(run())
+
+
 def test_the_worst_case_is_taken_per_sample(model_and_processor, benchmark):
     evaluator = make_evaluator(eps=16 / 255, attacks=["pgd:steps=2", "cw:steps=5", "apgd-ce:steps=2"])
     rows = evaluator(*model_and_processor, benchmark)
@@ -169,9 +214,14 @@ def test_without_a_folder_a_model_may_change_between_calls(benchmark):
         ({"template": "a {}"}, "for benchmark random .templates"),
         ({"transform": ImageTransform(16, 8)}, "attack_space 'native' there, '8' here"),
         ({"names": ["a", "b", "c"]}, "for benchmark random .samples"),
+        ({"dataset": make_dataset(25, seed=1)}, "for benchmark random .samples"),
+        (
+            {"dataset": make_dataset(25).map(lambda row: {"label": (row["label"] + 1) % 3})},
+            "benchmark random .samples",
+        ),
         ({"attacks": ["adaptive:steps=1"], "proxy": 2}, "for attack adaptive:steps=1 .parameters"),
     ],
-    ids=["seed", "batch size", "samples", "weights", "template", "transform", "names", "proxy"],
+    ids=["seed", "batch size", "samples", "weights", "template", "transform", "names", "images", "labels", "proxy"],
 )
 def test_results_from_other_settings_are_refused(benchmark, proxy, tmp_path, settings, message):
     model, processor = make_clip(0)
@@ -185,6 +235,7 @@ def test_results_from_other_settings_are_refused(benchmark, proxy, tmp_path, set
         template=settings.pop("template", "{}"),
         transform=settings.pop("transform", benchmark.transform),
         class_names=settings.pop("names", CLASSES),
+        dataset=settings.pop("dataset", benchmark.dataset),
     )
     proxy = ZeroShotClassifier(*make_clip(settings.pop("proxy", 1), patch_size=4))
     with pytest.raises(InputError, match=f"results.jsonl has .*{message}.*give another output_dir"):
@@ -196,6 +247,9 @@ def test_damaged_files_are_refused(model_and_processor, benchmark, tmp_path):
     make_evaluator(output_dir=tmp_path)(*model_and_processor, benchmark)
     results, predictions = tmp_path / "results.jsonl", tmp_path / "predictions-0.jsonl"
     content = results.read_text()
+    results.write_text(content + '{"model": "cut off\n')  # the last line alone may be
+    make_evaluator(output_dir=tmp_path)
+    assert results.read_text() == content
     results.write_text("nonsense\n" + content)
     with pytest.raises(InputError, match="Line 1 of .*results.jsonl is damaged"):
         make_evaluator(output_dir=tmp_path)
@@ -203,6 +257,10 @@ def test_damaged_files_are_refused(model_and_processor, benchmark, tmp_path):
     with pytest.raises(InputError, match="Line 1 of .*results.jsonl isn't a row of this version"):
         make_evaluator(output_dir=tmp_path)
     results.write_text(content)
+    kept = predictions.read_text()
+    predictions.write_text('{"row": "x"}\n' + kept)
+    with pytest.raises(InputError, match="Line 1 of .*predictions-0.jsonl isn't one of predictions"):
+        make_evaluator(output_dir=tmp_path)
     predictions.unlink()
     with pytest.raises(InputError, match="but not its predictions"):
         make_evaluator(output_dir=tmp_path)(*model_and_processor, benchmark)
@@ -215,7 +273,7 @@ def test_subsets_are_stratified_seeded_and_saved(model_and_processor, tmp_path):
     assert saved["ids"] == benchmark.subset(30).ids().tolist() != list(range(30))
     assert [saved["ids"][row] for row in range(30)] == [benchmark.subset(30)[row]["sample_ids"] for row in range(30)]
     assert np.bincount(np.array(benchmark.dataset["label"])[saved["ids"]]).tolist() == [10, 10, 10]
-    assert [row.n for row in rows] == [30, 30] and [row.attack for row in rows] == ["clean", LARGE_EPS]
+    assert [(row.attack, row.n) for row in rows] == [("clean", 30)]
 
 
 def test_two_classes_work_with_every_suite(model_and_processor):
@@ -249,8 +307,35 @@ class Broken(nn.Module):
 def test_logits_that_are_not_finite_are_refused(benchmark):
     model, processor = make_clip(0)
     model.visual_projection = Broken()
-    with pytest.raises(InputError, match="mine, random, clean: the model's logits aren't finite"):
+    with pytest.raises(InputError, match="mine, random, clean: the logits of the model.* aren't finite"):
         make_evaluator()(model, processor, benchmark, name="mine")
+
+
+def test_what_fails_is_named_and_the_others_still_run(model_and_processor, benchmark, proxy):
+    proxy.model.visual_projection = Broken()
+    evaluator = make_evaluator(proxy, eps=EPS[0], attacks=["pgd:steps=1", "adaptive", "cw:steps=1"])
+    failures = []
+    tasks = evaluator.plan(Subject(ZeroShotClassifier(*model_and_processor), "mine"), benchmark)
+    rows = evaluator.run(tasks, failures)
+    assert [row.attack for row in rows] == ["clean", LARGE_EPS, "pgd:steps=1", "cw:steps=1", WORST_CASE]
+    assert rows[-1].parameters == {"attacks": ["cw:steps=1", "pgd:steps=1"]}
+    (failure,) = failures
+    assert failure.startswith("mine, random, adaptive at 2/255: the logits of the model, or of its proxy, aren't")
+    with pytest.raises(InputError, match="adaptive at 2/255"):
+        evaluator.run(tasks)
+
+
+def test_the_same_benchmark_twice_is_refused(model_and_processor, benchmark):
+    with pytest.raises(InputError, match="'random' is given twice"):
+        make_evaluator()(*model_and_processor, [benchmark, benchmark])
+
+
+def test_attacks_left_out_for_too_few_classes_are_told(model_and_processor):
+    dataset = make_dataset(12).filter(lambda row: row["label"] < 2)
+    benchmark = Benchmark("pair", "test", dataset, CLASSES[:2], "{}", ImageTransform())
+    evaluator = make_evaluator(attacks="apgd-t")
+    evaluator(*model_and_processor, benchmark)
+    assert list(evaluator.undefined.values()) == ["apgd-t isn't defined for the 2 classes of pair."]
 
 
 @pytest.mark.parametrize(
@@ -261,6 +346,9 @@ def test_logits_that_are_not_finite_are_refused(benchmark):
         ("cw:step=5", "cw has no setting 'step'; known: steps, step_size, random_start, restarts"),
         ("pgd:steps=many", "sets steps to 'many', which isn't a number"),
         ("pgd:eps=1", "pgd has no setting 'eps'"),
+        ("pgd:steps=2.7", "sets steps to 2.7, but it must be a whole number"),
+        ("pgd:steps=inf", "sets steps to inf, but it must be a whole number"),
+        ("pgd:steps=1/0", "sets steps to '1/0', which isn't a number"),
         ("pgd:steps=0", "0 steps, but needs at least 1"),
         ("square:queries=0", "0 queries, but needs at least 1"),
         ("autoattack:steps=5", "autoattack has no setting 'steps'; known: none"),
@@ -277,12 +365,15 @@ def test_attacks_that_cannot_be_meant_are_refused(text, message):
     ("settings", "message"),
     [
         ({"eps": 4}, "did you mean 4/255"),
+        ({"eps": float("inf"), "norm": "l2"}, "above 0 and finite"),
+        ({"num_workers": -1}, "num_workers -1"),
+        ({"output_dir": __file__}, "can't be written to .*test_evaluation.py isn't a folder"),
         ({"eps": []}, "There is no eps"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"norm": "l7"}, "Unknown norm 'l7'"),
     ],
 )
-def test_radii_that_cannot_be_meant_are_refused(settings, message):
+def test_settings_that_cannot_be_meant_are_refused(settings, message):
     with pytest.raises(InputError, match=message):
         make_evaluator(**settings)
 

@@ -13,6 +13,7 @@ from hpt.attacks.base import (
     Classifier,
     attack_until_broken,
     check_count,
+    is_zero,
     project,
     random_start,
     steepest,
@@ -91,7 +92,7 @@ class AutoPGD(Attack):
         checkpoints, last = checkpoint_steps(self.steps), 0
         for step in range(1, self.steps + 1):
             images[search.place] = torch.where(_per_sample(right, images), search.best, search.point)
-            zero_gradient[search.place] |= (search.gradient == 0).flatten(1).all(1)
+            zero_gradient[search.place] |= is_zero(search.gradient)
             if not right.all():
                 search = search.take(right)
             if len(search.place) == 0:

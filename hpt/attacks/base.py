@@ -1,5 +1,6 @@
 """What all attacks share: the contract, its checks, reproducible noise, norms, and leaving the model as it was."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ class AttackResult(NamedTuple):
         images (`torch.Tensor` of shape `(batch, 3, height, width)`):
             Adversarial images in [0, 1], within eps of the originals.
         zero_gradient (`torch.Tensor` of shape `(batch,)`, bool):
-            Whether the gradient of an image was exactly zero at some step, a sign of gradient masking.
+            Whether the gradient of an image was exactly zero, or not finite, at some step: a sign of gradient masking.
         broken_by (`torch.Tensor` of shape `(batch,)`, int64, *optional*):
             Of attacks made of several attempts, the number of the one after which the image was misclassified, or -1.
     """
@@ -61,8 +62,8 @@ def check_eps(eps: float, norm: str = "linf") -> None:
     """Refuse a radius that can't be meant: eps is in [0, 1] pixels, such as 8/255."""
     if norm not in NORMS:
         raise InputError(f"Unknown norm {norm!r}; known: {', '.join(NORMS)}.")
-    if not eps > 0:
-        raise InputError(f"eps is {eps:g}, but must be above 0, such as 1/255.")
+    if not 0 < eps < math.inf:
+        raise InputError(f"eps is {eps:g}, but must be above 0 and finite, such as 1/255.")
     if norm == "linf" and eps >= 1:
         raise InputError(f"eps is {eps:g}, but pixels are in [0, 1] and l_inf eps below 1: did you mean {eps:g}/255?")
 
@@ -175,7 +176,7 @@ def attack_until_broken(
     images = batch.images.clone()
     zero_gradient = torch.zeros(len(images), dtype=torch.bool, device=images.device)
     broken_by = torch.full((len(images),), -1, device=images.device)
-    worst, right = _judge(classifier, batch)
+    worst, right = judge(classifier, batch.images, batch.labels)
     left = right.nonzero().squeeze(1)
     for number, attempt in enumerate(attempts):
         if len(left) == 0:
@@ -183,7 +184,7 @@ def attack_until_broken(
         samples = batch.take(left)
         result = attempt(samples, left)
         zero_gradient[left] |= result.zero_gradient
-        reached, right = _judge(classifier, samples._replace(images=result.images))
+        reached, right = judge(classifier, result.images, samples.labels)
         worse = (reached > worst[left]) | ~right
         images[left[worse]], worst[left[worse]] = result.images[worse], reached[worse]
         broken_by[left[~right]] = number
@@ -191,11 +192,17 @@ def attack_until_broken(
     return AttackResult(images, zero_gradient, broken_by)
 
 
-def _judge(classifier: Classifier, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+def judge(classifier: Classifier, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The margin of each image, and whether it is classified as its label; without gradients."""
     with torch.no_grad():
-        logits = classifier(batch.images)
-    return margin(logits, batch.labels), logits.argmax(-1) == batch.labels
+        logits = classifier(images)
+    return margin(logits, labels), logits.argmax(-1) == labels
+
+
+def is_zero(gradient: torch.Tensor) -> torch.Tensor:
+    """Of which images, `(batch,)`, the gradient says nothing: it is exactly zero, or not finite."""
+    gradient = gradient.flatten(1)
+    return (gradient == 0).all(1) | ~gradient.isfinite().all(1)
 
 
 # Norms

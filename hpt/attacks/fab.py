@@ -2,7 +2,7 @@
 
 import torch
 
-from hpt.attacks.base import Attack, AttackResult, Batch, Classifier, attack_until_broken, check_count
+from hpt.attacks.base import Attack, AttackResult, Batch, Classifier, attack_until_broken, check_count, is_zero
 from hpt.attacks.losses import likeliest_targets
 
 
@@ -50,7 +50,7 @@ class FABT(Attack):
         place, point = torch.arange(len(found), device=found.device), batch.images
         for _ in range(self.steps):
             gap, gradient = _gap_to_target(classifier, batch, point)
-            zero_gradient[place] |= (gradient == 0).flatten(1).all(1)
+            zero_gradient[place] |= is_zero(gradient)
             point = _approach(batch.images, point, gap, gradient)
             with torch.no_grad():
                 wrong = classifier(point).argmax(-1) != batch.labels

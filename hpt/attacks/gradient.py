@@ -13,6 +13,7 @@ from hpt.attacks.base import (
     check_count,
     check_step_size,
     float_logits,
+    is_zero,
     project,
     random_start,
     steepest,
@@ -84,7 +85,7 @@ class PGD(Attack):
             # Summed, not averaged: the batch size must not push small gradients into underflow.
             loss = self._losses(classifier, adversarial, batch.labels).sum()
             (gradient,) = torch.autograd.grad(loss, adversarial)  # of the image alone, none for the weights
-            zero_gradient |= (gradient == 0).flatten(1).all(1)
+            zero_gradient |= is_zero(gradient)
             adversarial = project(adversarial.detach() + step * steepest(gradient, self.norm), batch, self.norm)
         return AttackResult(adversarial, zero_gradient)
 

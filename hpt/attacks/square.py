@@ -4,8 +4,7 @@ import math
 
 import torch
 
-from hpt.attacks.base import Attack, AttackResult, Batch, Classifier, check_count, project, uniform_noise
-from hpt.attacks.losses import margin
+from hpt.attacks.base import Attack, AttackResult, Batch, Classifier, check_count, judge, project, uniform_noise
 
 
 # Share of the pixels that a square covers, as a multiple of its first value, from each of these queries in 10,000 on.
@@ -32,17 +31,15 @@ class Square(Attack):
         check_count(queries, "queries")
         self.queries = queries
 
-    @torch.no_grad()
     def _run(self, classifier: Classifier, batch: Batch) -> AttackResult:
         channels, height, width = batch.images.shape[1:]
         found = batch.images.clone()
         stripes, draws = self._draw(batch)
         point = project(batch.images + batch.eps * stripes, batch, self.norm)
-        loss = margin(classifier(point), batch.labels)
+        loss, right = judge(classifier, point, batch.labels)
         place = torch.arange(len(found), device=found.device)
         for query in range(1, self.queries + 1):
             found[place] = point
-            right = loss < 0
             if not right.all():
                 place, point, loss, draws, batch = (
                     *(values[right] for values in (place, point, loss, draws)),
@@ -58,8 +55,8 @@ class Square(Attack):
             )
             moved = point + 2 * batch.eps * square * colours[:, :, None, None]
             moved = project(moved, batch, self.norm)
-            moved_loss = margin(classifier(moved), batch.labels)
-            better = moved_loss > loss
+            moved_loss, right = judge(classifier, moved, batch.labels)
+            better = (moved_loss > loss) | ~right
             point = torch.where(better[:, None, None, None], moved, point)
             loss = torch.where(better, moved_loss, loss)
         return AttackResult(found, torch.zeros(len(found), dtype=torch.bool, device=found.device))
