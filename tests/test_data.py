@@ -112,6 +112,13 @@ def test_splits_and_subsets_are_stratified_and_reproducible():
     assert len(train.subset(50)) == 50 and train.subset(None) is train and train.subset(5000) is train
     first, second = (train.subset(50, seed).dataset["image"][0].tobytes() for seed in (0, 1))
     assert first != second
+    nearly_all = train.subset(1075)  # what is left can't have every class
+    assert (
+        len(set(nearly_all.ids().tolist())) == 1075 and nearly_all.ids().tolist() == train.subset(1075).ids().tolist()
+    )
+    row = 3  # of a subset of a subset, ids are still numbers in the whole split
+    twice = nearly_all.subset(50)
+    assert twice.dataset[row]["image"].tobytes() == train.dataset[int(twice.ids()[row])]["image"].tobytes()
     with pytest.raises(InputError, match="Can't take 2000 of 1077 rows"):
         stratified_split(train.dataset, 2000)
 

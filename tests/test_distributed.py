@@ -11,7 +11,7 @@ import torch
 from conftest import CLASSES, make_clip, make_dataset, make_trainer
 from safetensors.torch import load_file, save_file
 
-from hpt import RobustnessEvaluator, ZeroShotClassifier
+from hpt import InputError, RobustnessEvaluator, ZeroShotClassifier
 from hpt.benchmarks import Benchmark
 from hpt.data import ImageTransform
 
@@ -48,7 +48,7 @@ def run(folder: Path) -> None:
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="two processes on CPU need gloo")
 def test_two_processes_train_as_one(tmp_path):
-    command = [sys.executable, __file__, str(tmp_path)]
+    command = [sys.executable, __file__, str(tmp_path), "run"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, env=env, capture_output=True)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -64,7 +64,7 @@ def test_two_processes_train_as_one(tmp_path):
 
 def evaluate(folder: Path) -> None:
     """Evaluate robustness; the rows land in the folder, and each rank checks that it was given them all."""
-    benchmark = Benchmark("random", "test", make_dataset(22), CLASSES, "{}", ImageTransform())
+    benchmark = Benchmark("random", "test", make_dataset(26), CLASSES, "{}", ImageTransform())
     evaluator = RobustnessEvaluator(
         attacks=["pgd:steps=2", "apgd"], eps=[2 / 255, 16 / 255], batch_size=4, output_dir=folder
     )
@@ -88,15 +88,49 @@ def read_results(folder: Path) -> tuple[list, dict]:
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="two processes on CPU need gloo")
 def test_two_processes_evaluate_as_one(tmp_path):
+    """Also where they go on with what one has begun."""
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    for command in ([sys.executable], torchrun):
-        command = [*command, __file__, str(tmp_path / str(len(command))), "evaluate"]
-        subprocess.run(command, check=True, env=env, capture_output=True)
-    alone, shared = tmp_path / "1", tmp_path / str(len(torchrun))
-    assert len(list(shared.glob("predictions-*.jsonl"))) == 2
-    assert read_results(shared) == read_results(alone)
+    alone, shared, continued = (tmp_path / name for name in ("alone", "shared", "continued"))
+    subprocess.run([sys.executable, __file__, alone, "evaluate"], check=True, env=env, capture_output=True)
+    continued.mkdir()
+    for name, kept in (("results.jsonl", 3), ("predictions-0.jsonl", 24)):
+        lines = (alone / name).read_text().splitlines(keepends=True)
+        assert len(lines) > kept
+        (continued / name).write_text("".join(lines[:kept]))
+    for folder in (shared, continued):
+        subprocess.run([*torchrun, __file__, folder, "evaluate"], check=True, env=env, capture_output=True)
+        assert len(list(folder.glob("predictions-*.jsonl"))) == 2
+        assert read_results(folder) == read_results(alone)
+
+
+def fail_on_one_rank(folder: Path) -> None:
+    """An image that only one rank gets breaks the model; both ranks say so, and go on alike."""
+    model, processor = make_clip(0)
+    image_features = type(model).get_image_features
+    rank = int(os.environ["RANK"])
+
+    def broken(self, pixel_values, **kwargs):
+        output = image_features(self, pixel_values, **kwargs)
+        output.pooler_output = output.pooler_output * (torch.nan if rank == 1 else 1)
+        return output
+
+    type(model).get_image_features = broken
+    benchmark = Benchmark("random", "test", make_dataset(26), CLASSES, "{}", ImageTransform())
+    evaluator = RobustnessEvaluator(attacks=["pgd:steps=1"], batch_size=4, output_dir=folder)
+    for _ in range(2):
+        with pytest.raises(InputError, match="mine, random, clean: the logits of the model"):
+            evaluator(model, processor, benchmark, name="mine")
+    type(model).get_image_features = image_features
+    assert [row.attack for row in evaluator(model, processor, benchmark, name="mine")][-1] == "worst case"
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="two processes on CPU need gloo")
+def test_what_fails_in_one_process_fails_in_all(tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([*torchrun, __file__, tmp_path, "fail_on_one_rank"], check=True, env=env, capture_output=True)
 
 
 if __name__ == "__main__":
-    (evaluate if "evaluate" in sys.argv else run)(Path(sys.argv[1]))
+    {"run": run, "evaluate": evaluate, "fail_on_one_rank": fail_on_one_rank}[sys.argv[2]](Path(sys.argv[1]))

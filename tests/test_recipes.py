@@ -167,7 +167,7 @@ def test_evaluation_end_to_end(two_models):
     arguments = evaluation(["first", "second"], two_models, "--benchmarks", "digits", "cifar10=nowhere")
     run = run_evaluation(*arguments)
     assert run.returncode == 1, run.stderr  # one benchmark is missing, the other was evaluated
-    assert "cifar10 is missing: There is no folder 'nowhere'" in run.stdout
+    assert "Missing: cifar10: There is no folder 'nowhere'" in run.stdout
     output = two_models / "results"
     assert (output / "table.md").read_text() in run.stdout
     for line in ("| model  | attack     | digits", "| second | worst case | ", "few-samples: first on digits"):
@@ -186,12 +186,13 @@ def test_evaluation_end_to_end(two_models):
     [
         (["--benchmarks", "mnist"], "Unknown benchmark 'mnist'; known: digits"),
         (["--benchmarks", "digits", "--attacks", "adaptive"], "The attack 'adaptive' needs a proxy"),
+        (["--benchmarks", "digits", "--proxy", "first=x"], "'first' is given twice"),
         (["--benchmarks", "digits", "--max_samples", "3"], "Can't take 3 of 360 rows"),
         (["--benchmarks", "cifar10=nowhere"], "There is no folder 'nowhere'"),
         (["--benchmarks", "digits", "--models", "no/model"], "Can't load the model 'no/model'"),
-        (["--benchmarks", "digits", "--models", "a=x", "a=y"], "Two models are called 'a'"),
+        (["--benchmarks", "digits", "--models", "a=x", "a=y"], "'a' is given twice"),
     ],
-    ids=["benchmark", "proxy", "samples", "nothing left", "model", "names"],
+    ids=["benchmark", "proxy", "proxy's name", "samples", "nothing left", "model", "names"],
 )
 def test_evaluation_refuses_what_cannot_be_meant(two_models, tmp_path, arguments, line):
     run = run_evaluation(*evaluation(["first"], two_models), *arguments, "--output_dir", tmp_path / "results")
