@@ -97,11 +97,12 @@ def draw_accuracy_bars(rows: list[Row], title: str, path: str | Path) -> None:
     _save(figure, path)
 
 
-def draw_robustness_curves(rows: list[Row], benchmark: str, path: str | Path) -> None:
+def draw_robustness_curves(rows: list[Row], benchmark: str, norm: str, path: str | Path) -> None:
     """Accuracy over eps of each model on a benchmark: its worst case with 95 % intervals, and dashed its PGD."""
     figure = Figure(figsize=(6, 3.8))
     axes = figure.subplots()
-    rows = [row for row in latest(rows) if row.benchmark == benchmark and not row.attack.startswith(REVERSE_TRANSFER)]
+    rows = [row for row in latest(rows) if row.benchmark == benchmark and row.norm in (None, norm)]
+    rows = [row for row in rows if not row.attack.startswith(REVERSE_TRANSFER)]
     models = list(dict.fromkeys(row.model for row in rows if row.attack == WORST_CASE))
     for model, color in zip(models, cycle(COLORS), strict=False):
         own = sorted((row for row in rows if row.model == model), key=lambda row: row.eps or 0)
@@ -115,7 +116,6 @@ def draw_robustness_curves(rows: list[Row], benchmark: str, path: str | Path) ->
         if len(pgd) == len(worst):
             accuracies = [100 * row.accuracy for row in pgd]
             axes.plot(eps, accuracies, "--", color=color, lw=1, label=f"{model}, {attack_label(pgd[-1])}")
-    norm = next(row.norm for row in rows if row.norm)
     axes.set(xlabel="eps (1/255); 0 is clean" if norm == "linf" else "eps (l_2); 0 is clean", ylabel="accuracy (%)")
     axes.set(ylim=(0, 100), xticks=sorted({_axis_eps(row) for row in rows}))
     axes.set_title(f"{benchmark}, n = {rows[0].n}", fontsize=10)
@@ -123,13 +123,13 @@ def draw_robustness_curves(rows: list[Row], benchmark: str, path: str | Path) ->
     _save(figure, path)
 
 
-def draw_clean_against_robust(rows: list[Row], eps: float, path: str | Path) -> None:
+def draw_clean_against_robust(rows: list[Row], eps: float, norm: str, path: str | Path) -> None:
     """Clean accuracy of each model on each benchmark against its worst case at an eps, with 95 % intervals."""
     figure = Figure(figsize=(6, 4.4))
     axes = figure.subplots()
     rows = latest(rows)
     clean = {(row.model, row.benchmark): row for row in rows if row.attack == CLEAN}
-    worst = [row for row in rows if row.attack == WORST_CASE and row.eps == eps]
+    worst = [row for row in rows if (row.attack, row.eps, row.norm) == (WORST_CASE, eps, norm)]
     for model, color in zip(dict.fromkeys(row.model for row in worst), cycle(COLORS), strict=False):
         own = [row for row in worst if row.model == model]
         points = [(clean[model, row.benchmark], row) for row in own]
@@ -138,7 +138,7 @@ def draw_clean_against_robust(rows: list[Row], eps: float, path: str | Path) -> 
         axes.errorbar(across, up, yerr=up_ends, xerr=across_ends, fmt="o", color=color, capsize=2, label=model)
         for row, x, y in zip(own, across, up, strict=True):
             axes.annotate(row.benchmark, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8, color=color)
-    axes.set(xlabel="clean accuracy (%)", ylabel=f"worst case at {describe_eps(eps, worst[0].norm)} (%)")
+    axes.set(xlabel="clean accuracy (%)", ylabel=f"worst case at {describe_eps(eps, norm)} (%)")
     axes.set(xlim=(0, 105), ylim=(-2, 105))
     axes.legend(frameon=False, loc="upper left")
     _save(figure, path)

@@ -24,7 +24,7 @@ from hpt.config import Fraction, parse_config, run_recipe
 from hpt.data import check_images
 from hpt.evaluation import join_processes, refuse_same_names
 from hpt.figures import draw_adversarial_images, draw_clean_against_robust, draw_robustness_curves
-from hpt.planning import Subject, Task, check_attacks
+from hpt.planning import Subject, Task, check_attacks, describe_eps
 from hpt.reliability import find_flags
 from hpt.report import format_accuracies, format_flags, write_csv
 from hpt.results import WORST_CASE, Row, check_folder
@@ -86,11 +86,11 @@ def main():
     )
     planned = [evaluator.plan(subject, benchmark) for subject in subjects for benchmark in benchmarks]
     failures = [f"{name}: {why}" for name, why in missing.items()]
-    rows = [row for tasks in planned for row in evaluator.run(tasks, failures)]  # whatever fails, the others still run
+    for tasks in planned:
+        evaluator.run(tasks, failures)  # whatever fails, the others still run
     if state.is_main_process:
-        names = [text.partition("=")[0] for text in settings.benchmarks]
         notes = [*evaluator.undefined.values(), *(f"Missing: {failure}" for failure in failures)]
-        report(evaluator, rows, names, notes, Path(settings.output_dir))
+        report(list(evaluator.results.rows.values()), list(missing), notes, Path(settings.output_dir))
         for tasks in planned:
             draw_examples(evaluator, tasks, Path(settings.output_dir))
     state.wait_for_everyone()  # or the launcher would end a process that is still drawing
@@ -137,20 +137,21 @@ def load_subject(text: str, device) -> Subject:
     return Subject(load_proxy(source, revision or None).to(device), name)
 
 
-def report(evaluator: RobustnessEvaluator, rows: list[Row], benchmarks: list[str], notes: list[str], output: Path):
-    """Print and write the table, the flags and the pictures."""
+def report(rows: list[Row], missing: list[str], notes: list[str], output: Path):
+    """Print and write the table, the flags and the pictures of all that the folder has."""
     flags = find_flags(rows)
-    table = format_accuracies(rows, benchmarks)
+    table = format_accuracies(rows, list(dict.fromkeys([*(row.benchmark for row in rows), *missing])))
     page = f"Accuracy in %, with its 95 % interval\n\n{table}\n\nReliability flags\n\n{format_flags(flags)}\n"
     page += "".join(f"\n{note}\n" for note in notes)
     print(f"\n{page}")
     (output / "table.md").write_text(page, encoding="utf-8")
     (output / "flags.json").write_text(json.dumps([asdict(flag) for flag in flags], indent=1), encoding="utf-8")
     write_csv(rows, output / "results.csv")
-    for benchmark in dict.fromkeys(row.benchmark for row in rows if row.attack == WORST_CASE):
-        draw_robustness_curves(rows, benchmark, output / f"robustness_{benchmark}.png")
-    for place, eps in enumerate(evaluator.eps if any(row.attack == WORST_CASE for row in rows) else []):
-        draw_clean_against_robust(rows, eps, output / f"clean_against_robust_{place + 1}.png")
+    for benchmark, norm in dict.fromkeys((row.benchmark, row.norm) for row in rows if row.attack == WORST_CASE):
+        draw_robustness_curves(rows, benchmark, norm, output / f"robustness_{benchmark}_{norm}.png")
+    for eps, norm in dict.fromkeys((row.eps, row.norm) for row in rows if row.attack == WORST_CASE):
+        radius = describe_eps(eps, norm).replace("/", "_")
+        draw_clean_against_robust(rows, eps, norm, output / f"clean_against_robust_{norm}_{radius}.png")
     print(f"Results and pictures: {output}")
 
 

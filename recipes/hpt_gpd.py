@@ -147,6 +147,7 @@ def report(recipe: Recipe, args: HPTConfig, tests: list, robust: Path):
     print(
         f"Results and pictures: {output}/results.json, {', '.join(sorted(file.name for file in output.glob('*.png')))}"
     )
+    print("Stronger attacks than PGD: accelerate launch recipes/evaluate.py (--help for other models and benchmarks)")
     print("The real thing: accelerate launch recipes/hpt_gpd.py --config recipes/vit_b32_eps1.yaml")
 
 

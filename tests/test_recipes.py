@@ -177,8 +177,22 @@ def test_evaluation_end_to_end(two_models):
     assert len((output / "results.csv").read_text().splitlines()) == len(rows) + 1
     assert {flag["name"] for flag in json.loads((output / "flags.json").read_text())} >= {"few-samples"}
     assert len(json.loads((output / "samples_digits.json").read_text())["ids"]) == 30
-    for picture in ("robustness_digits", "clean_against_robust_1", "clean_against_robust_2"):
+    radii = [f"clean_against_robust_linf_{eps}_255" for eps in (4, 16)]
+    for picture in ("robustness_digits_linf", *radii):
         assert (output / f"{picture}.png").read_bytes()[:4] == b"\x89PNG"
+
+    arguments = evaluation(["second"], two_models, "--benchmarks", "digits")
+    again = run_evaluation(*arguments, "--attacks", "cw:steps=1", "--eps", "4/255")
+    assert again.returncode == 0, again.stderr
+    for line in (
+        "| first  | PGD-1      |",
+        "| second | CW-1       |",
+        "l_inf eps = 16/255",
+    ):  # all that the folder has
+        assert line in again.stdout
+    assert json.loads((output / "results.jsonl").read_text().splitlines()[-1])["parameters"] == {
+        "attacks": ["cw:steps=1", "pgd:steps=1"]
+    }
 
 
 @pytest.mark.parametrize(

@@ -67,8 +67,8 @@ def test_csv_has_every_field_of_every_row(tmp_path):
 
 def test_pictures_are_drawn(tmp_path):
     other = [replace(one, model="other", accuracy=0, low=0) for one in SOUND]
-    draw_robustness_curves(SOUND + other, "b", tmp_path / "curves.png")
-    draw_clean_against_robust(SOUND + other, 0.1, tmp_path / "scatter.png")
+    draw_robustness_curves(SOUND + other, "b", "linf", tmp_path / "curves.png")
+    draw_clean_against_robust(SOUND + other, 0.1, "linf", tmp_path / "scatter.png")
     image = torch.full((3, 8, 8), 0.5)
     names = {"label": "cat", "before": "cat", "after": "dog"}
     draw_adversarial_images([{"clean": image, "adversarial": image} | names] * 2, "title", tmp_path / "images.png")
