@@ -12,7 +12,7 @@ _MODULE_OF = {
     "ATTACKS": "attacks",
     "FGSM": "attacks",
     "PGD": "attacks",
-    "BENCHMARKS": "benchmarks",
+    "BENCHMARKS": "records",
     "load_benchmark": "benchmarks",
     "GPDCallback": "callbacks",
     "HPTConfig": "config",

@@ -5,142 +5,21 @@ benchmark = load_benchmark("cifar10", path="data/cifar10")    # the same from a 
 benchmark.dataset, benchmark.class_names, benchmark.template
 """
 
-import json
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import datasets
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, Features
+from datasets import ClassLabel, Dataset, Value
 from PIL import Image
 
-from hpt.data import ImageTransform, check_labels, stratified_rows, stratified_split
+from hpt.data import ImageTransform, check_labels, stratified_rows
 from hpt.errors import InputError, explain_hub_error
-from hpt.modeling import DEFAULT_TEMPLATE
+from hpt.records import BENCHMARKS, BenchmarkRecord
 
 
 PROTOCOLS = ("hpt", "pmg")
-EVERY_SPLIT = ("train", "validation", "test")
-
-# Classes of TinyImageNet that its Hub copy labels with another synset's id: theirs -> the original list's.
-TINY_IMAGENET_WNIDS = {
-    "n02666347": "n02666196",
-    "n03373237": "n02190166",
-    "n04465666": "n04465501",
-    "n04598010": "n04597913",
-    "n07056680": "n04067472",
-    "n07646821": "n01855672",
-    "n07647870": "n03250847",
-    "n07657664": "n07579787",
-    "n07975909": "n02206856",
-    "n08496334": "n02730930",
-    "n08620881": "n03976657",
-    "n08742578": "n02085620",
-    "n12520864": "n02906734",
-    "n13001041": "n07734744",
-    "n13652335": "n03804744",
-    "n13652994": "n02999410",
-    "n13719102": "n01945685",
-    "n14991210": "n07747607",
-}
-
-
-def _spaces(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def _cifar100_name(name: str) -> str:
-    return "crab" if name == "cra" else _spaces(name)  # the Hub's copy misspells it
-
-
-def _tiny_imagenet_name(wnid: str) -> str:
-    names = json.loads((Path(__file__).parent / "class_names" / "tiny_imagenet.json").read_text(encoding="utf-8"))
-    return names[TINY_IMAGENET_WNIDS.get(wnid, wnid)]
-
-
-def _load_digits(split: str):
-    """scikit-learn's 1,797 handwritten digits, 8x8 enlarged to 32x32, split 60/20/20 by class with a fixed seed."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    pixels = [Image.fromarray(np.round(image * 255 / 16).astype(np.uint8)) for image in digits.images]
-    images = [
-        image.resize((32, 32), Image.BICUBIC) for image in pixels
-    ]  # 8x8 pixels leave an attack too few to change
-    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-    features = Features({"image": datasets.Image(), "label": ClassLabel(names=names)})
-    dataset = Dataset.from_dict({"image": images, "label": digits.target.tolist()}, features=features)
-    test, rest = stratified_split(dataset, 360)
-    validation, train = stratified_split(rest, 360)
-    return {"train": train, "validation": validation, "test": test}[split]
-
-
-@dataclass(frozen=True)
-class BenchmarkRecord:
-    """What is known of a benchmark before it is loaded.
-
-    Args:
-        hub_id (`str`, *optional*): Dataset on the Hub; `None` for one that is embedded.
-        config (`str`, *optional*): Its configuration.
-        splits (`dict`): Our split names to the Hub's; `"test"` is the one that the protocol evaluates.
-        image_column, label_column (`str`): Columns, renamed to `image` and `label`.
-        num_classes (`int`): Classes expected; a loaded set with another number is refused.
-        native_splits (`dict`): Per protocol, the splits whose images are attacked at their own size and upsampled in
-            the model; those of the others are resized to 256, centre-cropped to 224 and attacked there.
-        clean_name (`Callable`): From a class name in the dataset's features to one for a prompt.
-        template (`str`): Prompt template.
-        mean_per_class (`bool`): Whether its accuracy is customarily the mean over classes.
-        load (`Callable`, *optional*): Loads a split of an embedded set.
-    """
-
-    num_classes: int
-    splits: dict[str, str]
-    native_splits: dict[str, tuple[str, ...]]
-    hub_id: str | None = None
-    config: str | None = None
-    image_column: str = "image"
-    label_column: str = "label"
-    clean_name: Callable[[str], str] = _spaces
-    template: str = DEFAULT_TEMPLATE
-    mean_per_class: bool = False
-    load: Callable | None = None
-
-
-BENCHMARKS = {
-    "digits": BenchmarkRecord(
-        num_classes=10,
-        splits={"train": "train", "validation": "validation", "test": "test"},
-        native_splits={"hpt": EVERY_SPLIT, "pmg": EVERY_SPLIT},
-        load=_load_digits,
-    ),
-    "tiny_imagenet": BenchmarkRecord(
-        hub_id="zh-plus/tiny-imagenet",
-        num_classes=200,
-        splits={"train": "train", "test": "valid"},
-        native_splits={"hpt": ("test",), "pmg": ()},
-        clean_name=_tiny_imagenet_name,
-    ),
-    "cifar10": BenchmarkRecord(
-        hub_id="uoft-cs/cifar10",
-        config="plain_text",
-        image_column="img",
-        num_classes=10,
-        splits={"train": "train", "test": "test"},
-        native_splits={"hpt": EVERY_SPLIT, "pmg": EVERY_SPLIT},
-    ),
-    "cifar100": BenchmarkRecord(
-        hub_id="uoft-cs/cifar100",
-        config="cifar100",
-        image_column="img",
-        label_column="fine_label",
-        clean_name=_cifar100_name,
-        num_classes=100,
-        splits={"train": "train", "test": "test"},
-        native_splits={"hpt": EVERY_SPLIT, "pmg": EVERY_SPLIT},
-    ),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,6 +158,9 @@ def _load_by_record(record: BenchmarkRecord, split: str, path: str | None) -> Da
         raise InputError(f"{source} has columns {dataset.column_names}, but its record expects {missing}.")
     dataset = dataset.select_columns(list(columns))
     dataset = dataset.rename_columns({old: new for old, new in columns.items() if old != new})
+    if record.class_names is not None and dataset.features["label"].dtype in ("bool", "int64"):
+        label = ClassLabel(names=list(record.class_names))
+        dataset = dataset.cast_column("label", Value("int64")).cast_column("label", label)
     if not isinstance(dataset.features["label"], ClassLabel):
         raise InputError(f"{source}'s column {record.label_column!r} isn't a ClassLabel, so it names no classes.")
     return dataset

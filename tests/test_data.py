@@ -10,8 +10,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from hpt import BENCHMARKS, InputError, load_benchmark
-from hpt.benchmarks import TINY_IMAGENET_WNIDS, Benchmark
+from hpt.benchmarks import Benchmark
 from hpt.data import ImageTransform, check_images, check_labels, collate, stratified_split, to_unit_range
+from hpt.records import TINY_IMAGENET_WNIDS
 
 
 def encoded(image, kind="PNG"):
@@ -80,6 +81,67 @@ def test_reads_a_local_copy_in_the_hubs_layout(tmp_path, name):
     assert train_size == expected and benchmark[0]["pixel_values"].shape == (3, 16, 16)
     assert pmg[0]["pixel_values"].shape == expected
     assert pmg.attack_space == ("224" if name == "tiny_imagenet" else "native")
+
+
+SIXTEEN = "tiny_imagenet cifar10 cifar100 stl10 imagenet caltech101 caltech256 sun397 oxford_pets flowers102 "
+SIXTEEN += "fgvc_aircraft stanford_cars food101 eurosat dtd pcam"
+
+
+def test_there_are_the_sixteen_benchmarks_and_the_embedded_one():
+    assert set(BENCHMARKS) == {"digits", *SIXTEEN.split()}
+    for record in BENCHMARKS.values():
+        assert "test" in record.splits and set(record.native_splits) == {"hpt", "pmg"}
+
+
+@pytest.mark.parametrize("name", [name for name in BENCHMARKS if name not in ("digits", "tiny_imagenet")])
+def test_every_record_reads_its_layout(tmp_path, name):
+    """Tiny parquet in the Hub's layout; a protocol that takes several splits gets all of their rows."""
+    record = BENCHMARKS[name]
+    names = [f"class {i}" for i in range(record.num_classes)]
+    hub_splits = sorted({one for joined in record.splits.values() for one in joined.split("+")})
+    folder = hub_layout(tmp_path, name, [0, 1, 1], names, hub_splits)
+    benchmark = load_benchmark(name, path=folder)
+    assert len(benchmark) == 3 * len(record.splits["test"].split("+"))
+    assert benchmark.dataset["label"][:3] == [0, 1, 1] and len(benchmark.class_names) == record.num_classes
+    native = name in ("cifar10", "cifar100", "stl10")
+    assert benchmark.attack_space == ("native" if native else "224")
+    assert load_benchmark(name, path=folder, protocol="pmg").attack_space == benchmark.attack_space
+    assert benchmark.mean_per_class == (name in ("caltech101", "oxford_pets", "flowers102", "fgvc_aircraft"))
+
+
+def test_pcam_has_bool_labels_and_takes_its_names_from_the_record(tmp_path):
+    (tmp_path / "data").mkdir()
+    features = Features({"image": datasets.Image(), "label": Value("bool")})
+    pixels = list(np.zeros((2, 16, 16, 3), dtype=np.uint8))
+    dataset = Dataset.from_dict({"image": pixels, "label": [True, False]}, features=features)
+    dataset.to_parquet(tmp_path / "data" / "test-00000-of-00001.parquet")
+    benchmark = load_benchmark(f"pcam={tmp_path}")
+    assert benchmark.dataset["label"][:] == [1, 0]
+    assert benchmark.class_names == ["lymph node", "lymph node containing metastatic tumor tissue"]
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "cleaned"),
+    [
+        ("cifar100", "cra", "crab"),
+        ("cifar100", "maple_tree", "maple tree"),
+        ("imagenet", "tench, Tinca tinca", "tench"),
+        ("caltech256", "001.ak47", "ak47"),
+        ("caltech256", "253.faces-easy-101", "faces easy"),
+        ("sun397", "/b/boat_deck", "boat deck"),
+        ("sun397", "/c/church/outdoor", "church outdoor"),
+        ("oxford_pets", "american_bulldog", "american bulldog"),
+        ("fgvc_aircraft", "707-320", "Boeing 707-320"),
+        ("fgvc_aircraft", "A300B4", "A300B4"),
+        ("stanford_cars", "AM General Hummer SUV 2000", "AM General Hummer SUV"),
+        ("food101", "apple_pie", "apple pie"),
+        ("eurosat", "AnnualCrop", "annual crop"),
+        ("eurosat", "SeaLake", "sea lake"),
+        ("dtd", "polka-dotted", "polka-dotted"),
+    ],
+)
+def test_names_are_cleaned_by_rule(name, given, cleaned):
+    assert BENCHMARKS[name].clean_name(given) == cleaned
 
 
 def _right_wnids():
