@@ -142,7 +142,7 @@ def parse_attack(text: str) -> tuple[type[Attack], dict]:
             raise InputError(f"{name} has no setting {key!r}; known: {', '.join(dict.fromkeys(known)) or 'none'}.")
         try:
             number = Fraction(value)
-        except (ValueError, ZeroDivisionError):
+        except ValueError:
             raise InputError(f"{text!r} sets {key} to {value!r}, which isn't a number.") from None
         if key != "step_size" and not number.is_integer():
             raise InputError(f"{text!r} sets {key} to {value}, but it must be a whole number.")

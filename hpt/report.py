@@ -1,4 +1,4 @@
-"""An evaluation's rows as a Markdown table, a CSV file, and a page with flags and pictures' names."""
+"""An evaluation's rows as Markdown tables and as a CSV file, and its flags as lines."""
 
 import csv
 import json
@@ -83,9 +83,9 @@ def _accuracy(row: Row) -> float:
 def _cell(row: Row | None) -> str:
     if row is None:
         return "-"
-    if row.mean_per_class_accuracy is not None:  # a mean over classes has no Wilson interval
-        return f"{100 * row.mean_per_class_accuracy:.1f} (per class)"
     cell = f"{100 * row.accuracy:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]"
+    if row.mean_per_class_accuracy is not None:  # which has no Wilson interval
+        cell = f"{100 * row.mean_per_class_accuracy:.1f} per class; {cell}"
     return f"{cell}, without {', '.join(row.left_out)}" if row.left_out else cell
 
 

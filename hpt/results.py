@@ -54,7 +54,7 @@ class Row:
         parameters (`dict`): All that says how strong the attack is.
         left_out (`list[str]`): Parts of a suite that aren't defined for so few classes.
         mean_per_class_accuracy (`float`, *optional*): Where the benchmark is customarily reported so.
-        zero_gradient (`int`, *optional*): Samples whose gradient was exactly zero at some step.
+        zero_gradient (`int`, *optional*): Samples whose gradient was exactly zero, or not finite, at some step.
         broken_by (`dict[str, int]`): Of a suite, how many samples each part broke that those before hadn't.
         stochastic (`bool`, *optional*): Whether the same images gave other logits the second time; for clean rows.
         dtype (`str`): Of the model's weights; logits and attacks are float32.

@@ -43,6 +43,11 @@ def test_what_a_suite_left_out_stands_beside_its_number():
     assert table["m", "autoattack"] == ["60.0 [57.0, 63.0]", "40.0 [37.0, 43.0], without apgd-t", "50.0"]
 
 
+def test_a_mean_over_classes_stands_beside_the_accuracy_and_its_interval():
+    table = cells(format_accuracies([row("clean", 0.9, mean_per_class_accuracy=0.8)]))
+    assert table["m", "clean"] == ["80.0 per class; 90.0 [87.0, 93.0]", "80.0"]
+
+
 @pytest.mark.parametrize(
     ("one", "label"),
     [
