@@ -182,14 +182,15 @@ class ZeroShotClassifier(nn.Module):
         """Class embeddings `(num_classes, dim)`: per class the mean over the templates, back on the unit sphere."""
         if self.class_names is None:
             raise InputError("This classifier has no classes yet: use with_classes([...]).")
-        tokens = self._tokenize([template.format(name) for template in self.templates for name in self.class_names])
+        tokens = self.tokenize([template.format(name) for template in self.templates for name in self.class_names])
         chunks = zip(*(values.to(self.model.device).split(chunk_size) for values in tokens.values()), strict=True)
         embeds = [
             _unit_length(self.model.get_text_features(**dict(zip(tokens, chunk, strict=True)))) for chunk in chunks
         ]
         return F.normalize(torch.cat(embeds).unflatten(0, (len(self.templates), -1)).mean(0), dim=-1)
 
-    def _tokenize(self, prompts: list[str]) -> dict[str, torch.Tensor]:
+    def tokenize(self, prompts: list[str]) -> dict[str, torch.Tensor]:
+        """Token ids of prompts, padded as the model needs it, on the CPU; a warning names one that is cut."""
         tokenizer = self.processor.tokenizer
         longest = min(tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings)
         lengths = [len(ids) for ids in tokenizer(prompts)["input_ids"]]

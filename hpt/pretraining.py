@@ -1,10 +1,11 @@
-"""Contrastive pretraining of small CLIPs, for those who have no pretrained ones at hand.
+"""Contrastive pretraining of small dual encoders, for those who have no pretrained ones at hand.
 
 Images and captions of one class are all positives of each other. The captions come from templates over class names,
-the tokenizer works on bytes, and every shape is a setting, so that targets and proxies of different architecture come
-out of an image-classification dataset alone.
+the tokenizer works on bytes, and every shape is a setting, so that targets and proxies of different architecture, CLIP
+or SigLIP, come out of an image-classification dataset alone.
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,10 @@ from transformers import (
     CLIPModel,
     CLIPProcessor,
     CLIPTokenizer,
+    SiglipConfig,
+    SiglipImageProcessorPil,
+    SiglipModel,
+    SiglipProcessor,
     Trainer,
     TrainingArguments,
 )
@@ -32,12 +37,18 @@ from hpt.modeling import DEFAULT_TEMPLATE, ZeroShotClassifier, forward_redirecte
 
 @dataclass
 class PretrainingConfig(TrainingArguments):
-    """Settings of a small CLIP's data, architecture and pretraining, beside [`~transformers.TrainingArguments`]."""
+    """Settings of a small dual encoder's data, architecture and pretraining.
+
+    They stand beside those of [`~transformers.TrainingArguments`].
+    """
 
     train_dataset: str = field(default="digits", metadata={"help": "Benchmark to train on, or NAME=PATH."})
     validation_size: int = field(default=0, metadata={"help": "Training images held out, the same in every recipe."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Use so many training images."})
 
+    family: str = field(
+        default="clip", metadata={"help": "clip (softmax loss), or siglip (sigmoid loss, attention pooling)."}
+    )
     image_size: int = field(default=32, metadata={"help": "Side of the vision tower's input in pixels."})
     patch_size: int = field(default=8, metadata={"help": "Side of a patch in pixels."})
     vision_hidden_size: int = field(default=64, metadata={"help": "Width of the vision tower."})
@@ -46,7 +57,7 @@ class PretrainingConfig(TrainingArguments):
     text_hidden_size: int = field(default=64, metadata={"help": "Width of the text tower."})
     text_layers: int = field(default=1, metadata={"help": "Depth of the text tower."})
     text_heads: int = field(default=2, metadata={"help": "Attention heads of the text tower."})
-    projection_dim: int = field(default=64, metadata={"help": "Dimension of the common embedding."})
+    projection_dim: int = field(default=64, metadata={"help": "Dimension of CLIP's common embedding."})
     caption_templates: list[str] = field(
         default_factory=lambda: [DEFAULT_TEMPLATE, "a picture of a {}", "{}"],
         metadata={"help": "Captions: templates that take a class name."},
@@ -67,6 +78,8 @@ class PretrainingConfig(TrainingArguments):
     )
 
     def __post_init__(self):
+        if self.family not in FAMILIES:
+            raise InputError(f"Unknown family {self.family!r}; known: {', '.join(FAMILIES)}.")
         if self.image_size % self.patch_size:
             raise InputError(f"patch_size {self.patch_size} doesn't divide image_size {self.image_size}.")
         for tower in ("vision", "text"):
@@ -76,43 +89,59 @@ class PretrainingConfig(TrainingArguments):
         super().__post_init__()
 
 
-def byte_tokenizer(max_length: int = 77) -> CLIPTokenizer:
+def byte_tokenizer(max_length: int = 77, **settings) -> CLIPTokenizer:
     """CLIP's tokenizer with bytes for tokens: any text, no merges, 514 entries, nothing to download."""
     characters = sorted(ByteLevel.alphabet())
     entries = [*characters, *(f"{character}</w>" for character in characters), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(
-        vocab={entry: index for index, entry in enumerate(entries)}, merges=[], model_max_length=max_length
+        vocab={entry: index for index, entry in enumerate(entries)}, merges=[], model_max_length=max_length, **settings
     )
 
 
 def build_clip(args: PretrainingConfig) -> tuple[CLIPModel, CLIPProcessor]:
     """A CLIP of the given architecture with random weights, and its processor."""
     tokenizer = byte_tokenizer()
-    vision = {
-        "image_size": args.image_size,
-        "patch_size": args.patch_size,
-        "hidden_size": args.vision_hidden_size,
-        "intermediate_size": 4 * args.vision_hidden_size,
-        "num_hidden_layers": args.vision_layers,
-        "num_attention_heads": args.vision_heads,
-        "projection_dim": args.projection_dim,
-    }
-    text = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": args.text_hidden_size,
-        "intermediate_size": 4 * args.text_hidden_size,
-        "num_hidden_layers": args.text_layers,
-        "num_attention_heads": args.text_heads,
-        "projection_dim": args.projection_dim,
-        "max_position_embeddings": tokenizer.model_max_length,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,  # the default, 2, would pool at the largest token id
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    config = CLIPConfig(vision_config=vision, text_config=text, projection_dim=args.projection_dim)
+    projection = {"projection_dim": args.projection_dim}
+    vision, text = _tower_shapes(args, tokenizer)
+    config = CLIPConfig(vision_config=vision | projection, text_config=text | projection, **projection)
     side = {"height": args.image_size, "width": args.image_size}
     image_processor = CLIPImageProcessorPil(size={"shortest_edge": args.image_size}, crop_size=side)
     return CLIPModel(config), CLIPProcessor(image_processor, tokenizer)
+
+
+def build_siglip(args: PretrainingConfig) -> tuple[SiglipModel, SiglipProcessor]:
+    """A SigLIP of the given architecture with random weights, and its processor.
+
+    Its common embedding is as wide as its vision tower. The scale starts at 10 and the bias near the log-odds of a
+    positive pair, which are -2 among ten classes, and -10 among the 32,768 different captions of Zhai et al., 2023.
+    """
+    tokenizer = byte_tokenizer(64, model_input_names=["input_ids"])
+    vision, text = _tower_shapes(args, tokenizer)
+    text["projection_size"] = args.vision_hidden_size
+    model = SiglipModel(SiglipConfig(vision_config=vision, text_config=text))
+    with torch.no_grad():
+        model.logit_scale.fill_(math.log(10))
+        model.logit_bias.fill_(-2)
+    side = {"height": args.image_size, "width": args.image_size}
+    return model, SiglipProcessor(SiglipImageProcessorPil(size=side), tokenizer)
+
+
+def _tower_shapes(args: PretrainingConfig, tokenizer: CLIPTokenizer) -> tuple[dict, dict]:
+    """What the configurations of the vision and the text tower have in common over the families."""
+    vision, text = (
+        {
+            "hidden_size": getattr(args, f"{tower}_hidden_size"),
+            "intermediate_size": 4 * getattr(args, f"{tower}_hidden_size"),
+            "num_hidden_layers": getattr(args, f"{tower}_layers"),
+            "num_attention_heads": getattr(args, f"{tower}_heads"),
+        }
+        for tower in ("vision", "text")
+    )
+    vision |= {"image_size": args.image_size, "patch_size": args.patch_size}
+    text |= {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
+    text |= {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    text["eos_token_id"] = tokenizer.eos_token_id  # CLIP's default, 2, would pool at the largest token id
+    return vision, text
 
 
 def contrastive_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -127,18 +156,28 @@ def contrastive_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
     return (F.cross_entropy(logits, positives) + F.cross_entropy(logits.T, positives)) / 2
 
 
+def sigmoid_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Sigmoid loss (Zhai et al., 2023, Eq. 1) in which all pairs of one class are positives; arguments as above."""
+    signs = 2 * (labels[:, None] == labels).to(logits.dtype) - 1
+    return -F.logsigmoid(signs * logits).sum(1).mean()
+
+
+# Family -> (how its models are built, its loss)
+FAMILIES = {"clip": (build_clip, contrastive_loss), "siglip": (build_siglip, sigmoid_loss)}
+
+
 class ContrastiveTrainer(Trainer):
-    """Trainer of a CLIP on (image, caption) pairs, the captions drawn anew from templates in each step.
+    """Trainer of a dual encoder on (image, caption) pairs, the captions drawn anew from templates in each step.
 
     Args:
-        model, processor: from [`build_clip`].
+        model, processor: from [`build_clip`] or [`build_siglip`].
         args ([`PretrainingConfig`]): Settings.
         train_dataset ([`Benchmark`]): Images and labels.
     """
 
     loss_is_scaled_for_ga = False
 
-    def __init__(self, model: CLIPModel, processor: CLIPProcessor, args: PretrainingConfig, train_dataset: Benchmark):
+    def __init__(self, model, processor, args: PretrainingConfig, train_dataset: Benchmark):
         check_launch(args)
         classifier = ZeroShotClassifier(model, processor, train_dataset.class_names, args.caption_templates)
         super().__init__(model, args, collate, train_dataset, callbacks=[LogitScaleCallback()])
@@ -147,14 +186,14 @@ class ContrastiveTrainer(Trainer):
         self.captions = [
             template.format(name) for template in args.caption_templates for name in train_dataset.class_names
         ]
-        self.tokens = processor.tokenizer(self.captions, padding=True, return_tensors="pt").to(args.device)
+        self.tokens = {name: ids.to(args.device) for name, ids in classifier.tokenize(self.captions).items()}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         images, labels = self.augment(to_unit_range(inputs["pixel_values"])), inputs["labels"]
         templates = torch.randint(len(self.args.caption_templates), labels.shape, device=labels.device)
         captions = templates * len(self.classifier.class_names) + labels
         with self.accelerator.autocast(), forward_redirected(self.model, self._logits):
-            loss = contrastive_loss(model(images, captions), labels)
+            loss = FAMILIES[self.args.family][1](model(images, captions), labels)
         return (loss, {}) if return_outputs else loss
 
     def _logits(self, images: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:
@@ -162,7 +201,8 @@ class ContrastiveTrainer(Trainer):
         different, place = captions.unique(return_inverse=True)
         features = self.model.get_text_features(**{name: values[different] for name, values in self.tokens.items()})
         text_embeds = F.normalize(features.pooler_output.float(), dim=-1)[place]
-        return self.classifier.logit_scale() * self.classifier.image_embeds(images) @ text_embeds.T
+        cosines = self.classifier.image_embeds(images) @ text_embeds.T
+        return self.classifier.logit_scale() * cosines + self.classifier.logit_bias()
 
     def augment(self, images: torch.Tensor) -> torch.Tensor:
         """Mirror and shift a batch `(batch, 3, height, width)` at random, each image by itself."""
@@ -182,15 +222,15 @@ class ContrastiveTrainer(Trainer):
 
 
 def pretrain(args: PretrainingConfig) -> None:
-    """Pretrain a small CLIP into `args.output_dir`, from its last checkpoint there if it was cut off.
+    """Pretrain a small dual encoder into `args.output_dir`, from its last checkpoint there if it was cut off.
 
-    The folder then loads with `CLIPModel.from_pretrained` and `CLIPProcessor.from_pretrained`.
+    The folder then loads with `AutoModel.from_pretrained` and `AutoProcessor.from_pretrained`.
     """
     train_dataset = load_benchmark(args.train_dataset, "train")
     if args.validation_size:
         train_dataset, _ = train_dataset.hold_out(args.validation_size)
     torch.manual_seed(args.seed)
-    model, processor = build_clip(args)
+    model, processor = FAMILIES[args.family][0](args)
     trainer = ContrastiveTrainer(model, processor, args, train_dataset.subset(args.max_train_samples))
     folder = Path(args.output_dir)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.is_dir() else None)
