@@ -1,25 +1,37 @@
-"""Benchmarks: one record each, loaded through `datasets` from the Hub or from a local copy in the Hub's layout.
+"""Benchmarks: image-classification sets with class names, prompts and preprocessing, loaded through `datasets`.
 
-benchmark = load_benchmark("cifar10")                         # test split, from the Hub
-benchmark = load_benchmark("cifar10", path="data/cifar10")    # the same from a local copy
+benchmark = load_benchmark("cifar10")                                # test split, from the Hub, by its record
+benchmark = load_benchmark("cifar10", path="data/cifar10")           # the same from a local copy
+benchmark = load_benchmark("owner/birds:label_column=species")       # any other: Hub id, image folder, parquet file
+benchmarks = load_benchmark("all")                                   # a dict of the sixteen
 benchmark.dataset, benchmark.class_names, benchmark.template
 """
 
+import re
+import warnings
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import datasets
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, Value
+from datasets import Dataset, IterableDataset
 from PIL import Image
 
 from hpt.data import ImageTransform, check_labels, stratified_rows
-from hpt.errors import InputError, explain_hub_error
+from hpt.errors import InputError
+from hpt.modeling import check_class_names
 from hpt.records import BENCHMARKS, BenchmarkRecord
+from hpt.sources import number_labels, read_splits, select_columns
 
 
+SIXTEEN = [name for name, record in BENCHMARKS.items() if record.hub_id is not None]
 PROTOCOLS = ("hpt", "pmg")
+UNUSABLE_IMAGE = (OSError, SyntaxError, Image.DecompressionBombError)  # what PIL raises for broken files
+# What can stand behind the colon in "birds=PATH:label_column=species,class_names=birds.txt"
+SETTINGS = ("split", "config", "image_column", "label_column", "class_names", "template", "native_resolution")
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +47,7 @@ class Benchmark(torch.utils.data.Dataset):
         transform ([`ImageTransform`]): The protocol's preprocessing.
         mean_per_class (`bool`): Whether its accuracy is customarily the mean over classes.
         sample_ids (`np.ndarray`, *optional*): Of each row, its number in the whole split; `None` for a whole split.
+        source (`str`, *optional*): `ID@COMMIT` of a dataset from the Hub.
     """
 
     name: str
@@ -45,6 +58,7 @@ class Benchmark(torch.utils.data.Dataset):
     transform: ImageTransform
     mean_per_class: bool = False
     sample_ids: np.ndarray | None = field(default=None, repr=False)
+    source: str | None = None
 
     @property
     def attack_space(self) -> str:
@@ -60,14 +74,24 @@ class Benchmark(torch.utils.data.Dataset):
         Raises:
             InputError: for an image that can't be read or converted to RGB, naming dataset and row.
         """
+        return self.__getitems__([row])[0]
+
+    def __getitems__(self, rows: list[int]) -> list[dict]:
+        """Several rows at once, as `DataLoader` asks for them: the table is read once for all of them."""
         try:
-            example = self.dataset[row]
-            pixel_values = self.transform(example["image"])
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # PIL's errors for broken files
+            examples = self.dataset[rows]
+            pixel_values = [self.transform(image) for image in examples["image"]]
+        except UNUSABLE_IMAGE as error:
+            if len(rows) > 1:
+                return [self[row] for row in rows]  # which of them it is
             raise InputError(
-                f"The image in row {row} of {self.name} ({self.split}) can't be used: {error}."
+                f"The image in row {rows[0]} of {self.name} ({self.split}) can't be used: {error}."
             ) from error
-        return {"pixel_values": pixel_values, "labels": example["label"], "sample_ids": int(self.ids()[row])}
+        ids = rows if self.sample_ids is None else self.sample_ids[rows].tolist()
+        return [
+            {"pixel_values": pixels, "labels": label, "sample_ids": number}
+            for pixels, label, number in zip(pixel_values, examples["label"], ids, strict=True)
+        ]
 
     def ids(self) -> np.ndarray:
         """Of each row, its number in the whole split, which fixes its noise."""
@@ -94,73 +118,226 @@ class Benchmark(torch.utils.data.Dataset):
         return self.rows(rest), replace(self.rows(held_out), split="validation")
 
 
-def load_benchmark(name: str, split: str = "test", path: str | None = None, protocol: str = "hpt") -> Benchmark:
-    """Load a benchmark's split by its record.
+@dataclass(frozen=True, eq=False)
+class StreamingBenchmark(torch.utils.data.IterableDataset):
+    """A split read row by row without downloading it; fields as in [`Benchmark`], `dataset` an `IterableDataset`.
+
+    Iterating gives the same items, but for `sample_ids`: the CRC-32 of the encoded image, the same in every order
+    and for any number of workers, among which `datasets` divides the files.
+    """
+
+    name: str
+    split: str
+    dataset: IterableDataset = field(repr=False)
+    class_names: list[str] = field(repr=False)
+    template: str
+    transform: ImageTransform
+    mean_per_class: bool = False
+    source: str | None = None
+
+    def __iter__(self) -> Iterator[dict]:
+        """Items as of [`Benchmark`]; [`InputError`] for an image or a label that can't be used, naming the row."""
+        decoder = datasets.Image()
+        for row, example in enumerate(self.dataset.cast_column("image", datasets.Image(decode=False))):
+            encoded, label = example["image"], example["label"]
+            if label is None or not 0 <= label < len(self.class_names):
+                raise InputError(
+                    f"Row {row} of {self.name} ({self.split}) has label {label}, but labels go from 0 to "
+                    f"{len(self.class_names) - 1}."
+                )
+            try:
+                pixel_values = self.transform(decoder.decode_example(encoded))
+            except UNUSABLE_IMAGE as error:
+                raise InputError(
+                    f"The image in row {row} of {self.name} ({self.split}) can't be used: {error}."
+                ) from error
+            number = zlib.crc32(encoded["bytes"] or encoded["path"].encode())
+            yield {"pixel_values": pixel_values, "labels": label, "sample_ids": number}
+
+    def take(self, rows: int) -> Benchmark:
+        """The first rows, in memory; mind that many splits are sorted by class."""
+        encoded = self.dataset.cast_column("image", datasets.Image(decode=False)).take(rows)
+        dataset = Dataset.from_list(list(encoded), encoded.features).cast_column("image", datasets.Image())
+        check_labels(dataset, self.class_names, f"{self.name} ({self.split})")
+        fields = {name: value for name, value in vars(self).items() if name != "dataset"}
+        return Benchmark(dataset=dataset, **fields)
+
+
+def load_benchmark(
+    name: str,
+    split: str = "test",
+    path: str | None = None,
+    protocol: str = "hpt",
+    streaming: bool = False,
+    *,
+    class_names: list[str] | str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    config: str | None = None,
+    template: str | None = None,
+    native_resolution: bool = False,
+) -> Benchmark | StreamingBenchmark | dict[str, Benchmark | StreamingBenchmark]:
+    """Load a benchmark's split by its record, or a split of any other image-classification set.
 
     Args:
-        name (`str`): Key in [`BENCHMARKS`], or `"name=path"`, which is the same as giving `path`.
+        name (`str`): Key in [`BENCHMARKS`]; `"all"` for the sixteen; or, of any other dataset, its Hub id, a folder
+            that `datasets` can load (of images, a subfolder per class, or of parquet files) or a `.parquet` file.
+            `"NAME=PATH"` gives `path` too, and `"birds=PATH:split=val,class_names=birds.txt"` the arguments below.
         split (`str`, *optional*, defaults to `"test"`): `"train"`, `"test"` (what the protocol evaluates, whatever
-            the Hub calls it) or, where there is one, `"validation"`.
-        path (`str`, *optional*): A local copy in the Hub's layout, instead of the Hub.
+            the Hub calls it) or, where there is one, `"validation"`. Of other datasets, what they call it; for
+            `"test"`, one that has a single split gives that.
+        path (`str`, *optional*): Where to read it from instead of the record's Hub id: a local copy in the Hub's
+            layout, or another Hub id, both also as `ID@REVISION`. Of `"all"`, a folder with a copy under each name.
         protocol (`str`, *optional*, defaults to `"hpt"`): `"hpt"` attacks CIFAR, STL-10 and TinyImageNet at native
             resolution, and trains on TinyImageNet at 224; `"pmg"` follows TeCoA and PMG-AFT.
+        streaming (`bool`, *optional*, defaults to `False`): Download rows as they are iterated over.
+        class_names (`list[str]` or `str`, *optional*): For datasets without a record: names in label order, or a file
+            with one a line, instead of those of the dataset's features.
+        image_column, label_column, config (`str`, *optional*): For datasets without a record, where they aren't plain.
+        template (`str`, *optional*): Prompt template, instead of the record's.
+        native_resolution (`bool`, *optional*, defaults to `False`): For datasets without a record: attack images at
+            their own size, all the same, instead of at 224 pixels.
 
     Returns:
-        [`Benchmark`]
+        [`Benchmark`], or [`StreamingBenchmark`]; for `"all"` a dict of them, without those that can't be had, which a
+        warning names.
 
     Raises:
         InputError: for an unknown name, split or protocol; a dataset that can't be had; columns, classes or labels
             that don't fit the record.
     """
-    name, _, given = name.partition("=")
-    path = given or path
-    record = get_record(name)
-    if split not in record.splits:
-        raise InputError(f"{name} has no split {split!r}; known: {', '.join(record.splits)}.")
     if protocol not in PROTOCOLS:
         raise InputError(f"Unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}.")
+    if name == "all":
+        return _load_all(split, path, protocol, streaming)
+    name, given, settings = parse_benchmark(name)
+    path, split, template = given or path, settings.pop("split", split), settings.pop("template", template)
+    settings = {
+        "class_names": class_names,
+        "image_column": image_column,
+        "label_column": label_column,
+        "config": config,
+        "native_resolution": native_resolution,
+    } | settings
+    if name in BENCHMARKS:
+        if changed := [key for key, value in settings.items() if value]:
+            raise InputError(f"{name} has a record, which says its {changed[0]}: call the dataset by another name.")
+        record = BENCHMARKS[name]
+    else:
+        record = _make_record(split, path, **settings)
+    if split not in record.splits:
+        raise InputError(f"{name} has no split {split!r}; known: {', '.join(record.splits)}.")
+    record = record if template is None else replace(record, template=template)
+    return _load(name, record, split, path or record.hub_id, protocol, streaming)
+
+
+def parse_benchmark(text: str) -> tuple[str, str | None, dict]:
+    """A benchmark as recipes name it, `NAME`, `NAME=PATH` or `PATH`, with settings behind a colon or without.
+
+    Returns:
+        `tuple`: the name, where to read it if that is said, and the settings.
+
+    Raises:
+        InputError: for a name that is neither a record's nor a place to read from, or an unknown setting.
+    """
+    source, listed = re.fullmatch(r"(.*?)(?::(\w+=[^,:]*(?:,\w+=[^,:]*)*))?", text, re.DOTALL).groups()
+    settings = dict(item.split("=", 1) for item in (listed or "").split(",") if item)
+    for key in settings:
+        if key not in SETTINGS:
+            raise InputError(f"{text!r} sets {key!r}; known: {', '.join(SETTINGS)}.")
+    if "native_resolution" in settings:
+        if settings["native_resolution"] not in ("true", "false"):
+            raise InputError(f"{text!r} sets native_resolution, which must be true or false.")
+        settings["native_resolution"] = settings["native_resolution"] == "true"
+    name, equals, path = source.partition("=")
+    if equals and not Path(source).exists():
+        return name, path, settings
+    if source in BENCHMARKS:
+        return source, None, settings
+    if "/" not in source and not Path(source).exists():
+        raise InputError(
+            f"Unknown benchmark {source!r}; known: all, {', '.join(BENCHMARKS)}; or any other dataset by its Hub id "
+            "OWNER/NAME, its folder or its .parquet file."
+        )
+    return Path(source.partition("@")[0]).resolve().stem, source, settings
+
+
+def expand_all(texts: list[str]) -> list[str]:
+    """Benchmarks as recipes name them, with the names of the sixteen in place of `all`, and `all=PATH` likewise."""
+    expanded = []
+    for text in texts:
+        name, equals, path = text.partition("=")
+        expanded += [f"{one}={path}/{one}" if equals else one for one in SIXTEEN] if name == "all" else [text]
+    return expanded
+
+
+def _load_all(split: str, path: str | None, protocol: str, streaming: bool) -> dict:
+    found, problem = {}, None
+    for name in SIXTEEN:
+        try:
+            found[name] = load_benchmark(name, split, path and f"{path}/{name}", protocol, streaming)
+        except InputError as error:
+            problem = error
+            warnings.warn(f"{name} is left out. {error}", stacklevel=3)
+    if not found:
+        raise problem
+    return found
+
+
+def _make_record(split: str, source: str | None, *, class_names, native_resolution: bool, **fields) -> BenchmarkRecord:
+    """A record for a dataset that has none."""
+    if isinstance(class_names, str):
+        if not Path(class_names).is_file():
+            raise InputError(f"There is no file {class_names!r} with class names.")
+        class_names = Path(class_names).read_text(encoding="utf-8").splitlines()
+    return BenchmarkRecord(
+        hub_id=source,
+        splits={split: split},
+        native_splits=dict.fromkeys(PROTOCOLS, (split,) if native_resolution else ()),
+        class_names=None if class_names is None else tuple(class_names),
+        **fields,
+    )
+
+
+def _load(name: str, record: BenchmarkRecord, split: str, source: str | None, protocol: str, streaming: bool):
+    native = split in record.native_splits[protocol]
     if record.load is None:
-        dataset = _load_by_record(record, split, path)
-    elif path is None:
-        dataset = record.load(split)
+        dataset, class_names, split, commit = _read(record, split, source, streaming)
+    elif source is None:
+        dataset, commit = record.load(split), None
+        class_names = dataset.features["label"].names
+        dataset = dataset.to_iterable_dataset() if streaming else dataset
     else:
         raise InputError(f"{name} is embedded in its library: give no path.")
-    names = dataset.features["label"].names
-    if len(names) != record.num_classes:
-        raise InputError(f"{path or record.hub_id} has {len(names)} classes, but {name} has {record.num_classes}.")
-    transform = ImageTransform() if split in record.native_splits[protocol] else ImageTransform(resize=256, crop=224)
-    class_names = [record.clean_name(one) for one in names]
-    check_labels(dataset, class_names, f"{name} ({split})")
-    return Benchmark(name, split, dataset, class_names, record.template, transform, record.mean_per_class)
+    class_names = [record.clean_name(one) for one in class_names]
+    if record.num_classes not in (None, len(class_names)):
+        raise InputError(f"{source} has {len(class_names)} classes, but {name} has {record.num_classes}.")
+    check_class_names(class_names)
+    if not streaming:
+        check_labels(dataset, class_names, f"{name} ({split})")
+        if split == "test" and record.num_rows not in (None, len(dataset)):
+            warnings.warn(
+                f"{name} has {len(dataset)} rows in {source} instead of {record.num_rows}: results on it aren't "
+                "comparable with published ones.",
+                stacklevel=3,
+            )
+    return (StreamingBenchmark if streaming else Benchmark)(
+        name,
+        split,
+        dataset,
+        class_names,
+        record.template,
+        ImageTransform() if native else ImageTransform(resize=256, crop=224),
+        record.mean_per_class,
+        source=commit and f"{source.partition('@')[0]}@{commit}",
+    )
 
 
-def get_record(name: str) -> BenchmarkRecord:
-    """The record of that name; [`InputError`] listing the known names otherwise."""
-    if name not in BENCHMARKS:
-        raise InputError(f"Unknown benchmark {name!r}; known: {', '.join(BENCHMARKS)}.")
-    return BENCHMARKS[name]
-
-
-def _load_by_record(record: BenchmarkRecord, split: str, path: str | None) -> Dataset:
-    """The split with columns `image` and `label`, the latter a ClassLabel."""
-    source, config = path or record.hub_id, record.config
-    if path is not None and not Path(path).is_dir():
-        raise InputError(f"There is no folder {path!r} to read {record.hub_id} from.")
-    try:
-        if path is not None and config not in datasets.get_dataset_config_names(path):
-            config = None  # a bare copy of the data files has no named configuration
-        dataset = datasets.load_dataset(source, config, split=record.splits[split])
-    except (OSError, ValueError) as error:  # what datasets raises for missing, gated and unreadable sets
-        raise explain_hub_error("dataset", source, error) from error
-    columns = {record.image_column: "image", record.label_column: "label"}
-    missing = sorted(set(columns) - set(dataset.column_names))
-    if missing:
-        raise InputError(f"{source} has columns {dataset.column_names}, but its record expects {missing}.")
-    dataset = dataset.select_columns(list(columns))
-    dataset = dataset.rename_columns({old: new for old, new in columns.items() if old != new})
-    if record.class_names is not None and dataset.features["label"].dtype in ("bool", "int64"):
-        label = ClassLabel(names=list(record.class_names))
-        dataset = dataset.cast_column("label", Value("int64")).cast_column("label", label)
-    if not isinstance(dataset.features["label"], ClassLabel):
-        raise InputError(f"{source}'s column {record.label_column!r} isn't a ClassLabel, so it names no classes.")
-    return dataset
+def _read(record: BenchmarkRecord, split: str, source: str, streaming: bool):
+    """Dataset with columns `image` and `label`, its class names, the split that it is, and its commit on the Hub."""
+    wanted = record.splits[split].split("+")
+    any_split = record.num_classes is None and split == "test"
+    dataset, splits, commit = read_splits(source, record.config, wanted, streaming, any_split)
+    dataset = select_columns(dataset, record.image_column, record.label_column, source)
+    dataset, class_names = number_labels(dataset, record.class_names and list(record.class_names), source)
+    return dataset, class_names, split if splits == wanted else splits[0], commit

@@ -53,6 +53,7 @@ def measure(
         how |= {"steps": attack.steps, "step_size": attack.step_size, "restarts": attack.restarts}
         how |= {"parameters": attack.parameters}
     where = {"benchmark": benchmark.name, "split": benchmark.split, "attack_space": benchmark.attack_space}
+    where |= {"source": benchmark.source}
     n = len(benchmark)
     rows = []
     for name, number in correct.items():

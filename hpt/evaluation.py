@@ -355,7 +355,7 @@ class RobustnessEvaluator:
             data["predictions"] = np.where(right, labels, -1)
             more |= MeanPerClassAccuracy().compute(**data)
             more.pop("n")
-        return Row(**settings, accuracy=accuracy, low=low, high=high, **more)
+        return Row(**settings, source=clean.benchmark.source, accuracy=accuracy, low=low, high=high, **more)
 
 
 def refuse_same_names(names: Iterable[str]) -> None:

@@ -75,8 +75,8 @@ def _load_digits(split: str):
     return {"train": train, "validation": validation, "test": test}[split]
 
 
-def _first_synonym(name: str) -> str:
-    return name.split(",")[0]  # "tench, Tinca tinca"
+def _imagenet_name(name: str) -> str:
+    return "crane" if name == "crane2" else name.split(",")[0]  # a machine like the bird; "tench, Tinca tinca"
 
 
 def _caltech256_name(name: str) -> str:
@@ -122,13 +122,13 @@ class BenchmarkRecord:
         load (`Callable`, *optional*): Loads a split of an embedded set.
     """
 
-    num_classes: int
     splits: dict[str, str]
     native_splits: dict[str, tuple[str, ...]]
+    num_classes: int | None = None
     hub_id: str | None = None
     config: str | None = None
-    image_column: str = "image"
-    label_column: str = "label"
+    image_column: str | None = "image"
+    label_column: str | None = "label"
     clean_name: Callable[[str], str] = _spaces
     template: str = DEFAULT_TEMPLATE
     mean_per_class: bool = False
@@ -188,7 +188,7 @@ BENCHMARKS = {
         num_rows=50000,
         splits={"train": "train", "test": "validation"},
         native_splits=AT_224,
-        clean_name=_first_synonym,
+        clean_name=_imagenet_name,
         gated=True,
         licence="ImageNet's terms of access",
     ),

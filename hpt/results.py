@@ -15,7 +15,9 @@ from hpt.errors import InputError
 
 
 CLEAN, WORST_CASE, LARGE_EPS = "clean", "worst case", "large-eps check"
+# What isn't a setting: the measured, and where the samples were read from, for which their hash stands.
 MEASURED = {
+    "source",
     "accuracy",
     "low",
     "high",
@@ -46,6 +48,7 @@ class Row:
             is wrong without an attack is wrong under every attack.
         n (`int`): Samples.
         benchmark, split (`str`): What was classified.
+        source (`str`, *optional*): `ID@COMMIT` of the dataset, if it was read from the Hub.
         attack_space (`str`): Resolution at which images were attacked: `"native"`, or pixels.
         attack (`str`): As it was asked for, such as `"pgd"` or `"pgd:steps=50"`; `"clean"`; `"worst case"`, over the
             attacks named in `parameters`; `"large-eps check"`, an attack that must break everything.
@@ -97,13 +100,14 @@ class Row:
     batch_size: int | None = None
     max_samples: int | None = None
     samples: str | None = None
+    source: str | None = None
     revision: str | None = None
     weights: str | None = None
     seconds: float | None = None
     hpt_version: str | None = None
 
     def settings(self) -> dict:
-        """Everything but what was measured."""
+        """All that the number depends on."""
         return {name: value for name, value in asdict(self).items() if name not in MEASURED}
 
     def subject(self) -> dict:

@@ -19,7 +19,7 @@ from pathlib import Path
 from accelerate.utils import gather_object
 
 from hpt import InputError, RobustnessEvaluator, load_benchmark, load_proxy
-from hpt.benchmarks import Benchmark, get_record
+from hpt.benchmarks import Benchmark, expand_all, parse_benchmark
 from hpt.config import Fraction, parse_config, run_recipe
 from hpt.data import check_images
 from hpt.evaluation import join_processes, refuse_same_names
@@ -40,7 +40,7 @@ class Evaluation:
     """What is evaluated on what, and how it is attacked."""
 
     models: list[str] = field(metadata={"help": "Hub ids or paths; NAME=PATH names one, ID@REVISION pins one."})
-    benchmarks: list[str] = field(metadata={"help": "Benchmarks, or NAME=PATH."})
+    benchmarks: list[str] = field(metadata={"help": "Benchmarks, all, NAME=PATH, or any other dataset."})
     output_dir: str = field(metadata={"help": "Folder for results, table and pictures; continued if it has some."})
     attacks: list[str] = field(
         default_factory=lambda: ["pgd", "cw", "apgd"],
@@ -102,9 +102,7 @@ def check(settings: Evaluation, eps: list[float]) -> None:
     """Refuse what can't be meant, before anything is downloaded."""
     check_attacks(settings.attacks, eps, settings.norm, settings.proxy)
     check_folder(Path(settings.output_dir))
-    for text in settings.benchmarks:
-        get_record(text.partition("=")[0])
-    refuse_same_names(text.partition("=")[0] for text in settings.benchmarks)
+    refuse_same_names(parse_benchmark(text)[0] for text in expand_all(settings.benchmarks))
     models = settings.models + ([settings.proxy] if settings.proxy and settings.proxy not in settings.models else [])
     refuse_same_names(name_and_source(text)[0] for text in models)
 
@@ -112,13 +110,13 @@ def check(settings: Evaluation, eps: list[float]) -> None:
 def load_benchmarks(settings: Evaluation) -> tuple[list[Benchmark], dict[str, str]]:
     """The benchmarks, and why others can't be had, on which all processes agree."""
     benchmarks, missing = [], {}
-    for text in settings.benchmarks:
+    for text in expand_all(settings.benchmarks):
         try:
             benchmark = load_benchmark(text, protocol=settings.protocol)
             check_images(benchmark.dataset, benchmark.name)
             benchmarks.append(benchmark)
         except InputError as error:
-            missing[text.partition("=")[0]] = str(error)
+            missing[parse_benchmark(text)[0]] = str(error)
     for others in gather_object([missing]):
         missing |= others
     return [one for one in benchmarks if one.name not in missing], missing

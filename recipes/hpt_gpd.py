@@ -106,11 +106,11 @@ def missing_models(recipe: Recipe, args: HPTConfig, folder: Path) -> list[Pretra
 
 
 def load_training_data(recipe: Recipe):
-    """Training set, and a validation set that is never tested on: its own split, or held out, or none."""
+    """Training set, and a validation set that is never tested on: held out, or its record's own split, or none."""
     train = load_benchmark(recipe.train_dataset, "train", protocol=recipe.protocol)
     if recipe.validation_size:
         train, validation = train.hold_out(recipe.validation_size)
-    elif "validation" in BENCHMARKS[train.name].splits:
+    elif train.name in BENCHMARKS and "validation" in BENCHMARKS[train.name].splits:
         validation = load_benchmark(recipe.train_dataset, "validation", protocol=recipe.protocol)
     else:
         validation = None

@@ -1,0 +1,151 @@
+"""Splits of an image-classification dataset, read through `datasets` from the Hub, a local copy of it, or other files.
+
+Only the files of the splits that are asked for are downloaded and prepared. They are cached apart from what
+`datasets.load_dataset` caches, which takes whatever is prepared for the whole dataset.
+"""
+
+from pathlib import Path
+
+import datasets
+from datasets import ClassLabel, Dataset, DatasetBuilder, IterableDataset, Value
+from datasets.exceptions import DatasetsError
+
+from hpt.errors import InputError, explain_hub_error
+
+
+# What datasets raises for sets that are missing, gated, unreadable, or other than their card says.
+LOADING_ERRORS = (OSError, ValueError, DatasetsError)
+
+
+def read_splits(
+    source: str, config: str | None, splits: list[str], streaming: bool = False, only_split: bool = False
+) -> tuple[Dataset | IterableDataset, list[str], str | None]:
+    """Read splits of a dataset, joined in order.
+
+    Args:
+        source (`str`): Hub id, `ID@REVISION`, a folder that `datasets` can load, or a `.parquet` file.
+        config (`str`, *optional*): Its configuration; ignored for a local copy that has no such one.
+        splits (`list[str]`): The splits, as the source calls them.
+        streaming (`bool`, *optional*, defaults to `False`): Read rows as they are asked for, without downloading.
+        only_split (`bool`, *optional*, defaults to `False`): Where the source has one split alone, take that, whatever
+            it is called.
+
+    Returns:
+        `tuple`: the dataset, the splits that it consists of, and its commit if it came from the Hub.
+
+    Raises:
+        InputError: for a source that can't be had or read, or that lacks a split.
+    """
+    try:
+        builder = _open(source, config, splits)
+        files = builder.config.data_files  # by split; None for what is in the cache while the Hub can't be reached
+        known = [str(split) for split in (builder.info.splits if files is None else files)]
+        if only_split and len(known) == 1:
+            splits = known
+        if missing := [split for split in splits if split not in known]:
+            raise InputError(f"{source} has no split {missing[0]!r}; it has: {', '.join(known)}.")
+        _keep_only(builder, splits)
+        if not streaming:
+            builder.download_and_prepare()
+            if empty := [split for split in splits if builder.info.splits[split].num_examples == 0]:
+                raise InputError(f"The split {empty[0]!r} of {source} has no rows.")
+        read = builder.as_streaming_dataset if streaming else builder.as_dataset
+        dataset = datasets.concatenate_datasets([read(split=split) for split in splits])
+    except InputError:
+        raise
+    except LOADING_ERRORS as error:
+        raise explain_hub_error("dataset", source, error) from error
+    return dataset, splits, None if Path(source).exists() else builder.hash
+
+
+def _open(source: str, config: str | None, splits: list[str]) -> DatasetBuilder:
+    """The builder of a dataset, which has downloaded no more than its description."""
+    cache = f"{datasets.config.HF_DATASETS_CACHE}/hpt/{'+'.join(splits)}"
+    if Path(source).is_file():
+        return datasets.load_dataset_builder("parquet", data_files=source, cache_dir=cache)
+    if Path(source).is_dir():
+        named = config in datasets.get_dataset_config_names(source)  # a bare copy of the data files names none
+        return datasets.load_dataset_builder(source, config if named else None, cache_dir=cache)
+    name, _, revision = source.partition("@")
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise InputError(f"There is no folder or file {source!r}, and it is no Hub id, which is OWNER/NAME.")
+    if revision:  # offline, the newest in the cache is taken
+        cache += f"@{revision.replace('/', '-')}"
+    return datasets.load_dataset_builder(name, config, revision=revision or None, cache_dir=cache)
+
+
+def _keep_only(builder: DatasetBuilder, splits: list[str]) -> None:
+    """Make a builder forget the other splits, so that it neither downloads nor expects them."""
+    for holder, name in ((builder.config, "data_files"), (builder.info, "splits")):
+        if all_splits := getattr(holder, name):
+            setattr(holder, name, type(all_splits)({split: all_splits[split] for split in splits}))
+
+
+def select_columns(dataset, image_column: str | None, label_column: str | None, source: str):
+    """The dataset with nothing but the columns `image` and `label`.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`): Any columns.
+        image_column, label_column (`str`, *optional*): Which they are; without, the only one of images, and the only
+            one with class names, or else the one called `label`.
+        source (`str`): What messages call the dataset.
+
+    Raises:
+        InputError: with the columns that are there.
+    """
+    features = dataset.features
+    images = [name for name, kind in features.items() if _holds_images(kind)]
+    labels = [name for name, kind in features.items() if isinstance(kind, ClassLabel)]
+    image = image_column or (images[0] if len(images) == 1 else "image")
+    label = label_column or (labels[0] if len(labels) == 1 else "label")
+    missing = [name for name in (image, label) if name not in features]
+    if missing:
+        raise InputError(f"{source} has columns {list(features)}, but is expected to have {missing}.")
+    dataset = dataset.select_columns([image, label])
+    dataset = dataset.rename_columns({old: new for old, new in ((image, "image"), (label, "label")) if old != new})
+    if not _holds_images(dataset.features["image"]):
+        raise InputError(f"{source}'s column {image!r} holds {dataset.features['image']}, but must hold images.")
+    return dataset.cast_column("image", datasets.Image())
+
+
+def _holds_images(kind) -> bool:
+    return isinstance(kind, datasets.Image) or (isinstance(kind, dict) and set(kind) == {"bytes", "path"})
+
+
+def number_labels(dataset, class_names: list[str] | None, source: str):
+    """The dataset with integer labels, and the class names in their order.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`): With a column `label` of integers, booleans or names.
+        class_names (`list[str]`, *optional*): In label order; needed where the labels are numbers without names.
+        source (`str`): What messages call the dataset.
+
+    Raises:
+        InputError: when there are no names, or labels of another type.
+    """
+    kind, streaming = dataset.features["label"], isinstance(dataset, IterableDataset)
+    if isinstance(kind, ClassLabel):
+        return dataset, class_names or kind.names
+    dtype = kind.dtype if isinstance(kind, Value) else type(kind).__name__
+    if dtype in ("string", "large_string") and not streaming:
+        labels = dataset["label"][:]
+        class_names = class_names or sorted(set(labels) - {None})
+        numbers = {name: number for number, name in enumerate(class_names)}
+        for row, label in enumerate(labels):
+            if label not in numbers:
+                raise InputError(f"Row {row} of {source} has label {label!r}, which is no class name.")
+        return _with_labels(dataset, [numbers[label] for label in labels]), class_names
+    if dtype != "bool" and not dtype.startswith(("int", "uint")):
+        hint = ", or text without streaming" if streaming else " or text"
+        raise InputError(f"The labels of {source} are {dtype}, but must be integers{hint}.")
+    if class_names is None:
+        raise InputError(f"The labels of {source} are {dtype} and name no classes: give class_names, one per label.")
+    if dtype == "bool":
+        as_numbers = Value("int64")
+        dataset = dataset.cast_column("label", as_numbers) if streaming else _with_labels(dataset, dataset["label"][:])
+    return dataset, class_names
+
+
+def _with_labels(dataset: Dataset, labels: list) -> Dataset:
+    """Other labels beside the same images; casting the column would write all images anew."""
+    return dataset.remove_columns("label").add_column("label", [int(label) for label in labels])
