@@ -61,6 +61,11 @@ def check_dual_encoder(model: nn.Module) -> None:
             f"{type(model).__name__} isn't a dual encoder: it needs get_image_features, get_text_features and a "
             "logit_scale or temperature, as CLIPModel, SiglipModel or AlignModel have."
         )
+    if model.config.model_type == "siglip2":
+        raise InputError(
+            "Siglip2Model takes images cut into patches of varying number (NaFlex): use a SigLIP 2 of fixed size, such "
+            "as google/siglip2-base-patch16-224."
+        )
 
 
 def input_size(image_processor) -> int:
@@ -68,6 +73,22 @@ def input_size(image_processor) -> int:
     size = image_processor.crop_size if getattr(image_processor, "do_center_crop", False) else image_processor.size
     size = dict(size)
     return size.get("height") or size["shortest_edge"]
+
+
+def pixel_statistics(image_processor) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel with which [0, 1] pixels become what a processor hands to its model.
+
+    For 8-bit values `v = 255 x`, rescale factor `f`, offset `o` (1 in ALIGN's, 0 in the others), mean `m` and
+    deviation `s`, processors give `((f v - o) - m) / s`, which is `(x - (o + m) / 255 f) / (s / 255 f)`.
+    """
+    mean, std, again = [0.0] * 3, [1.0] * 3, [1.0] * 3
+    if image_processor.do_normalize:
+        mean, std = image_processor.image_mean, image_processor.image_std
+    if getattr(image_processor, "include_top", False):  # EfficientNet's for classification divides once more
+        again = image_processor.image_std
+    offset = 1.0 if getattr(image_processor, "rescale_offset", False) else 0.0
+    scale = 255 * image_processor.rescale_factor if image_processor.do_rescale else 255.0
+    return [(offset + one) / scale for one in mean], [s * a / scale for s, a in zip(std, again, strict=True)]
 
 
 def save_finished(model, processor, folder: str | Path) -> None:
@@ -130,8 +151,8 @@ class ZeroShotClassifier(nn.Module):
             if "{}" not in one:
                 raise InputError(f"The prompt template {one!r} has no {{}} where the class name goes.")
         self.image_size = input_size(processor.image_processor)
-        mean = processor.image_processor.image_mean if image_mean is None else image_mean
-        std = processor.image_processor.image_std if image_std is None else image_std
+        mean, std = pixel_statistics(processor.image_processor)
+        mean, std = image_mean or mean, image_std or std
         self.register_buffer("image_mean", torch.tensor(mean, device=model.device).view(3, 1, 1), persistent=False)
         self.register_buffer("image_std", torch.tensor(std, device=model.device).view(3, 1, 1), persistent=False)
         self._text_parameters = [parameter for name, parameter in model.named_parameters() if "text" in name]

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor
 
 from hpt import InputError, ZeroShotClassifier, load_proxy
-from hpt.modeling import forward_redirected, input_size, load_dual_encoder, save_finished
+from hpt.modeling import forward_redirected, input_size, load_dual_encoder, pixel_statistics, save_finished
 from hpt.pretraining import byte_tokenizer
 
 
@@ -46,6 +46,9 @@ FAMILIES = {
     "ChineseCLIP": ({}, {}, {"projection_dim": 8}),
     "Blip": ({"encoder_hidden_size": 16}, {}, {"projection_dim": 8, "image_text_hidden_size": 16}),
     "GroupViT": ({}, GROUPS, {"projection_dim": 8, "projection_intermediate_dim": 16}),
+    "Aimv2": ({}, {}, {"projection_dim": 8}),
+    "CLIPSeg": ({}, {}, {"projection_dim": 8}),
+    "OwlViT": ({"max_position_embeddings": 77}, {}, {"projection_dim": 8}),
 }
 
 
@@ -88,6 +91,41 @@ def test_pixels_equal_the_processors(classifier):
     embeds = classifier.model.get_image_features(pixel_values=processed).pooler_output
     expected = embeds / embeds.norm(dim=-1, keepdim=True)
     torch.testing.assert_close(classifier.image_embeds(pixels / 255), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("CLIP", {"size": {"shortest_edge": 24}, "crop_size": {"height": 24, "width": 24}}),
+        ("Siglip", {"size": {"height": 24, "width": 24}}),
+        ("Blip", {"size": {"height": 24, "width": 24}}),
+        # ALIGN's: to [-1, 1] without normalising, and the same with EfficientNet's own defaults
+        (
+            "EfficientNet",
+            {"rescale_factor": 1 / 127.5, "rescale_offset": True, "do_normalize": False, "include_top": False}
+            | {"do_center_crop": True, "crop_size": {"height": 24, "width": 24}, "size": {"height": 24, "width": 24}},
+        ),
+        ("EfficientNet", {"size": {"height": 24, "width": 24}}),
+        ("CLIP", {"do_rescale": False, "size": {"shortest_edge": 24}, "crop_size": {"height": 24, "width": 24}}),
+    ],
+)
+def test_every_familys_statistics_are_its_processors(kind, settings):
+    processor = getattr(transformers, f"{kind}ImageProcessorPil")(**settings)
+    pixels = torch.randint(0, 256, (2, 3, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(one).view(3, 1, 1) for one in pixel_statistics(processor))
+    processed = processor(list(pixels), return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close((pixels / 255 - mean) / std, processed.float(), rtol=1e-4, atol=1e-4)
+    assert input_size(processor) == 24
+
+
+def test_patches_of_varying_number_are_refused(classifier):
+    model = transformers.Siglip2Model(
+        transformers.Siglip2Config(
+            vision_config=VISION | {"num_patches": 4}, text_config=TEXT | {"projection_size": 16}
+        )
+    )
+    with pytest.raises(InputError, match="Siglip2Model takes images cut into patches.*use a SigLIP 2 of fixed size"):
+        ZeroShotClassifier(model, classifier.processor, CLASSES)
 
 
 def test_resizes_only_when_needed(classifier, images):
