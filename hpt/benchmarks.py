@@ -256,7 +256,7 @@ def parse_benchmark(text: str) -> tuple[str, str | None, dict]:
         return source, None, settings
     if "/" not in source and not Path(source).exists():
         raise InputError(
-            f"Unknown benchmark {source!r}; known: all, {', '.join(BENCHMARKS)}; or any other dataset by its Hub id "
+            f"Unknown benchmark {source!r}; known: {', '.join(BENCHMARKS)}, all; or any other dataset by its Hub id "
             "OWNER/NAME, its folder or its .parquet file."
         )
     return Path(source.partition("@")[0]).resolve().stem, source, settings

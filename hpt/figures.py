@@ -34,6 +34,45 @@ def draw_proxy_robustness(rows: list[Row], title: str, path: str | Path) -> None
     _save(figure, path)
 
 
+def draw_transfer_matrix(rows: list[Row], title: str, path: str | Path) -> None:
+    """A heat map per eps: accuracy of each model (across) on clean images and on those made against each (down).
+
+    Args:
+        rows (`list[Row]`): Of one benchmark: each model on clean images, and at each eps on images made against each.
+    """
+    models = list(dict.fromkeys(row.model for row in rows))
+    radii = sorted({row.eps for row in rows if row.eps is not None})
+    accuracy = {(row.attacked, row.eps, row.model): 100 * row.accuracy for row in rows}
+    across = min(2, len(radii))
+    side = 1.6 + 0.62 * len(models)
+    figure = Figure(figsize=(across * (side + 0.6), -(-len(radii) // across) * side + 0.4))
+    panels = figure.subplots(-(-len(radii) // across), across, squeeze=False).flatten()
+    for axes in panels[len(radii) :]:
+        axes.axis("off")
+    for axes, eps in zip(panels, radii, strict=False):
+        made = [(None, None), *((attacked, eps) for attacked in models)]
+        values = [[accuracy[(*one, model)] for model in models] for one in made]
+        axes.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+        for y, line in enumerate(values):
+            for x, value in enumerate(line):
+                axes.text(
+                    x,
+                    y,
+                    f"{value:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if value > 55 else "black",
+                )
+        axes.axhline(0.5, color="white", lw=3)
+        axes.set_xticks(range(len(models)), models, rotation=40, ha="right", fontsize=8)
+        axes.set_yticks(range(len(made)), ["clean", *models], fontsize=8)
+        axes.set_title(f"eps = {describe_eps(eps)}", fontsize=9)
+        axes.set(xlabel="scored", ylabel="made against")
+    figure.suptitle(title, fontsize=10)
+    _save(figure, path)
+
+
 def draw_training_curves(history: list[dict], boundary: int, path: str | Path) -> None:
     """Loss, learning rate and accuracies over optimizer steps, with the two stages marked.
 

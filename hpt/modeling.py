@@ -63,8 +63,8 @@ def check_dual_encoder(model: nn.Module) -> None:
         )
     if model.config.model_type == "siglip2":
         raise InputError(
-            "Siglip2Model takes images cut into patches of varying number (NaFlex): use a SigLIP 2 of fixed size, such "
-            "as google/siglip2-base-patch16-224."
+            "Siglip2Model takes images cut into patches of varying number (NaFlex): use a SigLIP 2 of fixed size, "
+            "such as google/siglip2-base-patch16-224."
         )
 
 

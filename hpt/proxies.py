@@ -1,5 +1,7 @@
 """Frozen proxies: vanilla dual encoders of another architecture than the target's, the teachers of HPT."""
 
+from pathlib import Path
+
 import torch
 
 from hpt.modeling import ZeroShotClassifier, load_dual_encoder
@@ -18,3 +20,16 @@ def load_proxy(name: str, revision: str | None = None, dtype: torch.dtype = torc
     """
     model, processor = load_dual_encoder(name, revision, dtype)
     return ZeroShotClassifier(model.requires_grad_(False).eval(), processor)
+
+
+def name_and_source(text: str) -> tuple[str, str]:
+    """`NAME=PATH` apart; a path or Hub id alone is its own name."""
+    name, equals, source = text.partition("=")
+    return (name, source) if equals and not Path(text).exists() else (text, text)
+
+
+def load_named(text: str, device: torch.device) -> tuple[str, ZeroShotClassifier]:
+    """A model as recipes name it, `NAME=PATH`, `PATH` or `ID@REVISION`: its name, and it frozen on its device."""
+    name, source = name_and_source(text)
+    source, _, revision = (source, "", "") if Path(source).exists() else source.partition("@")
+    return name, load_proxy(source, revision or None).to(device)

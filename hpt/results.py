@@ -154,14 +154,14 @@ class ResultsFolder:
         if self.folder is None:
             return rows, predictions
         known = {one.name for one in fields(Row)}
-        for number, line in enumerate(_read_lines(self.file), start=1):
+        for number, line in enumerate(read_lines(self.file), start=1):
             if not isinstance(line, dict) or set(line) != known:
                 raise InputError(
                     f"Line {number} of {self.file} isn't a row of this version of hpt: give another output_dir."
                 )
             rows.append(Row(**line))
         for file in sorted(self.folder.glob("predictions-*.jsonl")):
-            for number, line in enumerate(_read_lines(file), start=1):
+            for number, line in enumerate(read_lines(file), start=1):
                 if not isinstance(line, dict) or not {"row", "batch", "predictions", "seconds"} <= set(line):
                     raise InputError(f"Line {number} of {file} isn't one of predictions: give another output_dir.")
                 predictions.setdefault(line["row"], {})[line["batch"]] = line
@@ -186,14 +186,14 @@ class ResultsFolder:
     def add_row(self, row: Row) -> None:
         self._index(row)
         if self.folder is not None and self.rank == 0:
-            _append(self.file, asdict(row))
+            append_line(self.file, asdict(row))
 
     def add_predictions(self, row: str, batch: int, record: dict) -> dict:
         """Keep the predictions of one batch of the row with that digest of its settings."""
         record = {"row": row, "batch": batch} | record
         self.predictions.setdefault(row, {})[batch] = record
         if self.folder is not None:
-            _append(self.folder / f"predictions-{self.rank}.jsonl", record)
+            append_line(self.folder / f"predictions-{self.rank}.jsonl", record)
         return record
 
     def save_samples(self, benchmark: Benchmark) -> None:
@@ -227,7 +227,7 @@ class ResultsFolder:
                 )
 
 
-def _read_lines(path: Path) -> list:
+def read_lines(path: Path) -> list:
     """The file's lines, after cutting off a last one that a kill left incomplete."""
     if not path.exists():
         return []
@@ -258,7 +258,8 @@ def check_folder(folder: Path) -> Path:
     return folder
 
 
-def _append(path: Path, line: dict) -> None:
+def append_line(path: Path, line: dict) -> None:
+    """Add a line of JSON to a file, which is made if it isn't there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")

@@ -18,13 +18,14 @@ from pathlib import Path
 
 from accelerate.utils import gather_object
 
-from hpt import InputError, RobustnessEvaluator, load_benchmark, load_proxy
+from hpt import InputError, RobustnessEvaluator, load_benchmark
 from hpt.benchmarks import Benchmark, expand_all, parse_benchmark
 from hpt.config import Fraction, parse_config, run_recipe
 from hpt.data import check_images
 from hpt.evaluation import join_processes, refuse_same_names
 from hpt.figures import draw_adversarial_images, draw_clean_against_robust, draw_robustness_curves
 from hpt.planning import Subject, Task, check_attacks, describe_eps
+from hpt.proxies import load_named, name_and_source
 from hpt.reliability import find_flags
 from hpt.report import format_accuracies, format_flags, write_csv
 from hpt.results import WORST_CASE, Row, check_folder
@@ -68,8 +69,8 @@ def main():
     benchmarks, missing = load_benchmarks(settings)
     if not benchmarks:
         raise InputError("; ".join(missing.values()))
-    subjects = [load_subject(text, state.device) for text in settings.models]
-    proxy = load_subject(settings.proxy, state.device) if settings.proxy else None
+    subjects = [Subject(*reversed(load_named(text, state.device))) for text in settings.models]
+    proxy = Subject(*reversed(load_named(settings.proxy, state.device))) if settings.proxy else None
 
     # Evaluate
     evaluator = RobustnessEvaluator(
@@ -120,19 +121,6 @@ def load_benchmarks(settings: Evaluation) -> tuple[list[Benchmark], dict[str, st
     for others in gather_object([missing]):
         missing |= others
     return [one for one in benchmarks if one.name not in missing], missing
-
-
-def name_and_source(text: str) -> tuple[str, str]:
-    """`NAME=PATH` apart; a path or Hub id alone is its own name."""
-    name, equals, source = text.partition("=")
-    return (name, source) if equals and not Path(text).exists() else (text, text)
-
-
-def load_subject(text: str, device) -> Subject:
-    """`NAME=PATH`, `PATH`, or `ID@REVISION` as a frozen model on its device."""
-    name, source = name_and_source(text)
-    source, _, revision = (source, "", "") if Path(source).exists() else source.partition("@")
-    return Subject(load_proxy(source, revision or None).to(device), name)
 
 
 def report(rows: list[Row], missing: list[str], notes: list[str], output: Path):

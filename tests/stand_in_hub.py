@@ -23,9 +23,9 @@ class Handler(BaseHTTPRequestHandler):
         path = unquote(self.path.partition("?")[0])
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.server.requests.append((self.command, path))
-        match = re.fullmatch(r"(?:/api)?/(datasets|models)/([^/]+/[^/]+)(?:/([a-z-]+)(?:/(.*))?)?", path)
+        match = re.fullmatch(r"(?:/api)?(?:/(datasets|models))?/([^/]+/[^/]+)(?:/([a-z-]+)(?:/(.*))?)?", path)
         kind, repository, action, rest = match.groups() if match else (None,) * 4
-        folder = self.server.root / str(kind) / str(repository)
+        folder = self.server.root / (kind or "models") / str(repository)
         if repository in self.server.gated and self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self.answer(401, headers={"X-Error-Code": "GatedRepo", "X-Error-Message": "gated"})
         if match is None or not folder.is_dir():
@@ -92,7 +92,10 @@ def describe(file: Path, folder: Path) -> dict:
 
 @contextmanager
 def stand_in_hub(root: Path, gated: set[str] = frozenset()):
-    """Serve `root/datasets/OWNER/NAME`; gives the server, whose `url` is for `HF_ENDPOINT` and `requests` a list."""
+    """Serve `root/datasets/OWNER/NAME` and `root/models/OWNER/NAME`; gives the server.
+
+    Its `url` is for `HF_ENDPOINT`, and `requests` lists what was asked for.
+    """
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.root, server.gated, server.requests = Path(root), gated, []
     server.url = f"http://127.0.0.1:{server.server_port}"

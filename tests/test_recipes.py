@@ -4,8 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from runpy import run_path
 
@@ -139,6 +137,8 @@ def test_yaml_files_are_valid(file, tmp_path, monkeypatch):
         types = (PretrainingConfig,)
     elif file.stem.startswith("evaluate"):
         types = (run_path(str(RECIPES / "evaluate.py"))["Evaluation"],)
+    elif file.stem.startswith("rank_proxies"):
+        types = (run_path(str(RECIPES / "rank_proxies.py"))["Ranking"],)
     *_, args, path = parse_config(types, file, ["--use_cpu"])
     assert args.output_dir.startswith("outputs/")
 
@@ -167,7 +167,7 @@ def test_evaluation_end_to_end(two_models):
     arguments = evaluation(["first", "second"], two_models, "--benchmarks", "digits", "cifar10=nowhere")
     run = run_evaluation(*arguments)
     assert run.returncode == 1, run.stderr  # one benchmark is missing, the other was evaluated
-    assert "Missing: cifar10: There is no folder 'nowhere'" in run.stdout
+    assert "Missing: cifar10: There is no folder or file 'nowhere'" in run.stdout
     output = two_models / "results"
     assert (output / "table.md").read_text() in run.stdout
     for line in ("| model  | attack     | digits", "| second | worst case | ", "few-samples: first on digits"):
@@ -202,7 +202,7 @@ def test_evaluation_end_to_end(two_models):
         (["--benchmarks", "digits", "--attacks", "adaptive"], "The attack 'adaptive' needs a proxy"),
         (["--benchmarks", "digits", "--proxy", "first=x"], "'first' is given twice"),
         (["--benchmarks", "digits", "--max_samples", "3"], "Can't take 3 of 360 rows"),
-        (["--benchmarks", "cifar10=nowhere"], "There is no folder 'nowhere'"),
+        (["--benchmarks", "cifar10=nowhere"], "There is no folder or file 'nowhere'"),
         (["--benchmarks", "digits", "--models", "no/model"], "Can't load the model 'no/model'"),
         (["--benchmarks", "digits", "--models", "a=x", "a=y"], "'a' is given twice"),
     ],
@@ -213,62 +213,6 @@ def test_evaluation_refuses_what_cannot_be_meant(two_models, tmp_path, arguments
     assert run.returncode == 2
     assert run.stderr.splitlines()[-1].startswith("error: ") and line in run.stderr.splitlines()[-1]
     assert "Traceback" not in run.stderr and not list(tmp_path.iterdir())
-
-
-class Hub(BaseHTTPRequestHandler):
-    """A stand-in for the Hub that has nothing: one repository is gated, the others don't exist."""
-
-    def do_HEAD(self):
-        gated = "gated" in self.path
-        self.send_response(403 if gated else 401)
-        self.send_header("X-Error-Code", "GatedRepo" if gated else "RepoNotFound")
-        self.send_header("X-Error-Message", "no")
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    do_GET = do_HEAD
-
-    def log_message(self, *arguments):
-        pass
-
-
-@pytest.fixture(scope="module")
-def hub():
-    server = HTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-
-
-def test_missing_and_gated_repositories_say_what_to_do(hub, tmp_path):
-    """Through the real download code of transformers and datasets, against a server that refuses."""
-    script = """
-from dataclasses import replace
-import hpt, hpt.benchmarks
-from hpt import InputError, load_benchmark, load_proxy
-
-def attempt(load, name):
-    try:
-        load(name)
-    except InputError as error:
-        print(error)
-
-hpt.benchmarks.BENCHMARKS["gated"] = replace(hpt.BENCHMARKS["cifar10"], hub_id="org/gated")
-for name in ("org/missing", "org/gated"):
-    attempt(load_proxy, name)
-for name in ("cifar10", "gated"):
-    attempt(load_benchmark, name)
-"""
-    environment = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-    run = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=os.environ | environment, timeout=120
-    )
-    lines = run.stdout.splitlines()
-    assert len(lines) == 4, run.stderr
-    assert "'org/missing': no such Hub id or local folder" in lines[0]
-    assert "'org/gated': it is gated: accept its terms at" in lines[1] and "hf auth login" in lines[1]
-    assert "'uoft-cs/cifar10': no such Hub id" in lines[2]
-    assert "'org/gated': it is gated" in lines[3]
 
 
 def test_import_costs_nothing():

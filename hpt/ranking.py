@@ -1,0 +1,235 @@
+"""Which proxy to take: accuracy of models on images made against each other, and what follows for one target.
+
+The paper (arXiv 2601.12865) calls it proxy adversarial robustness: a vanilla model keeps most of its accuracy on
+adversarial images made against another one. It picks the proxy by clean zero-shot accuracy; here it is measured.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from tqdm.auto import tqdm
+
+from hpt.attacks import PGD
+from hpt.benchmarks import Benchmark
+from hpt.checks import architecture
+from hpt.comparison import make_row, score
+from hpt.data import hash_samples
+from hpt.errors import InputError
+from hpt.planning import describe_eps, hash_weights
+from hpt.report import markdown_table
+from hpt.results import Row, append_line, digest, read_lines
+
+
+class TransferMatrix:
+    """Verdicts of every model on clean images, and on images made against each of them at several radii.
+
+    Args:
+        models (`dict[str, ZeroShotClassifier]`): By name, on their device, in eval mode.
+        benchmark ([`Benchmark`]): Images and labels.
+        eps (`list[float]`): l_inf radii in [0, 1] pixels.
+        steps (`int`, *optional*, defaults to 10): Of PGD, with steps of `eps / 4` from a random start.
+        seed (`int`, *optional*, defaults to 0): Of its noise.
+        folder (`str` or `Path`, *optional*): Keeps verdicts, so that a killed run goes on and a further model costs
+            no more than it must.
+
+    Raises:
+        InputError: when two models have the same weights.
+    """
+
+    def __init__(self, models, benchmark: Benchmark, eps: list[float], steps: int = 10, seed: int = 0, folder=None):
+        self.models, self.benchmark, self.eps = models, benchmark, eps
+        self.weights = {name: hash_weights(model.model) for name, model in models.items()}
+        for name, weights in self.weights.items():
+            twin = next(other for other, same in self.weights.items() if same == weights)
+            if twin != name:
+                raise InputError(f"{name!r} and {twin!r} are the same weights: give each model once.")
+        self.attacks = {radius: PGD(eps=radius, steps=steps, seed=seed) for radius in eps}
+        self.columns = [(None, None), *((name, radius) for radius in eps for name in models)]
+        samples = [hash_samples(benchmark.dataset), benchmark.ids().tolist(), benchmark.class_names]
+        samples += [benchmark.template, benchmark.attack_space]
+        self._keys = {
+            (name, radius): digest(
+                [samples, name and self.weights[name], radius and [self.attacks[radius].parameters, radius, seed]]
+            )
+            for name, radius in self.columns
+        }
+        self.folder = None if folder is None else Path(folder)
+        self.correct: dict[tuple, dict[str, np.ndarray]] = {}  # by (attacked, eps), then by model
+
+    def measure(self, batch_size: int = 64, num_workers: int = 0, state: PartialState | None = None) -> None:
+        """Fill `correct`, from the folder or by attacking; several processes share the columns that are missing."""
+        state, found = state or PartialState(), []
+        (kept,) = broadcast_object_list([self._read() if state.is_main_process else None])
+        missing = [column for column in self.columns if not self._complete(kept.get(self._keys[column], {}))]
+        mine = missing[state.process_index :: state.num_processes]
+        for name, radius in tqdm(mine, desc="Attacks", disable=not state.is_local_main_process):
+            attack = None if radius is None else self.attacks[radius]
+            correct = score(self.models, self.benchmark, attack, name, batch_size, num_workers)
+            verdicts = {self.weights[model]: one.astype(int).tolist() for model, one in correct.items()}
+            found.append({"column": self._keys[name, radius], "correct": verdicts})
+            if self.folder:
+                append_line(self.folder / f"verdicts-{state.process_index}.jsonl", found[-1])
+        for line in gather_object(found):
+            kept.setdefault(line["column"], {}).update(line["correct"])
+        for column in self.columns:
+            verdicts = kept[self._keys[column]]
+            self.correct[column] = {name: np.array(verdicts[one], bool) for name, one in self.weights.items()}
+
+    def _complete(self, verdicts: dict) -> bool:
+        return set(self.weights.values()) <= set(verdicts)
+
+    def _read(self) -> dict[str, dict]:
+        kept = {}
+        for file in sorted(self.folder.glob("verdicts-*.jsonl")) if self.folder else ():
+            for number, line in enumerate(read_lines(file), start=1):
+                if not isinstance(line, dict) or set(line) != {"column", "correct"}:
+                    raise InputError(f"Line {number} of {file} isn't one of verdicts: give another output_dir.")
+                kept.setdefault(line["column"], {}).update(line["correct"])
+        return kept
+
+    def rows(self) -> list[Row]:
+        """A row for each model scored on each column, with its 95 % interval."""
+        return [
+            make_row(model, correct, self.benchmark, self.attacks.get(radius), name)
+            for (name, radius), column in self.correct.items()
+            for model, correct in column.items()
+        ]
+
+
+@dataclass(frozen=True)
+class RankedProxy:
+    """What a candidate is worth as a proxy of a target.
+
+    Args:
+        name (`str`): Of the candidate.
+        same_architecture (`bool`): Whether its vision tower is built like the target's.
+        clean (`float`): Accuracy on clean images, in [0, 1]: the paper's criterion.
+        robust (`list[float]`): Accuracy on images made against the target, per radius.
+        kept (`list[tuple]`): Of that, the share of the clean accuracy, per radius, with its 95 % interval.
+        mean (`float`): Of `robust`, what is ranked by.
+        behind (`tuple`): How much the best candidate's mean is above, with its 95 % interval over the same images.
+        rank, rank_by_clean (`int`): From 1.
+    """
+
+    name: str
+    same_architecture: bool
+    clean: float
+    robust: list[float]
+    kept: list[tuple[float, float, float]]
+    mean: float
+    behind: tuple[float, float, float]
+    rank: int
+    rank_by_clean: int
+
+
+def rank_proxies(matrix: TransferMatrix, target: str) -> list[RankedProxy]:
+    """The candidates, best first: by their accuracy on images made against the target, averaged over the radii."""
+    clean = matrix.correct[None, None]
+    candidates = [name for name in matrix.models if name != target]
+    robust = {name: np.stack([matrix.correct[target, eps][name] for eps in matrix.eps]) for name in candidates}
+    order = sorted(candidates, key=lambda name: -robust[name].mean())
+    by_clean = sorted(candidates, key=lambda name: -clean[name].mean())
+    shape = architecture(matrix.models[target].model)
+    return [
+        RankedProxy(
+            name=name,
+            same_architecture=architecture(matrix.models[name].model) == shape,
+            clean=float(clean[name].mean()),
+            robust=robust[name].mean(1).tolist(),
+            kept=[share(one, clean[name]) for one in robust[name]],
+            mean=float(robust[name].mean()),
+            behind=paired_difference(robust[order[0]].mean(0), robust[name].mean(0)),
+            rank=place,
+            rank_by_clean=by_clean.index(name) + 1,
+        )
+        for place, name in enumerate(order, start=1)
+    ]
+
+
+def share(robust: np.ndarray, clean: np.ndarray) -> tuple[float, float, float]:
+    """Accuracy under attack as a share of the clean one on the same samples, with its 95 % bootstrap interval."""
+
+    def ratio(robust, clean, axis=-1):
+        return robust.sum(axis) / np.maximum(clean.sum(axis), 1)
+
+    return _with_interval((robust.astype(float), clean.astype(float)), ratio)
+
+
+def paired_difference(better: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
+    """Mean of `better - other` over the same samples, with its 95 % bootstrap interval."""
+    return _with_interval((better - other,), np.mean)
+
+
+def _with_interval(samples: tuple, statistic) -> tuple[float, float, float]:
+    from scipy.stats import bootstrap  # slow to import
+
+    interval = bootstrap(
+        samples,
+        statistic,
+        paired=len(samples) > 1,
+        vectorized=True,
+        n_resamples=2000,
+        method="percentile",
+        rng=0,
+    ).confidence_interval
+    return float(statistic(*samples)), float(interval.low), float(interval.high)
+
+
+def format_ranking(ranked: list[RankedProxy], matrix: TransferMatrix, target: str) -> str:
+    """The ranking as a Markdown table, and what it recommends."""
+    rows = {(row.model, row.attacked, row.eps): row for row in matrix.rows()}
+    radii = [describe_eps(eps) for eps in matrix.eps]
+    lines = [["rank", "proxy", "rank by clean", "clean", *radii, "mean", "behind the best"]]
+    for one in ranked:
+        name = f"{one.name} (as the target)" if one.same_architecture else one.name
+        cells = [_cell(rows[one.name, target, eps], kept) for eps, kept in zip(matrix.eps, one.kept, strict=True)]
+        behind = _points(one.behind) if one.rank > 1 else "-"
+        clean = _cell(rows[one.name, None, None])
+        lines.append([str(one.rank), name, str(one.rank_by_clean), clean, *cells, f"{100 * one.mean:.1f}", behind])
+    itself = ", ".join(f"{100 * rows[target, target, eps].accuracy:.1f} at {describe_eps(eps)}" for eps in matrix.eps)
+    own = f"{target} itself: {_cell(rows[target, None, None])} clean, {itself}."
+    return (
+        f"Accuracy in % on images made against {target} by PGD, with its 95 % interval and, in parentheses, the share "
+        f"of the clean accuracy that is kept\n\n{markdown_table(lines)}\n\n{own}\n\n{recommend(ranked)}"
+    )
+
+
+def recommend(ranked: list[RankedProxy]) -> str:
+    """In words: the best candidate, which others can't be told from it, and what the paper's criterion would take."""
+    best = ranked[0]
+    said = f"Recommended proxy: {best.name}, {100 * best.mean:.1f} % on average over the radii."
+    if ties := [one.name for one in ranked[1:] if one.behind[1] <= 0]:
+        said += f" On these images it can't be told from {', '.join(ties)}."
+    by_clean = next(one for one in ranked if one.rank_by_clean == 1)
+    if by_clean is best:
+        said += " The paper's criterion, clean accuracy, takes the same."
+    else:
+        said += (
+            f" The paper's criterion, clean accuracy, takes {by_clean.name}, which is {_points(by_clean.behind)} "
+            "points behind."
+        )
+    if len(ranked) > 2:
+        said += f" Spearman's correlation of clean accuracy and the average: {rank_correlation(ranked):.2f}."
+    if best.same_architecture:
+        said += " Mind that it is built like the target: the method was published for proxies of other architectures."
+    return said
+
+
+def rank_correlation(ranked: list[RankedProxy]) -> float:
+    """Spearman's correlation, over the candidates, of clean accuracy and accuracy on the target's images."""
+    from scipy.stats import spearmanr
+
+    return float(spearmanr([one.clean for one in ranked], [one.mean for one in ranked]).statistic)
+
+
+def _cell(row: Row, kept: tuple[float, float, float] | None = None) -> str:
+    cell = f"{100 * row.accuracy:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]"
+    return cell if kept is None else f"{cell} ({100 * kept[0]:.0f})"
+
+
+def _points(difference: tuple[float, float, float]) -> str:
+    middle, low, high = (100 * one for one in difference)
+    return f"{middle:.1f} [{low:.1f}, {high:.1f}]"

@@ -1,0 +1,113 @@
+"""Which proxy to take for a target: every model scored on images made against every other, and a ranking.
+
+    accelerate launch recipes/rank_proxies.py --target openai/clip-vit-base-patch32 \
+        --proxies openai/clip-vit-base-patch16 google/siglip-base-patch16-224 kakaobrain/align-base \
+        --dataset tiny_imagenet --output_dir outputs/proxies
+    accelerate launch recipes/rank_proxies.py --config recipes/rank_proxies_cifar10.yaml --dataset cifar10=PATH
+
+Fields of `Ranking` below stand in the YAML, or follow as `--field value`. The images are held out of the training
+split, since a proxy chosen on a test split would flatter what is then reported on it. Started again, it goes on where
+it was cut off; several processes share the work.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from hpt import InputError, load_benchmark
+from hpt.attacks.base import check_eps
+from hpt.benchmarks import Benchmark, parse_benchmark
+from hpt.config import Fraction, parse_config, run_recipe
+from hpt.data import check_images
+from hpt.evaluation import join_processes, refuse_same_names
+from hpt.figures import draw_transfer_matrix
+from hpt.proxies import load_named, name_and_source
+from hpt.ranking import TransferMatrix, format_ranking, rank_proxies
+from hpt.report import write_csv
+from hpt.results import check_folder
+
+
+@dataclass
+class Ranking:
+    """Which models are compared, on what, and how they are attacked."""
+
+    target: str = field(metadata={"help": "Hub id or path; NAME=PATH names it, ID@REVISION pins it."})
+    proxies: list[str] = field(metadata={"help": "The candidates, in the same way."})
+    dataset: str = field(metadata={"help": "Benchmark, NAME=PATH, or any other dataset."})
+    output_dir: str = field(metadata={"help": "Folder for the ranking, matrix and picture; continued if it has some."})
+    validation_size: int = field(
+        default=1000,
+        metadata={"help": "Training images to choose on, the same in every recipe; 0 takes the test split."},
+    )
+    max_samples: int | None = field(default=None, metadata={"help": "So many of them, stratified."})
+    eps: list[Fraction] = field(
+        default_factory=lambda: ["1/255", "4/255", "8/255"], metadata={"help": "Radii in [0, 1] pixels."}
+    )
+    steps: int = field(default=10, metadata={"help": "PGD steps."})
+    protocol: str = field(default="hpt", metadata={"help": "hpt or pmg: the resolution at which images are attacked."})
+    batch_size: int = field(default=64, metadata={"help": "Images per batch."})
+    num_workers: int = field(default=0, metadata={"help": "Processes that decode images."})
+    seed: int = field(default=0, metadata={"help": "Of the noise and the choice of samples."})
+    use_cpu: bool = field(default=False, metadata={"help": "Leave a GPU alone."})
+
+
+def main():
+    (settings, _) = parse_config((Ranking,))
+    eps = sorted({float(Fraction(one)) for one in settings.eps})
+    check(settings, eps)
+    state = join_processes(settings.use_cpu)
+
+    # Data and models
+    benchmark = load_images(settings)
+    models = dict(load_named(text, state.device) for text in (settings.target, *settings.proxies))
+
+    # Measure
+    target, output = name_and_source(settings.target)[0], Path(settings.output_dir)
+    matrix = TransferMatrix(models, benchmark, eps, settings.steps, settings.seed, output)
+    matrix.measure(settings.batch_size, settings.num_workers, state)
+    if state.is_main_process:
+        report(matrix, target, output)
+    state.wait_for_everyone()  # or the launcher would end a process that is still drawing
+
+
+def check(settings: Ranking, eps: list[float]) -> None:
+    """Refuse what can't be meant, before anything is downloaded."""
+    check_folder(Path(settings.output_dir))
+    parse_benchmark(settings.dataset)
+    refuse_same_names(name_and_source(text)[0] for text in (settings.target, *settings.proxies))
+    if not settings.proxies or not eps:
+        raise InputError("There are no proxies, or no eps: give one or several of each.")
+    for one in eps:
+        check_eps(one)
+    for name in ("steps", "batch_size"):
+        if getattr(settings, name) < 1:
+            raise InputError(f"{name} is {getattr(settings, name)}, but must be at least 1.")
+
+
+def load_images(settings: Ranking) -> Benchmark:
+    """The images to choose by: held out of the training split, or of the test split if that is asked for."""
+    split = "train" if settings.validation_size else "test"
+    benchmark = load_benchmark(settings.dataset, split, protocol=settings.protocol)
+    if settings.validation_size:
+        benchmark = benchmark.hold_out(settings.validation_size)[1]
+    benchmark = benchmark.subset(settings.max_samples, settings.seed)
+    check_images(benchmark.dataset, benchmark.name)
+    return benchmark
+
+
+def report(matrix: TransferMatrix, target: str, output: Path) -> None:
+    """Print and write the ranking, the matrix and the heat map."""
+    ranked, rows, images = rank_proxies(matrix, target), matrix.rows(), matrix.benchmark
+    page = format_ranking(ranked, matrix, target)
+    where = f"{len(images)} images of {images.name} ({images.split}), attacked at {images.attack_space} resolution"
+    print(f"\n{where}\n\n{page}\n")
+    (output / "ranking.md").write_text(f"{where}\n\n{page}\n", encoding="utf-8")
+    (output / "ranking.json").write_text(json.dumps([asdict(one) for one in ranked], indent=1), encoding="utf-8")
+    write_csv(rows, output / "matrix.csv")
+    title = f"Accuracy (%) on images made by PGD-{rows[-1].steps}, {where}"
+    draw_transfer_matrix(rows, title, output / "matrix.png")
+    print(f"Ranking, matrix and heat map: {output}/ranking.md, matrix.csv, matrix.png")
+
+
+if __name__ == "__main__":
+    run_recipe(main)
