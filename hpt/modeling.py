@@ -34,17 +34,23 @@ def load_dual_encoder(name: str, revision: str | None = None, dtype: torch.dtype
         dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): dtype of the weights, whatever was saved.
 
     Returns:
-        `tuple`: the model, in eval mode, and its processor.
+        `tuple`: the model, in eval mode, and its processor, both of the same commit if they come from the Hub, which
+        `model.config._commit_hash` tells.
 
     Raises:
         InputError: when it can't be found or reached, is gated, or isn't a dual encoder.
     """
     from transformers import AutoModel, AutoProcessor
+    from transformers.utils import cached_file
 
+    commit = None
     try:
+        if not Path(name).is_dir():
+            revision = commit = Path(cached_file(name, "config.json", revision=revision or "main")).parent.name
         model = AutoModel.from_pretrained(name, revision=revision, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError, SafetensorError) as error:
         raise explain_hub_error("model", name, error) from error
+    model.config._commit_hash = commit
     check_dual_encoder(model)
     try:
         processor = AutoProcessor.from_pretrained(name, revision=revision)

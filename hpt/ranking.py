@@ -214,7 +214,7 @@ def recommend(ranked: list[RankedProxy]) -> str:
     if len(ranked) > 2:
         said += f" Spearman's correlation of clean accuracy and the average: {rank_correlation(ranked):.2f}."
     if best.same_architecture:
-        said += " Mind that it is built like the target: the method was published for proxies of other architectures."
+        said += f" Mind that {best.name} is built like the target: the method is for proxies of other architectures."
     return said
 
 

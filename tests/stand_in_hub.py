@@ -35,6 +35,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(404, headers={"X-Error-Code": "RevisionNotFound", "X-Error-Message": "none"})
         if action == "resolve":
             return self.send_file(folder / within)
+        if action == "tree" and not (folder / within).is_dir():
+            return self.answer(404, headers={"X-Error-Code": "EntryNotFound", "X-Error-Message": "none"})
         if action == "tree":
             return self.send_json([describe(file, folder) for file in sorted((folder / within).iterdir())])
         if action == "paths-info":
