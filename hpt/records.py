@@ -154,6 +154,8 @@ BENCHMARKS = {
         splits={"train": "train", "test": "valid"},
         native_splits={"hpt": ("test",), "pmg": ()},
         clean_name=_tiny_imagenet_name,
+        licence="ImageNet's terms of access",
+        deviation="Class names come from the original ids: 18 of the Hub copy's stand for another synset.",
     ),
     "cifar10": BenchmarkRecord(
         hub_id="uoft-cs/cifar10",
@@ -174,6 +176,7 @@ BENCHMARKS = {
         num_classes=100,
         splits={"train": "train", "test": "test"},
         native_splits={"hpt": EVERY_SPLIT, "pmg": EVERY_SPLIT},
+        deviation="The Hub copy's name cra is read as crab.",
     ),
     "stl10": BenchmarkRecord(
         hub_id="tanganke/stl10",
@@ -191,6 +194,7 @@ BENCHMARKS = {
         clean_name=_imagenet_name,
         gated=True,
         licence="ImageNet's terms of access",
+        deviation="Class names are the synsets' first synonyms, two of them crane, not the list of CLIP's authors.",
     ),
     "caltech101": BenchmarkRecord(
         hub_id="flwrlabs/caltech101",
@@ -199,6 +203,7 @@ BENCHMARKS = {
         splits={"test": "train"},
         native_splits=AT_224,
         mean_per_class=True,
+        licence="CC BY 4.0 by its authors' page",
         deviation="Classes are in another order than torchvision's, and lower-cased.",
     ),
     "caltech256": BenchmarkRecord(
@@ -208,6 +213,7 @@ BENCHMARKS = {
         splits={"test": "train+validation+test"},
         native_splits=AT_224,
         clean_name=_caltech256_name,
+        deviation="With the clutter class, as TeCoA and PMG-AFT have it.",
     ),
     "sun397": BenchmarkRecord(
         hub_id="dpdl-benchmark/sun397",

@@ -1,19 +1,25 @@
 """Time HPT-GPD's training step and PGD-10 at real size: ViT-B/32, ViT-B/16 proxy, random weights, images at 224.
 
     accelerate launch recipes/benchmark.py --dataset tiny_imagenet=PATH
+    accelerate launch recipes/benchmark.py --dataset cifar10=PATH --only_loading
 
 Prints seconds per step and peak memory at the paper's batch size and, at a smaller one, the ratio to the published
 order of work (all prompts re-encoded at every forward, padded to 77; `backward()` into all weights in the attack; the
 proxy with gradients). Both are timed in turn within one run, so that the ratio holds on a noisy machine.
+`--only_loading` times the way of the test split's images from the file to the batch instead.
 """
 
+import io
 import resource
 import statistics
 import time
+from collections import deque
 from dataclasses import dataclass, field, replace
 
+import datasets
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, TrainerCallback
 
@@ -31,6 +37,7 @@ class Sizes:
     compared_images: int = field(default=8, metadata={"help": "Images per step beside the published order of work."})
     compared_classes: int = field(default=25, metadata={"help": "Classes of that comparison."})
     rounds: int = field(default=3, metadata={"help": "Rounds of that comparison; 0 for none."})
+    only_loading: bool = field(default=False, metadata={"help": "Time loading the test split, and nothing else."})
 
 
 class StepTimes(TrainerCallback):
@@ -159,8 +166,38 @@ def compare(sizes: Sizes, train) -> None:
         )
 
 
+def decode_all(encoded: list[bytes], transform) -> None:
+    """What loading can't do without: decode each image and turn it into a tensor."""
+    for content in encoded:
+        transform(Image.open(io.BytesIO(content)))
+
+
+def time_loading(benchmark, batch_size: int, rounds: int) -> None:
+    """Print images per second of a `DataLoader` over a benchmark, beside decoding and transforming alone."""
+    encoded = benchmark.dataset.cast_column("image", datasets.Image(decode=False))["image"]
+    encoded = [one["bytes"] for one in encoded]
+    speeds, number = {}, len(benchmark)
+    for _ in range(rounds):
+        seconds = timed(decode_all, encoded, benchmark.transform)
+        speeds.setdefault("decoding and transforming alone", []).append((number / seconds, 1.0))
+        for workers in (0, 1, 2):
+            loader = DataLoader(benchmark, batch_size, collate_fn=collate, num_workers=workers)
+            took = timed(deque, loader, 0)
+            each = f"{workers} workers" if workers else "in the main process"
+            speeds.setdefault(f"DataLoader, {each}", []).append((number / took / max(1, workers), seconds / took))
+    print(f"{number} images of {benchmark.name} ({benchmark.split}), batches of {batch_size}, {rounds} rounds:")
+    for what, pairs in speeds.items():
+        speed, ratios = statistics.median(pair[0] for pair in pairs), [pair[1] for pair in pairs]
+        print(
+            f"{what}: {speed:.0f} images/s per process; {statistics.median(ratios):.2f} "
+            f"[{min(ratios):.2f}-{max(ratios):.2f}] of the first's speed in all"
+        )
+
+
 def main():
     (sizes, _) = parse_config((Sizes,))
+    if sizes.only_loading:
+        return time_loading(load_benchmark(sizes.dataset), sizes.batch_size, max(1, sizes.rounds))
     train = load_benchmark(sizes.dataset, "train", protocol="pmg")
     times = StepTimes()
     trainer = make_trainer(train.subset(sizes.batch_size * (sizes.steps + 2)), sizes.batch_size, sizes.steps, times)

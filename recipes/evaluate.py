@@ -69,8 +69,8 @@ def main():
     benchmarks, missing = load_benchmarks(settings)
     if not benchmarks:
         raise InputError("; ".join(missing.values()))
-    subjects = [Subject(*reversed(load_named(text, state.device))) for text in settings.models]
-    proxy = Subject(*reversed(load_named(settings.proxy, state.device))) if settings.proxy else None
+    subjects = [load_subject(text, state.device) for text in settings.models]
+    proxy = load_subject(settings.proxy, state.device) if settings.proxy else None
 
     # Evaluate
     evaluator = RobustnessEvaluator(
@@ -121,6 +121,12 @@ def load_benchmarks(settings: Evaluation) -> tuple[list[Benchmark], dict[str, st
     for others in gather_object([missing]):
         missing |= others
     return [one for one in benchmarks if one.name not in missing], missing
+
+
+def load_subject(text: str, device) -> Subject:
+    """A model as `--models` names it."""
+    name, classifier = load_named(text, device)
+    return Subject(classifier, name)
 
 
 def report(rows: list[Row], missing: list[str], notes: list[str], output: Path):
