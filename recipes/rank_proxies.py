@@ -104,7 +104,8 @@ def report(matrix: TransferMatrix, target: str, output: Path) -> None:
     (output / "ranking.md").write_text(f"{where}\n\n{page}\n", encoding="utf-8")
     (output / "ranking.json").write_text(json.dumps([asdict(one) for one in ranked], indent=1), encoding="utf-8")
     write_csv(rows, output / "matrix.csv")
-    title = f"Accuracy (%) on images made by PGD-{rows[-1].steps}, {where}"
+    within = max(max(row.high - row.accuracy, row.accuracy - row.low) for row in rows)
+    title = f"Accuracy (%, within {100 * within:.1f} points at 95 %) on images made by PGD-{rows[-1].steps},\n{where}"
     draw_transfer_matrix(rows, title, output / "matrix.png")
     print(f"Ranking, matrix and heat map: {output}/ranking.md, matrix.csv, matrix.png")
 
