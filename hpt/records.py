@@ -204,7 +204,7 @@ BENCHMARKS = {
         native_splits=AT_224,
         mean_per_class=True,
         licence="CC BY 4.0 by its authors' page",
-        deviation="Classes are in another order than torchvision's, and lower-cased.",
+        deviation="Class names are lower-cased, and their order is the dataset's own.",
     ),
     "caltech256": BenchmarkRecord(
         hub_id="ilee0022/Caltech-256",
