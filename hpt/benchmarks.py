@@ -254,6 +254,8 @@ def parse_benchmark(text: str) -> tuple[str, str | None, dict]:
         return name, path, settings
     if source in BENCHMARKS:
         return source, None, settings
+    if source == "all":
+        raise InputError(f"all is sixteen benchmarks, where one is needed: {', '.join(SIXTEEN)}.")
     if "/" not in source and not Path(source).exists():
         raise InputError(
             f"Unknown benchmark {source!r}; known: {', '.join(BENCHMARKS)}, all; or any other dataset by its Hub id "

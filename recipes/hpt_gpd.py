@@ -17,6 +17,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hpt import BENCHMARKS, PGD, HPTConfig, HPTTrainer, load_benchmark, load_proxy
 from hpt.attacks.base import check_eps
+from hpt.benchmarks import expand_all, parse_benchmark
 from hpt.comparison import compare_models, format_table, measure
 from hpt.config import Fraction, parse_config, run_recipe
 from hpt.data import check_images
@@ -36,7 +37,7 @@ class Recipe:
     target_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit."})
     proxy: str = field(default="openai/clip-vit-base-patch16", metadata={"help": "Hub id or path of the proxy."})
     proxy_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit."})
-    train_dataset: str = field(default="tiny_imagenet", metadata={"help": "Benchmark, or NAME=PATH."})
+    train_dataset: str = field(default="tiny_imagenet", metadata={"help": "Benchmark, NAME=PATH, or any other."})
     eval_datasets: list[str] = field(
         default_factory=lambda: ["tiny_imagenet"], metadata={"help": "Benchmarks whose test split is reported."}
     )
@@ -63,7 +64,8 @@ def main():
     # Data
     train, validation = load_training_data(recipe)
     tests = [
-        load_benchmark(name, protocol=recipe.protocol).subset(recipe.max_eval_samples) for name in recipe.eval_datasets
+        load_benchmark(text, protocol=recipe.protocol).subset(recipe.max_eval_samples)
+        for text in expand_all(recipe.eval_datasets)
     ]
     for test in tests:
         check_images(test.dataset, test.name)
@@ -107,6 +109,7 @@ def missing_models(recipe: Recipe, args: HPTConfig, folder: Path) -> list[Pretra
 
 def load_training_data(recipe: Recipe):
     """Training set, and a validation set that is never tested on: held out, or its record's own split, or none."""
+    parse_benchmark(recipe.train_dataset)  # refuses what isn't one
     train = load_benchmark(recipe.train_dataset, "train", protocol=recipe.protocol)
     if recipe.validation_size:
         train, validation = train.hold_out(recipe.validation_size)

@@ -1,6 +1,8 @@
 """Benchmarks: every record on a tiny copy in the Hub's layout, and datasets that have no record."""
 
 import warnings
+from pathlib import Path
+from runpy import run_path
 
 import datasets
 import numpy as np
@@ -16,6 +18,8 @@ from hpt import BENCHMARKS, InputError, ZeroShotClassifier, load_benchmark
 from hpt.benchmarks import SIXTEEN, expand_all, parse_benchmark
 from hpt.data import collate
 
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* rows in .* instead of")
 
@@ -164,6 +168,25 @@ def test_fewer_rows_than_published_are_said(tmp_path):
     assert any("dtd has 3 rows in" in str(one.message) and "instead of 1880" in str(one.message) for one in caught)
 
 
+def test_the_table_of_the_records_is_read_back(tmp_path, monkeypatch, capsys):
+    for name in SIXTEEN:
+        if name != "dtd":
+            write_repository(tmp_path / name, name)
+    monkeypatch.setattr("sys.argv", ["list_benchmarks.py", f"all={tmp_path}"])
+    run_path(str(EXAMPLES / "list_benchmarks.py"))["main"]()
+    printed = capsys.readouterr().out
+    table = {
+        cells[0]: cells
+        for cells in ([one.strip() for one in line.split("|")[1:-1]] for line in printed.split("\n") if "|" in line)
+    }
+    assert list(table)[2:] == [name for name in SIXTEEN if name != "dtd"]
+    licence = "ImageNet's terms of access"
+    assert table["imagenet"][1:7] == ["ILSVRC/imagenet-1k, gated", "validation", "50000", "1000", "224", licence]
+    assert table["tiny_imagenet"][5] == "own size, 224" and table["cifar10"][5] == "own size"
+    assert table["caltech256"][7] == "ak47; american flag; backpack"
+    assert "- Missing: There is no folder or file" in printed and "- sun397: One image fewer" in printed
+
+
 # Any other dataset
 
 
@@ -283,6 +306,7 @@ def test_all_stands_for_the_sixteen():
     ("text", "message"),
     [
         ("imagenet-v9", "Unknown benchmark 'imagenet-v9'; known: digits, tiny_imagenet, cifar10, cifar100"),
+        ("all:split=train", "all is sixteen benchmarks, where one is needed: tiny_imagenet, cifar10"),
         ("o/birds:splits=val", "sets 'splits'; known: split, config, image_column"),
         ("o/birds:native_resolution=1", "native_resolution, which must be true or false"),
         (
