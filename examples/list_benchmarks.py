@@ -4,38 +4,42 @@
     python examples/list_benchmarks.py all=PATH              # from copies, PATH/cifar10 and so on
     python examples/list_benchmarks.py cifar10 dtd=PATH
 
-Ids, splits and rows are the records'; classes and prompts are read back from the datasets themselves.
+Ids and licences are the records', and the rows the published ones; classes and prompts are read back from the
+datasets, and of copies the rows too.
 """
 
 import sys
+from pathlib import Path
 
 from hpt import BENCHMARKS, InputError, load_benchmark
 from hpt.benchmarks import SIXTEEN, expand_all, parse_benchmark
 from hpt.config import run_recipe
-from hpt.modeling import DEFAULT_TEMPLATE
 from hpt.report import markdown_table
 
 
 HEADER = ["benchmark", "Hub id (configuration)", "split", "rows", "classes", "attacked at (hpt, pmg)", "licence"]
-HEADER += [f"first prompts: {DEFAULT_TEMPLATE.format('...')}"]
+HEADER += ["first prompts"]
 
 
 def describe(text: str) -> tuple[list[str], str]:
     """A line of the table, and where the published protocols aren't followed."""
-    name = parse_benchmark(text)[0]
-    if name not in SIXTEEN:
-        raise InputError(f"{name} is none of the sixteen: {', '.join(SIXTEEN)}.")
-    record, benchmark = BENCHMARKS[name], load_benchmark(text, streaming=True)
-    spaces = ["own size" if "test" in record.native_splits[protocol] else "224" for protocol in ("hpt", "pmg")]
+    name, path, _ = parse_benchmark(text)
+    record, local = BENCHMARKS[name], path is not None and Path(path).exists()
+    benchmark = load_benchmark(text, streaming=not local)
+    spaces = ["own size" if benchmark.split in record.native_splits[one] else "224" for one in ("hpt", "pmg")]
     hub_id = record.hub_id + (f" ({record.config})" if record.config else "") + (", gated" if record.gated else "")
-    classes = benchmark.class_names
-    line = [name, hub_id, record.splits["test"], str(record.num_rows), str(len(classes))]
-    return [*line, ", ".join(dict.fromkeys(spaces)), record.licence, "; ".join(classes[:3])], record.deviation
+    rows = f"{len(benchmark)} of {record.num_rows}" if local else str(record.num_rows)
+    line = [name, hub_id, record.splits[benchmark.split], rows, str(len(benchmark.class_names))]
+    prompts = [benchmark.template.format(one) for one in benchmark.class_names[:3]]
+    return [*line, ", ".join(dict.fromkeys(spaces)), record.licence, "; ".join(prompts)], record.deviation
 
 
 def main():
-    lines, notes = [HEADER], []
-    for text in expand_all(sys.argv[1:] or ["all"]):
+    lines, notes, texts = [HEADER], [], expand_all(sys.argv[1:] or ["all"])
+    for text in texts:
+        if parse_benchmark(text)[0] not in SIXTEEN:
+            raise InputError(f"{text!r} is none of the sixteen: {', '.join(SIXTEEN)}.")
+    for text in texts:
         try:
             line, deviation = describe(text)
         except InputError as error:
@@ -44,8 +48,11 @@ def main():
         lines.append(line)
         if deviation:
             notes.append(f"{line[0]}: {deviation}")
-    print(markdown_table(lines))
+    if len(lines) > 1:
+        print(markdown_table(lines))
     print("".join(f"\n- {note}" for note in notes))
+    if any(note.startswith("Missing: ") for note in notes):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from datasets import Dataset, IterableDataset
 from PIL import Image
 
 from hpt.data import ImageTransform, check_labels, stratified_rows
-from hpt.errors import InputError
+from hpt.errors import InputError, MissingSplit
 from hpt.modeling import check_class_names
 from hpt.records import BENCHMARKS, BenchmarkRecord
 from hpt.sources import number_labels, read_splits, select_columns
@@ -151,16 +151,22 @@ class StreamingBenchmark(torch.utils.data.IterableDataset):
                 raise InputError(
                     f"The image in row {row} of {self.name} ({self.split}) can't be used: {error}."
                 ) from error
-            number = zlib.crc32(encoded["bytes"] or encoded["path"].encode())
-            yield {"pixel_values": pixel_values, "labels": label, "sample_ids": number}
+            yield {"pixel_values": pixel_values, "labels": label, "sample_ids": _stream_id(encoded)}
 
     def take(self, rows: int) -> Benchmark:
         """The first rows, in memory; mind that many splits are sorted by class."""
+        if rows < 1:
+            raise InputError(f"Can't take {rows} rows of {self.name} ({self.split}): give at least 1.")
         encoded = self.dataset.cast_column("image", datasets.Image(decode=False)).take(rows)
-        dataset = Dataset.from_list(list(encoded), encoded.features).cast_column("image", datasets.Image())
+        taken = list(encoded)
+        dataset = Dataset.from_list(taken, encoded.features).cast_column("image", datasets.Image())
         check_labels(dataset, self.class_names, f"{self.name} ({self.split})")
-        fields = {name: value for name, value in vars(self).items() if name != "dataset"}
-        return Benchmark(dataset=dataset, **fields)
+        ids = np.array([_stream_id(one["image"]) for one in taken])
+        return Benchmark(dataset=dataset, sample_ids=ids, **{k: v for k, v in vars(self).items() if k != "dataset"})
+
+
+def _stream_id(encoded: dict) -> int:
+    return zlib.crc32(encoded["bytes"] or encoded["path"].encode())
 
 
 def load_benchmark(
@@ -208,8 +214,8 @@ def load_benchmark(
     """
     if protocol not in PROTOCOLS:
         raise InputError(f"Unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}.")
-    if name == "all":
-        return _load_all(split, path, protocol, streaming)
+    if name == "all" or name.startswith("all="):
+        return _load_all(split, name[4:] or path, protocol, streaming)
     name, given, settings = parse_benchmark(name)
     path, split, template = given or path, settings.pop("split", split), settings.pop("template", template)
     settings = {
@@ -226,9 +232,37 @@ def load_benchmark(
     else:
         record = _make_record(split, path, **settings)
     if split not in record.splits:
-        raise InputError(f"{name} has no split {split!r}; known: {', '.join(record.splits)}.")
+        raise MissingSplit(f"{name} has no split {split!r}; known: {', '.join(record.splits)}.")
+    if "{}" not in (template or record.template):
+        raise InputError(f"The prompt template {template!r} has no {{}} where the class name goes.")
     record = record if template is None else replace(record, template=template)
     return _load(name, record, split, path or record.hub_id, protocol, streaming)
+
+
+def load_training_data(
+    text: str, validation_size: int = 0, protocol: str = "hpt"
+) -> tuple[Benchmark, Benchmark | None]:
+    """A training set, and a validation set that is never tested on, for choosing checkpoints, rates and proxies.
+
+    Args:
+        text (`str`): A benchmark as recipes name it.
+        validation_size (`int`, *optional*, defaults to 0): Training images to hold out, the same in every recipe; at
+            0, the dataset's own validation split is taken, if it has one.
+        protocol (`str`, *optional*, defaults to `"hpt"`): As of [`load_benchmark`].
+
+    Raises:
+        InputError: as [`load_benchmark`].
+    """
+    settings = parse_benchmark(text)[2]
+    train = load_benchmark(text, "train", protocol=protocol)
+    if validation_size:
+        return train.hold_out(validation_size)
+    if "split" in settings:
+        return train, None
+    try:
+        return train, load_benchmark(text, "validation", protocol=protocol)
+    except MissingSplit:
+        return train, None
 
 
 def parse_benchmark(text: str) -> tuple[str, str | None, dict]:
@@ -240,8 +274,8 @@ def parse_benchmark(text: str) -> tuple[str, str | None, dict]:
     Raises:
         InputError: for a name that is neither a record's nor a place to read from, or an unknown setting.
     """
-    source, listed = re.fullmatch(r"(.*?)(?::(\w+=[^,:]*(?:,\w+=[^,:]*)*))?", text, re.DOTALL).groups()
-    settings = dict(item.split("=", 1) for item in (listed or "").split(",") if item)
+    source, listed = (text, None) if Path(text).exists() else re.fullmatch(r"(.*?)(?::(\w+=.*))?", text).groups()
+    settings = dict(item.split("=", 1) for item in re.split(r",(?=\w+=)", listed or "") if item)
     for key in settings:
         if key not in SETTINGS:
             raise InputError(f"{text!r} sets {key!r}; known: {', '.join(SETTINGS)}.")
@@ -250,18 +284,28 @@ def parse_benchmark(text: str) -> tuple[str, str | None, dict]:
             raise InputError(f"{text!r} sets native_resolution, which must be true or false.")
         settings["native_resolution"] = settings["native_resolution"] == "true"
     name, equals, path = source.partition("=")
+    if name == "all":
+        raise InputError(f"all is sixteen benchmarks, where one is needed: {', '.join(SIXTEEN)}.")
     if equals and not Path(source).exists():
+        if not path or not name or "/" in name:
+            raise InputError(f"{text!r} must be NAME=PATH, with a name without /.")
         return name, path, settings
     if source in BENCHMARKS:
         return source, None, settings
-    if source == "all":
-        raise InputError(f"all is sixteen benchmarks, where one is needed: {', '.join(SIXTEEN)}.")
     if "/" not in source and not Path(source).exists():
         raise InputError(
             f"Unknown benchmark {source!r}; known: {', '.join(BENCHMARKS)}, all; or any other dataset by its Hub id "
             "OWNER/NAME, its folder or its .parquet file."
         )
-    return Path(source.partition("@")[0]).resolve().stem, source, settings
+    hub_id = source if Path(source).exists() else source.partition("@")[0]
+    name = Path(hub_id).resolve().name.removesuffix(".parquet")
+    of_record = {record.hub_id: known for known, record in BENCHMARKS.items()}.get(hub_id, name)
+    if of_record in BENCHMARKS:
+        raise InputError(
+            f"{source!r} may be the benchmark {of_record} or another dataset: write {of_record}={source}, or "
+            f"NAME={source} with a name of your own."
+        )
+    return name, source, settings
 
 
 def expand_all(texts: list[str]) -> list[str]:
@@ -274,15 +318,18 @@ def expand_all(texts: list[str]) -> list[str]:
 
 
 def _load_all(split: str, path: str | None, protocol: str, streaming: bool) -> dict:
-    found, problem = {}, None
+    if path is not None and not Path(path).is_dir():
+        raise InputError(f"There is no folder {path!r} with copies of the benchmarks.")
+    found, missing = {}, []
     for name in SIXTEEN:
         try:
             found[name] = load_benchmark(name, split, path and f"{path}/{name}", protocol, streaming)
         except InputError as error:
-            problem = error
-            warnings.warn(f"{name} is left out. {error}", stacklevel=3)
+            missing.append(f"{name}: {error}")
     if not found:
-        raise problem
+        raise InputError(f"None of the sixteen benchmarks can be had, the first because: {missing[0]}")
+    if missing:
+        warnings.warn("Left out: " + " ".join(missing), stacklevel=3)
     return found
 
 
@@ -291,7 +338,10 @@ def _make_record(split: str, source: str | None, *, class_names, native_resoluti
     if isinstance(class_names, str):
         if not Path(class_names).is_file():
             raise InputError(f"There is no file {class_names!r} with class names.")
-        class_names = Path(class_names).read_text(encoding="utf-8").splitlines()
+        try:
+            class_names = Path(class_names).read_text(encoding="utf-8-sig").strip().splitlines()
+        except UnicodeDecodeError as error:
+            raise InputError(f"The class names in {class_names} aren't UTF-8: {error}.") from error
     return BenchmarkRecord(
         hub_id=source,
         splits={split: split},
@@ -323,6 +373,13 @@ def _load(name: str, record: BenchmarkRecord, split: str, source: str | None, pr
                 "comparable with published ones.",
                 stacklevel=3,
             )
+        smallest = min(dataset[0]["image"].size) if record.num_classes is None and not native else 224
+        if smallest < 224:
+            warnings.warn(
+                f"{name} ({split}) has images of {smallest} pixels, which are enlarged to 256, cropped to 224 and "
+                "attacked there: with native_resolution they are attacked as they are.",
+                stacklevel=3,
+            )
     return (StreamingBenchmark if streaming else Benchmark)(
         name,
         split,
@@ -339,7 +396,8 @@ def _read(record: BenchmarkRecord, split: str, source: str, streaming: bool):
     """Dataset with columns `image` and `label`, its class names, the split that it is, and its commit on the Hub."""
     wanted = record.splits[split].split("+")
     any_split = record.num_classes is None and split == "test"
-    dataset, splits, commit = read_splits(source, record.config, wanted, streaming, any_split)
+    dataset, splits, known, commit = read_splits(source, record.config, wanted, streaming, any_split)
     dataset = select_columns(dataset, record.image_column, record.label_column, source)
-    dataset, class_names = number_labels(dataset, record.class_names and list(record.class_names), source)
+    given = record.class_names and [one.strip() for one in record.class_names]
+    dataset, class_names = number_labels(dataset, given, source, whole=set(known) == set(splits))
     return dataset, class_names, split if splits == wanted else splits[0], commit

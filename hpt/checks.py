@@ -44,7 +44,7 @@ def check_pair(target, proxy: ZeroShotClassifier) -> None:
         raise InputError(
             f"The target's weights are {target.dtype}: load it with dtype=torch.float32 and train with bf16=True."
         )
-    if target is proxy.model or same_weights(target, proxy.model):
+    if target is proxy.model or _same_weights(target, proxy.model):
         raise InputError("Target and proxy are the same weights: HPT needs a proxy of another architecture.")
     if architecture(target) == architecture(proxy.model):
         warnings.warn(
@@ -93,12 +93,21 @@ def check_same_settings(checkpoint: str, args: HPTConfig) -> None:
 
 def architecture(model) -> dict:
     """What a vision tower's configuration says of its shape, without names, dtypes and initialisation."""
-    ignored = ("dtype", "_name_or_path", "transformers_version", "architectures", "initializer", "dropout")
+    ignored = (
+        "dtype",
+        "_name_or_path",
+        "model_type",
+        "projection_dim",
+        "transformers_version",
+        "architectures",
+        "initializer",
+        "dropout",
+    )
     config = model.config.vision_config.to_dict()
     return {key: value for key, value in config.items() if not any(word in key for word in ignored)}
 
 
-def same_weights(one, other) -> bool:
+def _same_weights(one, other) -> bool:
     first, second = _plain_weights(one), _plain_weights(other)
     return first.keys() == second.keys() and all(
         weight.shape == second[name].shape and torch.equal(weight.to(second[name]), second[name])

@@ -105,23 +105,32 @@ def hash_samples(dataset: datasets.Dataset) -> str:
     return state.hexdigest()
 
 
-def check_images(dataset: datasets.Dataset, name: str) -> None:
+def check_images(dataset: datasets.Dataset, name: str, same_size: bool = False) -> None:
     """Refuse images whose header can't be read or whose mode doesn't fit 8-bit RGB, without decoding them.
 
-    An image that is cut off behind its header is found when it is decoded.
+    An image that is cut off behind its header is found when it is decoded. With `same_size`, which attacks at native
+    resolution need, images of different sizes are refused.
 
     Raises:
         InputError: naming the dataset and the row.
     """
     encoded = dataset.select_columns("image").cast_column("image", datasets.Image(decode=False))
+    sizes = set()
     for row, example in enumerate(tqdm(encoded, desc=f"Checking the images of {name}", leave=False)):
         source = example["image"]
         if source is None:
             raise InputError(f"Row {row} of {name} has no image.")
         try:
-            check_mode(Image.open(io.BytesIO(source["bytes"]) if source["bytes"] is not None else source["path"]))
+            image = Image.open(io.BytesIO(source["bytes"]) if source["bytes"] is not None else source["path"])
+            check_mode(image)
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise InputError(f"The image in row {row} of {name} can't be used: {error}.") from error
+        sizes.add(image.size)
+        if same_size and len(sizes) > 1:
+            raise InputError(
+                f"The images of {name} have different sizes, such as {sorted(sizes)}, and can't be attacked at native "
+                "resolution: leave that out."
+            )
 
 
 def check_mode(image: Image.Image) -> None:

@@ -5,6 +5,10 @@ class InputError(ValueError):
     """A mistake in what the user gave, in one line; recipes print it without a traceback and exit with 2."""
 
 
+class MissingSplit(InputError):
+    """A dataset that is there lacks the split that is asked for."""
+
+
 def one_line(error: InputError) -> str:
     """What an error says, without the traceback that a data loader's worker puts before it."""
     return str(error).strip().splitlines()[-1].removeprefix("hpt.errors.InputError: ")
@@ -21,11 +25,12 @@ def explain_hub_error(kind: str, name: str, error: BaseException) -> InputError:
     Returns:
         [`InputError`]: to be raised from `error`.
     """
-    names = set()
-    cause = error
+    names, deepest, cause = set(), error, error
     while cause is not None:
         names |= {base.__name__ for base in type(cause).__mro__}
         cause = cause.__cause__ or cause.__context__
+    while deepest.__cause__ is not None:
+        deepest = deepest.__cause__
     page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{name}"
     if "GatedRepoError" in names or "gated" in str(error):
         hint = f"it is gated: accept its terms at {page}, then run `hf auth login` or set HF_TOKEN"
@@ -40,9 +45,13 @@ def explain_hub_error(kind: str, name: str, error: BaseException) -> InputError:
             "with `hf auth login`"
         )
     elif names & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError"}:
+        from huggingface_hub.constants import ENDPOINT
+
         hint = (
-            "it is no local folder, isn't in the cache, and the Hub can't be reached: go online once, or give a path"
+            f"it is no local folder, isn't in the cache, and the Hub can't be reached at {ENDPOINT}: go online once, "
+            "or give a path"
         )
     else:
-        hint = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+        reason = next(iter(str(deepest).strip().splitlines()), "no message").rstrip(".")
+        hint = f"{type(deepest).__name__}: {reason}"
     return InputError(f"Can't load the {kind} {name!r}: {hint}.")

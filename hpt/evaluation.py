@@ -124,9 +124,13 @@ class RobustnessEvaluator:
                 `output_dir`.
         """
         subject = Subject(ZeroShotClassifier(model.eval(), processor), name)
-        benchmarks = [benchmarks] if isinstance(benchmarks, Benchmark) else benchmarks
+        benchmarks = benchmarks if isinstance(benchmarks, list | tuple) else [benchmarks]
         for benchmark in benchmarks:
-            check_images(benchmark.dataset, benchmark.name)
+            if not isinstance(benchmark, Benchmark):
+                raise InputError(
+                    f"The evaluator was given a {type(benchmark).__name__}: of a stream, give take(rows)."
+                )
+            check_images(benchmark.dataset, benchmark.name, same_size=benchmark.attack_space == "native")
         refuse_same_names(benchmark.name for benchmark in benchmarks)
         planned = [self.plan(subject, benchmark) for benchmark in benchmarks]
         return [row for tasks in planned for row in self.run(tasks)]

@@ -34,8 +34,7 @@ def load_dual_encoder(name: str, revision: str | None = None, dtype: torch.dtype
         dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): dtype of the weights, whatever was saved.
 
     Returns:
-        `tuple`: the model, in eval mode, and its processor, both of the same commit if they come from the Hub, which
-        `model.config._commit_hash` tells.
+        `tuple`: the model, in eval mode, and its processor; `model.config._commit_hash` tells the commit on the Hub.
 
     Raises:
         InputError: when it can't be found or reached, is gated, or isn't a dual encoder.
@@ -43,14 +42,13 @@ def load_dual_encoder(name: str, revision: str | None = None, dtype: torch.dtype
     from transformers import AutoModel, AutoProcessor
     from transformers.utils import cached_file
 
-    commit = None
     try:
-        if not Path(name).is_dir():
-            revision = commit = Path(cached_file(name, "config.json", revision=revision or "main")).parent.name
+        # Not by commit: of a repository without safetensors, the Hub's conversion is taken for a branch only
         model = AutoModel.from_pretrained(name, revision=revision, dtype=dtype, use_safetensors=True)
+        config = Path(cached_file(name, "config.json", revision=revision))
     except (OSError, ValueError, SafetensorError) as error:
         raise explain_hub_error("model", name, error) from error
-    model.config._commit_hash = commit
+    model.config._commit_hash = None if Path(name).is_dir() else config.parent.name
     check_dual_encoder(model)
     try:
         processor = AutoProcessor.from_pretrained(name, revision=revision)
@@ -90,7 +88,8 @@ def pixel_statistics(image_processor) -> tuple[list[float], list[float]]:
     mean, std, again = [0.0] * 3, [1.0] * 3, [1.0] * 3
     if image_processor.do_normalize:
         mean, std = image_processor.image_mean, image_processor.image_std
-    if getattr(image_processor, "include_top", False):  # EfficientNet's for classification divides once more
+    # Only EfficientNet's processors, ALIGN's among them, have an offset and may divide once more
+    if getattr(image_processor, "include_top", False):
         again = image_processor.image_std
     offset = 1.0 if getattr(image_processor, "rescale_offset", False) else 0.0
     scale = 255 * image_processor.rescale_factor if image_processor.do_rescale else 255.0
@@ -158,7 +157,8 @@ class ZeroShotClassifier(nn.Module):
                 raise InputError(f"The prompt template {one!r} has no {{}} where the class name goes.")
         self.image_size = input_size(processor.image_processor)
         mean, std = pixel_statistics(processor.image_processor)
-        mean, std = image_mean or mean, image_std or std
+        mean = mean if image_mean is None else image_mean
+        std = std if image_std is None else image_std
         self.register_buffer("image_mean", torch.tensor(mean, device=model.device).view(3, 1, 1), persistent=False)
         self.register_buffer("image_std", torch.tensor(std, device=model.device).view(3, 1, 1), persistent=False)
         self._text_parameters = [parameter for name, parameter in model.named_parameters() if "text" in name]

@@ -27,7 +27,7 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from hpt.benchmarks import Benchmark, load_benchmark, parse_benchmark
+from hpt.benchmarks import Benchmark, load_training_data
 from hpt.callbacks import LogitScaleCallback
 from hpt.checks import check_launch
 from hpt.data import collate, to_unit_range
@@ -226,10 +226,7 @@ def pretrain(args: PretrainingConfig) -> None:
 
     The folder then loads with `AutoModel.from_pretrained` and `AutoProcessor.from_pretrained`.
     """
-    parse_benchmark(args.train_dataset)  # refuses what isn't one
-    train_dataset = load_benchmark(args.train_dataset, "train")
-    if args.validation_size:
-        train_dataset, _ = train_dataset.hold_out(args.validation_size)
+    train_dataset, _ = load_training_data(args.train_dataset, args.validation_size)
     torch.manual_seed(args.seed)
     model, processor = FAMILIES[args.family][0](args)
     trainer = ContrastiveTrainer(model, processor, args, train_dataset.subset(args.max_train_samples))

@@ -53,6 +53,18 @@ def format_accuracies(rows: list[Row], benchmarks: list[str] | None = None) -> s
     return "\n\n".join(sections)
 
 
+def format_samples(rows: list[Row]) -> str:
+    """A line for each benchmark: its split, samples, and the resolution at which its images are attacked."""
+    clean = {row.benchmark: row for row in rows if row.attack == CLEAN}
+    return "\n".join(
+        f"- {row.benchmark}: {row.split}, n = {row.n}, attacked at {_resolution(row)}" for row in clean.values()
+    )
+
+
+def _resolution(row: Row) -> str:
+    return "native resolution" if row.attack_space == "native" else f"{row.attack_space} pixels"
+
+
 def _table(rows: list[Row], benchmarks: list[str]) -> str:
     cells: dict[tuple, dict[str, Row]] = {}
     for row in rows:

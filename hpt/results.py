@@ -44,8 +44,9 @@ class Row:
     Args:
         model (`str`): Name of the model scored.
         attacked (`str`, *optional*): Name of the model that the images were made against; `None` for clean images.
-        accuracy, low, high (`float`): Share of correct samples and its 95 % Wilson interval, in [0, 1]. A sample that
-            is wrong without an attack is wrong under every attack.
+        accuracy, low, high (`float`): Share of correct samples and its 95 % Wilson interval, in [0, 1]. Of an
+            evaluation, a sample that is wrong without an attack is wrong under every attack; `hpt.comparison`, which
+            scores several models on the same images, attacks them all.
         n (`int`): Samples.
         benchmark, split (`str`): What was classified.
         source (`str`, *optional*): `ID@COMMIT` of the dataset, if it was read from the Hub.

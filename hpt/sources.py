@@ -9,17 +9,18 @@ from pathlib import Path
 import datasets
 from datasets import ClassLabel, Dataset, DatasetBuilder, IterableDataset, Value
 from datasets.exceptions import DatasetsError
+from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
 
-from hpt.errors import InputError, explain_hub_error
+from hpt.errors import InputError, MissingSplit, explain_hub_error
 
 
-# What datasets raises for sets that are missing, gated, unreadable, or other than their card says.
-LOADING_ERRORS = (OSError, ValueError, DatasetsError)
+# What datasets raises for sets that are missing, gated, unreadable, other than their card says, or scripts.
+LOADING_ERRORS = (OSError, ValueError, RuntimeError, DatasetsError)
 
 
 def read_splits(
     source: str, config: str | None, splits: list[str], streaming: bool = False, only_split: bool = False
-) -> tuple[Dataset | IterableDataset, list[str], str | None]:
+) -> tuple[Dataset | IterableDataset, list[str], list[str], str | None]:
     """Read splits of a dataset, joined in order.
 
     Args:
@@ -31,7 +32,8 @@ def read_splits(
             it is called.
 
     Returns:
-        `tuple`: the dataset, the splits that it consists of, and its commit if it came from the Hub.
+        `tuple`: the dataset, the splits that it consists of, those that the source has, and its commit if it came from
+        the Hub.
 
     Raises:
         InputError: for a source that can't be had or read, or that lacks a split.
@@ -43,8 +45,9 @@ def read_splits(
         if only_split and len(known) == 1:
             splits = known
         if missing := [split for split in splits if split not in known]:
-            raise InputError(f"{source} has no split {missing[0]!r}; it has: {', '.join(known)}.")
-        _keep_only(builder, splits)
+            raise MissingSplit(f"{source} has no split {missing[0]!r}; it has: {', '.join(known)}.")
+        if not isinstance(builder, FolderBasedBuilder):  # which finds its class names in the folders of all splits
+            _keep_only(builder, splits)
         if not streaming:
             builder.download_and_prepare()
             if empty := [split for split in splits if builder.info.splits[split].num_examples == 0]:
@@ -55,12 +58,16 @@ def read_splits(
         raise
     except LOADING_ERRORS as error:
         raise explain_hub_error("dataset", source, error) from error
-    return dataset, splits, None if Path(source).exists() else builder.hash
+    return dataset, splits, known, None if Path(source).exists() else builder.hash
 
 
 def _open(source: str, config: str | None, splits: list[str]) -> DatasetBuilder:
     """The builder of a dataset, which has downloaded no more than its description."""
     cache = f"{datasets.config.HF_DATASETS_CACHE}/hpt/{'+'.join(splits)}"
+    if Path(source).is_file() and not source.endswith(".parquet"):
+        raise InputError(
+            f"{source} is no .parquet file: give one, or a folder of them or of images, one for each class."
+        )
     if Path(source).is_file():
         return datasets.load_dataset_builder("parquet", data_files=source, cache_dir=cache)
     if Path(source).is_dir():
@@ -100,7 +107,10 @@ def select_columns(dataset, image_column: str | None, label_column: str | None, 
     label = label_column or (labels[0] if len(labels) == 1 else "label")
     missing = [name for name in (image, label) if name not in features]
     if missing:
-        raise InputError(f"{source} has columns {list(features)}, but is expected to have {missing}.")
+        raise InputError(
+            f"{source} has columns {list(features)}, {images or 'none'} of them with images and {labels or 'none'} "
+            f"with class names, but is expected to have {missing}: say which by image_column and label_column."
+        )
     dataset = dataset.select_columns([image, label])
     dataset = dataset.rename_columns({old: new for old, new in ((image, "image"), (label, "label")) if old != new})
     if not _holds_images(dataset.features["image"]):
@@ -112,22 +122,30 @@ def _holds_images(kind) -> bool:
     return isinstance(kind, datasets.Image) or (isinstance(kind, dict) and set(kind) == {"bytes", "path"})
 
 
-def number_labels(dataset, class_names: list[str] | None, source: str):
+def number_labels(dataset, class_names: list[str] | None, source: str, whole: bool):
     """The dataset with integer labels, and the class names in their order.
 
     Args:
         dataset (`Dataset` or `IterableDataset`): With a column `label` of integers, booleans or names.
         class_names (`list[str]`, *optional*): In label order; needed where the labels are numbers without names.
         source (`str`): What messages call the dataset.
+        whole (`bool`): Whether these are all of its splits, which have all of its names.
 
     Raises:
         InputError: when there are no names, or labels of another type.
     """
     kind, streaming = dataset.features["label"], isinstance(dataset, IterableDataset)
     if isinstance(kind, ClassLabel):
+        if class_names is not None and len(class_names) != kind.num_classes:
+            raise InputError(f"{source} has {kind.num_classes} classes, but there are {len(class_names)} class names.")
         return dataset, class_names or kind.names
     dtype = kind.dtype if isinstance(kind, Value) else type(kind).__name__
     if dtype in ("string", "large_string") and not streaming:
+        if class_names is None and not whole:
+            raise InputError(
+                f"The labels of {source} are text, and its other splits may have more of them: give class_names, a "
+                "file with one a line."
+            )
         labels = dataset["label"][:]
         class_names = class_names or sorted(set(labels) - {None})
         numbers = {name: number for number, name in enumerate(class_names)}
@@ -139,7 +157,9 @@ def number_labels(dataset, class_names: list[str] | None, source: str):
         hint = ", or text without streaming" if streaming else " or text"
         raise InputError(f"The labels of {source} are {dtype}, but must be integers{hint}.")
     if class_names is None:
-        raise InputError(f"The labels of {source} are {dtype} and name no classes: give class_names, one per label.")
+        raise InputError(
+            f"The labels of {source} are {dtype} and name no classes: give class_names, a file with one a line."
+        )
     if dtype == "bool":
         as_numbers = Value("int64")
         dataset = dataset.cast_column("label", as_numbers) if streaming else _with_labels(dataset, dataset["label"][:])
@@ -148,4 +168,6 @@ def number_labels(dataset, class_names: list[str] | None, source: str):
 
 def _with_labels(dataset: Dataset, labels: list) -> Dataset:
     """Other labels beside the same images; casting the column would write all images anew."""
+    if None in labels:
+        raise InputError(f"Row {labels.index(None)} has no label.")
     return dataset.remove_columns("label").add_column("label", [int(label) for label in labels])

@@ -27,7 +27,7 @@ from hpt.figures import draw_adversarial_images, draw_clean_against_robust, draw
 from hpt.planning import Subject, Task, check_attacks, describe_eps
 from hpt.proxies import load_named, name_and_source
 from hpt.reliability import find_flags
-from hpt.report import format_accuracies, format_flags, write_csv
+from hpt.report import format_accuracies, format_flags, format_samples, write_csv
 from hpt.results import WORST_CASE, Row, check_folder
 
 
@@ -41,7 +41,9 @@ class Evaluation:
     """What is evaluated on what, and how it is attacked."""
 
     models: list[str] = field(metadata={"help": "Hub ids or paths; NAME=PATH names one, ID@REVISION pins one."})
-    benchmarks: list[str] = field(metadata={"help": "Benchmarks, all, NAME=PATH, or any other dataset."})
+    benchmarks: list[str] = field(
+        metadata={"help": "Benchmarks, all, NAME=PATH, or any other dataset as NAME=PATH:split=...,label_column=..."}
+    )
     output_dir: str = field(metadata={"help": "Folder for results, table and pictures; continued if it has some."})
     attacks: list[str] = field(
         default_factory=lambda: ["pgd", "cw", "apgd"],
@@ -114,7 +116,7 @@ def load_benchmarks(settings: Evaluation) -> tuple[list[Benchmark], dict[str, st
     for text in expand_all(settings.benchmarks):
         try:
             benchmark = load_benchmark(text, protocol=settings.protocol)
-            check_images(benchmark.dataset, benchmark.name)
+            check_images(benchmark.dataset, benchmark.name, same_size=benchmark.attack_space == "native")
             benchmarks.append(benchmark)
         except InputError as error:
             missing[parse_benchmark(text)[0]] = str(error)
@@ -133,7 +135,8 @@ def report(rows: list[Row], missing: list[str], notes: list[str], output: Path):
     """Print and write the table, the flags and the pictures of all that the folder has."""
     flags = find_flags(rows)
     table = format_accuracies(rows, list(dict.fromkeys([*(row.benchmark for row in rows), *missing])))
-    page = f"Accuracy in %, with its 95 % interval\n\n{table}\n\nReliability flags\n\n{format_flags(flags)}\n"
+    page = f"Accuracy in %, with its 95 % interval\n\n{format_samples(rows)}\n\n{table}\n\n"
+    page += f"Reliability flags\n\n{format_flags(flags)}\n"
     page += "".join(f"\n{note}\n" for note in notes)
     print(f"\n{page}")
     (output / "table.md").write_text(page, encoding="utf-8")

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from transformers.trainer_utils import get_last_checkpoint
 
-from hpt import BENCHMARKS, PGD, HPTConfig, HPTTrainer, load_benchmark, load_proxy
+from hpt import PGD, HPTConfig, HPTTrainer, InputError, load_benchmark, load_proxy
 from hpt.attacks.base import check_eps
-from hpt.benchmarks import expand_all, parse_benchmark
+from hpt.benchmarks import expand_all, load_training_data
 from hpt.comparison import compare_models, format_table, measure
 from hpt.config import Fraction, parse_config, run_recipe
 from hpt.data import check_images
@@ -62,13 +62,13 @@ def main():
     output, robust = Path(args.output_dir), Path(args.output_dir) / "robust"
 
     # Data
-    train, validation = load_training_data(recipe)
+    train, validation = load_training_data(recipe.train_dataset, recipe.validation_size, recipe.protocol)
+    train = train.subset(recipe.max_train_samples)
     tests = [
         load_benchmark(text, protocol=recipe.protocol).subset(recipe.max_eval_samples)
         for text in expand_all(recipe.eval_datasets)
     ]
-    for test in tests:
-        check_images(test.dataset, test.name)
+    check_data(train, validation, tests, args)
     for eps in recipe.proxy_eps or []:
         check_eps(eps)
     args.schedule(len(train))  # refuses a warm-up that outlasts its stage, before anything takes long
@@ -97,6 +97,16 @@ def main():
         report(recipe, args, tests, robust)
 
 
+def check_data(train, validation, tests: list, args: HPTConfig) -> None:
+    """Refuse images that can't be used, tests on training images, and evaluations in training without images."""
+    for test in tests:
+        if (test.name, test.split) == (train.name, train.split):
+            raise InputError(f"{test.name} would be tested on its training images ({test.split}): give another split.")
+        check_images(test.dataset, test.name, same_size=test.attack_space == "native")
+    if validation is None and args.eval_strategy != "no":
+        raise InputError(f"{train.name} has no validation split: give --validation_size N, or --eval_strategy no.")
+
+
 def missing_models(recipe: Recipe, args: HPTConfig, folder: Path) -> list[PretrainingConfig]:
     """How to pretrain the target and the proxy, as far as their YAML files make them and they aren't there yet."""
     overrides = ["--train_dataset", recipe.train_dataset, "--validation_size", str(recipe.validation_size)]
@@ -105,19 +115,6 @@ def missing_models(recipe: Recipe, args: HPTConfig, folder: Path) -> list[Pretra
     pairs = ((recipe.target, recipe.pretrain_target), (recipe.proxy, recipe.pretrain_proxy))
     made = [(name, parse_config((PretrainingConfig,), folder / file, overrides)[0]) for name, file in pairs if file]
     return [how for name, how in made if name == how.output_dir and not is_finished(name)]
-
-
-def load_training_data(recipe: Recipe):
-    """Training set, and a validation set that is never tested on: held out, or its record's own split, or none."""
-    parse_benchmark(recipe.train_dataset)  # refuses what isn't one
-    train = load_benchmark(recipe.train_dataset, "train", protocol=recipe.protocol)
-    if recipe.validation_size:
-        train, validation = train.hold_out(recipe.validation_size)
-    elif train.name in BENCHMARKS and "validation" in BENCHMARKS[train.name].splits:
-        validation = load_benchmark(recipe.train_dataset, "validation", protocol=recipe.protocol)
-    else:
-        validation = None
-    return train.subset(recipe.max_train_samples), validation
 
 
 def report(recipe: Recipe, args: HPTConfig, tests: list, robust: Path):
@@ -131,7 +128,7 @@ def report(recipe: Recipe, args: HPTConfig, tests: list, robust: Path):
     loader = {"batch_size": args.per_device_eval_batch_size, "num_workers": args.dataloader_num_workers}
     for test in tests:
         table = compare_models(models, test, attack, **loader)
-        title = f"{test.name} test, n = {len(test)}, l_inf eps = {255 * attack.eps:g}/255"
+        title = f"{test.name} {test.split}, n = {len(test)}, l_inf eps = {255 * attack.eps:g}/255"
         print(f"\n{title}: accuracy in %, with its 95 % interval\n\n{format_table(table)}\n")
         pair = {"vanilla target": vanilla, "proxy": proxy}
         curve = [
@@ -144,7 +141,8 @@ def report(recipe: Recipe, args: HPTConfig, tests: list, robust: Path):
         draw_accuracy_bars(table, title, output / f"accuracy_{test.name}.png")
         if curve:
             curve += [row for row in table if row.attacked is None and row.model in pair]
-            title = f"Images made against the vanilla target ({test.name} test, n = {len(test)}, PGD-{attack.steps})"
+            where = f"{test.name} {test.split}, n = {len(test)}, PGD-{attack.steps}"
+            title = f"Images made against the vanilla target ({where})"
             draw_proxy_robustness(curve, title, output / f"proxy_robustness_{test.name}.png")
     print(f"Robust model: {robust}, loaded by CLIPModel.from_pretrained({str(robust)!r})")
     print(

@@ -8,22 +8,33 @@ The YAML files beside this script are read into `hpt.pretraining.PretrainingConf
 `--field value`. A run that was cut off continues from its last checkpoint.
 """
 
-from hpt.benchmarks import load_benchmark
+from hpt.benchmarks import Benchmark, load_benchmark, parse_benchmark
 from hpt.comparison import measure
 from hpt.config import parse_config, run_recipe
+from hpt.errors import MissingSplit
 from hpt.modeling import ZeroShotClassifier, load_dual_encoder
 from hpt.pretraining import PretrainingConfig, pretrain
 
 
 def main():
     args, _ = parse_config((PretrainingConfig,))
+    test = load_test(args.train_dataset)
     pretrain(args)
-    if args.process_index == 0:
-        test = load_benchmark(args.train_dataset, "test")
+    if args.process_index == 0 and test is not None:
         model, processor = load_dual_encoder(args.output_dir)
         (row,) = measure({"clip": ZeroShotClassifier(model.to(args.device), processor)}, test)
         interval = f"[{100 * row.low:.1f}, {100 * row.high:.1f}]"
-        print(f"{args.output_dir}: {100 * row.accuracy:.1f} {interval} % of {row.n} {test.name} test images")
+        print(f"{args.output_dir}: {100 * row.accuracy:.1f} {interval} % of {row.n} {test.name} {test.split} images")
+
+
+def load_test(text: str) -> Benchmark | None:
+    """The test split, if there is one besides what is trained on."""
+    try:
+        test = load_benchmark(text)
+    except MissingSplit as error:
+        print(f"The model won't be tested: {error}")
+        return None
+    return None if test.split == "train" or "split" in parse_benchmark(text)[2] else test
 
 
 if __name__ == "__main__":

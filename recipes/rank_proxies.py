@@ -2,12 +2,13 @@
 
     accelerate launch recipes/rank_proxies.py --target openai/clip-vit-base-patch32 \
         --proxies openai/clip-vit-base-patch16 google/siglip-base-patch16-224 kakaobrain/align-base \
-        --dataset tiny_imagenet --output_dir outputs/proxies
+        --dataset tiny_imagenet --validation_size 1000 --output_dir outputs/proxies
     accelerate launch recipes/rank_proxies.py --config recipes/rank_proxies_cifar10.yaml --dataset cifar10=PATH
 
-Fields of `Ranking` below stand in the YAML, or follow as `--field value`. The images are held out of the training
-split, since a proxy chosen on a test split would flatter what is then reported on it. Started again, it goes on where
-it was cut off; several processes share the work.
+Fields of `Ranking` below stand in the YAML, or follow as `--field value`. The images are of a validation split or held
+out of the training split, since a proxy chosen on a test split would flatter what is then reported on it; models that
+were trained on the images would flatter themselves. Started again, it goes on where it was cut off; several processes
+share the work.
 """
 
 import json
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from hpt import InputError, load_benchmark
 from hpt.attacks.base import check_eps
-from hpt.benchmarks import Benchmark, parse_benchmark
+from hpt.benchmarks import Benchmark, load_training_data, parse_benchmark
 from hpt.config import Fraction, parse_config, run_recipe
 from hpt.data import check_images
 from hpt.evaluation import join_processes, refuse_same_names
@@ -36,8 +37,8 @@ class Ranking:
     dataset: str = field(metadata={"help": "Benchmark, NAME=PATH, or any other dataset."})
     output_dir: str = field(metadata={"help": "Folder for the ranking, matrix and picture; continued if it has some."})
     validation_size: int = field(
-        default=1000,
-        metadata={"help": "Training images to choose on, the same in every recipe; 0 takes the test split."},
+        default=0,
+        metadata={"help": "Training images held out to choose on, the same in every recipe; 0: the validation split."},
     )
     max_samples: int | None = field(default=None, metadata={"help": "So many of them, stratified."})
     eps: list[Fraction] = field(
@@ -73,25 +74,32 @@ def main():
 def check(settings: Ranking, eps: list[float]) -> None:
     """Refuse what can't be meant, before anything is downloaded."""
     check_folder(Path(settings.output_dir))
-    parse_benchmark(settings.dataset)
+    if "split" in parse_benchmark(settings.dataset)[2] and settings.validation_size:
+        raise InputError("The dataset names its split, so nothing is held out: leave out validation_size.")
     refuse_same_names(name_and_source(text)[0] for text in (settings.target, *settings.proxies))
     if not settings.proxies or not eps:
         raise InputError("There are no proxies, or no eps: give one or several of each.")
     for one in eps:
         check_eps(one)
-    for name in ("steps", "batch_size"):
-        if getattr(settings, name) < 1:
-            raise InputError(f"{name} is {getattr(settings, name)}, but must be at least 1.")
+    least = {"steps": 1, "batch_size": 1, "seed": 0, "num_workers": 0}
+    for name, value in least.items():
+        if getattr(settings, name) < value:
+            raise InputError(f"{name} is {getattr(settings, name)}, but must be at least {value}.")
 
 
 def load_images(settings: Ranking) -> Benchmark:
-    """The images to choose by: held out of the training split, or of the test split if that is asked for."""
-    split = "train" if settings.validation_size else "test"
-    benchmark = load_benchmark(settings.dataset, split, protocol=settings.protocol)
-    if settings.validation_size:
-        benchmark = benchmark.hold_out(settings.validation_size)[1]
+    """The images to choose by: a validation split, images held out of the training split, or a split that is named."""
+    if "split" in parse_benchmark(settings.dataset)[2]:
+        benchmark = load_benchmark(settings.dataset, protocol=settings.protocol)
+    else:
+        _, benchmark = load_training_data(settings.dataset, settings.validation_size, settings.protocol)
+    if benchmark is None:
+        raise InputError(
+            f"{settings.dataset} has no validation split to choose on: give --validation_size N, training images that "
+            "no candidate was trained on."
+        )
     benchmark = benchmark.subset(settings.max_samples, settings.seed)
-    check_images(benchmark.dataset, benchmark.name)
+    check_images(benchmark.dataset, benchmark.name, same_size=benchmark.attack_space == "native")
     return benchmark
 
 
@@ -102,7 +110,15 @@ def report(matrix: TransferMatrix, target: str, output: Path) -> None:
     where = f"{len(images)} images of {images.name} ({images.split}), attacked at {images.attack_space} resolution"
     print(f"\n{where}\n\n{page}\n")
     (output / "ranking.md").write_text(f"{where}\n\n{page}\n", encoding="utf-8")
-    (output / "ranking.json").write_text(json.dumps([asdict(one) for one in ranked], indent=1), encoding="utf-8")
+    settings = {"target": target, "dataset": images.name, "split": images.split, "source": images.source}
+    settings |= {
+        "n": len(images),
+        "attack_space": images.attack_space,
+        "eps": matrix.eps,
+        "attack": rows[-1].parameters,
+    }
+    content = settings | {"seed": rows[-1].seed, "candidates": [asdict(one) for one in ranked]}
+    (output / "ranking.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
     write_csv(rows, output / "matrix.csv")
     within = max(max(row.high - row.accuracy, row.accuracy - row.low) for row in rows)
     title = f"Accuracy (%, within {100 * within:.1f} points at 95 %) on images made by PGD-{rows[-1].steps},\n{where}"

@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from hpt import BENCHMARKS, InputError, ZeroShotClassifier, load_benchmark
-from hpt.benchmarks import SIXTEEN, expand_all, parse_benchmark
+from hpt.benchmarks import SIXTEEN, expand_all, load_training_data, parse_benchmark
 from hpt.data import collate
 
 
@@ -141,11 +141,48 @@ def test_upstream_changes_are_refused(tmp_path, name, of_split, message):
         load_benchmark(name, path=folder)
 
 
+def test_a_records_only_split_is_never_taken_for_another(tmp_path):
+    folder = write_repository(tmp_path, "dtd", splits=("train",))
+    with pytest.raises(InputError, match="has no split 'test'; it has: train"):
+        load_benchmark("dtd", path=folder)
+
+
+def test_the_records_configuration_is_taken(tmp_path):
+    """Of a copy with several, the first of which would be the default."""
+    right = write_repository(tmp_path / "right", "cifar100", splits=("test",))
+    other = tmp_path / "right" / "other"
+    other.mkdir()
+    make_dataset(5).to_parquet(other / "test-00000-of-00001.parquet")
+    card = "configs:\n- {config_name: other, default: true, data_files: other/test-*}\n"
+    card += "- {config_name: cifar100, data_files: [{split: test, path: cifar100/test-*}]}\n"
+    (tmp_path / "right" / "README.md").write_text(f"---\n{card}---\n")
+    assert len(load_benchmark("cifar100", path=right)) == 3
+
+
+def test_streams_check_what_they_give(tmp_path):
+    label = [
+        type(one["labels"]) for one in load_benchmark("pcam", path=write_repository(tmp_path, "pcam"), streaming=True)
+    ]
+    assert label == [int] * 3
+    dataset = make_dataset(3).cast_column("label", Value("int64"))
+    dataset.to_parquet(tmp_path / "set.parquet")
+    streamed = load_benchmark(str(tmp_path / "set.parquet"), streaming=True, class_names=["cat", "dog"])
+    with pytest.raises(InputError, match=r"Row 2 of set \(train\) has label 2, but labels go from 0 to 1"):
+        list(streamed)
+    with pytest.raises(InputError, match=r"Row 2 of set \(train\) has label 2, but labels go from 0 to 1"):
+        streamed.take(3)
+    make_dataset(3).to_parquet(tmp_path / "set.parquet")
+    with pytest.raises(InputError, match="has 3 classes, but there are 2 class names"):
+        load_benchmark(str(tmp_path / "set.parquet"), streaming=True, class_names=["cat", "dog"])
+
+
 def test_renamed_columns_and_splits_are_refused_with_what_was_found(tmp_path):
     folder = write_repository(tmp_path, "cifar10", splits=("train", "eval"))
     with pytest.raises(InputError, match="has no split 'test'; it has: train, eval"):
         load_benchmark("cifar10", path=folder)
-    with pytest.raises(InputError, match=r"has columns \['img', 'label'\], but is expected to have \['fine_label'\]"):
+    with pytest.raises(
+        InputError, match=r"has columns \['img', 'label'\], .*, but is expected to have \['fine_label'\]"
+    ):
         load_benchmark("cifar100", "train", path=folder)
 
 
@@ -173,7 +210,8 @@ def test_the_table_of_the_records_is_read_back(tmp_path, monkeypatch, capsys):
         if name != "dtd":
             write_repository(tmp_path / name, name)
     monkeypatch.setattr("sys.argv", ["list_benchmarks.py", f"all={tmp_path}"])
-    run_path(str(EXAMPLES / "list_benchmarks.py"))["main"]()
+    with pytest.raises(SystemExit, match="1"):  # one is missing
+        run_path(str(EXAMPLES / "list_benchmarks.py"))["main"]()
     printed = capsys.readouterr().out
     table = {
         cells[0]: cells
@@ -181,9 +219,10 @@ def test_the_table_of_the_records_is_read_back(tmp_path, monkeypatch, capsys):
     }
     assert list(table)[2:] == [name for name in SIXTEEN if name != "dtd"]
     licence = "ImageNet's terms of access"
-    assert table["imagenet"][1:7] == ["ILSVRC/imagenet-1k, gated", "validation", "50000", "1000", "224", licence]
+    assert table["imagenet"][1:7] == ["ILSVRC/imagenet-1k, gated", "validation", "3 of 50000", "1000", "224", licence]
     assert table["tiny_imagenet"][5] == "own size, 224" and table["cifar10"][5] == "own size"
-    assert table["caltech256"][7] == "ak47; american flag; backpack"
+    prompts = "This is a photo of a ak47; This is a photo of a american flag; This is a photo of a backpack"
+    assert table["caltech256"][7] == prompts
     assert "- Missing: There is no folder or file" in printed and "- sun397: One image fewer" in printed
 
 
@@ -206,6 +245,8 @@ def test_a_folder_of_images_in_one_line(tmp_path):
     native = load_benchmark(f"small={tmp_path / 'pets'}:native_resolution=true,template=a {{}} here")
     assert native[0]["pixel_values"].shape == (3, 16, 20) and native.attack_space == "native"
     assert (native.name, native.template) == ("small", "a {} here")
+    with pytest.warns(UserWarning, match="images of 16 pixels, which are enlarged to 256, cropped to 224"):
+        load_benchmark(str(tmp_path / "pets"))
     streamed = list(load_benchmark(str(tmp_path / "pets"), streaming=True))
     assert [one["labels"] for one in streamed] == [0, 0, 1, 1]
 
@@ -222,6 +263,38 @@ def test_the_right_split_is_taken_and_never_a_training_split_for_another(tmp_pat
             load_benchmark(only, split)
 
 
+@pytest.mark.parametrize("streaming", [False, True], ids=["downloaded", "streaming"])
+def test_a_folders_classes_are_those_of_all_its_splits(tmp_path, streaming):
+    save_images(tmp_path / "pets", ("train",), ("bird", "cat", "dog"))
+    folder = str(save_images(tmp_path / "pets", ("test",), ("cat", "dog")))
+    test = load_benchmark(folder, streaming=streaming)
+    assert test.class_names == ["bird", "cat", "dog"] and [one["labels"] for one in test] == [1, 1, 2, 2]
+    assert test.split == "test"
+
+
+def test_text_labels_of_one_split_of_several_need_names(tmp_path):
+    for split, labels in (("train", ["bird", "cat", "dog"]), ("test", ["dog", "cat"])):
+        dataset = make_dataset(len(labels)).remove_columns("label").add_column("label", labels)
+        (tmp_path / "set" / "data").mkdir(parents=True, exist_ok=True)
+        dataset.to_parquet(tmp_path / "set" / "data" / f"{split}.parquet")
+    with pytest.raises(InputError, match="are text, and its other splits may have more of them: give class_names"):
+        load_benchmark(str(tmp_path / "set"))
+    assert load_benchmark(str(tmp_path / "set"), class_names=["bird", "cat", "dog"]).dataset["label"][:] == [2, 1]
+
+
+def test_training_data_comes_with_a_validation_set_where_there_is_one(tmp_path):
+    both = str(save_images(tmp_path / "both", ("train", "validation")))
+    train, validation = load_training_data(both)
+    assert (train.split, validation.split) == ("train", "validation")
+    assert load_training_data(str(save_images(tmp_path / "only")))[1] is None
+    assert load_training_data(f"{both}:split=validation")[1] is None
+    assert [one.split for one in load_training_data("digits")] == ["train", "validation"]
+    train, held_out = load_training_data("digits", validation_size=100)
+    assert (len(train), len(held_out)) == (977, 100) and not set(train.ids()) & set(held_out.ids())
+    with pytest.raises(InputError, match="all is sixteen benchmarks"):
+        load_training_data("all")
+
+
 @pytest.fixture
 def parquet(tmp_path):
     def write(label, values, image="photo", **more):
@@ -236,7 +309,7 @@ def parquet(tmp_path):
 
 def test_a_parquet_file_with_numbers_takes_names_that_are_given(parquet, tmp_path):
     file = parquet("species", [0, 1, 2])
-    (tmp_path / "names.txt").write_text("cat\ndog\ngrey heron\n", encoding="utf-8")
+    (tmp_path / "names.txt").write_text("cat\ndog \ngrey heron\n\n", encoding="utf-8-sig")
     text = f"birds={file}:label_column=species,class_names={tmp_path / 'names.txt'}"
     for benchmark in (load_benchmark(text), load_benchmark(file, label_column="species", class_names=CLASSES)):
         assert benchmark.class_names == CLASSES and benchmark.dataset["label"][:] == [0, 1, 2]
@@ -271,7 +344,14 @@ def load_benchmark_of(dataset, tmp_path):
         ("label", ["a", "b"], {"class_names": ["a"]}, "Row 1 of .* has label 'b', which is no class name"),
         ("label", ["a", "b"], {"streaming": True}, "are string, but must be integers, or text without streaming"),
         ("label", [0, 2], {"class_names": ["a", "b"]}, "Row 1 of set .* has label 2, but labels go from 0 to 1"),
-        ("species", [0, 1], {}, r"has columns \['photo', 'species'\], but is expected to have \['label'\]"),
+        (
+            "species",
+            [0, 1],
+            {},
+            r"has columns \['photo', 'species'\], \['photo'\] of them with images and none with class names, but is "
+            r"expected to have \['label'\]: say which by image_column and label_column",
+        ),
+        ("label", [0, 1], {"template": "no place"}, "template 'no place' has no {} where the class name goes"),
         ("species", [0, 1], {"label_column": "kind"}, r"but is expected to have \['kind'\]"),
         ("label", [0, 1], {"image_column": "label"}, "column 'label' holds .*, but must hold images"),
         ("label", [0, 1], {"class_names": "no-such.txt"}, "no file 'no-such.txt' with class names"),
@@ -290,7 +370,10 @@ def test_what_cannot_be_meant_is_said(parquet, label, values, arguments, message
         ("owner/birds@v2", ("birds", "owner/birds@v2", {})),
         ("b=o/birds:split=val,label_column=kind", ("b", "o/birds", {"split": "val", "label_column": "kind"})),
         ("o/birds:split=val", ("birds", "o/birds", {"split": "val"})),
-        ("b=o/birds:template=a {}: a bird", ("b", "o/birds:template=a {}: a bird", {})),
+        (
+            "b=o/birds:template=a {}: a, bird,split=val",
+            ("b", "o/birds", {"template": "a {}: a, bird", "split": "val"}),
+        ),
     ],
 )
 def test_texts_name_benchmarks(text, expected):
@@ -314,6 +397,14 @@ def test_all_stands_for_the_sixteen():
             "cifar10 has a record, which says its label_column: call the dataset by another",
         ),
         ("cifar10=no/such/folder", "no folder or file 'no/such/folder', and it is no Hub id"),
+        (
+            "uoft-cs/cifar10",
+            "'uoft-cs/cifar10' may be the benchmark cifar10 or another dataset: write cifar10=uoft-cs",
+        ),
+        ("zh-plus/tiny-imagenet", "may be the benchmark tiny_imagenet or another dataset"),
+        ("all=nowhere", "There is no folder 'nowhere' with copies of the benchmarks"),
+        ("q=", "'q=' must be NAME=PATH, with a name without /"),
+        ("my/own=somewhere", "'my/own=somewhere' must be NAME=PATH, with a name without /"),
         ("digits=somewhere", "digits is embedded in its library"),
     ],
 )
@@ -351,4 +442,8 @@ def test_rows_taken_from_a_stream_are_a_benchmark(tmp_path):
     taken = load_benchmark("food101", path=folder, streaming=True).take(4)
     loaded = load_benchmark("food101", path=folder).rows(np.arange(4))
     assert (len(taken), taken.class_names, taken.split) == (4, loaded.class_names, "test")
+    streamed = load_benchmark("food101", path=folder, streaming=True)
+    assert [taken[row]["sample_ids"] for row in range(4)] == [one["sample_ids"] for one in streamed][:4]
+    with pytest.raises(InputError, match=r"Can't take 0 rows of food101 \(test\): give at least 1"):
+        streamed.take(0)
     assert all(torch.equal(taken[row]["pixel_values"], loaded[row]["pixel_values"]) for row in range(4))
