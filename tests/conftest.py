@@ -10,6 +10,7 @@ import datasets  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from PIL import Image  # noqa: E402
 
 from hpt import HPTConfig, HPTTrainer, ZeroShotClassifier  # noqa: E402
 from hpt.pretraining import PretrainingConfig, build_clip  # noqa: E402
@@ -34,6 +35,16 @@ def make_dataset(rows: int = 12, size: int = 16, seed: int = 0) -> datasets.Data
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES)})
     labels = [row % len(CLASSES) for row in range(rows)]
     return datasets.Dataset.from_dict({"image": list(pixels), "label": labels}, features=features)
+
+
+def save_images(folder, splits=("train",), kinds=("cat", "dog")):
+    """A folder of images with a subfolder for each split, and in it one for each class."""
+    for split in splits:
+        for label, kind in enumerate(kinds):
+            (folder / split / kind).mkdir(parents=True)
+            for number in range(2):
+                Image.new("RGB", (20, 16), (90 * label, 40 * number, 0)).save(folder / split / kind / f"{number}.png")
+    return folder
 
 
 def make_trainer(folder, model=None, dataset=None, eval_dataset=None, proxy=None, **settings) -> HPTTrainer:

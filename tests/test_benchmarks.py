@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, make_dataset
+from conftest import CLASSES, make_dataset, save_images
 from datasets import ClassLabel, Dataset, Features, Value
 from hub_layouts import LAYOUTS, raw_names, write_repository
 from PIL import Image
@@ -227,15 +227,6 @@ def test_the_table_of_the_records_is_read_back(tmp_path, monkeypatch, capsys):
 
 
 # Any other dataset
-
-
-def save_images(folder, splits=("train",), kinds=("cat", "dog")):
-    for split in splits:
-        for label, kind in enumerate(kinds):
-            (folder / split / kind).mkdir(parents=True)
-            for number in range(2):
-                Image.new("RGB", (20, 16), (90 * label, 40 * number, 0)).save(folder / split / kind / f"{number}.png")
-    return folder
 
 
 def test_a_folder_of_images_in_one_line(tmp_path):

@@ -9,9 +9,10 @@ from runpy import run_path
 
 import pytest
 import torch
-from conftest import make_clip
+from conftest import make_clip, save_images
 from transformers import CLIPModel, CLIPProcessor
 
+from hpt import load_benchmark
 from hpt.modeling import save_finished
 
 
@@ -213,6 +214,45 @@ def test_evaluation_refuses_what_cannot_be_meant(two_models, tmp_path, arguments
     assert run.returncode == 2
     assert run.stderr.splitlines()[-1].startswith("error: ") and line in run.stderr.splitlines()[-1]
     assert "Traceback" not in run.stderr and not list(tmp_path.iterdir())
+
+
+def test_loading_is_timed_beside_its_floor(capsys):
+    run_path(str(RECIPES / "benchmark.py"))["time_loading"](load_benchmark("digits").subset(60), 16, 1)
+    first, floor, *loaders = capsys.readouterr().out.splitlines()
+    assert first == "60 images of digits (test), batches of 16, 1 rounds:"
+    assert floor.startswith("decoding and transforming alone: ") and floor.endswith("1.00 [1.00-1.00] of the first")
+    assert [line.partition(":")[0] for line in loaders] == [
+        f"DataLoader, {how}" for how in ("in the main process", "num_workers=1", "num_workers=2")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ["--train_dataset", "{pets}", "--eval_datasets", "{pets}"],
+            "pets would be tested on its training images (train)",
+        ),
+        (
+            ["--train_dataset", "{pets}", "--eval_datasets", "digits", "--eval_strategy", "epoch"],
+            "pets has no validation",
+        ),
+        (["--train_dataset", "all"], "all is sixteen benchmarks, where one is needed"),
+    ],
+    ids=["test", "validation", "all"],
+)
+def test_training_on_a_folder_of_images_refuses_what_would_mislead(tmp_path, arguments, line):
+    pets = save_images(tmp_path / "pets")
+    arguments = [one.format(pets=pets) for one in arguments]
+    run = subprocess.run(
+        [sys.executable, str(RECIPES / "hpt_gpd.py"), *arguments, "--output_dir", str(tmp_path / "run"), "--use_cpu"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"HF_HOME": str(tmp_path / "home")},
+    )
+    assert run.returncode == 2 and "Traceback" not in run.stderr and not (tmp_path / "run").exists()
+    assert run.stderr.splitlines()[-1].startswith("error: ") and line in run.stderr.splitlines()[-1]
 
 
 def test_import_costs_nothing():
