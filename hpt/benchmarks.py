@@ -7,7 +7,6 @@ benchmarks = load_benchmark("all")                                   # a dict of
 benchmark.dataset, benchmark.class_names, benchmark.template
 """
 
-import re
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -23,15 +22,12 @@ from PIL import Image
 from hpt.data import ImageTransform, check_labels, stratified_rows
 from hpt.errors import InputError, MissingSplit
 from hpt.modeling import check_class_names
-from hpt.records import BENCHMARKS, BenchmarkRecord
+from hpt.records import BENCHMARKS, SIXTEEN, BenchmarkRecord, parse_benchmark
 from hpt.sources import number_labels, read_splits, select_columns
 
 
-SIXTEEN = [name for name, record in BENCHMARKS.items() if record.hub_id is not None]
 PROTOCOLS = ("hpt", "pmg")
 UNUSABLE_IMAGE = (OSError, SyntaxError, Image.DecompressionBombError)  # what PIL raises for broken files
-# What can stand behind the colon in "birds=PATH:label_column=species,class_names=birds.txt"
-SETTINGS = ("split", "config", "image_column", "label_column", "class_names", "template", "native_resolution")
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,28 +210,18 @@ def load_benchmark(
     """
     if protocol not in PROTOCOLS:
         raise InputError(f"Unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}.")
+    settings = {"class_names": class_names, "image_column": image_column, "label_column": label_column}
+    settings |= {"config": config, "template": template, "native_resolution": native_resolution}
     if name == "all" or name.startswith("all="):
+        if given := [key for key, value in settings.items() if value]:
+            raise InputError(
+                f"all takes its records as they are, but {given[0]} is given: load one benchmark by itself."
+            )
         return _load_all(split, name[4:] or path, protocol, streaming)
-    name, given, settings = parse_benchmark(name)
-    path, split, template = given or path, settings.pop("split", split), settings.pop("template", template)
-    settings = {
-        "class_names": class_names,
-        "image_column": image_column,
-        "label_column": label_column,
-        "config": config,
-        "native_resolution": native_resolution,
-    } | settings
-    if name in BENCHMARKS:
-        if changed := [key for key, value in settings.items() if value]:
-            raise InputError(f"{name} has a record, which says its {changed[0]}: call the dataset by another name.")
-        record = BENCHMARKS[name]
-    else:
-        record = _make_record(split, path, **settings)
-    if split not in record.splits:
-        raise MissingSplit(f"{name} has no split {split!r}; known: {', '.join(record.splits)}.")
-    if "{}" not in (template or record.template):
-        raise InputError(f"The prompt template {template!r} has no {{}} where the class name goes.")
-    record = record if template is None else replace(record, template=template)
+    name, given, in_text = parse_benchmark(name)
+    settings |= in_text
+    path, split = given or path, settings.pop("split", split)
+    record = _find_record(name, path, split, **settings)
     return _load(name, record, split, path or record.hub_id, protocol, streaming)
 
 
@@ -265,58 +251,6 @@ def load_training_data(
         return train, None
 
 
-def parse_benchmark(text: str) -> tuple[str, str | None, dict]:
-    """A benchmark as recipes name it, `NAME`, `NAME=PATH` or `PATH`, with settings behind a colon or without.
-
-    Returns:
-        `tuple`: the name, where to read it if that is said, and the settings.
-
-    Raises:
-        InputError: for a name that is neither a record's nor a place to read from, or an unknown setting.
-    """
-    source, listed = (text, None) if Path(text).exists() else re.fullmatch(r"(.*?)(?::(\w+=.*))?", text).groups()
-    settings = dict(item.split("=", 1) for item in re.split(r",(?=\w+=)", listed or "") if item)
-    for key in settings:
-        if key not in SETTINGS:
-            raise InputError(f"{text!r} sets {key!r}; known: {', '.join(SETTINGS)}.")
-    if "native_resolution" in settings:
-        if settings["native_resolution"] not in ("true", "false"):
-            raise InputError(f"{text!r} sets native_resolution, which must be true or false.")
-        settings["native_resolution"] = settings["native_resolution"] == "true"
-    name, equals, path = source.partition("=")
-    if name == "all":
-        raise InputError(f"all is sixteen benchmarks, where one is needed: {', '.join(SIXTEEN)}.")
-    if equals and not Path(source).exists():
-        if not path or not name or "/" in name:
-            raise InputError(f"{text!r} must be NAME=PATH, with a name without /.")
-        return name, path, settings
-    if source in BENCHMARKS:
-        return source, None, settings
-    if "/" not in source and not Path(source).exists():
-        raise InputError(
-            f"Unknown benchmark {source!r}; known: {', '.join(BENCHMARKS)}, all; or any other dataset by its Hub id "
-            "OWNER/NAME, its folder or its .parquet file."
-        )
-    hub_id = source if Path(source).exists() else source.partition("@")[0]
-    name = Path(hub_id).resolve().name.removesuffix(".parquet")
-    of_record = {record.hub_id: known for known, record in BENCHMARKS.items()}.get(hub_id, name)
-    if of_record in BENCHMARKS:
-        raise InputError(
-            f"{source!r} may be the benchmark {of_record} or another dataset: write {of_record}={source}, or "
-            f"NAME={source} with a name of your own."
-        )
-    return name, source, settings
-
-
-def expand_all(texts: list[str]) -> list[str]:
-    """Benchmarks as recipes name them, with the names of the sixteen in place of `all`, and `all=PATH` likewise."""
-    expanded = []
-    for text in texts:
-        name, equals, path = text.partition("=")
-        expanded += [f"{one}={path}/{one}" if equals else one for one in SIXTEEN] if name == "all" else [text]
-    return expanded
-
-
 def _load_all(split: str, path: str | None, protocol: str, streaming: bool) -> dict:
     if path is not None and not Path(path).is_dir():
         raise InputError(f"There is no folder {path!r} with copies of the benchmarks.")
@@ -331,6 +265,21 @@ def _load_all(split: str, path: str | None, protocol: str, streaming: bool) -> d
     if missing:
         warnings.warn("Left out: " + " ".join(missing), stacklevel=3)
     return found
+
+
+def _find_record(name: str, source: str | None, split: str, *, template: str | None, **settings) -> BenchmarkRecord:
+    """The record of that name, or one for a dataset that has none."""
+    if name in BENCHMARKS:
+        if changed := [key for key, value in settings.items() if value]:
+            raise InputError(f"{name} has a record, which says its {changed[0]}: call the dataset by another name.")
+        record = BENCHMARKS[name]
+    else:
+        record = _make_record(split, source, **settings)
+    if split not in record.splits:
+        raise MissingSplit(f"{name} has no split {split!r}; known: {', '.join(record.splits)}.")
+    if template is not None and "{}" not in template:
+        raise InputError(f"The prompt template {template!r} has no {{}} where the class name goes.")
+    return record if template is None else replace(record, template=template)
 
 
 def _make_record(split: str, source: str | None, *, class_names, native_resolution: bool, **fields) -> BenchmarkRecord:

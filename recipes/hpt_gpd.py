@@ -17,13 +17,14 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hpt import PGD, HPTConfig, HPTTrainer, InputError, load_benchmark, load_proxy
 from hpt.attacks.base import check_eps
-from hpt.benchmarks import expand_all, load_training_data
+from hpt.benchmarks import load_training_data
 from hpt.comparison import compare_models, format_table, measure
 from hpt.config import Fraction, parse_config, run_recipe
 from hpt.data import check_images
 from hpt.figures import draw_accuracy_bars, draw_proxy_robustness, draw_training_curves
 from hpt.modeling import load_dual_encoder, save_finished
 from hpt.pretraining import PretrainingConfig, is_finished, pretrain
+from hpt.records import expand_all
 
 
 HERE = Path(__file__).parent

@@ -8,12 +8,13 @@ The YAML files beside this script are read into `hpt.pretraining.PretrainingConf
 `--field value`. A run that was cut off continues from its last checkpoint.
 """
 
-from hpt.benchmarks import Benchmark, load_benchmark, parse_benchmark
+from hpt.benchmarks import Benchmark, load_benchmark
 from hpt.comparison import measure
 from hpt.config import parse_config, run_recipe
 from hpt.errors import MissingSplit
 from hpt.modeling import ZeroShotClassifier, load_dual_encoder
 from hpt.pretraining import PretrainingConfig, pretrain
+from hpt.records import parse_benchmark
 
 
 def main():

@@ -15,8 +15,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from hpt import BENCHMARKS, InputError, ZeroShotClassifier, load_benchmark
-from hpt.benchmarks import SIXTEEN, expand_all, load_training_data, parse_benchmark
+from hpt.benchmarks import load_training_data
 from hpt.data import collate
+from hpt.records import SIXTEEN, expand_all, parse_benchmark
 
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -372,6 +373,8 @@ def test_texts_name_benchmarks(text, expected):
 
 
 def test_all_stands_for_the_sixteen():
+    with pytest.raises(InputError, match="all takes its records as they are, but template is given"):
+        load_benchmark("all", template="a {}")
     assert expand_all(["digits", "all"]) == ["digits", *SIXTEEN]
     assert expand_all(["all=copies"])[1] == "cifar10=copies/cifar10"
 

@@ -11,8 +11,8 @@ from hub_layouts import LAYOUTS, write_repository
 from stand_in_hub import COMMIT, TOKEN, stand_in_hub
 
 from hpt import BENCHMARKS
-from hpt.benchmarks import SIXTEEN
 from hpt.modeling import save_finished
+from hpt.records import SIXTEEN
 
 
 SCRIPT = """
