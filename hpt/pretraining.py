@@ -201,8 +201,8 @@ class ContrastiveTrainer(Trainer):
         different, place = captions.unique(return_inverse=True)
         features = self.model.get_text_features(**{name: values[different] for name, values in self.tokens.items()})
         text_embeds = F.normalize(features.pooler_output.float(), dim=-1)[place]
-        cosines = self.classifier.image_embeds(images) @ text_embeds.T
-        return self.classifier.logit_scale() * cosines + self.classifier.logit_bias()
+        scaled = self.classifier.logit_scale() * self.classifier.image_embeds(images)
+        return scaled @ text_embeds.T + self.classifier.logit_bias()
 
     def augment(self, images: torch.Tensor) -> torch.Tensor:
         """Mirror and shift a batch `(batch, 3, height, width)` at random, each image by itself."""
