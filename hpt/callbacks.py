@@ -69,14 +69,10 @@ class GPDCallback(TrainerCallback):
         """Write EMA, vanilla weights and boundary into a checkpoint folder, as safetensors."""
         tensors = {f"ema.{name}": weight for name, weight in self.ema.items()}
         tensors |= {f"vanilla.{name}": weight for name, weight in self.vanilla.items()}
-        save_file(
-            tensors,
-            Path(folder) / self.FILE,
-            metadata={"boundary": str(self.boundary), "steps_per_epoch": str(self.schedule.steps_per_epoch)},
-        )
+        save_file(tensors, Path(folder) / self.FILE, metadata={"boundary": str(self.boundary)})
 
     def load(self, folder: str, device: torch.device) -> None:
-        """Read what [`save`] wrote; [`InputError`] if it isn't there, or is of a run with other epochs."""
+        """Read what [`save`] wrote; [`InputError`] if it isn't there."""
         path = Path(folder) / self.FILE
         if not path.is_file():
             raise InputError(
@@ -86,12 +82,6 @@ class GPDCallback(TrainerCallback):
         self.vanilla, self.ema = {}, {}
         with safe_open(path, framework="pt") as file:
             self.boundary = int(file.metadata()["boundary"])
-            saved, now = int(file.metadata()["steps_per_epoch"]), self.schedule.steps_per_epoch
-            if saved != now:
-                raise InputError(
-                    f"{folder} was trained with {saved} steps an epoch, not {now}: resume with the same training set, "
-                    "batch size and number of processes."
-                )
             for key in file.keys():
                 part, name = key.split(".", 1)
                 (self.ema if part == "ema" else self.vanilla)[name] = file.get_tensor(key).to(device)

@@ -1,19 +1,14 @@
 """Checks of a target, its proxy and the launch, made before any long work."""
 
-import json
 import warnings
-from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
 
-from hpt.config import MATHEMATICS, HPTConfig
+from hpt.config import HPTConfig
 from hpt.errors import InputError
-from hpt.modeling import ZeroShotClassifier, check_dual_encoder
+from hpt.modeling import ZeroShotClassifier, check_dual_encoder, plain_weights
 from hpt.schedulers import GPDSchedule
-
-
-SETTINGS_FILE = "training_args.json"
 
 
 def check_launch(args: TrainingArguments) -> None:
@@ -72,25 +67,6 @@ def check_best_metric(args: HPTConfig, eval_dataset) -> None:
         raise InputError(f"metric_for_best_model is {metric!r}; known: {', '.join(known)}.")
 
 
-def check_same_settings(checkpoint: str, args: HPTConfig) -> None:
-    """Refuse to resume with settings that would change the mathematics of the run halfway.
-
-    Raises:
-        InputError: listing each difference.
-    """
-    file = Path(checkpoint) / SETTINGS_FILE
-    if not file.is_file():
-        raise InputError(f"{checkpoint} has no {SETTINGS_FILE}: give a checkpoint that HPTTrainer wrote.")
-    saved = json.loads(file.read_text(encoding="utf-8"))
-    now = json.loads(args.to_json_string())
-    differences = [f"{name} {saved[name]} there, {now[name]} here" for name in MATHEMATICS if saved[name] != now[name]]
-    if differences:
-        raise InputError(
-            f"{checkpoint} was trained with other settings ({'; '.join(differences)}): use the same, or give another "
-            "output_dir."
-        )
-
-
 def architecture(model) -> dict:
     """What a vision tower's configuration says of its shape, without names, dtypes and initialisation."""
     ignored = (
@@ -108,15 +84,8 @@ def architecture(model) -> dict:
 
 
 def _same_weights(one, other) -> bool:
-    first, second = _plain_weights(one), _plain_weights(other)
+    first, second = plain_weights(one), plain_weights(other)
     return first.keys() == second.keys() and all(
         weight.shape == second[name].shape and torch.equal(weight.to(second[name]), second[name])
         for name, weight in first.items()
     )
-
-
-def _plain_weights(model) -> dict[str, torch.Tensor]:
-    """Weights by name; of a PEFT model, those under its adapters."""
-    model = model.get_base_model() if hasattr(model, "peft_config") else model
-    weights = {name.replace(".base_layer", ""): weight for name, weight in model.named_parameters()}
-    return {name: weight for name, weight in weights.items() if "lora_" not in name}

@@ -11,21 +11,22 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
 from hpt.attacks.base import check_eps, check_step_size
-from hpt.errors import InputError, one_line
+from hpt.errors import InputError, TrainingStopped, one_line
 from hpt.modeling import DEFAULT_TEMPLATE
 from hpt.objectives import check_objective
 from hpt.schedulers import GPDSchedule, check_epochs
 
 
 TRAINABLE = ("vision", "all")
+ATTACK_DTYPES = ("float32", "bfloat16", "float16")
 FRACTIONS = ("attack_eps", "attack_step_size", "temperature", "anchor_learning_rate", "learning_rate", "warmup_steps")
 FRACTIONS += ("ema_decay", "pull_ratio")
 # Fields that can't change between a checkpoint and the run that resumes from it.
 MATHEMATICS = (
     "objective kl_direction kl_reduction temperature anchor_epochs transfer_epochs anchor_learning_rate learning_rate "
     "warmup_steps ema_decay pull_ratio attack_eps attack_steps attack_step_size attack_random_start trainable "
-    "prompt_template optim optim_args max_grad_norm weight_decay per_device_train_batch_size seed data_seed bf16 fp16 "
-    "gradient_accumulation_steps dataloader_drop_last"
+    "prompt_template optim optim_args adam_beta1 adam_beta2 adam_epsilon max_grad_norm weight_decay seed data_seed "
+    "train_sampling_strategy bf16 fp16 tf32 attack_dtype steps_per_epoch shuffle_buffer_size"
 ).split()
 
 
@@ -78,6 +79,13 @@ class HPTConfig(TrainingArguments):
             Whether PGD starts at a random point of the ball.
         eval_attack_steps (`int`, *optional*, defaults to 10):
             PGD steps in `evaluate()`, which always attacks in float32.
+        attack_dtype (`str`, *optional*):
+            Precision of PGD in training: `"float32"`, `"bfloat16"` or `"float16"`, the latter two by autocast. By
+            default that of the training.
+        steps_per_epoch (`int`, *optional*):
+            Optimizer steps in an epoch of a streaming training set, which has no length of its own.
+        shuffle_buffer_size (`int`, *optional*, defaults to 1000):
+            Encoded images among which the next of a streaming training set is drawn; its files come in random order.
         trainable (`str`, *optional*, defaults to `"vision"`):
             `"vision"` trains `vision_model` and `visual_projection`, `"all"` everything. A PEFT model trains its
             adapters.
@@ -115,6 +123,16 @@ class HPTConfig(TrainingArguments):
     attack_random_start: bool = field(default=True, metadata={"help": "Start PGD at a random point of the ball."})
     eval_attack_steps: int = field(default=10, metadata={"help": "PGD steps in evaluate()."})
 
+    attack_dtype: str | None = field(
+        default=None, metadata={"help": "float32, bfloat16 or float16; the training's own unless given."}
+    )
+
+    # Streams
+    steps_per_epoch: int | None = field(default=None, metadata={"help": "For a streaming training set: its epochs."})
+    shuffle_buffer_size: int = field(
+        default=1000, metadata={"help": "For a streaming training set: images drawn among."}
+    )
+
     # Model
     trainable: str = field(default="vision", metadata={"help": "vision or all."})
     prompt_template: str = field(default=DEFAULT_TEMPLATE, metadata={"help": "Template of the class prompts."})
@@ -147,21 +165,35 @@ class HPTConfig(TrainingArguments):
             self.optim_args = None  # SGD's default, meaningless to another optimizer
         super().__post_init__()
 
-    def schedule(self, num_examples: int) -> GPDSchedule:
-        """The run's stages over a training set of `num_examples`; [`InputError`] if a warm-up outlasts its stage."""
-        batch_size, world_size = self.per_device_train_batch_size, self.world_size
-        if self.dataloader_drop_last:
-            batches = num_examples // batch_size // world_size
-        else:
-            batches = math.ceil(math.ceil(num_examples / batch_size) / world_size)
+    def schedule(self, num_examples: int | None) -> GPDSchedule:
+        """The run's stages over a training set of `num_examples`, or over a stream for `None`.
+
+        Raises:
+            InputError: if a warm-up outlasts its stage, or `steps_per_epoch` is missing, or given without a stream.
+        """
+        if num_examples is None and self.steps_per_epoch is None:
+            raise InputError("A streaming training set has no epochs of its own: give steps_per_epoch.")
+        if num_examples is not None and self.steps_per_epoch is not None:
+            raise InputError(
+                "steps_per_epoch is for streaming training sets; this one has epochs of its own: leave it out."
+            )
         return GPDSchedule(
-            steps_per_epoch=max(1, math.ceil(batches / self.gradient_accumulation_steps)),
+            steps_per_epoch=self.steps_per_epoch or self._steps_over(num_examples),
             anchor_epochs=self.anchor_epochs,
             transfer_epochs=self.transfer_epochs,
             anchor_learning_rate=self.anchor_learning_rate,
             learning_rate=self.learning_rate,
             warmup_steps=self.warmup_steps,
         )
+
+    def _steps_over(self, num_examples: int) -> int:
+        """Optimizer steps in an epoch of a dataset."""
+        batch_size, world_size = self.per_device_train_batch_size, self.world_size
+        if self.dataloader_drop_last:
+            batches = num_examples // batch_size // world_size
+        else:
+            batches = math.ceil(math.ceil(num_examples / batch_size) / world_size)
+        return max(1, math.ceil(batches / self.gradient_accumulation_steps))
 
     def _parse_numbers(self):
         """Python and YAML callers may give text where a number is meant, as the command line always does."""
@@ -184,14 +216,16 @@ class HPTConfig(TrainingArguments):
                 f"num_train_epochs is {self.num_train_epochs}, but the stages have {self.anchor_epochs} + "
                 f"{self.transfer_epochs} = {epochs} epochs: leave it out, or change anchor_epochs and transfer_epochs."
             )
-        for name in ("attack_steps", "eval_attack_steps"):
-            if getattr(self, name) < 1:
+        for name in ("attack_steps", "eval_attack_steps", "steps_per_epoch", "shuffle_buffer_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}, but must be at least 1.")
         for name in ("ema_decay", "pull_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name):g}, but must be between 0 and 1.")
         if self.trainable not in TRAINABLE:
             raise InputError(f"Unknown trainable {self.trainable!r}; known: {', '.join(TRAINABLE)}.")
+        if self.attack_dtype not in (None, *ATTACK_DTYPES):
+            raise InputError(f"Unknown attack_dtype {self.attack_dtype!r}; known: {', '.join(ATTACK_DTYPES)}.")
         if SchedulerType(self.lr_scheduler_type) != SchedulerType.COSINE:
             raise InputError(f"lr_scheduler_type is {self.lr_scheduler_type!r}, but GPD's stages are cosine.")
         if self.bf16_full_eval or self.fp16_full_eval:
@@ -202,6 +236,8 @@ class HPTConfig(TrainingArguments):
             raise InputError(f"warmup_steps is {self.warmup_steps:g}, but must be at least 0.")
         if self.remove_unused_columns:
             raise InputError("remove_unused_columns would drop what the attack needs: leave it out.")
+        if self.ignore_data_skip:
+            raise InputError("ignore_data_skip would make a resumed run another run: leave it out.")
         if self.auto_find_batch_size:
             raise InputError("auto_find_batch_size would change the mathematics of a run halfway: set a batch size.")
 
@@ -240,12 +276,15 @@ def parse_config(types: tuple[type, ...], default_config: str | Path | None = No
 
 
 def run_recipe(main: Callable[[], None]) -> None:
-    """Run a recipe; an [`InputError`] ends it with its one line on stderr and exit code 2, without a traceback."""
+    """Run a recipe; what the user or the training got wrong ends it with one line on stderr, without a traceback.
+
+    Exit codes: 2 for an [`InputError`], 1 for [`TrainingStopped`], 75 after SIGTERM and a checkpoint.
+    """
     try:
         main()
-    except InputError as error:
+    except (InputError, TrainingStopped) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, InputError) else 1)
 
 
 def _yaml_as_arguments(path: Path, known: set[str]) -> list[str]:

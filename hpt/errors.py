@@ -5,11 +5,15 @@ class InputError(ValueError):
     """A mistake in what the user gave, in one line; recipes print it without a traceback and exit with 2."""
 
 
+class TrainingStopped(RuntimeError):
+    """Training can't go on, for a reason said in one line; recipes print it without a traceback and exit with 1."""
+
+
 class MissingSplit(InputError):
     """A dataset that is there lacks the split that is asked for."""
 
 
-def one_line(error: InputError) -> str:
+def one_line(error: Exception) -> str:
     """What an error says, without the traceback that a data loader's worker puts before it."""
     return str(error).strip().splitlines()[-1].removeprefix("hpt.errors.InputError: ")
 

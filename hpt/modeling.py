@@ -123,6 +123,13 @@ def forward_redirected(model: nn.Module, function):
             model.forward = instance_forward
 
 
+def plain_weights(model) -> dict[str, torch.Tensor]:
+    """Weights by name; of a PEFT model, those under its adapters."""
+    model = model.get_base_model() if hasattr(model, "peft_config") else model
+    weights = {name.replace(".base_layer", ""): weight for name, weight in model.named_parameters()}
+    return {name: weight for name, weight in weights.items() if "lora_" not in name}
+
+
 class ZeroShotClassifier(nn.Module):
     """A dual encoder seen as a classifier over class prompts; a view: it shares the model's weights.
 
@@ -169,19 +176,19 @@ class ZeroShotClassifier(nn.Module):
         mean, std = self.image_mean.flatten().tolist(), self.image_std.flatten().tolist()
         return ZeroShotClassifier(self.model, self.processor, class_names, template or self.templates, mean, std)
 
-    def forward(self, images: torch.Tensor, text_gradients: bool = False) -> torch.Tensor:
+    def forward(self, images: torch.Tensor, text_embeds: torch.Tensor | None = None) -> torch.Tensor:
         """Class logits of images.
 
         Args:
             images (`torch.Tensor` of shape `(batch, 3, height, width)`): pixels in [0, 1], any size.
-            text_gradients (`bool`, *optional*, defaults to `False`): encode the prompts anew and with gradients, to
-                train the text tower. Otherwise their embeddings are constants, encoded when a text weight changed.
+            text_embeds (`torch.Tensor` of shape `(num_classes, dim)`, *optional*): class embeddings with gradients,
+                from [`encode_anew`], to train the text tower. Otherwise [`text_embeds`] gives them, as constants.
 
         Returns:
             `torch.Tensor` of shape `(batch, num_classes)`: logits, at least float32.
         """
         image_embeds = self.image_embeds(images)
-        text_embeds = self.encode_prompts() if text_gradients else self.text_embeds()
+        text_embeds = self.text_embeds() if text_embeds is None else text_embeds
         with torch.autocast(images.device.type, enabled=False):  # logits keep float32 whatever the towers run in
             return self.logit_scale() * image_embeds @ text_embeds.to(image_embeds.dtype).T + self.logit_bias()
 
@@ -193,17 +200,28 @@ class ZeroShotClassifier(nn.Module):
         return _unit_length(self.model.get_image_features(pixel_values=pixel_values.to(self.model.dtype)))
 
     def text_embeds(self) -> torch.Tensor:
-        """Unit-length class embeddings `(num_classes, dim)` without gradients, cached while no text weight changes."""
-        parameters = self._text_parameters
-        state = (parameters[0].device, parameters[0].dtype, *(parameter._version for parameter in parameters))
+        """Unit-length class embeddings `(num_classes, dim)` without gradients, cached while no text weight changes.
+
+        They are computed outside autocast, so that they don't depend on what asked for them first.
+        """
+        state = self._text_state()
         if state != self._cached_for:
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast(self.model.device.type, enabled=False):
                 self._cached_text_embeds, self._cached_for = self.encode_prompts(), state
         return self._cached_text_embeds
 
-    def forget_text_embeds(self) -> None:
-        """Encode the prompts anew next time: after a fused optimizer, which changes weights unseen."""
-        self._cached_for = None
+    def encode_anew(self) -> torch.Tensor:
+        """Class embeddings with gradients; until a text weight changes, [`text_embeds`] are these without.
+
+        While the text tower trains, this belongs into every step: a fused optimizer changes weights unseen.
+        """
+        embeds = self.encode_prompts()
+        self._cached_text_embeds, self._cached_for = embeds.detach(), self._text_state()
+        return embeds
+
+    def _text_state(self) -> tuple:
+        parameters = self._text_parameters
+        return parameters[0].device, parameters[0].dtype, *(parameter._version for parameter in parameters)
 
     def encode_prompts(self, chunk_size: int = 256) -> torch.Tensor:
         """Class embeddings `(num_classes, dim)`: per class the mean over the templates, back on the unit sphere."""

@@ -9,33 +9,27 @@ trainer.train()
 """
 
 import logging
-from pathlib import Path
 
-import datasets
 import torch
+from accelerate.utils import DynamoBackend
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import Trainer
-from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy
+from transformers.trainer_utils import IntervalStrategy
 
 from hpt.attacks import PGD
 from hpt.attacks.base import batch_norm_untouched
 from hpt.benchmarks import Benchmark
 from hpt.callbacks import GPDCallback, LogitScaleCallback
-from hpt.checks import (
-    SETTINGS_FILE,
-    check_best_metric,
-    check_launch,
-    check_pair,
-    check_same_settings,
-    check_steps,
-)
+from hpt.checks import check_best_metric, check_launch, check_pair, check_steps
 from hpt.config import HPTConfig
-from hpt.data import ImageTransform, check_images, check_labels, collate, to_unit_range
-from hpt.errors import InputError
+from hpt.data import ImageTransform, collate, to_unit_range
+from hpt.errors import InputError, TrainingStopped
+from hpt.identity import describe_launch, describe_mathematics
 from hpt.modeling import ZeroShotClassifier, forward_redirected
 from hpt.objectives import OBJECTIVES, GeneralizationAnchor
+from hpt.resuming import ResumableTrainer
 from hpt.schedulers import ANCHOR, TRANSFER, get_gpd_schedule
+from hpt.streams import EpochStream
+from hpt.training_data import as_benchmark, as_training_set, own_class_names
 
 
 logger = logging.getLogger(__name__)
@@ -44,11 +38,11 @@ VISION_PARTS = ("vision_model.", "visual_projection.")
 DIAGNOSTICS = ("train_clean_accuracy", "train_robust_accuracy", "proxy_robust_accuracy", "zero_gradient_share")
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(TrainingStopped):
     """The loss or a gradient became NaN or infinite; the last good state has been saved."""
 
 
-class HPTTrainer(Trainer):
+class HPTTrainer(ResumableTrainer):
     """Trainer for HPT-GPD (arXiv 2601.12865). `trainer.model` stays the plain model that was given.
 
     In each step PGD attacks the target, the target learns from the proxy's logits by the stage's objective, and
@@ -61,9 +55,10 @@ class HPTTrainer(Trainer):
         args ([`HPTConfig`]): Settings.
         proxy ([`ZeroShotClassifier`]): The proxy `P`, from [`load_proxy`]; it is frozen and stays in its own dtype.
         processing_class (`ProcessorMixin`): The target's processor.
-        train_dataset ([`Benchmark`] or `datasets.Dataset`, *optional*): With columns `image` and `label`. Images of a
-            plain dataset are resized and cropped to the target's input size, in training and evaluation alike.
-        eval_dataset (the same, or a dict of them, *optional*): `evaluate()` reports `clean_accuracy` and
+        train_dataset (dataset, *optional*): A [`Benchmark`], or a `datasets.Dataset` with columns `image` and `label`,
+            whose images are resized and cropped to the target's input size; or a [`StreamingBenchmark`] or
+            `datasets.IterableDataset` likewise, with `steps_per_epoch` in `args`.
+        eval_dataset (dataset or dict of them, *optional*): Not streaming. `evaluate()` reports `clean_accuracy` and
             `robust_accuracy` (under PGD in float32), in [0, 1], of each. A benchmark has classes of its own; a plain
             dataset uses those of the training set.
         class_names (`list[str]`, *optional*): Names of the training set's classes, instead of its own.
@@ -89,12 +84,11 @@ class HPTTrainer(Trainer):
     ):
         check_launch(args)
         check_pair(model, proxy)
-        self._class_names = class_names or _own_class_names(train_dataset, eval_dataset)
+        self._class_names = class_names or own_class_names(train_dataset, eval_dataset)
         classifier = ZeroShotClassifier(model, processing_class, self._class_names, args.prompt_template)
         self._plain_transform = ImageTransform(round(classifier.image_size * 256 / 224), classifier.image_size)
         if train_dataset is not None:
-            train_dataset = self._as_benchmark(train_dataset, "the training set")
-            check_labels(train_dataset.dataset, self._class_names, "the training set")
+            train_dataset = as_training_set(train_dataset, args, self._class_names, self._plain_transform)
         if isinstance(eval_dataset, dict):
             eval_dataset = {name: self._as_benchmark(one, name) for name, one in eval_dataset.items()}
         elif eval_dataset is not None:
@@ -117,9 +111,10 @@ class HPTTrainer(Trainer):
         proxy = proxy.with_classes(self._class_names, args.prompt_template)
         self.proxy = proxy.to(args.device).requires_grad_(False).eval()
         self._make_objectives(args)
+        self._compile_towers()
         self._trains_text = any("text" in name and weight.requires_grad for name, weight in model.named_parameters())
         if train_dataset is not None:
-            self.schedule = args.schedule(len(train_dataset))
+            self.schedule = args.schedule(None if isinstance(train_dataset, EpochStream) else len(train_dataset))
             check_steps(self.schedule, args.max_steps)
             self.gpd = GPDCallback(self.schedule, args.ema_decay, args.pull_ratio)
             self.add_callback(self.gpd)
@@ -127,14 +122,7 @@ class HPTTrainer(Trainer):
             self.add_callback(LogitScaleCallback())
 
     def _as_benchmark(self, dataset, name: str) -> Benchmark:
-        """A benchmark as it is, a plain dataset with the training classes and the target's input size."""
-        if isinstance(dataset, datasets.IterableDataset):
-            raise InputError(f"{name} is a streaming dataset: load it without streaming=True.")
-        if not isinstance(dataset, Benchmark):
-            check_labels(dataset, self._class_names, name)
-            dataset = Benchmark(name, "given", dataset, self._class_names, None, self._plain_transform)
-        check_images(dataset.dataset, name)
-        return dataset
+        return as_benchmark(dataset, name, self._class_names, self._plain_transform)
 
     def _make_objectives(self, args: HPTConfig) -> None:
         kl = {"kl_direction": args.kl_direction, "kl_reduction": args.kl_reduction, "temperature": args.temperature}
@@ -149,6 +137,18 @@ class HPTTrainer(Trainer):
         self.eval_attack = PGD(**pgd, steps=args.eval_attack_steps)
         if args.eval_attack_steps * args.attack_step_size < args.attack_eps:
             logger.warning("PGD in evaluate() takes too few steps to reach the edge of the eps-ball from its centre.")
+
+    def _compile_towers(self) -> None:
+        """Compile what `torch_compile` would: not the whole model, since attacks go past its wrapper, but its towers.
+
+        Dynamic shapes are left to torch, which compiles anew for the second batch size that it sees.
+        """
+        plugin = self.accelerator.state.dynamo_plugin
+        if plugin.backend == DynamoBackend.NO:
+            return
+        for tower in (self.model.vision_model, self.model.text_model, self.proxy.model.vision_model):
+            tower.compile(**plugin.to_kwargs())
+        plugin.backend = DynamoBackend.NO  # accelerate would compile the whole model as well
 
     # Training
 
@@ -179,6 +179,8 @@ class HPTTrainer(Trainer):
         return self.lr_scheduler
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        if self._micro_batches == 0:
+            self._loss_before_step = self._tr_loss.clone()
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._micro_batches = (self._micro_batches + 1) % self.current_gradient_accumulation_steps
         return loss
@@ -188,23 +190,31 @@ class HPTTrainer(Trainer):
         stage = self.schedule.stage(self.state.global_step)
         objective, labels = self.objectives[stage], inputs["labels"]
         images = to_unit_range(inputs["pixel_values"], torch.promote_types(self.model.dtype, torch.float32))
-        with self.accelerator.autocast():  # the redirected forward bypasses the one accelerate puts around it
-            if self._trains_text:
-                self.classifier.forget_text_embeds()
+        with self.accelerator.autocast():
+            text_embeds = self.classifier.encode_anew() if self._trains_text else None
+        with self._attack_precision():
             result = self.attacks[stage].perturb(self.classifier, images, labels, self._noise_ids(len(labels)))
-            adversarial = result.images  # x_a
-            with torch.no_grad():
-                proxy_logits = self.proxy(adversarial if objective.proxy_sees == "adversarial" else images)
-            with forward_redirected(self.model, self.classifier.forward):
-                target_logits = model(adversarial, text_gradients=self._trains_text)
-            loss = objective(target_logits, proxy_logits)  # Eq. 8 in the anchor stage, Eq. 5 in the transfer stage
-            self._stop_unless_finite(loss, "loss")
-            if self._is_logged(self.state.global_step + 1):
-                proxy_logits = proxy_logits if objective.proxy_sees == "adversarial" else None
-                self._diagnose(images, labels, result, target_logits, proxy_logits)
+        adversarial = result.images  # x_a
+        with torch.no_grad():
+            proxy_logits = self.proxy(adversarial if objective.proxy_sees == "adversarial" else images)
+        # Redirecting the forward bypasses the autocast that accelerate puts around it
+        with self.accelerator.autocast(), forward_redirected(self.model, self.classifier.forward):
+            target_logits = model(adversarial, text_embeds)
+        loss = objective(target_logits, proxy_logits)  # Eq. 8 in the anchor stage, Eq. 5 in the transfer stage
+        self._stop_unless_finite(loss, "loss")
+        if self._is_logged(self.state.global_step + 1):
+            proxy_logits = proxy_logits if objective.proxy_sees == "adversarial" else None
+            self._diagnose(images, labels, result, target_logits, proxy_logits)
         if self.args.kl_reduction == "sum":  # over the global batch: undo the averages over micro-batches and ranks
             loss = loss * self.current_gradient_accumulation_steps * self.args.world_size
         return (loss, {"logits": target_logits}) if return_outputs else loss
+
+    def _attack_precision(self):
+        """The autocast that PGD runs in: that of the training, or what `attack_dtype` says."""
+        dtype = self.args.attack_dtype
+        if dtype is None:
+            return self.accelerator.autocast()
+        return torch.autocast(self.args.device.type, getattr(torch, dtype), enabled=dtype != "float32")
 
     def _noise_ids(self, batch_size: int) -> torch.Tensor:
         """Ids that fix an image's noise by its place in the run, for any number of ranks and micro-batches."""
@@ -219,9 +229,8 @@ class HPTTrainer(Trainer):
         if self.accelerator.reduce(finite, "mean").item() == 1:
             return
         step, args = self.state.global_step, self.args
-        checkpoint = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-        if step > 0 and not checkpoint.exists():
-            self._save_checkpoint(self.model, trial=None)
+        self._tr_loss.copy_(self._loss_before_step)
+        checkpoint = self._save_now() if step > 0 else None
         stage = self.schedule.stage(step)
         rate = "anchor_learning_rate" if stage == ANCHOR else "learning_rate"
         raise NonFiniteLossError(
@@ -251,7 +260,7 @@ class HPTTrainer(Trainer):
     @torch.no_grad()
     def _diagnose(self, images, labels, result, target_logits, proxy_logits) -> None:
         """Note what costs a further forward pass, and is therefore computed for logged steps only."""
-        with batch_norm_untouched(self.classifier):
+        with batch_norm_untouched(self.classifier), self.accelerator.autocast():
             clean_logits = self.classifier(images)
         proxy_logits = self.proxy(result.images) if proxy_logits is None else proxy_logits
         accuracies = [(logits.argmax(-1) == labels) for logits in (clean_logits, target_logits, proxy_logits)]
@@ -300,9 +309,12 @@ class HPTTrainer(Trainer):
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Logits of the clean and of the adversarial images; an image that is already wrong stays as it is.
 
-        The classifier attacked is the one scored: unwrapped, and outside autocast, so in float32.
+        The classifier attacked is the one scored: unwrapped, not compiled, and outside autocast, so in float32.
         """
-        inputs = self._prepare_inputs(inputs)
+        with torch.compiler.set_stance("force_eager"):
+            return None, *self._attack_and_score(self._prepare_inputs(inputs))
+
+    def _attack_and_score(self, inputs) -> tuple:
         images, labels, ids = to_unit_range(inputs["pixel_values"]), inputs["labels"], inputs["sample_ids"]
         with torch.no_grad():
             clean_logits = self.eval_classifier(images)
@@ -311,7 +323,7 @@ class HPTTrainer(Trainer):
             adversarial = self.eval_attack(self.eval_classifier, images[right], labels[right], ids[right])
             with torch.no_grad():
                 robust_logits[right] = self.eval_classifier(adversarial)
-        return None, (clean_logits, robust_logits), labels
+        return (clean_logits, robust_logits), labels
 
     # Checkpoints
 
@@ -321,21 +333,18 @@ class HPTTrainer(Trainer):
             return False
         return super()._determine_best_metric(metrics, trial)
 
-    def _save(self, output_dir=None, state_dict=None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:  # readable settings in place of Trainer's pickle
-            folder = Path(output_dir or self.args.output_dir)
-            (folder / TRAINING_ARGS_NAME).unlink()
-            (folder / SETTINGS_FILE).write_text(self.args.to_json_string(), encoding="utf-8")
+    def mathematics(self) -> dict:
+        """See [`ResumableTrainer`]."""
+        return describe_mathematics(self.args, self.train_dataset, self.proxy, self.model)
+
+    def launch(self) -> dict:
+        """See [`ResumableTrainer`]."""
+        return describe_launch(self.args)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
             self.gpd.save(output_dir)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        check_same_settings(resume_from_checkpoint, self.args)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -349,17 +358,6 @@ def freeze_untrained(model, trainable: str) -> None:
         return
     for name, weight in model.named_parameters():
         weight.requires_grad_(trainable == "all" or name.startswith(VISION_PARTS))
-
-
-def _own_class_names(train_dataset, eval_dataset) -> list[str]:
-    dataset = train_dataset
-    if dataset is None:
-        dataset = next(iter(eval_dataset.values()), None) if isinstance(eval_dataset, dict) else eval_dataset
-    if isinstance(dataset, Benchmark):
-        return dataset.class_names
-    if dataset is None or not hasattr(dataset.features.get("label"), "names"):
-        raise InputError("Class names are missing: give class_names, or a dataset whose labels are a ClassLabel.")
-    return dataset.features["label"].names
 
 
 def _predictions(logits, labels):

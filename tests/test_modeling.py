@@ -191,8 +191,17 @@ def test_cache_notices_changed_text_weights_only(classifier, images, encodings):
 def test_text_gradients(classifier, images):
     classifier(images).sum().backward()
     assert classifier.model.text_projection.weight.grad is None
-    classifier(images, text_gradients=True).sum().backward()
+    embeds = classifier.encode_anew()
+    classifier(images, embeds).sum().backward()
     assert classifier.model.text_projection.weight.grad.abs().sum() > 0
+    assert not classifier.text_embeds().requires_grad
+    torch.testing.assert_close(classifier.text_embeds(), embeds)
+
+
+def test_cached_prompts_do_not_depend_on_autocast(classifier, images):
+    with torch.autocast("cpu", torch.bfloat16):
+        classifier(images)
+    torch.testing.assert_close(classifier.text_embeds(), classifier.encode_prompts(), rtol=0, atol=0)
 
 
 def test_bfloat16_model_gives_float32_logits(images):

@@ -1,7 +1,6 @@
 import copy
 import json
 import math
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -176,16 +175,16 @@ def test_resuming_with_other_settings_is_refused(full_run):
 def test_resuming_with_another_training_set_is_refused(full_run):
     folder, _ = full_run
     trainer = make_trainer(folder, dataset=make_dataset(24))
-    with pytest.raises(InputError, match="was trained with 3 steps an epoch, not 6"):
+    with pytest.raises(
+        InputError, match=r"images_per_epoch 12 there, 24 here; train_dataset 12 images, 3 classes, \w+ there, 24"
+    ):
         trainer.train(resume_from_checkpoint=str(folder / "checkpoint-3"))
 
 
-def test_resuming_without_gpd_state_is_refused(full_run, tmp_path):
-    folder, _ = full_run
-    broken = shutil.copytree(folder / "checkpoint-3", tmp_path / "checkpoint-3")
-    (broken / "gpd_state.safetensors").unlink()
+def test_resuming_without_gpd_state_is_refused(tmp_path):
+    make_trainer(tmp_path, save_strategy="steps", save_steps=3, max_steps=3, save_only_model=True).train()
     with pytest.raises(InputError, match="has no gpd_state.safetensors"):
-        make_trainer(tmp_path).train(resume_from_checkpoint=str(broken))
+        make_trainer(tmp_path).train(resume_from_checkpoint=True)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -374,7 +373,7 @@ def test_prompts_are_encoded_anew_with_an_optimizer_that_changes_weights_unseen(
     encode, calls = trainer.classifier.encode_prompts, []
     trainer.classifier.encode_prompts = lambda: (calls.append(trainer.state.global_step), encode())[1]
     trainer.train()
-    assert calls == sorted([*range(12)] * 2)  # in each step once for the attack, once with gradients
+    assert calls == [*range(12)]  # with gradients; the attack takes the same without
 
 
 def test_bfloat16_autocast_reaches_the_redirected_forward(tmp_path):
@@ -462,7 +461,7 @@ def test_bad_datasets(tmp_path):
         _with_names(tmp_path, make_dataset().rename_column("label", "target"), CLASSES)
     with pytest.warns(UserWarning, match="more than once.*'cat'"):
         _with_names(tmp_path, make_dataset(), ["cat", "cat", "dog"])
-    with pytest.raises(InputError, match="streaming dataset"):
+    with pytest.raises(InputError, match="no epochs of its own: give steps_per_epoch"):
         _with_names(tmp_path, make_dataset().to_iterable_dataset(), CLASSES)
     with pytest.raises(InputError, match="nothing to evaluate"):
         make_trainer(tmp_path).evaluate()

@@ -1,0 +1,125 @@
+"""Checkpoints that are complete or don't count.
+
+A checkpoint's manifest names each of its files with size and SHA-256, and is written after all of them, in one atomic
+step. A folder that doesn't fit its manifest, or has none, was cut off or damaged: it is never resumed from.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from hpt.errors import InputError
+
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+
+
+def checkpoint_folder(output_dir: str | Path, step: int) -> Path:
+    """Where the checkpoint after optimizer step `step` lies."""
+    return Path(output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+
+
+def write_manifest(folder: Path, settings: dict, launch: dict) -> None:
+    """Declare a checkpoint complete, once all of its files are on the disk.
+
+    Args:
+        folder (`Path`): The checkpoint.
+        settings (`dict`): What can't change when a run goes on from it, as JSON has it.
+        launch (`dict`): What may change, but then the run doesn't go on bit for bit.
+    """
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
+    incomplete = folder / f"{MANIFEST}.incomplete"
+    with ThreadPoolExecutor() as pool:
+        names = [str(file.relative_to(folder)) for file in files]
+        described = dict(zip(names, pool.map(_describe, files), strict=True))
+        content = {"files": described, "settings": settings, "launch": launch}
+        incomplete.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        list(pool.map(_flush, [*files, incomplete]))  # a power cut must not leave a manifest of files it took away
+    os.replace(incomplete, folder / MANIFEST)
+
+
+def read_manifest(folder: str | Path) -> dict:
+    """The manifest of a complete checkpoint.
+
+    Raises:
+        InputError: saying what is missing or damaged.
+    """
+    folder = Path(folder)
+    if not (folder / MANIFEST).is_file():
+        raise InputError(f"{folder} is incomplete: it has no {MANIFEST}, which is written last.")
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = manifest["files"]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{folder} is damaged: its {MANIFEST} can't be read.") from None
+    for name, described in files.items():
+        size = (folder / name).stat().st_size if (folder / name).is_file() else None
+        if size != described["size"]:
+            found = "is missing" if size is None else f"has {size:,} of {described['size']:,} bytes"
+            raise InputError(f"{folder} is damaged: {name} {found}.")
+    with ThreadPoolExecutor() as pool:
+        for name, found in zip(files, pool.map(_describe, (folder / name for name in files)), strict=True):
+            if found != files[name]:
+                raise InputError(f"{folder} is damaged: the content of {name} isn't what was written (SHA-256).")
+    return manifest
+
+
+def last_checkpoint(output_dir: str | Path) -> str | None:
+    """The newest complete checkpoint in a folder, or `None`; a warning names each newer one and what ails it."""
+    pattern = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+    matches = [pattern.fullmatch(folder.name) for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")]
+    for step in sorted((int(match[1]) for match in matches if match), reverse=True):
+        folder = checkpoint_folder(output_dir, step)
+        try:
+            read_manifest(folder)
+        except InputError as error:
+            logger.warning(f"Ignored: {error}")
+        else:
+            return str(folder)
+    return None
+
+
+def check_same_settings(checkpoint: str | Path, manifest: dict, settings: dict, launch: dict) -> None:
+    """Refuse to resume with settings that would change the mathematics of the run halfway; warn of another launch.
+
+    Raises:
+        InputError: listing each difference.
+    """
+    if differences := _differences(manifest["settings"], settings):
+        raise InputError(
+            f"{checkpoint} was trained with other settings ({differences}): use the same, or give another output_dir."
+        )
+    if differences := _differences(manifest["launch"], launch):
+        logger.warning(
+            f"{checkpoint} was trained in another way ({differences}): the run goes on with the same mathematics, but "
+            "not bit for bit."
+        )
+
+
+def _differences(there: dict, here: dict) -> str:
+    here = json.loads(json.dumps(here))
+    names = [name for name in there | here if there.get(name) != here.get(name)]
+    return "; ".join(f"{name} {there.get(name)} there, {here.get(name)} here" for name in names)
+
+
+def _describe(path: Path) -> dict:
+    """Size and SHA-256 of a file."""
+    state, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            state.update(block)
+            size += len(block)
+    return {"size": size, "sha256": state.hexdigest()}
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
