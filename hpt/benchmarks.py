@@ -226,8 +226,8 @@ def load_benchmark(
 
 
 def load_training_data(
-    text: str, validation_size: int = 0, protocol: str = "hpt"
-) -> tuple[Benchmark, Benchmark | None]:
+    text: str, validation_size: int = 0, protocol: str = "hpt", streaming: bool = False
+) -> tuple[Benchmark | StreamingBenchmark, Benchmark | None]:
     """A training set, and a validation set that is never tested on, for choosing checkpoints, rates and proxies.
 
     Args:
@@ -235,12 +235,17 @@ def load_training_data(
         validation_size (`int`, *optional*, defaults to 0): Training images to hold out, the same in every recipe; at
             0, the dataset's own validation split is taken, if it has one.
         protocol (`str`, *optional*, defaults to `"hpt"`): As of [`load_benchmark`].
+        streaming (`bool`, *optional*, defaults to `False`): As of [`load_benchmark`]; then there is no validation set.
 
     Raises:
-        InputError: as [`load_benchmark`].
+        InputError: as [`load_benchmark`], and for images to be held out of a stream.
     """
     settings = parse_benchmark(text)[2]
-    train = load_benchmark(text, "train", protocol=protocol)
+    if streaming and validation_size:
+        raise InputError("No images can be held out of a stream: leave validation_size out, or don't stream.")
+    train = load_benchmark(text, "train", protocol=protocol, streaming=streaming)
+    if streaming:
+        return train, None
     if validation_size:
         return train.hold_out(validation_size)
     if "split" in settings:

@@ -12,18 +12,12 @@ from hpt.schedulers import GPDSchedule
 
 
 def check_launch(args: TrainingArguments) -> None:
-    """Refuse launches that would compute something else than they seem to.
-
-    Raises:
-        InputError: for several GPUs in one process (DataParallel), FSDP and DeepSpeed.
-    """
+    """Raise [`InputError`] for several GPUs in one process, which Trainer would use through DataParallel."""
     if args.n_gpu > 1:
         raise InputError(
             f"One process sees {args.n_gpu} GPUs: start with `accelerate launch --num_processes {args.n_gpu} SCRIPT`, "
             "or set CUDA_VISIBLE_DEVICES=0."
         )
-    if args.fsdp or args.deepspeed:
-        raise InputError("FSDP and DeepSpeed aren't supported: dual encoders fit one GPU, so use plain DDP.")
 
 
 def check_pair(target, proxy: ZeroShotClassifier) -> None:

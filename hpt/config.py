@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -18,7 +19,8 @@ from hpt.schedulers import GPDSchedule, check_epochs
 
 
 TRAINABLE = ("vision", "all")
-ATTACK_DTYPES = ("float32", "bfloat16", "float16")
+SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")  # what accelerate can be told to launch with
+DTYPES = ("float32", "bfloat16", "float16")
 FRACTIONS = ("attack_eps", "attack_step_size", "temperature", "anchor_learning_rate", "learning_rate", "warmup_steps")
 FRACTIONS += ("ema_decay", "pull_ratio")
 # Fields that can't change between a checkpoint and the run that resumes from it.
@@ -26,7 +28,7 @@ MATHEMATICS = (
     "objective kl_direction kl_reduction temperature anchor_epochs transfer_epochs anchor_learning_rate learning_rate "
     "warmup_steps ema_decay pull_ratio attack_eps attack_steps attack_step_size attack_random_start trainable "
     "prompt_template optim optim_args adam_beta1 adam_beta2 adam_epsilon max_grad_norm weight_decay seed data_seed "
-    "train_sampling_strategy bf16 fp16 tf32 attack_dtype steps_per_epoch shuffle_buffer_size"
+    "train_sampling_strategy mixed_precision tf32 attack_dtype steps_per_epoch shuffle_buffer_size"
 ).split()
 
 
@@ -156,6 +158,7 @@ class HPTConfig(TrainingArguments):
     )
 
     def __post_init__(self):
+        self._refuse_sharding()
         self._parse_numbers()
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model = "robust_accuracy"
@@ -195,6 +198,17 @@ class HPTConfig(TrainingArguments):
             batches = math.ceil(math.ceil(num_examples / batch_size) / world_size)
         return max(1, math.ceil(batches / self.gradient_accumulation_steps))
 
+    def _refuse_sharding(self):
+        """Attacks run on the model past its wrapper, which needs all weights on each process."""
+        launched = {name: os.environ.get(f"ACCELERATE_USE_{name}", "false") for name in SHARDING}
+        given = [name for name, value in launched.items() if value.lower() in ("1", "true", "yes", "on")]
+        given += [name for name, value in (("FSDP", self.fsdp), ("DEEPSPEED", self.deepspeed)) if value]
+        if given:
+            raise InputError(
+                f"{given[0]} isn't supported: dual encoders fit one GPU, so use plain DDP, as "
+                "`accelerate launch --config_file recipes/accelerate/ddp.yaml SCRIPT` does."
+            )
+
     def _parse_numbers(self):
         """Python and YAML callers may give text where a number is meant, as the command line always does."""
         for name in FRACTIONS:
@@ -224,8 +238,8 @@ class HPTConfig(TrainingArguments):
                 raise InputError(f"{name} is {getattr(self, name):g}, but must be between 0 and 1.")
         if self.trainable not in TRAINABLE:
             raise InputError(f"Unknown trainable {self.trainable!r}; known: {', '.join(TRAINABLE)}.")
-        if self.attack_dtype not in (None, *ATTACK_DTYPES):
-            raise InputError(f"Unknown attack_dtype {self.attack_dtype!r}; known: {', '.join(ATTACK_DTYPES)}.")
+        if self.attack_dtype not in (None, *DTYPES):
+            raise InputError(f"Unknown attack_dtype {self.attack_dtype!r}; known: {', '.join(DTYPES)}.")
         if SchedulerType(self.lr_scheduler_type) != SchedulerType.COSINE:
             raise InputError(f"lr_scheduler_type is {self.lr_scheduler_type!r}, but GPD's stages are cosine.")
         if self.bf16_full_eval or self.fp16_full_eval:

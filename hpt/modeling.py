@@ -97,12 +97,13 @@ def pixel_statistics(image_processor) -> tuple[list[float], list[float]]:
 
 
 def save_finished(model, processor, folder: str | Path) -> None:
-    """Save model and processor so that a folder holds `config.json` only once everything else is in it."""
+    """Save model and processor so that a folder holds the model's configuration only once everything else is in it."""
     folder, incomplete = Path(folder), Path(folder) / "incomplete"
-    (folder / "config.json").unlink(missing_ok=True)
+    marker = "adapter_config.json" if hasattr(model, "peft_config") else "config.json"
+    (folder / marker).unlink(missing_ok=True)
     model.save_pretrained(incomplete)
     processor.save_pretrained(incomplete)
-    for file in sorted(incomplete.iterdir(), key=lambda file: file.name == "config.json"):
+    for file in sorted(incomplete.iterdir(), key=lambda file: file.name == marker):
         os.replace(file, folder / file.name)
     incomplete.rmdir()
 

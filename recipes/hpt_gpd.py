@@ -13,13 +13,14 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from transformers.trainer_utils import get_last_checkpoint
+import torch
 
 from hpt import PGD, HPTConfig, HPTTrainer, InputError, load_benchmark, load_proxy
+from hpt.adapters import add_lora, merged
 from hpt.attacks.base import check_eps
-from hpt.benchmarks import load_training_data
+from hpt.benchmarks import StreamingBenchmark, load_training_data
 from hpt.comparison import compare_models, format_table, measure
-from hpt.config import Fraction, parse_config, run_recipe
+from hpt.config import DTYPES, Fraction, parse_config, run_recipe
 from hpt.data import check_images
 from hpt.figures import draw_accuracy_bars, draw_proxy_robustness, draw_training_curves
 from hpt.modeling import load_dual_encoder, save_finished
@@ -38,6 +39,9 @@ class Recipe:
     target_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit."})
     proxy: str = field(default="openai/clip-vit-base-patch16", metadata={"help": "Hub id or path of the proxy."})
     proxy_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit."})
+    proxy_dtype: str = field(default="float32", metadata={"help": "What it runs in: float32, bfloat16 or float16."})
+    lora_rank: int | None = field(default=None, metadata={"help": "Train LoRA adapters of this rank instead."})
+    lora_alpha: float | None = field(default=None, metadata={"help": "Their scale; the rank unless given."})
     train_dataset: str = field(default="tiny_imagenet", metadata={"help": "Benchmark, NAME=PATH, or any other."})
     eval_datasets: list[str] = field(
         default_factory=lambda: ["tiny_imagenet"], metadata={"help": "Benchmarks whose test split is reported."}
@@ -45,6 +49,9 @@ class Recipe:
     protocol: str = field(default="hpt", metadata={"help": "hpt or pmg: the resolution at which images are attacked."})
     validation_size: int = field(
         default=0, metadata={"help": "Training images held out to choose by, if there is no validation split."}
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "Read the training set as it is used; needs steps_per_epoch."}
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many images."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Report on so many images, stratified."})
@@ -63,23 +70,26 @@ def main():
     output, robust = Path(args.output_dir), Path(args.output_dir) / "robust"
 
     # Data
-    train, validation = load_training_data(recipe.train_dataset, recipe.validation_size, recipe.protocol)
-    train = train.subset(recipe.max_train_samples)
+    check_recipe(recipe)
+    train, validation = load_training_data(
+        recipe.train_dataset, recipe.validation_size, recipe.protocol, recipe.streaming
+    )
+    train = train if recipe.streaming else train.subset(recipe.max_train_samples)
     tests = [
         load_benchmark(text, protocol=recipe.protocol).subset(recipe.max_eval_samples)
         for text in expand_all(recipe.eval_datasets)
     ]
     check_data(train, validation, tests, args)
-    for eps in recipe.proxy_eps or []:
-        check_eps(eps)
-    args.schedule(len(train))  # refuses a warm-up that outlasts its stage, before anything takes long
+    args.schedule(None if recipe.streaming else len(train))  # refuses what doesn't fit, before anything takes long
 
     # Models
     for pretraining in missing_models(recipe, args, Path(config).parent):
         print(f"Pretraining {pretraining.output_dir}, kept for the next run")
         pretrain(pretraining)
     target, processor = load_dual_encoder(recipe.target, recipe.target_revision)
-    proxy = load_proxy(recipe.proxy, recipe.proxy_revision)
+    if recipe.lora_rank is not None:
+        target = add_lora(target, recipe.lora_rank, recipe.lora_alpha, args.trainable, args.seed)
+    proxy = load_proxy(recipe.proxy, recipe.proxy_revision, getattr(torch, recipe.proxy_dtype))
 
     # Train
     trainer = HPTTrainer(
@@ -90,12 +100,24 @@ def main():
         train_dataset=train,
         eval_dataset=validation,
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(output) if output.is_dir() else None)
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or "last")
     if trainer.is_world_process_zero():
-        save_finished(trainer.model, processor, robust)
+        if recipe.lora_rank is not None:
+            save_finished(trainer.model, processor, output / "adapter")
+        save_finished(trainer.model if recipe.lora_rank is None else merged(trainer.model), processor, robust)
         trainer.state.save_to_json(output / "trainer_state.json")
         draw_training_curves(trainer.state.log_history, trainer.schedule.boundary, output / "training_curves.png")
         report(recipe, args, tests, robust)
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Refuse what can't be meant, before anything is loaded."""
+    if recipe.proxy_dtype not in DTYPES:
+        raise InputError(f"Unknown proxy_dtype {recipe.proxy_dtype!r}; known: {', '.join(DTYPES)}.")
+    if recipe.streaming and recipe.max_train_samples is not None:
+        raise InputError("A stream isn't cut by max_train_samples: steps_per_epoch says how much an epoch reads.")
+    for eps in recipe.proxy_eps or []:
+        check_eps(eps)
 
 
 def check_data(train, validation, tests: list, args: HPTConfig) -> None:
@@ -105,7 +127,10 @@ def check_data(train, validation, tests: list, args: HPTConfig) -> None:
             raise InputError(f"{test.name} would be tested on its training images ({test.split}): give another split.")
         check_images(test.dataset, test.name, same_size=test.attack_space == "native")
     if validation is None and args.eval_strategy != "no":
-        raise InputError(f"{train.name} has no validation split: give --validation_size N, or --eval_strategy no.")
+        hint = "" if isinstance(train, StreamingBenchmark) else "give --validation_size N, or "
+        raise InputError(
+            f"{train.name} has no validation images to evaluate on in training: {hint}--eval_strategy no."
+        )
 
 
 def missing_models(recipe: Recipe, args: HPTConfig, folder: Path) -> list[PretrainingConfig]:

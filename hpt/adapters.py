@@ -1,0 +1,57 @@
+"""LoRA adapters on a target: few weights to train, save and share, which can be merged into plain ones.
+
+model = add_lora(CLIPModel.from_pretrained(name), rank=8)
+HPTTrainer(model=model, ...).train()
+model.save_pretrained("adapter")  # PeftModel.from_pretrained(CLIPModel.from_pretrained(name), "adapter")
+merged(model).save_pretrained("robust")  # CLIPModel.from_pretrained("robust")
+"""
+
+import copy
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from hpt.errors import InputError
+
+
+TOWERS = {"vision": "vision_model", "all": "(vision_model|text_model)"}
+LINEAR_LAYERS = r"encoder\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))"
+
+
+def add_lora(
+    model: nn.Module, rank: int = 8, alpha: float | None = None, trainable: str = "vision", seed: int = 0
+) -> PeftModel:
+    """A target with low-rank adapters, `W + alpha / rank * B A`, in its transformer layers (arXiv 2106.09685).
+
+    Only the adapters train, and all of GPD acts on them: the restart takes them back to where they began, `B = 0`,
+    which is the vanilla model; average and pull are those of `A` and of `B`, not of their product.
+
+    Args:
+        model (`PreTrainedModel`): A CLIP, or a dual encoder with layers of the same names, such as SigLIP.
+        rank (`int`, *optional*, defaults to 8): Rows of `A` and columns of `B`.
+        alpha (`float`, *optional*, defaults to `rank`): Scale of the adapters.
+        trainable (`str`, *optional*, defaults to `"vision"`): `"vision"` for that tower, `"all"` for both.
+        seed (`int`, *optional*, defaults to 0): What `A` is drawn from.
+
+    Raises:
+        InputError: for a rank below 1, or a model without such layers.
+    """
+    if rank < 1:
+        raise InputError(f"The rank of the LoRA adapters is {rank}, but must be at least 1.")
+    layers = rf"{TOWERS[trainable]}\.{LINEAR_LAYERS}"
+    config = LoraConfig(r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=layers)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            return get_peft_model(model, config)
+        except ValueError as error:
+            raise InputError(
+                f"{type(model).__name__} has no layers named as CLIP's are, to adapt by LoRA: give a PeftModel with "
+                "target_modules of your own."
+            ) from error
+
+
+def merged(model: PeftModel) -> nn.Module:
+    """A copy of the plain model with the adapters added into its weights."""
+    return copy.deepcopy(model).merge_and_unload()
