@@ -112,6 +112,8 @@ class HPTTrainer(ResumableTrainer):
         self.proxy = proxy.to(args.device).requires_grad_(False).eval()
         self._make_objectives(args)
         self._compile_towers()
+        if args.mixed_precision == "fp16" and args.device.type == "cpu":  # accelerate would train in float32, silently
+            self.accelerator.native_amp, self.accelerator.scaler = True, torch.amp.GradScaler("cpu")
         self._trains_text = any("text" in name and weight.requires_grad for name, weight in model.named_parameters())
         if train_dataset is not None:
             self.schedule = args.schedule(None if isinstance(train_dataset, EpochStream) else len(train_dataset))

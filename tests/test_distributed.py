@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -10,30 +11,38 @@ import pytest
 import torch
 from conftest import CLASSES, make_clip, make_dataset, make_trainer
 from safetensors.torch import load_file, save_file
+from test_checkpoints import TerminateAt
+from transformers import TrainerCallback
 
 from hpt import InputError, RobustnessEvaluator, ZeroShotClassifier
 from hpt.benchmarks import Benchmark
+from hpt.checkpoints import last_checkpoint
 from hpt.data import ImageTransform
+from hpt.resuming import CheckpointError
 
 
-def run(folder: Path) -> None:
-    """Train 2 + 2 epochs at a global batch of 8 in float64; write each rank's weights and metrics."""
+def run(folder: Path, dtype: str = "float64", **settings) -> None:
+    """Train 2 + 2 epochs of 5 steps at a global batch of 8; write each rank's weights and metrics."""
     world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     proxy, processor = make_clip(1, patch_size=4)
+    settings = {
+        "attack_random_start": False,
+        "kl_reduction": "sum",  # the reduction that has averages to undo
+        "learning_rate": 0.05,
+    } | settings
     trainer = make_trainer(
         folder,
-        make_clip(0)[0].double(),
-        make_dataset(16),
-        proxy=ZeroShotClassifier(proxy.double(), processor),
+        make_clip(0)[0].to(getattr(torch, dtype)),
+        make_dataset(40),
+        proxy=ZeroShotClassifier(proxy.to(getattr(torch, dtype)), processor),
         eval_dataset=make_dataset(7, seed=5),
         per_device_train_batch_size=8 // world_size,
         per_device_eval_batch_size=2,
-        train_sampling_strategy="sequential",
-        kl_reduction="sum",  # the reduction that has averages to undo
-        learning_rate=0.05,
+        **settings,
     )
     assert trainer.args.world_size == world_size
     trainer.train()
+    assert trainer.state.global_step == 20
     metrics = trainer.evaluate()
     values = [metrics["eval_clean_accuracy"], metrics["eval_robust_accuracy"]]
     values += [
@@ -46,20 +55,123 @@ def run(folder: Path) -> None:
     save_file(weights | {"metrics": torch.tensor(values)}, folder / f"{world_size}-{rank}.safetensors")
 
 
+def run_with_noise(folder: Path) -> None:
+    """The same from random starts, which belong to an image's place in the run."""
+    run(folder, attack_random_start=True)
+
+
+def run_with_text(folder: Path) -> None:
+    """The same with both towers trained."""
+    run(folder, trainable="all", kl_reduction="mean")
+
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="two processes on CPU need gloo")
-def test_two_processes_train_as_one(tmp_path):
-    command = [sys.executable, __file__, str(tmp_path), "run"]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, env=env, capture_output=True)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    subprocess.run([*torchrun, *command[1:]], check=True, env=env, capture_output=True)
+@pytest.mark.parametrize("how", ["run", "run_with_noise", "run_with_text"])
+def test_two_processes_train_as_one(tmp_path, how):
+    for launcher in ([sys.executable], TORCHRUN):
+        subprocess.run([*launcher, __file__, str(tmp_path), how], check=True, env=ONE_THREAD, capture_output=True)
     alone, first, second = (load_file(tmp_path / f"{name}.safetensors") for name in ("1-0", "2-0", "2-1"))
-    torch.testing.assert_close(first.pop("metrics"), alone.pop("metrics"), rtol=0, atol=1e-6)  # Trainer's are float32
+    torch.testing.assert_close(
+        first.pop("metrics"), alone.pop("metrics"), rtol=1e-6, atol=1e-6
+    )  # Trainer's are float32
     for name in alone:
         torch.testing.assert_close(
             first[name], alone[name], rtol=0, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
         )
         assert torch.equal(first[name], second[name]), name
+
+
+class CompareGradients(TrainerCallback):
+    """Before each optimizer step, every rank has the same gradients, and there are some."""
+
+    def __init__(self):
+        self.steps = 0
+
+    def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+        for name, weight in model.named_parameters():
+            if weight.requires_grad:
+                assert weight.dtype == weight.grad.dtype == torch.float32
+                there = [torch.empty_like(weight.grad) for _ in range(2)]
+                torch.distributed.all_gather(there, weight.grad)
+                assert torch.equal(*there), name
+                assert there[0].abs().sum() > 0 or name.endswith("k_proj.bias"), name  # which softmax doesn't see
+        self.steps += 1
+
+
+def compare_gradients(folder: Path) -> None:
+    """Under bf16 autocast, with two micro-batches a step; only rank 0 writes, but for each rank's random state."""
+    written = []
+    sys.addaudithook(lambda event, args: written.append(args) if event == "open" else None)
+    trainer = make_trainer(
+        folder,
+        dataset=make_dataset(16),
+        bf16=True,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        save_strategy="epoch",
+    )
+    comparison = CompareGradients()
+    trainer.add_callback(comparison)
+    images = set()
+    loss = trainer.compute_loss
+
+    def keep(model, inputs, **kwargs):
+        images.update((trainer.state.global_step, row) for row in inputs["sample_ids"].tolist())
+        return loss(model, inputs, **kwargs)
+
+    trainer.compute_loss = keep
+    trainer.train()
+    assert comparison.steps == 8
+    both = [None, None]
+    torch.distributed.all_gather_object(both, images)
+    assert len(both[0]) == len(both[1]) == 32 and not both[0] & both[1]
+    opened = {
+        str(path) for path, mode, _ in written if mode and mode[0] in "wax" and str(path).startswith(str(folder))
+    }
+    if trainer.args.process_index == 1:
+        assert {Path(path).name for path in opened} <= {"rng_state_1.pth"}, opened
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="two processes on CPU need gloo")
+def test_gradients_agree_under_autocast_and_rank_0_writes(tmp_path):
+    subprocess.run(
+        [*TORCHRUN, __file__, str(tmp_path), "compare_gradients"], check=True, env=ONE_THREAD, capture_output=True
+    )
+    assert {"rng_state_0.pth", "rng_state_1.pth", "manifest.json"} <= {
+        file.name for file in (tmp_path / "checkpoint-8").iterdir()
+    }
+
+
+def terminate_one_rank(folder: Path) -> None:
+    """SIGTERM reaches rank 1 alone; both save and leave."""
+    trainer = make_trainer(folder, dataset=make_dataset(16), per_device_train_batch_size=2)
+    if trainer.args.process_index == 1:
+        trainer.add_callback(TerminateAt(3))
+    with pytest.raises(SystemExit) as stop:
+        trainer.train()
+    assert stop.value.code == 75
+    assert last_checkpoint(folder) == str(folder / "checkpoint-3")
+
+
+def fill_the_disk_of_rank_0(folder: Path) -> None:
+    """What rank 0 can't write stops both ranks with the same kind of line."""
+    trainer = make_trainer(folder, dataset=make_dataset(16), per_device_train_batch_size=2, save_strategy="epoch")
+    if trainer.args.process_index == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+    with pytest.raises(CheckpointError, match="checkpoint-4 can't be written"):
+        trainer.train()
+    if trainer.args.process_index == 0:
+        assert not list(folder.glob("checkpoint-*"))
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="two processes on CPU need gloo")
+@pytest.mark.parametrize("what", ["terminate_one_rank", "fill_the_disk_of_rank_0"])
+def test_what_stops_one_rank_stops_both(tmp_path, what):
+    subprocess.run([*TORCHRUN, __file__, str(tmp_path), what], check=True, env=ONE_THREAD, capture_output=True)
 
 
 def evaluate(folder: Path) -> None:
@@ -133,4 +245,4 @@ def test_what_fails_in_one_process_fails_in_all(tmp_path):
 
 
 if __name__ == "__main__":
-    {"run": run, "evaluate": evaluate, "fail_on_one_rank": fail_on_one_rank}[sys.argv[2]](Path(sys.argv[1]))
+    globals()[sys.argv[2]](Path(sys.argv[1]))
