@@ -75,12 +75,12 @@ def main():
         recipe.train_dataset, recipe.validation_size, recipe.protocol, recipe.streaming
     )
     train = train if recipe.streaming else train.subset(recipe.max_train_samples)
+    args.schedule(None if recipe.streaming else len(train))  # refuses what doesn't fit, before anything takes long
     tests = [
         load_benchmark(text, protocol=recipe.protocol).subset(recipe.max_eval_samples)
         for text in expand_all(recipe.eval_datasets)
     ]
     check_data(train, validation, tests, args)
-    args.schedule(None if recipe.streaming else len(train))  # refuses what doesn't fit, before anything takes long
 
     # Models
     for pretraining in missing_models(recipe, args, Path(config).parent):
@@ -127,9 +127,9 @@ def check_data(train, validation, tests: list, args: HPTConfig) -> None:
             raise InputError(f"{test.name} would be tested on its training images ({test.split}): give another split.")
         check_images(test.dataset, test.name, same_size=test.attack_space == "native")
     if validation is None and args.eval_strategy != "no":
-        hint = "" if isinstance(train, StreamingBenchmark) else "give --validation_size N, or "
+        hint = "" if isinstance(train, StreamingBenchmark) else "--validation_size N, or "
         raise InputError(
-            f"{train.name} has no validation images to evaluate on in training: {hint}--eval_strategy no."
+            f"{train.name} has no validation images to evaluate on in training: give {hint}--eval_strategy no."
         )
 
 

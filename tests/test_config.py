@@ -59,11 +59,24 @@ def test_optimizer_arguments_are_sgds_alone():
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"bf16_full_eval": True}, "would weaken the attack in evaluate"),
         ({"auto_find_batch_size": True}, "auto_find_batch_size would change"),
+        ({"ignore_data_skip": True}, "ignore_data_skip would make a resumed run another run"),
+        ({"attack_dtype": "int8"}, "Unknown attack_dtype 'int8'; known: float32, bfloat16, float16"),
+        ({"fsdp": "full_shard"}, "FSDP isn't supported.*plain DDP, as `accelerate launch --config_file recipes/"),
+        ({"deepspeed": "zero.json"}, "DEEPSPEED isn't supported"),
     ],
 )
 def test_contradictions_are_refused(settings, message):
     with pytest.raises(InputError, match=message):
         config(**settings)
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_sharding_asked_for_by_the_launcher_is_refused(monkeypatch, name):
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(InputError, match=f"{name} isn't supported"):
+        config()
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "false")
+    config()
 
 
 def test_num_train_epochs_may_be_given_if_right():

@@ -10,6 +10,7 @@ from runpy import run_path
 import pytest
 import torch
 from conftest import make_clip, save_images
+from peft import PeftModel
 from transformers import CLIPModel, CLIPProcessor
 
 from hpt import load_benchmark
@@ -55,12 +56,65 @@ use_cpu: true
 """
 
 
-def launch(script, *arguments, **environment):
+LAUNCH_FILES = sorted((RECIPES / "accelerate").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", LAUNCH_FILES, ids=lambda file: file.stem)
+def test_launch_files_are_accelerates(file):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    text = file.read_text()
+    assert f"accelerate launch --config_file recipes/accelerate/{file.name}" in text
+    config = load_config_from_file(str(file))
+    processes = {"cpu": 1, "single_gpu": 1, "ddp": 2, "multi_node": 16}[file.stem]
+    assert config.num_processes == processes and config.use_cpu == (file.stem == "cpu")
+    assert "never run" in text or file.stem != "multi_node"
+
+
+def test_two_processes_train_adapters_by_the_launch_file(tmp_path):
+    """Two ranks, as the world size in the manifest says; the adapter and the merged model are saved once."""
+    for name, patch_size in (("target", 8), ("proxy", 4)):
+        save_finished(*make_clip(patch_size, patch_size=patch_size), tmp_path / name)
+    (tmp_path / "quick.yaml").write_text(QUICK.format(folder=tmp_path).replace("pretrain_", "# pretrain_"))
+    launcher = ["--config_file", RECIPES / "accelerate" / "ddp.yaml"]
+    arguments = ["--config", tmp_path / "quick.yaml", "--lora_rank", 2, "--per_device_train_batch_size", 16]
+    run = launch("hpt_gpd.py", *arguments, launcher=launcher)
+    assert run.returncode == 0, run.stderr
+    manifest = json.loads((tmp_path / "checkpoint-4" / "manifest.json").read_text())
+    assert manifest["launch"]["world_size"] == 2 and manifest["settings"]["adapter.r"] == 2
+    assert run.stdout.count("| robust target ") == 1
+    merged = CLIPModel.from_pretrained(tmp_path / "robust")
+    adapted = PeftModel.from_pretrained(CLIPModel.from_pretrained(tmp_path / "target"), tmp_path / "adapter")
+    pixels = torch.rand(2, 3, 16, 16)
+    found, expected = (one.get_image_features(pixel_values=pixels).pooler_output for one in (merged, adapted))
+    torch.testing.assert_close(found, expected)
+
+
+def test_parquet_shards_are_streamed(tmp_path):
+    for name, patch_size in (("target", 8), ("proxy", 4)):
+        save_finished(*make_clip(patch_size, patch_size=patch_size), tmp_path / name)
+    rows = load_benchmark("digits", "train").dataset
+    (tmp_path / "shards").mkdir()
+    for number in range(2):
+        rows.shard(20, number).to_parquet(tmp_path / "shards" / f"train-{number:05}-of-00002.parquet")
+    (tmp_path / "quick.yaml").write_text(QUICK.format(folder=tmp_path).replace("pretrain_", "# pretrain_"))
+    arguments = ["--config", tmp_path / "quick.yaml", "--train_dataset", f"shards={tmp_path / 'shards'}"]
+    text = (tmp_path / "quick.yaml").read_text().replace("max_train_samples: 64\n", "")
+    (tmp_path / "quick.yaml").write_text(text)
+    run = launch(
+        "hpt_gpd.py", *arguments, "--streaming", "True", "--steps_per_epoch", 3, "--dataloader_num_workers", 2
+    )
+    assert run.returncode == 0, run.stderr
+    state = json.loads((tmp_path / "checkpoint-6" / "trainer_state.json").read_text())
+    assert state["global_step"] == 6 and state["epoch"] == 2
+
+
+def launch(script, *arguments, launcher=("--cpu",), **environment):
     command = [
         sys.executable,
         "-m",
         "accelerate.commands.launch",
-        "--cpu",
+        *map(str, launcher),
         str(RECIPES / script),
         *map(str, arguments),
     ]
@@ -108,8 +162,16 @@ def test_quickstart_end_to_end(tmp_path):
         (["--proxy_eps", "16"], "did you mean 16/255?"),
         (["--max_eval_samples", "3"], "Can't take 3 of 360 rows with every class in both parts"),
         (["--train_dataset", "mnist"], "Unknown benchmark 'mnist'; known: digits"),
+        (
+            ["--fsdp", "full_shard"],
+            "FSDP isn't supported: dual encoders fit one GPU, so use plain DDP, as `accelerate",
+        ),
+        (["--proxy_dtype", "int8"], "Unknown proxy_dtype 'int8'; known: float32, bfloat16, float16"),
+        (["--streaming", "True"], "A streaming training set has no epochs of its own: give steps_per_epoch"),
+        (["--streaming", "True", "--max_train_samples", "9"], "A stream isn't cut by max_train_samples"),
+        (["--streaming", "True", "--validation_size", "9"], "No images can be held out of a stream"),
     ],
-    ids=["key", "eps", "warm-up", "proxy eps", "subset", "benchmark"],
+    ids=["key", "eps", "warm-up", "proxy eps", "subset", "benchmark", "FSDP", "dtype", "epochs", "cut", "held out"],
 )
 def test_bad_input_is_one_line_before_anything_is_written(tmp_path, arguments, line):
     run = subprocess.run(

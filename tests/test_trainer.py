@@ -1,4 +1,5 @@
 import copy
+import gc
 import json
 import math
 from pathlib import Path
@@ -13,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from test_attacks import reference_pgd
 from torch import nn
-from transformers import CLIPModel
+from transformers import CLIPModel, TrainerCallback
 
 from hpt import InputError, ZeroShotClassifier
 from hpt.benchmarks import Benchmark
@@ -423,6 +424,30 @@ def test_settings_are_saved_as_json(tmp_path):
     text = (tmp_path / "model" / "training_args.json").read_text()
     assert json.loads(text)["attack_eps"] == pytest.approx(8 / 255)
     assert "secret" not in text
+
+
+class CountTensors(TrainerCallback):
+    """How many tensors are alive, and how many bytes they have, after each epoch."""
+
+    def __init__(self):
+        self.alive = []
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        gc.collect()
+        tensors = [one for one in gc.get_objects() if type(one) in (torch.Tensor, nn.Parameter)]
+        self.alive.append((len(tensors), sum(one.nbytes for one in tensors)))
+
+
+@pytest.mark.parametrize("trainable", ["vision", "all"])
+def test_no_tensor_outlives_its_step(tmp_path, trainable):
+    trainer = make_trainer(tmp_path, anchor_epochs=4, transfer_epochs=6, trainable=trainable, logging_steps=100)
+    count = CountTensors()
+    trainer.add_callback(count)
+    trainer.train()
+    assert len(count.alive) == 10
+    assert count.alive[1:4] == [count.alive[1]] * 3  # anchor stage
+    assert count.alive[5:] == [count.alive[5]] * 5  # transfer stage
+    assert count.alive[5] < count.alive[1]  # without the vanilla weights
 
 
 class NotADualEncoder(nn.Module):
