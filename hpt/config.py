@@ -286,7 +286,12 @@ def parse_config(types: tuple[type, ...], default_config: str | Path | None = No
         if argument.startswith("--"):
             _check_known(argument[2:].partition("=")[0], known, "the command line")
     parser.error = _raise_input_error
-    return (*parser.parse_args_into_dataclasses(from_file + argv, look_for_args_file=False), config)
+    try:
+        return (*parser.parse_args_into_dataclasses(from_file + argv, look_for_args_file=False), config)
+    except InputError:
+        raise
+    except ValueError as error:  # from TrainingArguments
+        raise InputError(f"Can't use the settings: {' '.join(str(error).split())}") from error
 
 
 def run_recipe(main: Callable[[], None]) -> None:

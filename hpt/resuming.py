@@ -186,9 +186,9 @@ class ResumableTrainer(Trainer):
         if remove and self.args.should_save:
             shutil.rmtree(folder, ignore_errors=True)
         last = last_checkpoint(self.args.output_dir) if self.is_world_process_zero() else None
-        free = shutil.disk_usage(self.args.output_dir).free / 1e9
+        free = shutil.disk_usage(self.args.output_dir).free / 1e6
         raise CheckpointError(
-            f"{folder} can't be written ({failure or 'on another rank'}); {free:.3g} GB are free there. "
+            f"{folder} can't be written ({failure or 'on another rank'}); {free:,.0f} MB are free there. "
             + (f"Make room and resume from {last}, which is intact." if last else "There is no complete checkpoint.")
         ) from failure
 

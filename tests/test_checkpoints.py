@@ -8,8 +8,10 @@ import signal
 from pathlib import Path
 
 import pytest
+import transformers
 from conftest import make_clip, make_dataset, make_trainer
 from fault_injection import STEPS, VARIANTS, assert_same_run, finish, kill_in_step
+from packaging import version
 from test_trainer import assert_same, weights
 from transformers import TrainerCallback
 
@@ -202,7 +204,7 @@ def test_a_full_disk_ends_with_a_line_and_the_last_checkpoint_intact(whole_run, 
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     line = str(error.value)
-    assert "checkpoint-6 can't be written" in line and "GB are free there" in line
+    assert "checkpoint-6 can't be written" in line and "MB are free there" in line
     assert f"Make room and resume from {tmp_path / 'checkpoint-4'}, which is intact." in line
     assert [folder.name for folder in tmp_path.iterdir()] == ["checkpoint-4"]
     resume(tmp_path)
@@ -243,6 +245,9 @@ def test_what_a_killed_run_left_is_replaced(whole_run, tmp_path):
     assert_same_files(tmp_path, whole_run)
 
 
+@pytest.mark.skipif(
+    version.parse(transformers.__version__) < version.parse("5.23"), reason="Trainer counted otherwise"
+)
 def test_final_loss_is_over_the_steps_of_the_call(whole_run, tmp_path):
     """Although the first logged loss after resuming is a mean that goes back beyond it."""
     single = make_trainer(tmp_path / "single", **SAVING | {"logging_steps": 1})

@@ -129,6 +129,11 @@ def test_yaml_then_command_line(file):
         ("", ["--config"], "--config needs a YAML file"),
         ("", ["--config", "nowhere.yaml"], "no configuration file 'nowhere.yaml'"),
         ("", ["--anchor_epochs", "few"], "invalid int value: 'few'"),
+        (
+            "",
+            ["--output_dir", "unused", "--use_cpu", "True", "--fp16", "True", "--bf16", "True"],
+            "Can't use the settings: At most one of",
+        ),
     ],
 )
 def test_bad_settings_are_refused(tmp_path, content, argv, message):
