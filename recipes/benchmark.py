@@ -1,12 +1,13 @@
 """Time HPT-GPD's training step and PGD-10 at real size: ViT-B/32, ViT-B/16 proxy, random weights, images at 224.
 
     accelerate launch recipes/benchmark.py --dataset tiny_imagenet=PATH
+    accelerate launch recipes/benchmark.py --dataset tiny_imagenet=PATH --batch_size 1 --steps 300 --rounds 0 --compile
     accelerate launch recipes/benchmark.py --dataset cifar10=PATH --only_loading
 
-Prints seconds per step and peak memory at the paper's batch size and, at a smaller one, the ratio to the published
-order of work (all prompts re-encoded at every forward, padded to 77; `backward()` into all weights in the attack; the
-proxy with gradients). Both are timed in turn within one run, so that the ratio holds on a noisy machine.
-`--only_loading` times the way of the test split's images from the file to the batch instead.
+Prints seconds per step, peak memory at the paper's batch size and what is in use as the steps go on; and, at a smaller
+one, the ratio to the published order of work (all prompts re-encoded at every forward, padded to 77; `backward()` into
+all weights in the attack; the proxy with gradients). Both are timed in turn within one run, so that the ratio holds on
+a noisy machine. `--only_loading` times the way of the test split's images from the file to the batch instead.
 """
 
 import io
@@ -17,6 +18,7 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 
 import datasets
+import psutil
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -37,12 +39,16 @@ class Sizes:
     compared_images: int = field(default=8, metadata={"help": "Images per step beside the published order of work."})
     compared_classes: int = field(default=25, metadata={"help": "Classes of that comparison."})
     rounds: int = field(default=3, metadata={"help": "Rounds of that comparison; 0 for none."})
+    precision: str = field(default="float32", metadata={"help": "Of the training: float32, bf16 or fp16."})
+    compile: bool = field(default=False, metadata={"help": "Compile the towers, as --torch_compile does."})
     only_loading: bool = field(default=False, metadata={"help": "Time loading the test split, and nothing else."})
 
 
 class StepTimes(TrainerCallback):
+    """Seconds of each step, and the memory in use after it, in GiB."""
+
     def __init__(self):
-        self.seconds = []
+        self.seconds, self.memory = [], []
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.start = time.perf_counter()
@@ -51,6 +57,14 @@ class StepTimes(TrainerCallback):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.seconds.append(time.perf_counter() - self.start)
+        self.memory.append(memory_in_use())
+
+
+def memory_in_use() -> float:
+    """GiB of GPU memory that tensors take, or of the process's memory without a GPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.memory_allocated() / 2**30
+    return psutil.Process().memory_info().rss / 2**30
 
 
 def make_model(patch_size: int):
@@ -62,7 +76,7 @@ def make_model(patch_size: int):
     return model, CLIPProcessor(CLIPImageProcessorPil(), tokenizer)
 
 
-def make_trainer(train, batch_size: int, steps: int, *callbacks) -> HPTTrainer:
+def make_trainer(train, sizes: Sizes, batch_size: int, steps: int, *callbacks) -> HPTTrainer:
     target, processor = make_model(32)
     args = HPTConfig(
         output_dir="outputs/benchmark",
@@ -71,6 +85,10 @@ def make_trainer(train, batch_size: int, steps: int, *callbacks) -> HPTTrainer:
         warmup_steps=1,
         save_strategy="no",
         logging_strategy="no",
+        bf16=sizes.precision == "bf16",
+        fp16=sizes.precision == "fp16",
+        torch_compile=sizes.compile,
+        use_cpu=not torch.cuda.is_available(),
     )
     return HPTTrainer(target, args, ZeroShotClassifier(*make_model(16)), processor, train, callbacks=[*callbacks])
 
@@ -138,7 +156,7 @@ def timed(function, *inputs) -> float:
 def compare(sizes: Sizes, train) -> None:
     """Print the ratio of the published time to ours, of a training step and of PGD-10, timed in turn."""
     few = few_classes(train, sizes.compared_classes, 4 * sizes.compared_images)
-    trainer = make_trainer(few, sizes.compared_images, 2)
+    trainer = make_trainer(few, sizes, sizes.compared_images, 2)
     trainer.train()  # warms up, and prepares the model
     batch = next(iter(DataLoader(few, sizes.compared_images, collate_fn=collate)))
     batch = {name: values.to(trainer.args.device) for name, values in batch.items()}
@@ -204,17 +222,21 @@ def main():
         return time_loading(load_benchmark(sizes.dataset), sizes.batch_size, max(1, sizes.rounds))
     train = load_benchmark(sizes.dataset, "train", protocol="pmg")
     times = StepTimes()
-    trainer = make_trainer(train.subset(sizes.batch_size * (sizes.steps + 2)), sizes.batch_size, sizes.steps, times)
+    images = train.subset(sizes.batch_size * (sizes.steps + 2))
+    trainer = make_trainer(images, sizes, sizes.batch_size, sizes.steps, times)
     trainer.train()
     if torch.cuda.is_available():
         peak = torch.cuda.max_memory_allocated() / 2**30
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    first, last = ", ".join(f"{one:.2f}" for one in times.seconds[:3]), statistics.median(times.seconds[-10:])
     print(
-        f"batch {sizes.batch_size}, {len(train.class_names)} classes, {trainer.args.device}, "
-        f"{torch.get_num_threads()} threads: {', '.join(f'{one:.2f}' for one in times.seconds)} s per step, "
-        f"peak memory {peak:.2f} GiB"
+        f"batch {sizes.batch_size}, {len(train.class_names)} classes, {trainer.args.device}, {sizes.precision}"
+        f"{', compiled' if sizes.compile else ''}, {torch.get_num_threads()} threads: {first} s for the first steps, "
+        f"{last:.2f} s in the end; peak memory {peak:.2f} GiB"
     )
+    marks = sorted({min(mark, sizes.steps) for mark in (1, 10, 100, 200, 300, sizes.steps)})
+    print("memory in use after step " + ", ".join(f"{mark}: {times.memory[mark - 1]:.3f} GiB" for mark in marks))
     if sizes.rounds:
         compare(sizes, train)
 
