@@ -18,6 +18,7 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 
 import datasets
+import numpy as np
 import psutil
 import torch
 import torch.nn.functional as F
@@ -222,7 +223,7 @@ def main():
         return time_loading(load_benchmark(sizes.dataset), sizes.batch_size, max(1, sizes.rounds))
     train = load_benchmark(sizes.dataset, "train", protocol="pmg")
     times = StepTimes()
-    images = train.subset(sizes.batch_size * (sizes.steps + 2))
+    images = train.rows(np.arange(min(len(train), sizes.batch_size * (sizes.steps + 2))))
     trainer = make_trainer(images, sizes, sizes.batch_size, sizes.steps, times)
     trainer.train()
     if torch.cuda.is_available():
