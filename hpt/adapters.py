@@ -7,6 +7,7 @@ merged(model).save_pretrained("robust")  # CLIPModel.from_pretrained("robust")
 """
 
 import copy
+import re
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -35,21 +36,32 @@ def add_lora(
         seed (`int`, *optional*, defaults to 0): What `A` is drawn from.
 
     Raises:
-        InputError: for a rank below 1, or a model without such layers.
+        InputError: for a rank or scale out of range, a model that has adapters, or a tower without such layers.
     """
-    if rank < 1:
-        raise InputError(f"The rank of the LoRA adapters is {rank}, but must be at least 1.")
+    check_lora(rank, alpha)
+    if trainable not in TOWERS:
+        raise InputError(f"Unknown trainable {trainable!r}; known: {', '.join(TOWERS)}.")
+    if isinstance(model, PeftModel):
+        raise InputError("The model has adapters already: merge them first, or train them as they are.")
+    for tower in ("vision_model", "text_model")[: 1 if trainable == "vision" else 2]:
+        if not any(re.fullmatch(rf"{tower}\.{LINEAR_LAYERS}", name) for name, _ in model.named_modules()):
+            raise InputError(
+                f"The {tower} of {type(model).__name__} has no layers named as CLIP's are, to adapt by LoRA: give a "
+                "PeftModel with target_modules of your own."
+            )
     layers = rf"{TOWERS[trainable]}\.{LINEAR_LAYERS}"
     config = LoraConfig(r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=layers)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        try:
-            return get_peft_model(model, config)
-        except ValueError as error:
-            raise InputError(
-                f"{type(model).__name__} has no layers named as CLIP's are, to adapt by LoRA: give a PeftModel with "
-                "target_modules of your own."
-            ) from error
+        return get_peft_model(model, config)
+
+
+def check_lora(rank: int, alpha: float | None) -> None:
+    """Refuse a rank below 1, and a scale that leaves the adapters without effect."""
+    if rank < 1:
+        raise InputError(f"The rank of the LoRA adapters is {rank}, but must be at least 1.")
+    if alpha is not None and alpha <= 0:
+        raise InputError(f"The alpha of the LoRA adapters is {alpha:g}, but must be above 0.")
 
 
 def merged(model: PeftModel) -> nn.Module:

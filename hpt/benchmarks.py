@@ -133,21 +133,32 @@ class StreamingBenchmark(torch.utils.data.IterableDataset):
 
     def __iter__(self) -> Iterator[dict]:
         """Items as of [`Benchmark`]; [`InputError`] for an image or a label that can't be used, naming the row."""
-        decoder = datasets.Image()
-        for row, example in enumerate(self.dataset.cast_column("image", datasets.Image(decode=False))):
-            encoded, label = example["image"], example["label"]
-            if label is None or not 0 <= label < len(self.class_names):
-                raise InputError(
-                    f"Row {row} of {self.name} ({self.split}) has label {label}, but labels go from 0 to "
-                    f"{len(self.class_names) - 1}."
-                )
-            try:
-                pixel_values = self.transform(decoder.decode_example(encoded))
-            except UNUSABLE_IMAGE as error:
-                raise InputError(
-                    f"The image in row {row} of {self.name} ({self.split}) can't be used: {error}."
-                ) from error
-            yield {"pixel_values": pixel_values, "labels": label, "sample_ids": _stream_id(encoded)}
+        for row, example in enumerate(self.encoded_rows()):
+            yield self.decode(example, f"row {row}")
+
+    def encoded_rows(self) -> Iterator[dict]:
+        """Rows whose images aren't decoded yet, which costs little."""
+        return iter(self.dataset.cast_column("image", datasets.Image(decode=False)))
+
+    def decode(self, example: dict, row: str | None = None) -> dict:
+        """A row of [`encoded_rows`] as an item; messages call it `row`, or else by its file or checksum."""
+        image, label = example["image"], example["label"]
+        if row is None:
+            named = isinstance(image, dict) and image["path"]
+            row = f"the row named {named!r}" if named else f"the row with CRC-32 {_stream_id(image):08x}"
+        if not isinstance(label, int) or not 0 <= label < len(self.class_names):
+            raise InputError(
+                f"{row[0].upper()}{row[1:]} of {self.name} ({self.split}) has label {label!r}, but labels go from 0 "
+                f"to {len(self.class_names) - 1}."
+            )
+        try:
+            if image is None:
+                raise OSError("it is missing")
+            decoded = datasets.Image().decode_example(image) if isinstance(image, dict) else image
+            pixel_values = self.transform(decoded)
+        except UNUSABLE_IMAGE as error:
+            raise InputError(f"The image in {row} of {self.name} ({self.split}) can't be used: {error}.") from error
+        return {"pixel_values": pixel_values, "labels": label, "sample_ids": _stream_id(image)}
 
     def take(self, rows: int) -> Benchmark:
         """The first rows, in memory; mind that many splits are sorted by class."""
@@ -161,8 +172,11 @@ class StreamingBenchmark(torch.utils.data.IterableDataset):
         return Benchmark(dataset=dataset, sample_ids=ids, **{k: v for k, v in vars(self).items() if k != "dataset"})
 
 
-def _stream_id(encoded: dict) -> int:
-    return zlib.crc32(encoded["bytes"] or encoded["path"].encode())
+def _stream_id(image: dict | Image.Image | None) -> int:
+    """CRC-32 of an encoded image, or of its pixels where a filter or map of the stream has decoded it."""
+    if isinstance(image, dict):
+        return zlib.crc32(image["bytes"] or image["path"].encode())
+    return 0 if image is None else zlib.crc32(image.tobytes())
 
 
 def load_benchmark(

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -57,26 +58,29 @@ def read_manifest(folder: str | Path) -> dict:
         raise InputError(f"{folder} is incomplete: it has no {MANIFEST}, which is written last.")
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files = manifest["files"]
+        files, _, _ = (dict(manifest[part]) for part in ("files", "settings", "launch"))
+        sizes = {name: described["size"] for name, described in files.items()}
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{folder} is damaged: its {MANIFEST} can't be read.") from None
-    for name, described in files.items():
+    for name, expected in sizes.items():
         size = (folder / name).stat().st_size if (folder / name).is_file() else None
-        if size != described["size"]:
-            found = "is missing" if size is None else f"has {size:,} of {described['size']:,} bytes"
+        if size != expected:
+            found = "is missing" if size is None else f"has {size:,} of {expected:,} bytes"
             raise InputError(f"{folder} is damaged: {name} {found}.")
-    with ThreadPoolExecutor() as pool:
-        for name, found in zip(files, pool.map(_describe, (folder / name for name in files)), strict=True):
-            if found != files[name]:
-                raise InputError(f"{folder} is damaged: the content of {name} isn't what was written (SHA-256).")
+    try:
+        with ThreadPoolExecutor() as pool:
+            contents = dict(zip(files, pool.map(_describe, (folder / name for name in files)), strict=True))
+    except OSError as error:
+        raise InputError(f"{folder} can't be read: {error}.") from error
+    for name, content in contents.items():
+        if content != files[name]:
+            raise InputError(f"{folder} is damaged: the content of {name} isn't what was written (SHA-256).")
     return manifest
 
 
 def last_checkpoint(output_dir: str | Path) -> str | None:
     """The newest complete checkpoint in a folder, or `None`; a warning names each newer one and what ails it."""
-    pattern = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
-    matches = [pattern.fullmatch(folder.name) for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")]
-    for step in sorted((int(match[1]) for match in matches if match), reverse=True):
+    for step in sorted(_steps(output_dir), reverse=True):
         folder = checkpoint_folder(output_dir, step)
         try:
             read_manifest(folder)
@@ -85,6 +89,23 @@ def last_checkpoint(output_dir: str | Path) -> str | None:
         else:
             return str(folder)
     return None
+
+
+def delete_older(output_dir: str | Path, limit: int | None, newest: Path, best: str | None) -> None:
+    """Keep `limit` checkpoints with a manifest, the latest written, and always the newest and the best."""
+    folders = [checkpoint_folder(output_dir, step) for step in _steps(output_dir)]
+    written = {folder: (folder / MANIFEST).stat().st_mtime for folder in folders if (folder / MANIFEST).is_file()}
+    kept = {newest.resolve()} | ({Path(best).resolve()} if best else set())
+    spare = len(written) - (limit or len(written))
+    for folder in sorted((one for one in written if one.resolve() not in kept), key=written.get)[: max(0, spare)]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _steps(output_dir: str | Path) -> list[int]:
+    """The steps of all checkpoints in a folder, complete or not."""
+    pattern = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+    matches = [pattern.fullmatch(folder.name) for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")]
+    return [int(match[1]) for match in matches if match]
 
 
 def check_same_settings(checkpoint: str | Path, manifest: dict, settings: dict, launch: dict) -> None:

@@ -1,6 +1,7 @@
 """`HPTConfig`, and the parsing of flat YAML plus command line that all recipes share."""
 
 import difflib
+import errno
 import math
 import os
 import sys
@@ -27,8 +28,8 @@ FRACTIONS += ("ema_decay", "pull_ratio")
 MATHEMATICS = (
     "objective kl_direction kl_reduction temperature anchor_epochs transfer_epochs anchor_learning_rate learning_rate "
     "warmup_steps ema_decay pull_ratio attack_eps attack_steps attack_step_size attack_random_start trainable "
-    "prompt_template optim optim_args adam_beta1 adam_beta2 adam_epsilon max_grad_norm weight_decay seed data_seed "
-    "train_sampling_strategy mixed_precision tf32 attack_dtype steps_per_epoch shuffle_buffer_size"
+    "prompt_template optim optim_args adam_beta1 adam_beta2 adam_epsilon max_grad_norm weight_decay seed "
+    "train_sampling_strategy mixed_precision tf32 attack_dtype steps_per_epoch"
 ).split()
 
 
@@ -82,10 +83,11 @@ class HPTConfig(TrainingArguments):
         eval_attack_steps (`int`, *optional*, defaults to 10):
             PGD steps in `evaluate()`, which always attacks in float32.
         attack_dtype (`str`, *optional*):
-            Precision of PGD in training: `"float32"`, `"bfloat16"` or `"float16"`, the latter two by autocast. By
-            default that of the training.
+            Precision of the vision tower in training's PGD: `"float32"`, `"bfloat16"` or `"float16"`, the latter two
+            by autocast. By default that of the training.
         steps_per_epoch (`int`, *optional*):
-            Optimizer steps in an epoch of a streaming training set, which has no length of its own.
+            Optimizer steps in an epoch of a streaming training set, which has no length of its own. Each epoch goes on
+            where the one before it ended.
         shuffle_buffer_size (`int`, *optional*, defaults to 1000):
             Encoded images among which the next of a streaming training set is drawn; its files come in random order.
         trainable (`str`, *optional*, defaults to `"vision"`):
@@ -202,7 +204,12 @@ class HPTConfig(TrainingArguments):
         """Attacks run on the model past its wrapper, which needs all weights on each process."""
         launched = {name: os.environ.get(f"ACCELERATE_USE_{name}", "false") for name in SHARDING}
         given = [name for name, value in launched.items() if value.lower() in ("1", "true", "yes", "on")]
-        given += [name for name, value in (("FSDP", self.fsdp), ("DEEPSPEED", self.deepspeed)) if value]
+        fields_given = (
+            ("FSDP", self.fsdp),
+            ("DEEPSPEED", self.deepspeed),
+            ("parallelism_config", self.parallelism_config),
+        )
+        given += [name for name, value in fields_given if value]
         if given:
             raise InputError(
                 f"{given[0]} isn't supported: dual encoders fit one GPU, so use plain DDP, as "
@@ -250,6 +257,8 @@ class HPTConfig(TrainingArguments):
             raise InputError(f"warmup_steps is {self.warmup_steps:g}, but must be at least 0.")
         if self.remove_unused_columns:
             raise InputError("remove_unused_columns would drop what the attack needs: leave it out.")
+        if Path(self.output_dir or ".").is_file():
+            raise InputError(f"output_dir is {self.output_dir!r}, which is a file: give a folder.")
         if self.ignore_data_skip:
             raise InputError("ignore_data_skip would make a resumed run another run: leave it out.")
         if self.auto_find_batch_size:
@@ -304,6 +313,11 @@ def run_recipe(main: Callable[[], None]) -> None:
     except (InputError, TrainingStopped) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: {error.filename or 'The output'} can't be written: {error.strerror}.", file=sys.stderr)
+        sys.exit(1)
 
 
 def _yaml_as_arguments(path: Path, known: set[str]) -> list[str]:

@@ -5,42 +5,71 @@ import json
 
 import numpy as np
 import torch
+from transformers import TrainingArguments
 
 from hpt.benchmarks import Benchmark
-from hpt.config import MATHEMATICS, HPTConfig
+from hpt.checks import architecture
 from hpt.data import hash_samples
-from hpt.modeling import ZeroShotClassifier, plain_weights
+from hpt.modeling import ZeroShotClassifier
 from hpt.streams import EpochStream
 
 
-NOT_OF_AN_ADAPTER = {"base_model_name_or_path", "inference_mode", "peft_version", "revision", "auto_mapping"}
+# What the configuration of an adapter says beside what it computes
+NOT_OF_AN_ADAPTER = "base_model_name_or_path inference_mode peft_version revision auto_mapping megatron_core".split()
 
 
-def describe_mathematics(args: HPTConfig, train: Benchmark | EpochStream, proxy: ZeroShotClassifier, model) -> dict:
-    """Everything that fixes the numbers of a run, by readable name; hashes stand for data and weights.
+def describe_training(args: TrainingArguments, names: list[str], train: Benchmark | EpochStream) -> dict:
+    """What fixes the numbers of any training: its settings `names`, and its data, by readable name.
 
-    The target's own weights are left out, since a checkpoint has them; but for an adapter, they are its base's.
+    The global batch counts, and not how it is divided, unless an epoch's last batch is divided into unequal parts.
     """
+    described = {name: getattr(args, name) for name in names if name in _that_apply(args, names)}
+    described["data_seed"] = args.seed if args.data_seed is None else args.data_seed
+    described["use_seedable_sampler"] = args.accelerator_config.use_seedable_sampler
     batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    described = {name: getattr(args, name) for name in MATHEMATICS}
-    described |= {"global_batch_size": batch_size, "images_per_epoch": _images_per_epoch(args, len(train))}
-    described |= {"train_dataset": _describe_data(train), "proxy": _describe_model(proxy.model)}
-    if hasattr(model, "peft_config"):
-        described["adapter_base"] = _describe_model(model)
-        adapter = model.peft_config[model.active_adapter].to_dict()
-        described |= {f"adapter.{name}": value for name, value in adapter.items() if name not in NOT_OF_AN_ADAPTER}
-    return json.loads(
-        json.dumps(described, default=lambda value: sorted(value) if isinstance(value, set) else str(value))
-    )
+    images = _images_per_epoch(args, len(train))
+    described |= {"global_batch_size": batch_size, "images_per_epoch": images, "train_dataset": _describe_data(train)}
+    if images % batch_size:
+        described["division of the last batch"] = describe_launch(args)
+    if isinstance(train, EpochStream):
+        described["shuffle_buffer_size"] = train.buffer_size
+        described["dataloader_num_workers"] = args.dataloader_num_workers
+    return described
 
 
-def describe_launch(args: HPTConfig) -> dict:
+def describe_launch(args: TrainingArguments) -> dict:
     """How the work of a run is divided and computed, which changes no more than the order of rounding."""
     names = ("per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "torch_compile")
     return {name: getattr(args, name) for name in names} | {"device": args.device.type}
 
 
-def _images_per_epoch(args: HPTConfig, images: int) -> int:
+def describe_target(classifier: ZeroShotClassifier) -> dict:
+    """Of the target what a checkpoint doesn't have: classes, prompts and pixel statistics; also an adapter's base."""
+    model = classifier.model
+    described = {
+        "classes": _hash([classifier.class_names, classifier.templates]),
+        "target": _describe_shape(classifier),
+    }
+    if hasattr(model, "peft_config"):
+        described["adapter_base"] = _hash_frozen(model)
+        adapter = model.peft_config[model.active_adapter].to_dict()
+        given = {name: value for name, value in adapter.items() if value and name not in NOT_OF_AN_ADAPTER}
+        described |= {f"adapter.{name}": value for name, value in given.items()}
+    return described
+
+
+def describe_proxy(proxy: ZeroShotClassifier) -> str:
+    """Family, shape and weights of a frozen proxy."""
+    return f"{_describe_shape(proxy)}, weights {_hash_frozen(proxy.model)}"
+
+
+def _that_apply(args: TrainingArguments, names: list[str]) -> list[str]:
+    """Without settings of another optimizer."""
+    adam = "adam" in str(getattr(args.optim, "value", args.optim))
+    return [name for name in names if adam or not name.startswith("adam_")]
+
+
+def _images_per_epoch(args: TrainingArguments, images: int) -> int:
     """How many images an epoch takes; several processes fill up its last batches from its beginning."""
     batch_size = args.per_device_train_batch_size * args.world_size
     if args.dataloader_drop_last:
@@ -49,19 +78,31 @@ def _images_per_epoch(args: HPTConfig, images: int) -> int:
 
 
 def _describe_data(train: Benchmark | EpochStream) -> str:
-    """Of a stream only its name is known; of a benchmark all labels, and some images."""
-    state = hashlib.sha256(json.dumps([train.class_names, str(train.transform)]).encode())
+    """Of a stream only its name and files are known; of a benchmark all labels, and some images."""
+    kinds = f"{len(train.class_names)} classes"
     if isinstance(train, EpochStream):
-        return f"{len(train)} images an epoch of {train.name} ({train.split}), {state.hexdigest()[:12]}"
-    state.update(np.asarray(train.dataset.with_format("numpy", columns=["label"])[:]["label"], np.int64).tobytes())
+        files = train.stream.dataset.num_shards
+        return f"{train.name} ({train.split}) streamed from {files} files, {kinds}, {_hash(str(train.transform))}"
+    labels = np.asarray(train.dataset.with_format("numpy", columns=["label"])[:]["label"], np.int64).tolist()
     some = np.unique(np.linspace(0, len(train) - 1, 16).astype(int))
-    state.update(hash_samples(train.dataset.select(some)).encode())
-    return f"{len(train)} images, {len(train.class_names)} classes, {state.hexdigest()[:12]}"
+    content = _hash([labels, str(train.transform), hash_samples(train.dataset.select(some))])
+    return f"{len(train)} images, {kinds}, {content}"
 
 
-def _describe_model(model) -> str:
+def _describe_shape(classifier: ZeroShotClassifier) -> str:
+    statistics = [classifier.image_mean.flatten().tolist(), classifier.image_std.flatten().tolist()]
+    shape = _hash([architecture(classifier.model), statistics, classifier.image_size])
+    return f"{classifier.model.config.model_type} of shape {shape}"
+
+
+def _hash(content) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _hash_frozen(model) -> str:
     state = hashlib.sha256()
-    for name, weight in sorted(plain_weights(model).items()):
-        state.update(name.encode() + str(weight.dtype).encode())
-        state.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return f"{model.config.model_type}, {state.hexdigest()[:12]}"
+    for name, weight in sorted(model.named_parameters()):
+        if not weight.requires_grad:
+            state.update(f"{name} {weight.dtype}".encode())
+            state.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return state.hexdigest()[:12]

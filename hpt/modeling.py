@@ -124,13 +124,6 @@ def forward_redirected(model: nn.Module, function):
             model.forward = instance_forward
 
 
-def plain_weights(model) -> dict[str, torch.Tensor]:
-    """Weights by name; of a PEFT model, those under its adapters."""
-    model = model.get_base_model() if hasattr(model, "peft_config") else model
-    weights = {name.replace(".base_layer", ""): weight for name, weight in model.named_parameters()}
-    return {name: weight for name, weight in weights.items() if "lora_" not in name}
-
-
 class ZeroShotClassifier(nn.Module):
     """A dual encoder seen as a classifier over class prompts; a view: it shares the model's weights.
 

@@ -6,7 +6,7 @@ or SigLIP, come out of an image-classification dataset alone.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -22,17 +22,24 @@ from transformers import (
     SiglipImageProcessorPil,
     SiglipModel,
     SiglipProcessor,
-    Trainer,
     TrainingArguments,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from hpt.benchmarks import Benchmark, load_training_data
 from hpt.callbacks import LogitScaleCallback
 from hpt.checks import check_launch
 from hpt.data import collate, to_unit_range
 from hpt.errors import InputError
+from hpt.identity import describe_training
 from hpt.modeling import DEFAULT_TEMPLATE, ZeroShotClassifier, forward_redirected, save_finished
+from hpt.resuming import ResumableTrainer
+
+
+# Fields of TrainingArguments that can't change between a checkpoint and the run that resumes from it
+MATHEMATICS = (
+    "learning_rate lr_scheduler_type warmup_steps num_train_epochs optim adam_beta1 adam_beta2 adam_epsilon "
+    "max_grad_norm weight_decay seed mixed_precision"
+).split()
 
 
 @dataclass
@@ -166,7 +173,7 @@ def sigmoid_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 FAMILIES = {"clip": (build_clip, contrastive_loss), "siglip": (build_siglip, sigmoid_loss)}
 
 
-class ContrastiveTrainer(Trainer):
+class ContrastiveTrainer(ResumableTrainer):
     """Trainer of a dual encoder on (image, caption) pairs, the captions drawn anew from templates in each step.
 
     Args:
@@ -187,6 +194,12 @@ class ContrastiveTrainer(Trainer):
             template.format(name) for template in args.caption_templates for name in train_dataset.class_names
         ]
         self.tokens = {name: ids.to(args.device) for name, ids in classifier.tokenize(self.captions).items()}
+
+    def mathematics(self) -> dict:
+        """See [`ResumableTrainer`]."""
+        theirs = {one.name for one in fields(TrainingArguments)} | {"train_dataset"}
+        own = [one.name for one in fields(PretrainingConfig) if one.name not in theirs]
+        return describe_training(self.args, own + MATHEMATICS, self.train_dataset)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         images, labels = self.augment(to_unit_range(inputs["pixel_values"])), inputs["labels"]
@@ -230,10 +243,9 @@ def pretrain(args: PretrainingConfig) -> None:
     torch.manual_seed(args.seed)
     model, processor = FAMILIES[args.family][0](args)
     trainer = ContrastiveTrainer(model, processor, args, train_dataset.subset(args.max_train_samples))
-    folder = Path(args.output_dir)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.is_dir() else None)
+    trainer.train(resume_from_checkpoint="last")
     if trainer.is_world_process_zero():
-        save_finished(trainer.model, processor, folder)
+        save_finished(trainer.model, processor, args.output_dir)
     trainer.accelerator.wait_for_everyone()
 
 

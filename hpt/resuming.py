@@ -10,6 +10,7 @@ import signal
 import threading
 from abc import abstractmethod
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,11 +18,17 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import rotate_checkpoints
 
-from hpt.checkpoints import check_same_settings, checkpoint_folder, last_checkpoint, read_manifest, write_manifest
+from hpt.checkpoints import (
+    check_same_settings,
+    checkpoint_folder,
+    delete_older,
+    last_checkpoint,
+    read_manifest,
+    write_manifest,
+)
 from hpt.errors import InputError, TrainingStopped
-from hpt.schedulers import GPDSchedule
+from hpt.identity import describe_launch
 
 
 logger = logging.getLogger(__name__)
@@ -34,6 +41,10 @@ UNWRITABLE = (OSError, RuntimeError, SafetensorError)  # what Python, torch and 
 
 class CheckpointError(TrainingStopped):
     """A checkpoint couldn't be written; what there was of it has been removed, and older ones are untouched."""
+
+
+class _Terminated(BaseException):
+    """SIGTERM has come, and the state is saved."""
 
 
 class ResumableTrainer(Trainer):
@@ -51,15 +62,9 @@ class ResumableTrainer(Trainer):
         CheckpointError: by `train()`, when a checkpoint can't be written.
     """
 
-    schedule: GPDSchedule
-
     @abstractmethod
     def mathematics(self) -> dict:
-        """What fixes the numbers of a run, by name, as JSON has it: no checkpoint is resumed with another."""
-
-    @abstractmethod
-    def launch(self) -> dict:
-        """What changes no more than the order of rounding."""
+        """What fixes the numbers of a run, by readable name: no checkpoint is resumed with another."""
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """See [`~transformers.Trainer.train`].
@@ -67,12 +72,17 @@ class ResumableTrainer(Trainer):
         `resume_from_checkpoint=True` and `"last"` take the newest complete checkpoint of `output_dir`; where there is
         none, `True` is an error, while `"last"` starts anew.
         """
-        self._identity, self._last_saved, self._epoch_ends_next = None, None, False
+        self._identity, self._last_saved = None, None
+        self._epoch_ends_next, self._save_is_due = False, False
         if resume_from_checkpoint:
             resume_from_checkpoint = self._choose_checkpoint(resume_from_checkpoint)
-            self._last_saved = resume_from_checkpoint and Path(resume_from_checkpoint)
-        with self._sigterm_noticed():
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+            self._last_saved = resume_from_checkpoint and Path(resume_from_checkpoint).resolve()
+        try:
+            with self._sigterm_noticed():
+                return super().train(resume_from_checkpoint or None, *args, **kwargs)
+        except _Terminated:
+            pass  # only now, without its frames, are the workers of the data loader let go
+        raise SystemExit(TERMINATED)
 
     # Checkpoints: which to resume from
 
@@ -91,7 +101,7 @@ class ResumableTrainer(Trainer):
 
     def _check_checkpoint(self, wanted: str | bool) -> str | None:
         output_dir = self.args.output_dir
-        if wanted is True or wanted == "last":
+        if wanted in (True, "True", "last"):  # the text is what a command line makes of it
             checkpoint = last_checkpoint(output_dir)
             if checkpoint is None and wanted == "last":
                 return None
@@ -101,44 +111,69 @@ class ResumableTrainer(Trainer):
             checkpoint = str(wanted)
             if not Path(checkpoint).is_dir():
                 raise InputError(f"There is no checkpoint {checkpoint!r}.")
-        check_same_settings(checkpoint, read_manifest(checkpoint), self._run_identity(), self.launch())
+        check_same_settings(checkpoint, read_manifest(checkpoint), self._run_identity(), describe_launch(self.args))
         return checkpoint
 
     def _run_identity(self) -> dict:
+        """[`mathematics`], as JSON has it, made once a run."""
         if self._identity is None:
-            self._identity = self.mathematics()
+            self._identity = json.loads(json.dumps(self.mathematics(), default=_as_json))
         return self._identity
 
     # Checkpoints: writing them
 
+    def set_initial_training_values(self, args, dataloader, *others):
+        values = super().set_initial_training_values(args, dataloader, *others)
+        self._steps_per_epoch = values[1]
+        return values
+
+    def _run_epoch(self, *args, **kwargs):
+        if self.state.global_step >= self.state.max_steps:  # resumed at its end, where Trainer takes one more step
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def _maybe_log_save_evaluate(self, *args, **kwargs):
         """Trainer calls this after each optimizer step, and once more at an epoch's end."""
         at_epoch_end, self._epoch_ends_next = self._epoch_ends_next, False
-        if not at_epoch_end and self.state.global_step % self.schedule.steps_per_epoch == 0:
+        if not at_epoch_end and self.state.global_step % self._steps_per_epoch == 0:
             self._epoch_ends_next, self._save_is_due = True, self.control.should_save
             self.control.should_save = False
         elif at_epoch_end:
             self.control.should_save |= self._save_is_due
         super()._maybe_log_save_evaluate(*args, **kwargs)
-        if not self._epoch_ends_next and self._on_any_rank(self._sigterm):
-            self._save_and_exit()
+        if not self._epoch_ends_next:
+            self._leave_if_terminated()
 
-    def _save_and_exit(self):
+    def _finalize_training(self, *args, **kwargs):
+        """Trainer logs its last entry here and loads the best weights, after which the last can't be saved."""
+        self._leave_if_terminated()
+        if self.args.load_best_model_at_end and self.state.best_global_step:
+            best = checkpoint_folder(self.args.output_dir, self.state.best_global_step)
+            read_manifest(best)
+            self.state.best_model_checkpoint = str(best)  # Trainer forgets it when the folder has been moved
+        return super()._finalize_training(*args, **kwargs)
+
+    def _leave_if_terminated(self) -> None:
+        """If SIGTERM has reached any rank, save on all of them, and leave."""
+        if not self._on_any_rank(self._sigterm):
+            return
         folder = self._save_now()
         if self.is_world_process_zero():
             logger.warning(f"Stopped by SIGTERM after step {self.state.global_step}, which is saved in {folder}.")
-        raise SystemExit(TERMINATED)
+        raise _Terminated
 
     def _save_now(self) -> Path:
         """Where the state after the last step is saved, now if it wasn't yet."""
         folder = checkpoint_folder(self.args.output_dir, self.state.global_step)
-        if self._last_saved != folder:
+        if self._last_saved != folder.resolve():
             self._save_checkpoint(self.model, trial=None)
         return folder
 
     def _save_checkpoint(self, model, trial):
         folder = checkpoint_folder(self.args.output_dir, self.state.global_step)
         limit = self.args.save_total_limit
+        self._loss_sums = self.accelerator.gather(self._tr_loss.reshape(1)).tolist()
         with self._written_on_all_ranks(folder):
             if self.args.should_save and folder.exists():  # of a run that was cut off
                 shutil.rmtree(folder)
@@ -150,11 +185,10 @@ class ResumableTrainer(Trainer):
         with self._written_on_all_ranks(folder):
             if self.args.should_save:
                 self._save_settings(folder)
-                write_manifest(folder, self._run_identity(), self.launch())
-        self._last_saved = folder
+                write_manifest(folder, self._run_identity(), describe_launch(self.args))
+        self._last_saved = folder.resolve()
         if self.args.should_save:
-            best = self.state.best_model_checkpoint
-            rotate_checkpoints(self.args.output_dir, limit, best_model_checkpoint=best, use_mtime=True)
+            delete_older(self.args.output_dir, limit, newest=folder, best=self.state.best_model_checkpoint)
 
     def save_model(self, output_dir=None, _internal_call=False):
         """See [`~transformers.Trainer.save_model`]."""
@@ -173,11 +207,14 @@ class ResumableTrainer(Trainer):
 
     @contextmanager
     def _written_on_all_ranks(self, folder: Path, remove: bool = True):
-        """Go on once all ranks have written their part; if one couldn't, raise [`CheckpointError`] on all of them."""
+        """Go on once all ranks have written their part; if one couldn't, raise [`CheckpointError`] on all of them.
+
+        Nothing within may wait for other ranks, except for what is guarded in the same way by itself.
+        """
         failure = None
         try:
             yield
-        except CheckpointError:
+        except (CheckpointError, torch.OutOfMemoryError):
             raise
         except UNWRITABLE as error:
             failure = error
@@ -201,9 +238,8 @@ class ResumableTrainer(Trainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        sums = self.accelerator.gather(self._tr_loss.reshape(1)).tolist()
         if self.args.should_save:
-            window = {"sum_per_rank": sums, "last_logged": self._globalstep_last_logged}
+            window = {"sum_per_rank": self._loss_sums, "last_logged": self._globalstep_last_logged}
             (Path(output_dir) / LOSS_FILE).write_text(json.dumps(window), encoding="utf-8")
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
@@ -230,5 +266,23 @@ class ResumableTrainer(Trainer):
             yield
         finally:
             signal.signal(signal.SIGTERM, before)
-        if self._sigterm:  # it came after the last step
+        if self._sigterm:  # it came after training's end
             signal.raise_signal(signal.SIGTERM)
+
+    def _get_dataloader(self, *args, **kwargs):
+        """Trainer's, with workers that don't die of a SIGTERM, which often reaches all processes at once."""
+        loader = super()._get_dataloader(*args, **kwargs)
+        workers = loader.base_dataloader  # which accelerate has wrapped
+        workers.worker_init_fn = partial(_survive_sigterm, workers.worker_init_fn)
+        return loader
+
+
+def _survive_sigterm(init_worker, worker_id: int) -> None:
+    """In a loader's worker, pass over one SIGTERM; the next, by which its parent may clean up, ends it."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    if init_worker is not None:
+        init_worker(worker_id)
+
+
+def _as_json(value):
+    return sorted(value) if isinstance(value, set) else str(value)

@@ -20,10 +20,10 @@ from hpt.attacks.base import batch_norm_untouched
 from hpt.benchmarks import Benchmark
 from hpt.callbacks import GPDCallback, LogitScaleCallback
 from hpt.checks import check_best_metric, check_launch, check_pair, check_steps
-from hpt.config import HPTConfig
+from hpt.config import MATHEMATICS, HPTConfig
 from hpt.data import ImageTransform, collate, to_unit_range
 from hpt.errors import InputError, TrainingStopped
-from hpt.identity import describe_launch, describe_mathematics
+from hpt.identity import describe_proxy, describe_target, describe_training
 from hpt.modeling import ZeroShotClassifier, forward_redirected
 from hpt.objectives import OBJECTIVES, GeneralizationAnchor
 from hpt.resuming import ResumableTrainer
@@ -120,7 +120,8 @@ class HPTTrainer(ResumableTrainer):
             check_steps(self.schedule, args.max_steps)
             self.gpd = GPDCallback(self.schedule, args.ema_decay, args.pull_ratio)
             self.add_callback(self.gpd)
-        if any(name.endswith("logit_scale") and weight.requires_grad for name, weight in model.named_parameters()):
+        trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+        if "logit_scale" in trained and "logit_bias" not in trained:
             self.add_callback(LogitScaleCallback())
 
     def _as_benchmark(self, dataset, name: str) -> Benchmark:
@@ -158,7 +159,11 @@ class HPTTrainer(ResumableTrainer):
         """See [`~transformers.Trainer.train`]; one call goes through both stages."""
         self._micro_batches = 0  # of the current optimizer step, seen so far
         self._diagnostics = []  # of the micro-batches of a step that is logged
-        return super().train(*args, **kwargs)
+        output = super().train(*args, **kwargs)
+        if self._trains_text:
+            with torch.no_grad():
+                self.classifier.encode_anew()
+        return output
 
     def create_scheduler(self, num_training_steps: int, optimizer=None) -> LambdaLR:
         """GPD's schedule, over the epochs of the stages; `max_steps` cuts it, and doesn't shorten the stages."""
@@ -231,7 +236,7 @@ class HPTTrainer(ResumableTrainer):
         if self.accelerator.reduce(finite, "mean").item() == 1:
             return
         step, args = self.state.global_step, self.args
-        self._tr_loss.copy_(self._loss_before_step)
+        self._tr_loss.copy_(self._loss_before_step)  # what is saved is the state before this step
         checkpoint = self._save_now() if step > 0 else None
         stage = self.schedule.stage(step)
         rate = "anchor_learning_rate" if stage == ANCHOR else "learning_rate"
@@ -337,11 +342,8 @@ class HPTTrainer(ResumableTrainer):
 
     def mathematics(self) -> dict:
         """See [`ResumableTrainer`]."""
-        return describe_mathematics(self.args, self.train_dataset, self.proxy, self.model)
-
-    def launch(self) -> dict:
-        """See [`ResumableTrainer`]."""
-        return describe_launch(self.args)
+        described = describe_training(self.args, MATHEMATICS, self.train_dataset)
+        return described | describe_target(self.classifier) | {"proxy": describe_proxy(self.proxy)}
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)

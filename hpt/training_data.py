@@ -45,8 +45,10 @@ def as_training_set(dataset, args: HPTConfig, class_names: list[str], transform:
     """
     name = "the training set"
     if isinstance(dataset, datasets.IterableDataset):
-        if not {"image", "label"} <= set(dataset.column_names or ()):
-            raise InputError(f"{name} streams columns {dataset.column_names}, but needs image and label.")
+        if dataset.features is None:
+            raise InputError(f"{name} doesn't say its features: give them to from_generator or map as features=.")
+        if missing := {"image", "label"} - set(dataset.features):
+            raise InputError(f"{name} has columns {list(dataset.features)}, but needs {sorted(missing)}: rename them.")
         dataset = StreamingBenchmark(name, "given", dataset, class_names, None, transform)
     if not isinstance(dataset, StreamingBenchmark):
         dataset = as_benchmark(dataset, name, class_names, transform)
@@ -54,6 +56,11 @@ def as_training_set(dataset, args: HPTConfig, class_names: list[str], transform:
         return dataset
     if len(dataset.class_names) != len(class_names):
         raise InputError(f"{name} has {len(dataset.class_names)} classes, but there are {len(class_names)} names.")
+    kind = dataset.dataset.features["label"]
+    if not isinstance(kind, datasets.ClassLabel) and not str(getattr(kind, "dtype", kind)).startswith(("int", "uint")):
+        raise InputError(f"The labels of {name} are {kind}, but must be integers from 0.")
+    if args.accelerator_config.dispatch_batches is False or args.accelerator_config.split_batches:
+        raise InputError("A stream is read by one process for all: leave dispatch_batches and split_batches alone.")
     batches = args.schedule(None).steps_per_epoch * args.gradient_accumulation_steps * args.world_size
     return EpochStream(
         dataset,

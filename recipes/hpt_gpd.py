@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from hpt import PGD, HPTConfig, HPTTrainer, InputError, load_benchmark, load_proxy
-from hpt.adapters import add_lora, merged
+from hpt.adapters import add_lora, check_lora, merged
 from hpt.attacks.base import check_eps
 from hpt.benchmarks import StreamingBenchmark, load_training_data
 from hpt.comparison import compare_models, format_table, measure
@@ -26,6 +26,7 @@ from hpt.figures import draw_accuracy_bars, draw_proxy_robustness, draw_training
 from hpt.modeling import load_dual_encoder, save_finished
 from hpt.pretraining import PretrainingConfig, is_finished, pretrain
 from hpt.records import expand_all
+from hpt.streams import check_workers
 
 
 HERE = Path(__file__).parent
@@ -114,6 +115,10 @@ def check_recipe(recipe: Recipe) -> None:
     """Refuse what can't be meant, before anything is loaded."""
     if recipe.proxy_dtype not in DTYPES:
         raise InputError(f"Unknown proxy_dtype {recipe.proxy_dtype!r}; known: {', '.join(DTYPES)}.")
+    if recipe.lora_rank is not None:
+        check_lora(recipe.lora_rank, recipe.lora_alpha)
+    elif recipe.lora_alpha is not None:
+        raise InputError("lora_alpha is given without lora_rank, which makes the adapters: give both, or neither.")
     if recipe.streaming and recipe.max_train_samples is not None:
         raise InputError("A stream isn't cut by max_train_samples: steps_per_epoch says how much an epoch reads.")
     for eps in recipe.proxy_eps or []:
@@ -126,6 +131,8 @@ def check_data(train, validation, tests: list, args: HPTConfig) -> None:
         if (test.name, test.split) == (train.name, train.split):
             raise InputError(f"{test.name} would be tested on its training images ({test.split}): give another split.")
         check_images(test.dataset, test.name, same_size=test.attack_space == "native")
+    if isinstance(train, StreamingBenchmark):
+        check_workers(train, args.dataloader_num_workers)
     if validation is None and args.eval_strategy != "no":
         hint = "" if isinstance(train, StreamingBenchmark) else "--validation_size N, or "
         raise InputError(

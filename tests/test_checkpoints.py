@@ -5,9 +5,12 @@ import os
 import resource
 import shutil
 import signal
+import time
 from pathlib import Path
 
+import psutil
 import pytest
+import torch
 import transformers
 from conftest import make_clip, make_dataset, make_trainer
 from fault_injection import STEPS, VARIANTS, assert_same_run, finish, kill_in_step
@@ -15,9 +18,12 @@ from packaging import version
 from test_trainer import assert_same, weights
 from transformers import TrainerCallback
 
-from hpt import InputError
+from hpt import InputError, ZeroShotClassifier
+from hpt.benchmarks import Benchmark
 from hpt.checkpoints import MANIFEST, last_checkpoint, read_manifest, write_manifest
+from hpt.data import ImageTransform
 from hpt.resuming import TERMINATED, CheckpointError
+from hpt.trainer import NonFiniteLossError
 
 
 def make_checkpoint(output_dir: Path, step: int) -> Path:
@@ -33,6 +39,11 @@ DAMAGE = {
     "no manifest": (lambda folder: (folder / MANIFEST).unlink(), "is incomplete: it has no manifest.json"),
     "broken manifest": (
         lambda folder: (folder / MANIFEST).write_text('{"files": '),
+        "its manifest.json can't be read",
+    ),
+    "no settings": (lambda folder: (folder / MANIFEST).write_text('{"files": {}}'), "its manifest.json can't be read"),
+    "no size": (
+        lambda folder: (folder / MANIFEST).write_text('{"files": {"x": null}, "settings": {}, "launch": {}}'),
         "its manifest.json can't be read",
     ),
     "list": (lambda folder: (folder / MANIFEST).write_text("[]"), "its manifest.json can't be read"),
@@ -151,16 +162,19 @@ def test_without_a_complete_checkpoint(tmp_path, whole_run):
         ({"seed": 1, "pull_ratio": 0.9}, "pull_ratio 0.5 there, 0.9 here; seed 42 there, 1 here"),
         ({"per_device_train_batch_size": 2}, "global_batch_size 4 there, 2 here"),
         ({"dataset": make_dataset(12, seed=1)}, r"train_dataset 12 images, 3 classes, \w+ there, 12 images"),
-        ({"proxy": 3}, r"proxy clip, \w+ there, clip, \w+ here"),
+        ({"proxy": 3}, r"proxy clip of shape \w+, weights \w+ there, clip of shape"),
+        ({"class_names": ["a", "b", "c"]}, r"classes \w+ there, \w+ here"),
+        ({"accelerator_config": {"use_seedable_sampler": False}}, "use_seedable_sampler True there, False here"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_other_mathematics_is_refused(whole_run, change, line):
-    from hpt import ZeroShotClassifier
-
     change = dict(change)
     if "proxy" in change:
         change["proxy"] = ZeroShotClassifier(*make_clip(change["proxy"], patch_size=4))
+    if "class_names" in change:
+        transform = ImageTransform(18, 16)  # that of a plain dataset
+        change = {"dataset": Benchmark("mine", "train", make_dataset(), change["class_names"], None, transform)}
     trainer = make_trainer(whole_run, **SAVING | change)
     with pytest.raises(InputError, match=line + ".*use the same, or give another output_dir"):
         trainer.train(resume_from_checkpoint=True)
@@ -172,6 +186,115 @@ def test_another_division_of_the_same_batch_is_said_and_allowed(whole_run, tmp_p
     assert "per_device_train_batch_size 4 there, 2 here" in caplog.text and "not bit for bit" in caplog.text
     whole = make_clip(0)[0].from_pretrained(whole_run / "checkpoint-12")
     assert_same(weights(trainer.model), weights(whole), atol=1e-4)
+
+
+def test_a_label_that_changes_anywhere_is_noticed(tmp_path):
+    rows = make_dataset(40)
+    make_trainer(tmp_path, dataset=rows, save_strategy="steps", save_steps=2, max_steps=2).train()
+    labels = rows["label"][:]
+    labels[1] = (labels[1] + 1) % 3  # of an image that isn't looked at
+    other = rows.remove_columns("label").add_column("label", labels).cast_column("label", rows.features["label"])
+    with pytest.raises(InputError, match=r"train_dataset 40 images, 3 classes, \w+ there, 40 images"):
+        make_trainer(tmp_path, dataset=other, max_steps=2).train(resume_from_checkpoint=True)
+
+
+def test_the_same_mathematics_said_otherwise_is_the_same(whole_run, tmp_path):
+    shutil.copytree(whole_run / "checkpoint-4", tmp_path / "checkpoint-4")
+    resume(tmp_path, "True", data_seed=42, adam_beta1=0.5, shuffle_buffer_size=5)
+    assert_same_files(tmp_path, whole_run)
+
+
+def test_another_division_of_an_unequal_last_batch_is_refused(tmp_path):
+    rows = make_dataset(14)
+    make_trainer(tmp_path, dataset=rows, save_strategy="steps", save_steps=2, max_steps=2).train()
+    again = make_trainer(tmp_path, dataset=rows, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    with pytest.raises(InputError, match="division of the last batch"):
+        again.train(resume_from_checkpoint=True)
+
+
+def test_a_run_cut_by_max_steps_stays_at_its_end(tmp_path):
+    settings = {"max_steps": 5, "save_strategy": "steps", "save_steps": 5}
+    trainer = make_trainer(tmp_path, **settings)
+    trainer.train()
+    again = make_trainer(tmp_path, make_clip(5)[0], **settings)
+    again.train(resume_from_checkpoint="last")
+    assert again.state.global_step == 5
+    assert_same(weights(again.model), weights(trainer.model))
+
+
+@pytest.mark.parametrize("left_over", [100, 1])
+def test_what_is_incomplete_takes_no_place_among_the_checkpoints_kept(tmp_path, left_over):
+    (tmp_path / f"checkpoint-{left_over}").mkdir()
+    os.utime(tmp_path / f"checkpoint-{left_over}", (4e9, 4e9))  # by a clock that was ahead
+    (tmp_path / "checkpoint-6-backup").mkdir()
+    make_trainer(tmp_path, **SAVING | {"save_total_limit": 1}).train()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-12")
+    names = {folder.name for folder in tmp_path.iterdir()}
+    assert names == {"checkpoint-12", f"checkpoint-{left_over}", "checkpoint-6-backup"}
+
+
+def best_run(folder, scores, **settings):
+    trainer = make_trainer(
+        folder,
+        eval_dataset=make_dataset(6),
+        save_strategy="epoch",
+        eval_strategy="epoch",
+        load_best_model_at_end=True,
+        metric_for_best_model="clean_accuracy",
+        **settings,
+    )
+    scores = iter(scores)
+    trainer.compute_metrics = lambda prediction: {"clean_accuracy": next(scores)}
+    return trainer
+
+
+def test_the_best_checkpoint_is_kept_and_found_again(tmp_path):
+    trainer = best_run(tmp_path / "run", [0.1, 0.1, 0.9, 0.2], save_total_limit=1)
+    trainer.train()
+    best = weights(trainer.model)
+    assert {folder.name for folder in (tmp_path / "run").iterdir()} >= {"checkpoint-9"}
+    shutil.move(tmp_path / "run", tmp_path / "moved")
+    again = best_run(tmp_path / "moved", [0.2] * 4, save_total_limit=1)
+    again.train(resume_from_checkpoint="last")
+    assert_same(weights(again.model), best)
+    os.truncate(tmp_path / "moved" / "checkpoint-9" / "optimizer.pt", 10)
+    with pytest.raises(InputError, match="checkpoint-9 is damaged: optimizer.pt has 10 of"):
+        third = best_run(tmp_path / "moved", [0.2] * 4, save_total_limit=1)
+        third.train(resume_from_checkpoint="last")
+
+
+def test_the_checkpoint_resumed_from_is_not_written_again(whole_run, tmp_path, monkeypatch):
+    """However its path is written."""
+    shutil.copytree(whole_run / "checkpoint-4", tmp_path / "checkpoint-4")
+    stamp = (tmp_path / "checkpoint-4" / MANIFEST).stat().st_mtime_ns
+    monkeypatch.chdir(tmp_path)
+    trainer = make_trainer(tmp_path, **SAVING)
+    trainer.add_callback(TerminateAt(5))
+    monkeypatch.setattr(trainer, "compute_loss", lambda *batch, **settings: trainer._stop_unless_finite(NAN, "loss"))
+    with pytest.raises(NonFiniteLossError, match="The loss of step 5"):
+        trainer.train(resume_from_checkpoint="checkpoint-4")
+    assert (tmp_path / "checkpoint-4" / MANIFEST).stat().st_mtime_ns == stamp
+
+
+NAN = torch.tensor(float("nan"))
+
+
+def test_a_model_that_cannot_be_saved_by_hand_leaves_its_folder_alone(tmp_path):
+    trainer = make_trainer(tmp_path / "run", save_total_limit=3)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("kept")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(CheckpointError, match="mine can't be written"):
+            trainer.save_model(str(tmp_path / "mine"))
+        with pytest.raises(CheckpointError):
+            trainer.args.save_strategy = "epoch"
+            trainer.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "kept"
+    assert trainer.args.save_total_limit == 3
 
 
 @pytest.mark.parametrize("limit", [1, 2])
@@ -218,6 +341,62 @@ class TerminateAt(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step + 1 == self.step:
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+class TerminateAtTheEnd(TrainerCallback):
+    def on_epoch_end(self, args, state, control, **kwargs):
+        control.should_training_stop |= state.global_step == 12  # as the last event before the run is finished
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        if "train_loss" in logs:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_behind_the_last_step_ends_the_process_with_the_run_saved(tmp_path):
+    """While Trainer logs its last entry: too late to save, so the signal does what it does without training."""
+    received, trainer = [], make_trainer(tmp_path, save_strategy="epoch")
+    before = signal.signal(signal.SIGTERM, lambda *_: received.append(True))
+    try:
+        trainer.add_callback(TerminateAtTheEnd())
+        trainer.train()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert received == [True] and last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-12")
+
+
+def test_sigterm_between_the_last_step_and_the_end_saves(tmp_path):
+    trainer = make_trainer(tmp_path)
+    finalize = trainer.callback_handler.on_epoch_end
+
+    def on_epoch_end(args, state, control):
+        control = finalize(args, state, control)
+        if state.global_step == 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return control
+
+    trainer.callback_handler.on_epoch_end = on_epoch_end
+    with pytest.raises(SystemExit) as stop:
+        trainer.train()
+    assert stop.value.code == TERMINATED and last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-12")
+
+
+def test_sigterm_to_all_processes_leaves_the_loaders_workers_alive(tmp_path):
+    trainer = make_trainer(tmp_path, dataloader_num_workers=2)
+    trainer.add_callback(TerminateChildrenToo(4))
+    with pytest.raises(SystemExit) as stop:
+        trainer.train()
+    assert stop.value.code == TERMINATED and last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+
+
+class TerminateChildrenToo(TerminateAt):
+    def on_step_begin(self, args, state, control, **kwargs):
+        super().on_step_begin(args, state, control, **kwargs)
+        if state.global_step + 1 == self.step:
+            children = psutil.Process().children()
+            assert len(children) == 2
+            for child in children:
+                child.terminate()
+            time.sleep(0.3)
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 7, 9, 12])

@@ -83,7 +83,7 @@ class PGD(Attack):
         for _ in range(self.steps):
             adversarial = adversarial.detach().requires_grad_()
             # Summed, not averaged: the batch size must not push small gradients into underflow.
-            loss = self._losses(classifier, adversarial, batch.labels).sum()
+            loss = self._losses(classifier, adversarial, batch.labels).sum() * _loss_scale(adversarial.device.type)
             (gradient,) = torch.autograd.grad(loss, adversarial)  # of the image alone, none for the weights
             zero_gradient |= is_zero(gradient)
             adversarial = project(adversarial.detach() + step * steepest(gradient, self.norm), batch, self.norm)
@@ -152,3 +152,9 @@ class Adaptive(Transfer):
     def _losses(self, classifier: Classifier, adversarial: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         own = self.loss(classifier(adversarial), labels)  # CE(T)
         return own + super()._losses(classifier, adversarial, labels)  # + CE(P)
+
+
+def _loss_scale(device_type: str) -> float:
+    """What keeps small gradients from underflow in float16, and doesn't change their direction; 1 in other dtypes."""
+    in_float16 = torch.is_autocast_enabled(device_type) and torch.get_autocast_dtype(device_type) == torch.float16
+    return 2.0**10 if in_float16 else 1.0
