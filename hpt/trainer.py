@@ -121,6 +121,8 @@ class HPTTrainer(ResumableTrainer):
             self.gpd = GPDCallback(self.schedule, args.ema_decay, args.pull_ratio)
             self.add_callback(self.gpd)
         trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+        if not trained:
+            raise InputError("Nothing in the target trains: load adapters with is_trainable=True.")
         if "logit_scale" in trained and "logit_bias" not in trained:
             self.add_callback(LogitScaleCallback())
 

@@ -47,9 +47,11 @@ def save_images(folder, splits=("train",), kinds=("cat", "dog")):
     return folder
 
 
-def make_trainer(folder, model=None, dataset=None, eval_dataset=None, proxy=None, **settings) -> HPTTrainer:
+def make_trainer(
+    folder, model=None, dataset=None, eval_dataset=None, proxy=None, processor=None, **settings
+) -> HPTTrainer:
     """A trainer of a tiny pair over 12 images: 3 steps an epoch, 2 + 2 epochs, unless told otherwise."""
-    target, processor = make_clip(0)
+    target, own_processor = make_clip(0)
     settings = {
         "anchor_epochs": 2,
         "transfer_epochs": 2,
@@ -68,7 +70,7 @@ def make_trainer(folder, model=None, dataset=None, eval_dataset=None, proxy=None
         model=target if model is None else model,
         args=HPTConfig(output_dir=str(folder), **settings),
         proxy=ZeroShotClassifier(*make_clip(1, patch_size=4)) if proxy is None else proxy,
-        processing_class=processor,
+        processing_class=own_processor if processor is None else processor,
         train_dataset=make_dataset() if dataset is None else dataset,
         eval_dataset=eval_dataset,
     )

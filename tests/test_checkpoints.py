@@ -254,12 +254,12 @@ def test_the_best_checkpoint_is_kept_and_found_again(tmp_path):
     best = weights(trainer.model)
     assert {folder.name for folder in (tmp_path / "run").iterdir()} >= {"checkpoint-9"}
     shutil.move(tmp_path / "run", tmp_path / "moved")
-    again = best_run(tmp_path / "moved", [0.2] * 4, save_total_limit=1)
+    again = best_run(tmp_path / "moved", [0.2] * 4, save_total_limit=2)
     again.train(resume_from_checkpoint="last")
     assert_same(weights(again.model), best)
     os.truncate(tmp_path / "moved" / "checkpoint-9" / "optimizer.pt", 10)
     with pytest.raises(InputError, match="checkpoint-9 is damaged: optimizer.pt has 10 of"):
-        third = best_run(tmp_path / "moved", [0.2] * 4, save_total_limit=1)
+        third = best_run(tmp_path / "moved", [0.2] * 4, save_total_limit=2)
         third.train(resume_from_checkpoint="last")
 
 

@@ -21,7 +21,7 @@ from hpt.data import ImageTransform
 from hpt.resuming import CheckpointError
 
 
-def run(folder: Path, dtype: str = "float64", **settings) -> None:
+def run(folder: Path, dtype: str = "float64", dataset=None, **settings) -> None:
     """Train 2 + 2 epochs of 5 steps at a global batch of 8; write each rank's weights and metrics."""
     world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     proxy, processor = make_clip(1, patch_size=4)
@@ -33,7 +33,7 @@ def run(folder: Path, dtype: str = "float64", **settings) -> None:
     trainer = make_trainer(
         folder,
         make_clip(0)[0].to(getattr(torch, dtype)),
-        make_dataset(40),
+        make_dataset(40) if dataset is None else dataset,
         proxy=ZeroShotClassifier(proxy.to(getattr(torch, dtype)), processor),
         eval_dataset=make_dataset(7, seed=5),
         per_device_train_batch_size=8 // world_size,
@@ -65,12 +65,18 @@ def run_with_text(folder: Path) -> None:
     run(folder, trainable="all", kl_reduction="mean")
 
 
+def run_with_stream(folder: Path) -> None:
+    """The same over a stream, which one process reads for both."""
+    stream = make_dataset(40).to_iterable_dataset(num_shards=2)
+    run(folder, dataset=stream, steps_per_epoch=5, shuffle_buffer_size=7)
+
+
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="two processes on CPU need gloo")
-@pytest.mark.parametrize("how", ["run", "run_with_noise", "run_with_text"])
+@pytest.mark.parametrize("how", ["run", "run_with_noise", "run_with_text", "run_with_stream"])
 def test_two_processes_train_as_one(tmp_path, how):
     for launcher in ([sys.executable], TORCHRUN):
         subprocess.run([*launcher, __file__, str(tmp_path), how], check=True, env=ONE_THREAD, capture_output=True)
@@ -157,21 +163,40 @@ def terminate_one_rank(folder: Path) -> None:
     assert last_checkpoint(folder) == str(folder / "checkpoint-3")
 
 
-def fill_the_disk_of_rank_0(folder: Path) -> None:
-    """What rank 0 can't write stops both ranks with the same kind of line."""
-    trainer = make_trainer(folder, dataset=make_dataset(16), per_device_train_batch_size=2, save_strategy="epoch")
-    if trainer.args.process_index == 0:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+def fill_the_disk(folder: Path, rank: int, limit: int) -> None:
+    """What one rank can't write stops both with the same kind of line, whichever of its files it is."""
+    settings = {"trainable": "all", "optim": "adamw_torch", "learning_rate": 1e-3}
+    trainer = make_trainer(
+        folder, dataset=make_dataset(16), per_device_train_batch_size=2, save_strategy="epoch", **settings
+    )
+    if trainer.args.process_index == rank:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     with pytest.raises(CheckpointError, match="checkpoint-4 can't be written"):
         trainer.train()
-    if trainer.args.process_index == 0:
-        assert not list(folder.glob("checkpoint-*"))
+    torch.distributed.barrier()
+    assert not list(folder.glob("checkpoint-*"))
+
+
+def fill_the_disk_for_weights(folder: Path) -> None:
+    fill_the_disk(folder, 0, 10_000)
+
+
+def fill_the_disk_for_the_optimizer(folder: Path) -> None:
+    fill_the_disk(folder, 0, 200_000)
+
+
+def fill_the_disk_of_the_other_rank(folder: Path) -> None:
+    fill_the_disk(folder, 1, 100)
+
+
+FULL_DISKS = ["fill_the_disk_for_weights", "fill_the_disk_for_the_optimizer", "fill_the_disk_of_the_other_rank"]
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="two processes on CPU need gloo")
-@pytest.mark.parametrize("what", ["terminate_one_rank", "fill_the_disk_of_rank_0"])
+@pytest.mark.parametrize("what", ["terminate_one_rank", *FULL_DISKS])
 def test_what_stops_one_rank_stops_both(tmp_path, what):
-    subprocess.run([*TORCHRUN, __file__, str(tmp_path), what], check=True, env=ONE_THREAD, capture_output=True)
+    command = [*TORCHRUN, __file__, str(tmp_path), what]
+    subprocess.run(command, check=True, env=ONE_THREAD, capture_output=True, timeout=120)  # rather than wait for ever
 
 
 def evaluate(folder: Path) -> None:

@@ -62,6 +62,28 @@ def test_the_proxy_keeps_its_own_dtype(tmp_path, settings):
     assert {weight.dtype for weight in trainer.proxy.model.parameters()} == {BF16}
 
 
+def test_the_text_tower_trains_in_the_trainings_dtype(tmp_path):
+    trainer, seen = make_trainer(tmp_path, bf16=True, trainable="all", max_steps=1), set()
+    trainer.model.text_projection.register_forward_hook(lambda *call: seen.add(call[-1].dtype))
+    trainer.train()
+    assert BF16 in seen  # and float32 once more, after training
+
+
+def test_small_gradients_survive_float16(classifier, images, labels):
+    """Of a sum of losses, scaled: without, some of the smallest would be zero, and their pixels stay."""
+    from hpt.attacks.gradient import PGD
+
+    def faint(x):
+        return classifier(x) * 1e-4
+
+    moved = []
+    for dtype in (F32, F16):
+        with torch.autocast("cpu", dtype, enabled=dtype != F32):
+            adversarial = PGD(eps=8 / 255, steps=1, step_size=8 / 255, random_start=False)(faint, images, labels)
+        moved.append((adversarial != images).float().mean())
+    assert moved[1] > 0.98 * moved[0]
+
+
 @pytest.mark.parametrize("settings", [{"bf16": True}, {"fp16": True}, {"attack_dtype": "bfloat16"}], ids=str)
 def test_training_in_lower_precision_is_near_float32(tmp_path, settings):
     """Far nearer than the two runs are to where they began."""

@@ -19,6 +19,7 @@ from transformers import CLIPModel, TrainerCallback
 from hpt import InputError, ZeroShotClassifier
 from hpt.benchmarks import Benchmark
 from hpt.data import ImageTransform
+from hpt.pretraining import PretrainingConfig, build_siglip
 from hpt.trainer import DIAGNOSTICS, NonFiniteLossError
 
 
@@ -134,6 +135,19 @@ def test_logit_scale_is_clamped_when_it_trains(tmp_path, trainable):
     make_trainer(tmp_path, model, trainable=trainable, anchor_epochs=0, transfer_epochs=1, learning_rate=1e-6).train()
     expected = math.log(100) + (trainable == "vision")
     assert model.logit_scale.item() == pytest.approx(expected, abs=0.05)
+
+
+def test_a_siglips_scale_is_not_clamped(tmp_path):
+    """It begins above CLIP's limit, and comes with a bias."""
+    args = PretrainingConfig(
+        output_dir="unused", use_cpu=True, family="siglip", image_size=16, vision_hidden_size=16, text_hidden_size=16
+    )
+    model, processor = build_siglip(args)
+    model.logit_scale.data.fill_(4.765)
+    settings = {"trainable": "all", "anchor_epochs": 0, "transfer_epochs": 1, "learning_rate": 1e-6}
+    trainer = make_trainer(tmp_path, model, processor=processor, **settings)
+    trainer.train()
+    assert model.logit_scale.item() == pytest.approx(4.765, abs=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -374,7 +388,8 @@ def test_prompts_are_encoded_anew_with_an_optimizer_that_changes_weights_unseen(
     encode, calls = trainer.classifier.encode_prompts, []
     trainer.classifier.encode_prompts = lambda: (calls.append(trainer.state.global_step), encode())[1]
     trainer.train()
-    assert calls == [*range(12)]  # with gradients; the attack takes the same without
+    assert calls == [*range(13)]  # with gradients, where the attack takes the same without; and after training
+    torch.testing.assert_close(trainer.classifier.text_embeds(), encode(), rtol=0, atol=0)
 
 
 def test_bfloat16_autocast_reaches_the_redirected_forward(tmp_path):
