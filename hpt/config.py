@@ -165,6 +165,8 @@ class HPTConfig(TrainingArguments):
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model = "robust_accuracy"
         self._check()
+        if self.steps_per_epoch is not None and self.dataloader_num_workers > 0:
+            self.dataloader_persistent_workers = True  # they keep their place in the stream from epoch to epoch
         self.num_train_epochs = float(self.anchor_epochs + self.transfer_epochs)
         if self.optim_args == "momentum=0.9" and not str(getattr(self.optim, "value", self.optim)) == "sgd":
             self.optim_args = None  # SGD's default, meaningless to another optimizer

@@ -302,6 +302,8 @@ class HPTTrainer(ResumableTrainer):
             benchmark = self.eval_dataset
         else:
             raise InputError("There is nothing to evaluate: give the trainer or evaluate() an eval_dataset.")
+        if not isinstance(eval_dataset, str):  # else Trainer takes the loader of another set, if its workers persist
+            vars(self).pop("_eval_dataloaders", None)
         self._classify_as(benchmark)
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 

@@ -110,6 +110,8 @@ def test_the_trainers_settings_arrive(tmp_path):
     train = make_trainer(tmp_path, dataset=stream, **settings).train_dataset
     assert (train.num_batches, train.batch_size, len(train)) == (6, 4, 24)
     assert (train.buffer_size, train.seed) == (9, 5)
+    args = make_trainer(tmp_path, dataset=stream, dataloader_num_workers=2, **settings).args
+    assert args.dataloader_persistent_workers
     with pytest.raises(InputError, match="from 2 files, which can't be shared out to 3 workers"):
         make_trainer(tmp_path, dataset=stream, dataloader_num_workers=3, **settings)
     with pytest.raises(InputError, match="read by one process for all: leave dispatch_batches"):
