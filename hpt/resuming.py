@@ -278,8 +278,13 @@ class ResumableTrainer(Trainer):
 
 
 def _survive_sigterm(init_worker, worker_id: int) -> None:
-    """In a loader's worker, pass over one SIGTERM; the next, by which its parent may clean up, ends it."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    """Let a loader's worker outlive one SIGTERM by half a minute, the grace that torchrun and others give."""
+
+    def outlive(*_):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.alarm(30)
+
+    signal.signal(signal.SIGTERM, outlive)
     if init_worker is not None:
         init_worker(worker_id)
 

@@ -302,8 +302,9 @@ class HPTTrainer(ResumableTrainer):
             benchmark = self.eval_dataset
         else:
             raise InputError("There is nothing to evaluate: give the trainer or evaluate() an eval_dataset.")
-        if not isinstance(eval_dataset, str):  # else Trainer takes the loader of another set, if its workers persist
-            vars(self).pop("_eval_dataloaders", None)
+        loaders = vars(self).get("_eval_dataloaders", {})  # where Trainer keeps those whose workers persist
+        if not isinstance(eval_dataset, str) and "eval" in loaders and loaders["eval"].dataset is not benchmark:
+            del loaders["eval"]  # of another set
         self._classify_as(benchmark)
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
