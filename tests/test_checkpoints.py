@@ -389,10 +389,14 @@ def test_sigterm_to_all_processes_leaves_the_loaders_workers_alive(tmp_path):
 
 
 class TerminateChildrenToo(TerminateAt):
+    def __init__(self, step):
+        super().__init__(step)
+        self.before = psutil.Process().children()
+
     def on_step_begin(self, args, state, control, **kwargs):
         super().on_step_begin(args, state, control, **kwargs)
         if state.global_step + 1 == self.step:
-            children = psutil.Process().children()
+            children = [one for one in psutil.Process().children() if one not in self.before]
             assert len(children) == 2
             for child in children:
                 child.terminate()
