@@ -12,6 +12,7 @@ import random
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -84,7 +85,8 @@ def kill_in_step(folder: Path, variant: str, processes: int, step: int, delay: f
             break
     time.sleep(delay)
     for one in [*psutil.Process(process.pid).children(recursive=True), process]:
-        one.kill()
+        with suppress(psutil.NoSuchProcess):  # some end by themselves when others are killed
+            one.kill()
     process.communicate()
 
 
