@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+import torch
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
@@ -312,6 +313,8 @@ def run_recipe(main: Callable[[], None]) -> None:
     """
     try:
         main()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()  # else its threads may abort a process that ends
     except (InputError, TrainingStopped) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)

@@ -10,6 +10,8 @@ import datasets
 from datasets import ClassLabel, Dataset, DatasetBuilder, IterableDataset, Value
 from datasets.exceptions import DatasetsError
 from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
+from datasets.packaged_modules.parquet.parquet import ParquetConfig
+from pyarrow.dataset import ParquetFragmentScanOptions
 
 from hpt.errors import InputError, MissingSplit, explain_hub_error
 
@@ -48,6 +50,8 @@ def read_splits(
             raise MissingSplit(f"{source} has no split {missing[0]!r}; it has: {', '.join(known)}.")
         if not isinstance(builder, FolderBasedBuilder):  # which finds its class names in the folders of all splits
             _keep_only(builder, splits)
+        if isinstance(builder.config, ParquetConfig):  # else Arrow keeps all that it has read of a file until its end
+            builder.config.fragment_scan_options = ParquetFragmentScanOptions(pre_buffer=False)
         if not streaming:
             builder.download_and_prepare()
             if empty := [split for split in splits if builder.info.splits[split].num_examples == 0]:

@@ -6,8 +6,8 @@ HPTTrainer(..., args=HPTConfig("outputs/robust", steps_per_epoch=20000), train_d
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import replace
 
+import datasets
 import torch
 
 from hpt.benchmarks import StreamingBenchmark
@@ -56,6 +56,10 @@ class EpochStream(torch.utils.data.IterableDataset):
         """Which epoch is iterated over next, counted from 0."""
         self._epoch.fill_(epoch)
 
+    def close(self) -> None:
+        """Let go of the files: Arrow's threads that still read one when Python ends would abort it."""
+        self._rows = None
+
     def __len__(self) -> int:
         return self.num_batches * self.batch_size
 
@@ -75,10 +79,10 @@ class EpochStream(torch.utils.data.IterableDataset):
 
     def _endless(self) -> Iterator[dict]:
         """The stream's rows, undecoded, over and over in new orders."""
+        encoded = self.stream.dataset.cast_column("image", datasets.Image(decode=False)).map(_unchanged)
         for reading in itertools.count():
-            shuffled = self.stream.dataset.shuffle(seed=self.seed * 1_000_003 + reading, buffer_size=self.buffer_size)
             rows = 0
-            for row in replace(self.stream, dataset=shuffled).encoded_rows():
+            for row in encoded.shuffle(seed=self.seed * 1_000_003 + reading, buffer_size=self.buffer_size):
                 yield row
                 rows += 1
             if rows == 0:
@@ -86,6 +90,11 @@ class EpochStream(torch.utils.data.IterableDataset):
                     f"{self.name} ({self.split}) has no rows to stream, or none in one worker's share of its files: "
                     "give fewer dataloader_num_workers."
                 )
+
+
+def _unchanged(row: dict) -> dict:
+    """Makes `datasets` take rows out of their Arrow tables, each of which a row in the buffer would keep in memory."""
+    return row
 
 
 def check_workers(stream: StreamingBenchmark, num_workers: int) -> None:

@@ -161,7 +161,11 @@ class HPTTrainer(ResumableTrainer):
         """See [`~transformers.Trainer.train`]; one call goes through both stages."""
         self._micro_batches = 0  # of the current optimizer step, seen so far
         self._diagnostics = []  # of the micro-batches of a step that is logged
-        output = super().train(*args, **kwargs)
+        try:
+            output = super().train(*args, **kwargs)
+        finally:
+            if isinstance(self.train_dataset, EpochStream):
+                self.train_dataset.close()
         if self._trains_text:
             with torch.no_grad():
                 self.classifier.encode_anew()

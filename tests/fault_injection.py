@@ -60,6 +60,8 @@ def train(folder: str, variant: str) -> None:
     trainer.add_callback(SayStep())
     trainer.train(resume_from_checkpoint="last")
     trainer._save_now()
+    if processes > 1:
+        torch.distributed.destroy_process_group()
 
 
 def start(folder: Path, variant: str, processes: int) -> subprocess.Popen:
