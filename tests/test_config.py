@@ -1,9 +1,11 @@
+import errno
 from dataclasses import dataclass, field
 
 import pytest
 
 from hpt import HPTConfig, InputError
 from hpt.config import Fraction, parse_config, run_recipe
+from hpt.errors import TrainingStopped
 
 
 def config(**settings):
@@ -154,3 +156,40 @@ def test_recipes_end_with_one_line(capsys, text):
         run_recipe(main)
     assert stop.value.code == 2
     assert capsys.readouterr().err == "error: wrong\n"
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "line"),
+    [
+        (TrainingStopped("the loss isn't finite"), 1, "error: the loss isn't finite"),
+        (OSError(errno.ENOSPC, "No space left on device", "x.png"), 1, "error: x.png can't be written: No space left"),
+    ],
+    ids=["stopped", "full disk"],
+)
+def test_what_stops_a_recipe_is_one_line_too(capsys, raised, code, line):
+    def main():
+        raise raised
+
+    with pytest.raises(SystemExit) as stop:
+        run_recipe(main)
+    assert stop.value.code == code and capsys.readouterr().err.startswith(line)
+
+
+def test_other_errors_keep_their_traceback():
+    def main():
+        raise FileNotFoundError(errno.ENOENT, "gone")
+
+    with pytest.raises(FileNotFoundError):
+        run_recipe(main)
+
+
+def test_output_dir_must_be_a_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="output_dir is '.*file', which is a file: give a folder"):
+        config(output_dir=str(tmp_path / "file"))
+
+
+def test_workers_of_a_stream_persist():
+    assert config(steps_per_epoch=5, dataloader_num_workers=2).dataloader_persistent_workers
+    assert not config(dataloader_num_workers=2).dataloader_persistent_workers
+    assert not config(steps_per_epoch=5).dataloader_persistent_workers
