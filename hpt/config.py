@@ -5,6 +5,7 @@ import errno
 import math
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -313,8 +314,6 @@ def run_recipe(main: Callable[[], None]) -> None:
     """
     try:
         main()
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()  # else its threads may abort a process that ends
     except (InputError, TrainingStopped) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
@@ -323,6 +322,9 @@ def run_recipe(main: Callable[[], None]) -> None:
             raise
         print(f"error: {error.filename or 'The output'} can't be written: {error.strerror}.", file=sys.stderr)
         sys.exit(1)
+    finally:
+        if torch.distributed.is_initialized():  # gloo's threads take Python's lock to drop the last collective, and
+            time.sleep(1)  # abort or hang a process that is ending by then
 
 
 def _yaml_as_arguments(path: Path, known: set[str]) -> list[str]:

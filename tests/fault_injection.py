@@ -61,7 +61,7 @@ def train(folder: str, variant: str) -> None:
     trainer.train(resume_from_checkpoint="last")
     trainer._save_now()
     if processes > 1:
-        torch.distributed.destroy_process_group()
+        time.sleep(1)  # as `hpt.config.run_recipe`
 
 
 def start(folder: Path, variant: str, processes: int) -> subprocess.Popen:

@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from hpt import InputError, RobustnessEvaluator, ZeroShotClassifier
 from hpt.benchmarks import Benchmark
 from hpt.checkpoints import last_checkpoint
+from hpt.config import run_recipe
 from hpt.data import ImageTransform
 from hpt.resuming import CheckpointError
 
@@ -270,4 +271,4 @@ def test_what_fails_in_one_process_fails_in_all(tmp_path):
 
 
 if __name__ == "__main__":
-    globals()[sys.argv[2]](Path(sys.argv[1]))
+    run_recipe(lambda: globals()[sys.argv[2]](Path(sys.argv[1])))
