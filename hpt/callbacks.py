@@ -88,10 +88,7 @@ class GPDCallback(TrainerCallback):
 
 
 class LogitScaleCallback(TrainerCallback):
-    """Keep `logit_scale` at most ln 100 while it trains, as CLIP does (Radford et al., 2021, section 2.5).
-
-    SigLIP's, which begins above that and comes with a bias, isn't kept so.
-    """
+    """Keep `logit_scale` at most ln 100 while it trains, as CLIP does (Radford et al., 2021, section 2.5)."""
 
     MAXIMUM = math.log(100)
 

@@ -80,7 +80,7 @@ def check_labels(dataset: datasets.Dataset, class_names: list[str], name: str) -
     feature = dataset.features["label"]
     if isinstance(feature, datasets.ClassLabel) and feature.num_classes != len(class_names):
         raise InputError(f"{name} has {feature.num_classes} classes, but there are {len(class_names)} class names.")
-    labels = _labels(dataset)
+    labels = read_labels(dataset)
     if not np.issubdtype(labels.dtype, np.integer):
         raise InputError(f"The labels of {name} are {labels.dtype}, but must be integers from 0, none missing.")
     wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
@@ -91,13 +91,14 @@ def check_labels(dataset: datasets.Dataset, class_names: list[str], name: str) -
         )
 
 
-def _labels(dataset: datasets.Dataset) -> np.ndarray:
+def read_labels(dataset: datasets.Dataset) -> np.ndarray:
+    """The column `label` of a dataset, `(len(dataset),)`, without reading images."""
     return np.asarray(dataset.with_format("numpy", columns=["label"])[:]["label"])
 
 
 def hash_samples(dataset: datasets.Dataset) -> str:
     """64 hexadecimal digits that stand for the encoded images and labels of a dataset, in order."""
-    state = hashlib.sha256(_labels(dataset).astype(np.int64).tobytes())
+    state = hashlib.sha256(read_labels(dataset).astype(np.int64).tobytes())
     for example in dataset.select_columns("image").cast_column("image", datasets.Image(decode=False)):
         source = example["image"]
         content = source["bytes"] if source["bytes"] is not None else Path(source["path"]).read_bytes()
@@ -143,7 +144,7 @@ def stratified_rows(dataset: datasets.Dataset, rows: int, seed: int = 0) -> tupl
     """Numbers of `rows` rows with each class in proportion, and of the rest; the same for the same seed."""
     from sklearn.model_selection import train_test_split  # slow to import, and seldom needed
 
-    labels = _labels(dataset)
+    labels = read_labels(dataset)
     classes = len(np.unique(labels))
     if not classes <= rows <= len(dataset) - classes:
         raise InputError(

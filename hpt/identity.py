@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 
 from hpt.benchmarks import Benchmark
 from hpt.checks import architecture
-from hpt.data import hash_samples
+from hpt.data import hash_samples, read_labels
 from hpt.modeling import ZeroShotClassifier
 from hpt.streams import EpochStream
 
@@ -23,7 +23,8 @@ def describe_training(args: TrainingArguments, names: list[str], train: Benchmar
 
     The global batch counts, and not how it is divided, unless an epoch's last batch is divided into unequal parts.
     """
-    described = {name: getattr(args, name) for name in names if name in _that_apply(args, names)}
+    adam = "adam" in str(getattr(args.optim, "value", args.optim))
+    described = {name: getattr(args, name) for name in names if adam or not name.startswith("adam_")}
     described["data_seed"] = args.seed if args.data_seed is None else args.data_seed
     described["use_seedable_sampler"] = args.accelerator_config.use_seedable_sampler
     batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -63,12 +64,6 @@ def describe_proxy(proxy: ZeroShotClassifier) -> str:
     return f"{_describe_shape(proxy)}, weights {_hash_frozen(proxy.model)}"
 
 
-def _that_apply(args: TrainingArguments, names: list[str]) -> list[str]:
-    """Without settings of another optimizer."""
-    adam = "adam" in str(getattr(args.optim, "value", args.optim))
-    return [name for name in names if adam or not name.startswith("adam_")]
-
-
 def _images_per_epoch(args: TrainingArguments, images: int) -> int:
     """How many images an epoch takes; several processes fill up its last batches from its beginning."""
     batch_size = args.per_device_train_batch_size * args.world_size
@@ -83,7 +78,7 @@ def _describe_data(train: Benchmark | EpochStream) -> str:
     if isinstance(train, EpochStream):
         files = train.stream.dataset.num_shards
         return f"{train.name} ({train.split}) streamed from {files} files, {kinds}, {_hash(str(train.transform))}"
-    labels = np.asarray(train.dataset.with_format("numpy", columns=["label"])[:]["label"], np.int64).tolist()
+    labels = read_labels(train.dataset).astype(np.int64).tolist()
     some = np.unique(np.linspace(0, len(train) - 1, 16).astype(int))
     content = _hash([labels, str(train.transform), hash_samples(train.dataset.select(some))])
     return f"{len(train)} images, {kinds}, {content}"

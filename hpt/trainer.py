@@ -123,7 +123,7 @@ class HPTTrainer(ResumableTrainer):
         trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
         if not trained:
             raise InputError("Nothing in the target trains: load adapters with is_trainable=True.")
-        if "logit_scale" in trained and "logit_bias" not in trained:
+        if "logit_scale" in trained and "logit_bias" not in trained:  # SigLIP's, with a bias, begins above ln 100
             self.add_callback(LogitScaleCallback())
 
     def _as_benchmark(self, dataset, name: str) -> Benchmark:

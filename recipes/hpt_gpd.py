@@ -85,7 +85,8 @@ def main():
 
     # Models
     for pretraining in missing_models(recipe, args, Path(config).parent):
-        print(f"Pretraining {pretraining.output_dir}, kept for the next run")
+        if args.process_index == 0:
+            print(f"Pretraining {pretraining.output_dir}, kept for the next run")
         pretrain(pretraining)
     target, processor = load_dual_encoder(recipe.target, recipe.target_revision)
     if recipe.lora_rank is not None:

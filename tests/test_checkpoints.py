@@ -15,6 +15,7 @@ import transformers
 from conftest import make_clip, make_dataset, make_trainer
 from fault_injection import STEPS, VARIANTS, assert_same_run, finish, kill_in_step
 from packaging import version
+from safetensors.torch import load_file
 from test_trainer import assert_same, weights
 from transformers import TrainerCallback
 
@@ -246,6 +247,14 @@ def best_run(folder, scores, **settings):
     scores = iter(scores)
     trainer.compute_metrics = lambda prediction: {"clean_accuracy": next(scores)}
     return trainer
+
+
+def test_best_model_comes_from_the_transfer_stage(tmp_path):
+    trainer = best_run(tmp_path, [0.9, 0.8, 0.3, 0.2])
+    trainer.train()
+    assert trainer.state.best_metric == 0.3
+    assert Path(trainer.state.best_model_checkpoint).name == "checkpoint-9"
+    assert_same(weights(trainer.model), load_file(tmp_path / "checkpoint-9" / "model.safetensors"))
 
 
 def test_the_best_checkpoint_is_kept_and_found_again(tmp_path):

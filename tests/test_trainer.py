@@ -2,7 +2,6 @@ import copy
 import gc
 import json
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
@@ -288,24 +287,6 @@ def test_each_evaluation_reads_its_own_set_when_workers_persist(tmp_path):
     for one in (None, None, make_dataset(7)):
         trainer.evaluate(one)
     assert seen == [6, 6, 7]
-
-
-def test_best_model_comes_from_the_transfer_stage(tmp_path):
-    trainer = make_trainer(
-        tmp_path,
-        eval_dataset=make_dataset(6),
-        save_strategy="epoch",
-        eval_strategy="epoch",
-        load_best_model_at_end=True,
-        metric_for_best_model="clean_accuracy",
-    )
-    scores = iter([0.9, 0.8, 0.3, 0.2])
-    trainer.compute_metrics = lambda prediction: {"clean_accuracy": next(scores)}
-    trainer.train()
-    assert trainer.state.best_metric == 0.3
-    assert Path(trainer.state.best_model_checkpoint).name == "checkpoint-9"
-    saved = load_file(tmp_path / "checkpoint-9" / "model.safetensors")
-    assert_same(weights(trainer.model), saved)
 
 
 @pytest.mark.parametrize("step", [1, 5])
