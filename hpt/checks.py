@@ -7,7 +7,7 @@ from transformers import TrainingArguments
 
 from hpt.config import HPTConfig
 from hpt.errors import InputError
-from hpt.modeling import ZeroShotClassifier, check_dual_encoder
+from hpt.modeling import ZeroShotClassifier, check_dual_encoder, plain_weights
 from hpt.schedulers import GPDSchedule
 
 
@@ -78,15 +78,8 @@ def architecture(model) -> dict:
 
 
 def _same_weights(one, other) -> bool:
-    first, second = _plain_weights(one), _plain_weights(other)
+    first, second = plain_weights(one), plain_weights(other)
     return first.keys() == second.keys() and all(
         weight.shape == second[name].shape and torch.equal(weight.to(second[name]), second[name])
         for name, weight in first.items()
     )
-
-
-def _plain_weights(model) -> dict[str, torch.Tensor]:
-    """Weights by name; of a PEFT model, those under its adapters."""
-    model = model.get_base_model() if hasattr(model, "peft_config") else model
-    weights = {name.replace(".base_layer", ""): weight for name, weight in model.named_parameters()}
-    return {name: weight for name, weight in weights.items() if "lora_" not in name}

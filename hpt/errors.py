@@ -6,7 +6,11 @@ class InputError(ValueError):
 
 
 class TrainingStopped(RuntimeError):
-    """Training can't go on, for a reason said in one line; recipes print it without a traceback and exit with 1."""
+    """Work can't go on, for a reason said in one line; recipes print it without a traceback and exit with 1."""
+
+
+class HubUnreachable(TrainingStopped):
+    """The Hub can't be reached, or answers that it can't serve; what was to be pushed lies complete on the disk."""
 
 
 class MissingSplit(InputError):

@@ -14,20 +14,22 @@ BLUE, ORANGE, GREEN, GREY, *_ = COLORS = (
     *("#3b6fb6", "#d9772b", "#3a8f5c", "#8a8a8a", "#8e5ea8"),
     *("#c44e52", "#937860", "#64b5cd", "#b5a642", "#d67fb0"),
 )
+_EPS_LABELS = {"linf": "eps (1/255); 0 is clean", "l2": "eps (l_2); 0 is clean"}
 
 
-def draw_proxy_robustness(rows: list[Row], title: str, path: str | Path) -> None:
-    """Accuracy of several models on the same images made against one of them, over eps, with 95 % intervals."""
+def draw_accuracy_over_eps(rows: list[Row], title: str, path: str | Path) -> None:
+    """Accuracy of several models over eps, with 95 % intervals, a row each per eps and one for clean images."""
     figure = Figure(figsize=(6, 3.8))
     axes = figure.subplots()
+    norm = next((row.norm for row in rows if row.norm), "linf")
     for model, color in zip(dict.fromkeys(row.model for row in rows), cycle(COLORS), strict=False):
         own = sorted((row for row in rows if row.model == model), key=lambda row: row.eps or 0)
-        eps = [255 * (row.eps or 0) for row in own]
+        eps = [_axis_eps(row) for row in own]
         axes.plot(eps, [100 * row.accuracy for row in own], "o-", color=color, label=model)
         axes.fill_between(
             eps, [100 * row.low for row in own], [100 * row.high for row in own], color=color, alpha=0.15
         )
-    axes.set(xlabel="eps (1/255); 0 is clean", ylabel="accuracy (%)", ylim=(0, 100))
+    axes.set(xlabel=_EPS_LABELS[norm], ylabel="accuracy (%)", ylim=(0, 100))
     axes.set_title(title, fontsize=10)
     axes.set_xticks(eps)
     axes.legend(frameon=False)
@@ -155,7 +157,7 @@ def draw_robustness_curves(rows: list[Row], benchmark: str, norm: str, path: str
         if len(pgd) == len(worst):
             accuracies = [100 * row.accuracy for row in pgd]
             axes.plot(eps, accuracies, "--", color=color, lw=1, label=f"{model}, {attack_label(pgd[-1])}")
-    axes.set(xlabel="eps (1/255); 0 is clean" if norm == "linf" else "eps (l_2); 0 is clean", ylabel="accuracy (%)")
+    axes.set(xlabel=_EPS_LABELS[norm], ylabel="accuracy (%)")
     axes.set(ylim=(0, 100), xticks=sorted({_axis_eps(row) for row in rows}))
     axes.set_title(f"{benchmark}, n = {rows[0].n}", fontsize=10)
     axes.legend(frameon=False, fontsize=9)

@@ -6,6 +6,7 @@
 Resizing and normalising happen inside, differentiably, so that an attack's eps means the same for every model.
 """
 
+import hashlib
 import os
 import warnings
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from hpt.errors import InputError, explain_hub_error
 
 
 DEFAULT_TEMPLATE = "This is a photo of a {}"
+VISION_PARTS = ("vision_model.", "visual_projection.")
 
 # These models were trained on prompts padded to the full length and pool the last position, padding included.
 PADDED_TO_FULL_LENGTH = {"siglip", "siglip2"}
@@ -103,9 +105,38 @@ def save_finished(model, processor, folder: str | Path) -> None:
     (folder / marker).unlink(missing_ok=True)
     model.save_pretrained(incomplete)
     processor.save_pretrained(incomplete)
+    (incomplete / "README.md").unlink(missing_ok=True)  # PEFT's, which would replace the card that is there
     for file in sorted(incomplete.iterdir(), key=lambda file: file.name == marker):
         os.replace(file, folder / file.name)
     incomplete.rmdir()
+
+
+def plain_model(model: nn.Module) -> nn.Module:
+    """The model below a PEFT model's adapters; any other as it is."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def plain_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """All weights and buffers by name; of a PEFT model, those that its adapters leave alone."""
+    state = plain_model(model).state_dict()
+    return {name.replace(".base_layer", ""): value for name, value in state.items() if "lora_" not in name}
+
+
+def hash_weights(weights: dict[str, torch.Tensor]) -> str:
+    """16 hexadecimal digits that stand for a model's `state_dict()`."""
+    state = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        state.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        state.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return state.hexdigest()[:16]
+
+
+def freeze_untrained(model, trainable: str) -> None:
+    """Leave gradients to the vision tower and its projection, or to everything; a PEFT model is left as it is."""
+    if hasattr(model, "peft_config"):
+        return
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(trainable == "all" or name.startswith(VISION_PARTS))
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """What an evaluation is going to do: one [`Task`] for each row, with everything that its number depends on."""
 
-import hashlib
 import inspect
 import math
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from hpt.benchmarks import Benchmark
 from hpt.config import Fraction
 from hpt.data import hash_samples
 from hpt.errors import InputError
-from hpt.modeling import ZeroShotClassifier
+from hpt.modeling import ZeroShotClassifier, hash_weights
 from hpt.results import LARGE_EPS, Row, digest
 
 
@@ -36,7 +35,7 @@ class Subject:
         self.classifier = classifier
         self.name = name or classifier.model.name_or_path
         self.revision = getattr(classifier.model.config, "_commit_hash", None)  # only models from the Hub have one
-        self.weights = hash_weights(classifier.model)
+        self.weights = hash_weights(classifier.model.state_dict())
 
     def on(self, benchmark: Benchmark) -> ZeroShotClassifier:
         """It as a classifier of a benchmark's classes."""
@@ -178,17 +177,13 @@ def check_attacks(attacks: list[str], radii: list[float], norm: str, proxy) -> N
             make_attack(text, eps, norm, 0, proxy)
 
 
-def hash_weights(model) -> str:
-    """16 hexadecimal digits that stand for all weights and buffers of a model."""
-    state = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        state.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        state.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return state.hexdigest()[:16]
-
-
 def _rounded(statistics: torch.Tensor) -> list[float]:
     return [round(value, 6) for value in statistics.flatten().tolist()]
+
+
+def describe_radius(eps: float, norm: str) -> str:
+    """`l_inf eps 4/255`, `l_2 eps 0.5`."""
+    return f"{'l_inf' if norm == 'linf' else 'l_2'} eps {describe_eps(eps, norm)}"
 
 
 def describe_eps(eps: float, norm: str = "linf") -> str:

@@ -19,7 +19,8 @@ from hpt.checks import architecture
 from hpt.comparison import make_row, score
 from hpt.data import hash_samples
 from hpt.errors import InputError
-from hpt.planning import describe_eps, hash_weights
+from hpt.modeling import hash_weights
+from hpt.planning import describe_eps
 from hpt.report import markdown_table
 from hpt.results import Row, append_line, digest, read_lines
 
@@ -42,7 +43,7 @@ class TransferMatrix:
 
     def __init__(self, models, benchmark: Benchmark, eps: list[float], steps: int = 10, seed: int = 0, folder=None):
         self.models, self.benchmark, self.eps = models, benchmark, eps
-        self.weights = {name: hash_weights(model.model) for name, model in models.items()}
+        self.weights = {name: hash_weights(model.model.state_dict()) for name, model in models.items()}
         self._identities = {name: self._identify(name, model) for name, model in models.items()}
         for name, weights in self.weights.items():
             twin = next(other for other, same in self.weights.items() if same == weights)

@@ -8,6 +8,7 @@ import logging
 import shutil
 import signal
 import threading
+import time
 from abc import abstractmethod
 from contextlib import contextmanager
 from functools import partial
@@ -62,6 +63,8 @@ class ResumableTrainer(Trainer):
         CheckpointError: by `train()`, when a checkpoint can't be written.
     """
 
+    _seconds_before, _started = 0.0, None
+
     @abstractmethod
     def mathematics(self) -> dict:
         """What fixes the numbers of a run, by readable name: no checkpoint is resumed with another."""
@@ -73,6 +76,7 @@ class ResumableTrainer(Trainer):
         none, `True` is an error, while `"last"` starts anew.
         """
         self._identity, self._last_saved = None, None
+        self._seconds_before, self._started = 0.0, time.monotonic()
         self._epoch_ends_next, self._save_is_due = False, False
         if resume_from_checkpoint:
             resume_from_checkpoint = self._choose_checkpoint(resume_from_checkpoint)
@@ -82,7 +86,13 @@ class ResumableTrainer(Trainer):
                 return super().train(resume_from_checkpoint or None, *args, **kwargs)
         except _Terminated:
             pass  # only now, without its frames, are the workers of the data loader let go
+        finally:
+            self._seconds_before, self._started = self.train_seconds(), None
         raise SystemExit(TERMINATED)
+
+    def train_seconds(self) -> float:
+        """How long the run has taken so far, without what was lost when it was cut off."""
+        return self._seconds_before + (time.monotonic() - self._started if self._started else 0.0)
 
     # Checkpoints: which to resume from
 
@@ -240,6 +250,7 @@ class ResumableTrainer(Trainer):
         super()._save_rng_state(output_dir)
         if self.args.should_save:
             window = {"sum_per_rank": self._loss_sums, "last_logged": self._globalstep_last_logged}
+            window["seconds"] = self.train_seconds()
             (Path(output_dir) / LOSS_FILE).write_text(json.dumps(window), encoding="utf-8")
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
@@ -249,7 +260,7 @@ class ResumableTrainer(Trainer):
         sums, rank = window["sum_per_rank"], self.args.process_index
         mean = sum(sums) / len(sums)
         self._tr_loss.fill_(sums[rank] if len(sums) == self.args.world_size else mean)
-        self._globalstep_last_logged = window["last_logged"]
+        self._globalstep_last_logged, self._seconds_before = window["last_logged"], window["seconds"]
         self._total_loss_scalar = -mean  # of the final train_loss, which is over the steps of this call alone
 
     # SIGTERM

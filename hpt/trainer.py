@@ -9,6 +9,7 @@ trainer.train()
 """
 
 import logging
+from pathlib import Path
 
 import torch
 from accelerate.utils import DynamoBackend
@@ -19,14 +20,17 @@ from hpt.attacks import PGD
 from hpt.attacks.base import batch_norm_untouched
 from hpt.benchmarks import Benchmark
 from hpt.callbacks import GPDCallback, LogitScaleCallback
+from hpt.card_sections import CURVES
 from hpt.checks import check_best_metric, check_launch, check_pair, check_steps
 from hpt.config import MATHEMATICS, HPTConfig
 from hpt.data import ImageTransform, collate, to_unit_range
 from hpt.errors import InputError, TrainingStopped
+from hpt.figures import draw_training_curves
 from hpt.identity import describe_proxy, describe_target, describe_training
-from hpt.modeling import ZeroShotClassifier, forward_redirected
+from hpt.modeling import ZeroShotClassifier, forward_redirected, freeze_untrained, hash_weights, plain_weights
 from hpt.objectives import OBJECTIVES, GeneralizationAnchor
-from hpt.resuming import ResumableTrainer
+from hpt.provenance import describe_run
+from hpt.publishing_trainer import PublishingTrainer
 from hpt.schedulers import ANCHOR, TRANSFER, get_gpd_schedule
 from hpt.streams import EpochStream
 from hpt.training_data import as_benchmark, as_training_set, own_class_names
@@ -34,7 +38,6 @@ from hpt.training_data import as_benchmark, as_training_set, own_class_names
 
 logger = logging.getLogger(__name__)
 
-VISION_PARTS = ("vision_model.", "visual_projection.")
 DIAGNOSTICS = ("train_clean_accuracy", "train_robust_accuracy", "proxy_robust_accuracy", "zero_gradient_share")
 
 
@@ -42,7 +45,7 @@ class NonFiniteLossError(TrainingStopped):
     """The loss or a gradient became NaN or infinite; the last good state has been saved."""
 
 
-class HPTTrainer(ResumableTrainer):
+class HPTTrainer(PublishingTrainer):
     """Trainer for HPT-GPD (arXiv 2601.12865). `trainer.model` stays the plain model that was given.
 
     In each step PGD attacks the target, the target learns from the proxy's logits by the stage's objective, and
@@ -70,6 +73,7 @@ class HPTTrainer(ResumableTrainer):
     """
 
     loss_is_scaled_for_ga = False
+    recipe: dict = {}  # fields of a recipe, which the `run.yaml` of every save has beside the trainer's settings
 
     def __init__(
         self,
@@ -84,6 +88,7 @@ class HPTTrainer(ResumableTrainer):
     ):
         check_launch(args)
         check_pair(model, proxy)
+        self._described = None
         self._class_names = class_names or own_class_names(train_dataset, eval_dataset)
         classifier = ZeroShotClassifier(model, processing_class, self._class_names, args.prompt_template)
         self._plain_transform = ImageTransform(round(classifier.image_size * 256 / 224), classifier.image_size)
@@ -94,6 +99,7 @@ class HPTTrainer(ResumableTrainer):
         elif eval_dataset is not None:
             eval_dataset = self._as_benchmark(eval_dataset, "the evaluation set")
         freeze_untrained(model, args.trainable)
+        self._vanilla_weights = hash_weights(plain_weights(model))
         if "compute_metrics" not in kwargs:
             check_best_metric(args, eval_dataset)
         kwargs = {"compute_metrics": _accuracies, "preprocess_logits_for_metrics": _predictions} | kwargs
@@ -350,9 +356,25 @@ class HPTTrainer(ResumableTrainer):
         return super()._determine_best_metric(metrics, trial)
 
     def mathematics(self) -> dict:
-        """See [`ResumableTrainer`]."""
+        """See [`~hpt.resuming.ResumableTrainer`]."""
         described = describe_training(self.args, MATHEMATICS, self.train_dataset)
         return described | describe_target(self.classifier) | {"proxy": describe_proxy(self.proxy)}
+
+    def describe_run(self) -> dict:
+        """See [`~hpt.publishing_trainer.PublishingTrainer`]."""
+        if self._described is None:
+            parts = (self.args, self.recipe, self.classifier, self.proxy, self.train_dataset, self.schedule)
+            self._described = describe_run(*parts, self._vanilla_weights)
+        steps = self.schedule.num_epochs * self.schedule.steps_per_epoch
+        steps = min(steps, self.args.max_steps) if self.args.max_steps > 0 else steps
+        step = self.state.global_step
+        progress = {"step": step, "steps": steps, "stage": self.schedule.stage(max(step - 1, 0))}
+        return self._described | progress | {"seconds": round(self.train_seconds(), 1)}
+
+    def draw_figures(self, folder: Path) -> None:
+        """Training curves, once there is something to see."""
+        if any("train_clean_accuracy" in entry for entry in self.state.log_history):
+            draw_training_curves(self.state.log_history, self.schedule.boundary, folder / CURVES)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -363,14 +385,6 @@ class HPTTrainer(ResumableTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self.gpd.load(checkpoint, self.args.device)
-
-
-def freeze_untrained(model, trainable: str) -> None:
-    """Leave gradients to the vision tower and its projection, or to everything; a PEFT model is left as it is."""
-    if hasattr(model, "peft_config"):
-        return
-    for name, weight in model.named_parameters():
-        weight.requires_grad_(trainable == "all" or name.startswith(VISION_PARTS))
 
 
 def _predictions(logits, labels):

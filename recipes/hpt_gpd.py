@@ -10,7 +10,7 @@ off continues from its last checkpoint in `output_dir`.
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -22,9 +22,11 @@ from hpt.benchmarks import StreamingBenchmark, load_training_data
 from hpt.comparison import compare_models, format_table, measure
 from hpt.config import DTYPES, Fraction, parse_config, run_recipe
 from hpt.data import check_images
-from hpt.figures import draw_accuracy_bars, draw_proxy_robustness, draw_training_curves
-from hpt.modeling import load_dual_encoder, save_finished
+from hpt.figures import draw_accuracy_bars, draw_accuracy_over_eps
+from hpt.model_card import add_evaluation
+from hpt.modeling import hash_weights, load_dual_encoder, save_finished
 from hpt.pretraining import PretrainingConfig, is_finished, pretrain
+from hpt.processor_check import compare_with_processor, write_agreement
 from hpt.records import expand_all
 from hpt.streams import check_workers
 
@@ -62,13 +64,16 @@ class Recipe:
     )
     pretrain_proxy: str | None = field(default=None, metadata={"help": "The same for the proxy."})
     proxy_eps: list[Fraction] | None = field(
-        default=None, metadata={"help": "Radii at which the vanilla pair is compared and drawn."}
+        default=None, metadata={"help": "Radii at which the models are compared and drawn."}
+    )
+    license: str | None = field(
+        default=None, metadata={"help": "Of the trained weights, as the Hub spells it; the target's unless given."}
     )
 
 
 def main():
     recipe, args, config = parse_config((Recipe, HPTConfig), HERE / "quickstart.yaml")
-    output, robust = Path(args.output_dir), Path(args.output_dir) / "robust"
+    output = Path(args.output_dir)
 
     # Data
     check_recipe(recipe)
@@ -102,14 +107,20 @@ def main():
         train_dataset=train,
         eval_dataset=validation,
     )
+    trainer.recipe = vars(recipe)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or "last")
     if trainer.is_world_process_zero():
-        if recipe.lora_rank is not None:
-            save_finished(trainer.model, processor, output / "adapter")
-        save_finished(trainer.model if recipe.lora_rank is None else merged(trainer.model), processor, robust)
+        finished = {"robust": trainer.model if recipe.lora_rank is None else merged(trainer.model)}
+        finished |= {} if recipe.lora_rank is None else {"adapter": trainer.model}
+        for name, model in finished.items():
+            save_finished(model, processor, output / name)
+            trainer.describe(output / name)
         trainer.state.save_to_json(output / "trainer_state.json")
-        draw_training_curves(trainer.state.log_history, trainer.schedule.boundary, output / "training_curves.png")
-        report(recipe, args, tests, robust)
+        trainer.draw_figures(output)
+        report(recipe, args, tests, [output / name for name in finished])
+        if args.push_to_hub:
+            info = trainer.push_to_hub(folder=output / list(finished)[-1])
+            print(f"Pushed to {info.repo_url}")
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -151,12 +162,13 @@ def missing_models(recipe: Recipe, args: HPTConfig, folder: Path) -> list[Pretra
     return [how for name, how in made if name == how.output_dir and not is_finished(name)]
 
 
-def report(recipe: Recipe, args: HPTConfig, tests: list, robust: Path):
-    """Measure the models as they lie on disk; write `results.json` and pictures, and print the table."""
-    output, rows = Path(args.output_dir), []
+def report(recipe: Recipe, args: HPTConfig, tests: list, finished: list[Path]):
+    """Measure the models as they lie on disk; write `results.json`, cards and pictures, and print the table."""
+    output, robust, rows = Path(args.output_dir), finished[0], []
     vanilla, proxy = load_proxy(recipe.target, recipe.target_revision), load_proxy(recipe.proxy, recipe.proxy_revision)
     models = {"vanilla target": vanilla, "proxy": proxy, "robust target": load_proxy(str(robust))}
     models = {name: model.to(args.device) for name, model in models.items()}
+    weights = {name: hash_weights(model.model.state_dict()) for name, model in models.items()}
     pgd = {"steps": args.eval_attack_steps, "seed": args.seed}
     attack = PGD(eps=args.attack_eps, step_size=args.attack_step_size, **pgd)
     loader = {"batch_size": args.per_device_eval_batch_size, "num_workers": args.dataloader_num_workers}
@@ -164,21 +176,24 @@ def report(recipe: Recipe, args: HPTConfig, tests: list, robust: Path):
         table = compare_models(models, test, attack, **loader)
         title = f"{test.name} {test.split}, n = {len(test)}, l_inf eps = {255 * attack.eps:g}/255"
         print(f"\n{title}: accuracy in %, with its 95 % interval\n\n{format_table(table)}\n")
-        pair = {"vanilla target": vanilla, "proxy": proxy}
-        curve = [
-            row
-            for eps in recipe.proxy_eps or []
-            for row in measure(pair, test, PGD(eps=float(eps), **pgd), "vanilla target", **loader)
-        ]
-        rows += table + curve
+        pair, curve, own = {"vanilla target": vanilla, "proxy": proxy}, [], []
+        for eps in recipe.proxy_eps or []:
+            weaker = PGD(eps=float(eps), **pgd)
+            curve += measure(pair, test, weaker, "vanilla target", **loader)
+            own += measure({"robust target": models["robust target"]}, test, weaker, "robust target", **loader)
+        rows += [replace(row, weights=weights[row.model]) for row in table + curve + own]
         (output / "results.json").write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
         draw_accuracy_bars(table, title, output / f"accuracy_{test.name}.png")
         if curve:
             curve += [row for row in table if row.attacked is None and row.model in pair]
             where = f"{test.name} {test.split}, n = {len(test)}, PGD-{attack.steps}"
             title = f"Images made against the vanilla target ({where})"
-            draw_proxy_robustness(curve, title, output / f"proxy_robustness_{test.name}.png")
-    print(f"Robust model: {robust}, loaded by CLIPModel.from_pretrained({str(robust)!r})")
+            draw_accuracy_over_eps(curve, title, output / f"proxy_robustness_{test.name}.png")
+    agreement = compare_with_processor(models["robust target"], tests[0])
+    for folder in finished:
+        write_agreement(folder, agreement)
+        add_evaluation(folder, rows, weights["robust target"])
+    print(f"Robust model: {robust}, with a model card, loaded by CLIPModel.from_pretrained({str(robust)!r})")
     print(
         f"Results and pictures: {output}/results.json, {', '.join(sorted(file.name for file in output.glob('*.png')))}"
     )

@@ -7,7 +7,7 @@ from hpt import PGD, ZeroShotClassifier
 from hpt.benchmarks import Benchmark
 from hpt.comparison import compare_models, format_table, measure
 from hpt.data import ImageTransform
-from hpt.figures import draw_accuracy_bars, draw_proxy_robustness, draw_training_curves
+from hpt.figures import draw_accuracy_bars, draw_accuracy_over_eps, draw_training_curves
 from hpt.intervals import wilson_interval
 from hpt.results import Row
 
@@ -68,7 +68,7 @@ def test_pictures_take_accuracies_of_0_and_1(tmp_path):
 
     rows = [row("a", None, 360), row("a", "a", 0, 0.1), row("b", None, 350), row("b", "b", 3, 0.1)]
     draw_accuracy_bars(rows, "title", tmp_path / "bars.png")
-    draw_proxy_robustness([row("a", None, 360), row("a", "a", 0, 0.1)], "title", tmp_path / "curve.png")
+    draw_accuracy_over_eps([row("a", None, 360), row("a", "a", 0, 0.1)], "title", tmp_path / "curve.png")
     history = [
         {"step": step, "loss": 1.0, "learning_rate": 0.1, "train_clean_accuracy": 1.0, "train_robust_accuracy": 0.0}
         | {"proxy_robust_accuracy": 0.5}

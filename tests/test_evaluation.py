@@ -10,7 +10,8 @@ from torch import nn
 from hpt import PGD, InputError, RobustnessEvaluator, ZeroShotClassifier
 from hpt.benchmarks import Benchmark
 from hpt.data import ImageTransform
-from hpt.planning import Subject, hash_weights, parse_attack
+from hpt.modeling import hash_weights
+from hpt.planning import Subject, parse_attack
 from hpt.results import LARGE_EPS, WORST_CASE, digest
 
 
@@ -58,8 +59,8 @@ def test_rows_are_what_they_say(model_and_processor, proxy, benchmark):
         assert row.low <= row.accuracy <= row.high and row.seconds > 0
     pgd = rows[3]
     assert (pgd.steps, pgd.restarts, pgd.norm, pgd.step_size) == (2, 1, "linf", EPS[0] / 4)
-    assert pgd.weights == hash_weights(model) and pgd.parameters["random_start"] is True
-    assert rows[6].parameters["proxy_weights"] == hash_weights(proxy.model)
+    assert pgd.weights == hash_weights(model.state_dict()) and pgd.parameters["random_start"] is True
+    assert rows[6].parameters["proxy_weights"] == hash_weights(proxy.model.state_dict())
 
 
 def test_accuracies_equal_an_independent_computation(model_and_processor, benchmark):

@@ -1,0 +1,240 @@
+"""The sections of a model card, each from what was recorded of the run and measured on the model."""
+
+from pathlib import Path
+
+from hpt.attacks import ATTACKS, Suite
+from hpt.planning import describe_eps, describe_radius
+from hpt.processor_check import read_agreement
+from hpt.published_rows import ROBUST, pair_up, shown_rows
+from hpt.reliability import find_flags
+from hpt.report import attack_label, markdown_table
+from hpt.results import CLEAN, LARGE_EPS, WORST_CASE, Row
+
+
+NOT_EVALUATED = "It has not been evaluated: nothing is known of its accuracy and robustness."
+PAPER = "[arXiv 2601.12865](https://arxiv.org/abs/2601.12865)"
+CURVES = "training_curves.png"
+
+
+def describe_summary(record: dict, rows: list[Row], adapter: bool) -> str:
+    """Three sentences: what it is, what it was made from, what was measured."""
+    what = f"`{record['target']['architecture']}`"
+    parts = "both towers were" if record["trainable"] == "all" else "the vision tower was"
+    sentences = [
+        f"A {'LoRA adapter for a ' if adapter else ''}{what}, of which {parts} fine-tuned by HPT-GPD ({PAPER}) to "
+        f"withstand small adversarial changes of its input, by learning from {_name(record['proxy'])}, a frozen model "
+        "of another architecture that isn't robust itself.",
+        f"It classifies images by any class names, as {_name(record['target'])} does, the vanilla model it was.",
+        _measured(rows),
+    ]
+    if record["step"] < record["steps"]:
+        when = f"after step {record['step']} of {record['steps']}, in the {record['stage']} stage"
+        sentences.append(f"**It is a checkpoint {when}.**")
+    return " ".join(sentences)
+
+
+def _measured(rows: list[Row]) -> str:
+    pairs = [(own, vanilla) for own, vanilla in pair_up(shown_rows(rows)) if own.attacked in (None, ROBUST)]
+    clean = next((own for own, _ in pairs if own.attack == CLEAN), None)
+    attacked = [
+        (own, vanilla)
+        for own, vanilla in pairs
+        if clean is not None and own.attack != CLEAN and (own.benchmark, own.n) == (clean.benchmark, clean.n)
+    ]
+    if not attacked:
+        return NOT_EVALUATED if clean is None else f"Of {_samples(clean)}, {_percent(clean)} are right."
+    worst, vanilla = min(attacked, key=lambda pair: pair[0].accuracy)
+    compared = f", and {_percent(vanilla)} of the vanilla model's" if vanilla else ""
+    return (
+        f"Of {_samples(clean)}, {_percent(clean)} are right, and {_percent(worst)} under {_attack(worst)} at "
+        f"{describe_radius(worst.eps, worst.norm)}{compared}."
+    )
+
+
+def describe_results(folder: Path, rows: list[Row], pictures: set[str]) -> str:
+    """The table against the vanilla model, pictures over eps, and the doubts that the numbers raise."""
+    if not any(row.model == ROBUST for row in rows):
+        return NOT_EVALUATED
+    lines = [["benchmark", "attack", "vanilla", "this model"]]
+    for own, vanilla in sorted(pair_up(shown_rows(rows)), key=_order):
+        attack = "none" if own.attack == CLEAN else f"{_attack(own)}, {describe_radius(own.eps, own.norm)}"
+        lines.append([f"{own.benchmark} ({own.split}, n = {own.n})", attack, _cell(vanilla), _cell(own)])
+    parts = [
+        "Accuracy in %, with its 95 % Wilson interval; a dash was not measured. Every row, with all that it depends "
+        "on, is in `evaluation.jsonl`, and those of this model are in the metadata.",
+        markdown_table(lines),
+    ]
+    over = {", ".join(row.parameters["attacks"]) for row in shown_rows(rows) if row.attack == WORST_CASE}
+    parts += [f"Worst case per sample over {one}." for one in sorted(over)]
+    names = sorted(name for name in pictures if name.startswith("robustness_"))
+    parts += [f"![Accuracy over eps](figures/{name})" for name in names]
+    if not names:
+        parts.append("It was attacked at too few radii for a picture of accuracy over eps.")
+    return "\n\n".join([*parts, *_describe_agreement(folder)])
+
+
+def _order(pair: tuple[Row, Row | None]) -> tuple:
+    own = pair[0]
+    return own.benchmark, own.eps or 0, own.attack == WORST_CASE, own.attacked != own.model, own.attack
+
+
+def _describe_agreement(folder: Path) -> list[str]:
+    found = read_agreement(folder)
+    if found is None:
+        return []
+    own, theirs, same = (
+        f"{100 * found[key]:.1f} %" for key in ("accuracy", "accuracy_by_processor", "same_prediction")
+    )
+    return [
+        f"Through the saved processor, which resizes by PIL, {theirs} of {found['n']} images of {found['benchmark']} "
+        f"({found['split']}) are right, and {own} of the same ones as measured above: {same} of the predictions are "
+        f"the same, and logits, which span {found['logit_range']:.1f}, differ by {found['mean_difference']:.2g} on "
+        f"average and by {found['largest_difference']:.2g} at most."
+    ]
+
+
+def describe_training(record: dict, pictures: set[str]) -> str:
+    """Models, data, both stages, hardware and time as a table; and the training curves."""
+    settings, data, proxy = record["schedule"], record["data"], record["proxy"]
+    trained = {"vision": "vision tower and its projection", "all": "both towers"}[record["trainable"]]
+    lines = [
+        ["target", f"{_origin(record['target'])}, {_shape(record['target'])}"],
+        ["proxy", f"{_origin(proxy)}, {_shape(proxy)}, {proxy['dtype']}"],
+        ["trained", record["adapter"] or trained],
+        ["data", _data(data)],
+        ["prompts", f"`{record['prompt_template']}`"],
+        ["generalization-anchored warm-up", _stage(settings, "anchor")],
+        ["generalization-pulled HPT", _stage(settings, "transfer")],
+        ["EMA decay, pull ratio", f"{settings['ema_decay']:g}, {settings['pull_ratio']:g}"],
+        ["attack in training", record["attack"]],
+        ["batch", f"{record['batch_size']} images, {record['optimizer']}"],
+        ["precision", record["precision"]],
+        ["hardware", record["hardware"]],
+        ["time", f"{_duration(record['seconds'])} for {record['step']} of {record['steps']} steps"],
+    ]
+    parts = [markdown_table([["", ""], *lines])]
+    if CURVES in pictures:
+        parts.append(f"![Training curves](figures/{CURVES})")
+    return "\n\n".join(parts)
+
+
+def _stage(settings: dict, stage: str) -> str:
+    if settings[f"{stage}_epochs"] == 0:
+        return "none"
+    rate = settings["anchor_learning_rate" if stage == "anchor" else "learning_rate"]
+    steps = settings[f"{stage}_epochs"] * settings["steps_per_epoch"]
+    return f"{settings[f'{stage}_epochs']} epochs, {steps} steps, peak learning rate {rate:g}, cosine"
+
+
+def describe_limits(record: dict, rows: list[Row]) -> str:
+    """What the numbers don't say."""
+    own = [row for row in rows if row.model == ROBUST]
+    lines = []
+    for eps, norm in sorted({(row.eps, row.norm) for row in own if row.eps and row.attack != LARGE_EPS}):
+        lines.append(_describe_radius(eps, norm))
+    untried = [name for name in ATTACKS if name not in _tried(own) and name != "transfer"]
+    lines.append(f"Not attacked by: {', '.join(untried)}." if untried else "Attacked by all that hpt has.")
+    if own and not any(row.attack == WORST_CASE for row in own):
+        lines.append(
+            "No worst case over several attacks was measured: stronger ones find more, so robust accuracy is "
+            "overstated. Models distilled by KL are known for that."
+        )
+    sets = sorted({row.benchmark for row in own})
+    where = f"on {', '.join(sets)}" if sets else "on nothing yet"
+    lines.append(f"It was measured {where}; what it does on other images, classes and prompts isn't known.")
+    lines.append("Other perturbations, such as patches, rotations, blur or changed texts, were not tried.")
+    lines.append("Nothing is certified: a proxy gives no guarantee, and an attack that fails proves nothing.")
+    lines += [f"Doubt (`{flag.name}`) on {flag.benchmark}: {flag.message}" for flag in find_flags(own)]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _describe_radius(eps: float, norm: str) -> str:
+    if norm == "l2":
+        return f"l_2 eps {eps:g}: the change of all pixels in [0, 1] together is at most so long."
+    return (
+        f"l_inf eps {describe_eps(eps)}: each value of a pixel may change by at most {255 * eps:g} of 255 levels, "
+        "before the image is resized and normalised. It says nothing of larger changes."
+    )
+
+
+def _tried(rows: list[Row]) -> set[str]:
+    """Names of the attacks that a model withstood or not, with the parts of suites."""
+    names = {row.attack.partition(":")[0] for row in rows if row.attacked == row.model}
+    for name in names & set(ATTACKS):
+        if issubclass(ATTACKS[name], Suite):
+            names = names | set(ATTACKS[name].parts)
+    return names
+
+
+def describe_reproduction(record: dict) -> str:
+    """The command, what it needs, and the versions that it ran with."""
+    settings, versions = record["settings"], record["versions"]
+    commit = versions["commit"]
+    checkout = f"at commit `{commit}`" if commit else f"of version {versions['hpt']}"
+    listed = ", ".join(f"{name} {version}" for name, version in versions.items() if name != "commit")
+    if "target" not in settings:
+        return (
+            f"It was trained in Python, by `HPTTrainer` of hpt {checkout}, with the models and data above and the "
+            f"`HPTConfig` of `run.yaml`, which has all that differs from the defaults. It ran with {listed}."
+        )
+    local = [name for name in ("target", "proxy") if str(settings.get(name, "")).startswith("PATH/")]
+    local += ["train_dataset"] if "PATH/" in str(settings.get("train_dataset", "")) else []
+    given = "".join(f" --{name} {'NAME=PATH' if name == 'train_dataset' else 'PATH'}" for name in local)
+    text = (
+        f"In a checkout of hpt {checkout}, with `run.yaml` from here (seed {record['seed']}):\n\n```bash\n"
+        f"accelerate launch recipes/hpt_gpd.py --config run.yaml --output_dir outputs/again{given}\n```\n\n"
+    )
+    if local:
+        text += f"Local when it ran, and to be given by a path: {', '.join(local)}.\n\n"
+    return f"{text}It ran with {listed}."
+
+
+# Words and cells
+
+
+def _name(model: dict) -> str:
+    link = f"[{model['name']}](https://huggingface.co/{model['hub_id']})"
+    local = f"a local model, `{model['name']}`" if model["name"] else "a local model"
+    return link if model["hub_id"] else local
+
+
+def _origin(model: dict) -> str:
+    if model["hub_id"] is None:
+        return _name(model)
+    return f"{_name(model)} at {model['revision'] or 'a revision that was not recorded'}"
+
+
+def _shape(model: dict) -> str:
+    patches = f", {model['patch_size']}-pixel patches" if model["patch_size"] else ""
+    return f"{model['parameters'] / 1e6:,.3g} M parameters, {model['image_size']} pixels{patches}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} hours" if seconds > 3600 else f"{seconds / 60:.1f} minutes"
+
+
+def _data(data: dict) -> str:
+    source = data["source"] or "not read from the Hub"
+    way = ", streamed" if data["streamed"] else ""
+    return f"{data['name']} ({data['split']}; {source}), {data['images_per_epoch']:,} images an epoch{way}"
+
+
+def _samples(row: Row) -> str:
+    return f"{row.n} images of {row.benchmark} ({row.split})"
+
+
+def _attack(row: Row) -> str:
+    if row.attack == WORST_CASE:
+        return "the worst case"
+    label = attack_label(row)
+    label += f" (steps of {describe_eps(row.step_size, row.norm)})" if row.step_size else ""
+    made = f" on images made against the {row.attacked} model"
+    return label if row.attacked == row.model or row.attack.startswith("transfer") else label + made
+
+
+def _percent(row: Row) -> str:
+    return f"{100 * row.accuracy:.1f} % [{100 * row.low:.1f}, {100 * row.high:.1f}]"
+
+
+def _cell(row: Row | None) -> str:
+    return "-" if row is None else f"{100 * row.accuracy:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]"

@@ -1,0 +1,173 @@
+"""Model cards that say what was measured, and nothing else.
+
+A card is written from what lies in the folder beside it: `training.json`, `evaluation.jsonl` and the pictures in
+`figures/`. What was written by hand between its sections, and metadata that hpt knows nothing of, stay when it is
+written anew.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from hpt.card_sections import (
+    describe_limits,
+    describe_reproduction,
+    describe_results,
+    describe_summary,
+    describe_training,
+)
+from hpt.errors import InputError
+from hpt.figures import draw_accuracy_over_eps
+from hpt.model_index import TASK, as_eval_result
+from hpt.provenance import TRAINING_FILE, read_run
+from hpt.published_rows import ROBUST, VANILLA, add_rows, publish_rows, radii, read_rows, shown_rows
+from hpt.report import attack_label
+from hpt.results import CLEAN, Row
+
+
+CARD_FILE = "README.md"
+TEMPLATE = Path(__file__).parent / "model_card_template.md"
+TAGS = ["hpt-gpd", "adversarial-robustness", "robust", "clip"]
+BLOCK = re.compile(r"<!-- hpt:(\w+) -->.*?<!-- /hpt:\1 -->", re.DOTALL)
+INTRODUCTION = re.compile(r"<!-- Between each pair of hpt markers .*?-->\n*", re.DOTALL)
+
+
+def write_card(folder: str | Path, model_id: str | None = None, old: str | None = None, license: str | None = None):
+    """Write `README.md` into a folder that holds a trained model, or write it anew.
+
+    Args:
+        folder (`str` or `Path`): With `training.json`, as [`HPTTrainer`] saves it.
+        model_id (`str`, *optional*): Hub id that it will be loaded by; otherwise the old card's title, or the
+            folder's name.
+        old (`str`, *optional*): The card whose hand-written parts are kept, instead of the one in the folder.
+        license (`str`, *optional*): Of the weights, as the Hub spells it; otherwise the old card's.
+
+    Raises:
+        InputError: if the folder has no `training.json`, or the old card's metadata can't be read.
+    """
+    folder = Path(folder)
+    if not (folder / TRAINING_FILE).is_file():
+        raise InputError(f"{folder} has no {TRAINING_FILE}: give a folder that HPTTrainer or its recipe saved.")
+    if old is None and (folder / CARD_FILE).is_file():
+        old = (folder / CARD_FILE).read_text(encoding="utf-8")
+    title = re.search(r"<!-- hpt:summary -->\n# (.+)", old or "")
+    text = render_card(folder, model_id or (title[1] if title else folder.resolve().name), license)
+    incomplete = folder / f"{CARD_FILE}.incomplete"
+    incomplete.write_text(merge_cards(text, old) if old else text, encoding="utf-8")
+    os.replace(incomplete, folder / CARD_FILE)
+
+
+def render_card(folder: Path, model_id: str, license: str | None = None) -> str:
+    """The card of what lies in a folder, without anything written by hand."""
+    record, rows = read_run(folder), read_rows(folder)
+    adapter, target = (folder / "adapter_config.json").is_file(), record["target"]
+    architecture = target["architecture"]
+    load = f'{architecture}.from_pretrained("{model_id}")'
+    if adapter:
+        base = target["hub_id"] or f"PATH/{target['name']}"
+        load = f'PeftModel.from_pretrained({architecture}.from_pretrained("{base}"), "{model_id}").merge_and_unload()'
+    pictures = {file.name for file in (folder / "figures").glob("*.png")}
+    card = ModelCard.from_template(
+        card_metadata(record, rows, model_id, adapter, license),
+        template_path=str(TEMPLATE),
+        model_id=model_id,
+        adapter=adapter,
+        architecture=architecture,
+        processor="CLIPProcessor" if architecture == "CLIPModel" else "AutoProcessor",
+        padding="True" if architecture == "CLIPModel" else '"max_length"',
+        load=load,
+        labels=json.dumps(record["data"]["class_names"][:3], ensure_ascii=False),
+        template=record["prompt_template"],
+        image_size=target["image_size"],
+        eps=record["settings"].get("attack_eps", "1/255"),
+        summary=describe_summary(record, rows, adapter),
+        results=describe_results(folder, rows, pictures),
+        training=describe_training(record, pictures),
+        limits=describe_limits(record, rows),
+        reproduce=describe_reproduction(record),
+    )
+    return f"{str(card).rstrip()}\n"
+
+
+def add_evaluation(folder: str | Path, rows: Iterable[Row], weights: str) -> None:
+    """Add measured rows to a model's folder, draw accuracy over eps, and write the card anew.
+
+    Args:
+        folder (`str` or `Path`): With `training.json`, as [`HPTTrainer`] saves it.
+        rows (`Iterable[Row]`): Of any models; those of this one and of the vanilla one are taken.
+        weights (`str`): Hash of the weights that rows of this model have; of an adapter, of the merged model.
+    """
+    folder = Path(folder)
+    add_rows(folder, publish_rows(rows, weights, read_run(folder)["vanilla_weights"]))
+    (folder / "figures").mkdir(exist_ok=True)
+    drawn, names = set(), {ROBUST: "this model", VANILLA: "vanilla model"}
+    rows = [replace(row, model=names[row.model], attacked=names.get(row.attacked)) for row in read_rows(folder)]
+    for (benchmark, split, n, *_), attacked in radii(shown_rows(rows)).items():
+        if benchmark not in drawn:
+            drawn.add(benchmark)
+            same = [row for row in rows if (row.benchmark, row.split, row.n) == (benchmark, split, n)]
+            clean = [row for row in same if row.attack == CLEAN]
+            title = f"{benchmark} {split}, n = {n}, {attack_label(attacked[0])}"
+            draw_accuracy_over_eps(clean + attacked, title, folder / "figures" / f"robustness_{benchmark}.png")
+    write_card(folder)
+
+
+def card_metadata(record: dict, rows: list, model_id: str, adapter: bool, license: str | None) -> ModelCardData:
+    """Metadata as the Hub defines it, with a `model-index` of every row measured on this model.
+
+    Base model and datasets are named where they are on the Hub, and left out where they are local.
+    """
+    source = record["data"]["source"]
+    results = [as_eval_result(row) for row in rows if row.model == ROBUST]
+    return ModelCardData(
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag=TASK,
+        base_model=record["target"]["hub_id"],
+        base_model_relation=record["target"]["hub_id"] and ("adapter" if adapter else "finetune"),
+        datasets=source and [source.partition("@")[0]],
+        license=license or record["license"],
+        tags=TAGS,
+        model_name=model_id.split("/")[-1],
+        eval_results=results or None,
+    )
+
+
+def merge_cards(new: str, old: str) -> str:
+    """The new card with what the old one has beside hpt's sections, in its place, and its further metadata."""
+    try:
+        before = ModelCard(old, ignore_metadata_errors=True)
+        data = before.data.to_dict()
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"The metadata of {CARD_FILE} can't be read ({reason}): repair or remove it.") from error
+    card = ModelCard(new)
+    made = card.data.to_dict()
+    tags = list(dict.fromkeys([*made["tags"], *(data.get("tags") or [])]))
+    if "model-index" not in made:  # a model-index that hpt didn't measure isn't kept
+        data.pop("model-index", None)
+    data = data | {name: value for name, value in made.items() if value is not None} | {"tags": tags}
+    card.data = type(card.data)(ignore_metadata_errors=True, **data)
+    sections = {block[1]: block[0] for block in BLOCK.finditer(card.text)}
+    known = [block[1] for block in BLOCK.finditer(before.text)]
+    text = BLOCK.sub(lambda block: sections.get(block[1], ""), before.text)
+    missing = [text for name, text in sections.items() if name not in known]
+    text = "\n\n".join([text.strip(), *missing])
+    if not known:
+        text = f"{INTRODUCTION.search(card.text)[0]}{text}"
+    return f"---\n{card.data.to_yaml()}\n---\n\n{text.strip()}\n"
+
+
+def hand_written(card: str) -> str:
+    """What of a card isn't hpt's: its text beside the sections, without blank lines."""
+    body = INTRODUCTION.sub("", BLOCK.sub("", ModelCard(card, ignore_metadata_errors=True).text))
+    return "\n".join(line.rstrip() for line in body.splitlines() if line.strip())
+
+
+def is_own_card(card: str) -> bool:
+    """Whether hpt has written the card, or a part of it."""
+    return BLOCK.search(card) is not None

@@ -1,0 +1,74 @@
+"""How far what users see through the saved processor, which resizes by PIL, is from what was trained and measured.
+
+The classifier resizes and normalises within torch, so that attacks can differentiate it; `CLIPProcessor` does it
+before, on the image. For images of the model's own size both give the same pixels.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hpt.benchmarks import Benchmark
+from hpt.data import to_unit_range
+from hpt.modeling import ZeroShotClassifier
+
+
+AGREEMENT_FILE = "processor_check.json"
+
+
+@torch.no_grad()
+def compare_with_processor(
+    classifier: ZeroShotClassifier, benchmark: Benchmark, max_samples: int = 512, batch_size: int = 64
+) -> dict:
+    """Classify images as the classifier does, and as `model(**processor(text=..., images=...))` does.
+
+    Args:
+        classifier ([`ZeroShotClassifier`]): The model with its processor; its classes don't matter.
+        benchmark ([`Benchmark`]): Images, of which the first way has the benchmark's transform.
+        max_samples (`int`, *optional*, defaults to 512): Use so many of them, evenly spaced.
+        batch_size (`int`, *optional*): Images per batch.
+
+    Returns:
+        `dict`: `accuracy` and `accuracy_by_processor`, the share `same_prediction`, and over all logits their
+        `mean_difference`, `largest_difference` and `logit_range`; `benchmark`, `split` and `n`.
+    """
+    rows = np.unique(np.linspace(0, len(benchmark) - 1, min(max_samples, len(benchmark))).astype(int))
+    benchmark = benchmark.rows(rows)
+    classifier = classifier.with_classes(benchmark.class_names, benchmark.template)
+    model, processor = classifier.model, classifier.processor
+    tokens = classifier.tokenize([classifier.templates[0].format(name) for name in benchmark.class_names])
+    tokens = {name: ids.to(model.device) for name, ids in tokens.items()}
+    ours, theirs = [], []
+    for start in range(0, len(benchmark), batch_size):
+        chunk = list(range(start, min(start + batch_size, len(benchmark))))
+        pixels = torch.stack([row["pixel_values"] for row in benchmark.__getitems__(chunk)])
+        ours.append(classifier(to_unit_range(pixels.to(model.device))).float().cpu())
+        images = [image.convert("RGB") for image in benchmark.dataset[chunk]["image"]]
+        inputs = processor.image_processor(images=images, return_tensors="pt").to(model.device)
+        theirs.append(model(**tokens, **inputs).logits_per_image.float().cpu())
+    ours, theirs, labels = torch.cat(ours), torch.cat(theirs), torch.tensor(benchmark.dataset["label"][:])
+    difference = (ours - theirs).abs()
+    return {
+        "benchmark": benchmark.name,
+        "split": benchmark.split,
+        "n": len(benchmark),
+        "accuracy": (ours.argmax(1) == labels).float().mean().item(),
+        "accuracy_by_processor": (theirs.argmax(1) == labels).float().mean().item(),
+        "same_prediction": (ours.argmax(1) == theirs.argmax(1)).float().mean().item(),
+        "mean_difference": difference.mean().item(),
+        "largest_difference": difference.max().item(),
+        "logit_range": (ours.max() - ours.min()).item(),
+    }
+
+
+def write_agreement(folder: Path, agreement: dict) -> None:
+    """Keep what [`compare_with_processor`] found beside the model."""
+    (folder / AGREEMENT_FILE).write_text(json.dumps(agreement, indent=1), encoding="utf-8")
+
+
+def read_agreement(folder: Path) -> dict | None:
+    """What [`write_agreement`] kept, or `None`."""
+    file = folder / AGREEMENT_FILE
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None

@@ -1,0 +1,196 @@
+"""What a run was, as far as others may know it: models, data, settings, hardware, time and versions; no local path.
+
+training.json  all of it, from which the model card is written
+run.yaml       fields of the recipe and settings that differ from the defaults, for `recipes/hpt_gpd.py --config`
+"""
+
+import importlib.metadata
+import json
+import platform
+import re
+import subprocess
+from dataclasses import MISSING, asdict, fields
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import yaml
+
+import hpt
+from hpt.benchmarks import Benchmark
+from hpt.config import Fraction, HPTConfig
+from hpt.modeling import ZeroShotClassifier, plain_model
+from hpt.planning import describe_eps
+from hpt.schedulers import GPDSchedule
+from hpt.streams import EpochStream
+
+
+TRAINING_FILE, RUN_FILE = "training.json", "run.yaml"
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft")
+IN_PIXELS = ("attack_eps", "attack_step_size", "proxy_eps")
+# Fields of HPTConfig that say where a run lies and how it is watched, but nothing of what it computes
+NOT_OF_THE_RUN = (
+    "output_dir run_name report_to project resume_from_checkpoint num_train_epochs disable_tqdm debug "
+    "dataloader_pin_memory accelerator_config"
+).split()
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def describe_run(
+    args: HPTConfig,
+    recipe: dict,
+    classifier: ZeroShotClassifier,
+    proxy: ZeroShotClassifier,
+    train: Benchmark | EpochStream,
+    schedule: GPDSchedule,
+    vanilla_weights: str,
+) -> dict:
+    """All that stays the same over a run; see [`HPTTrainer`] for the arguments.
+
+    `recipe` has the recipe's fields, and `vanilla_weights` is the hash of what training began with.
+    """
+    adapter = getattr(classifier.model, "peft_config", {}).get("default")
+    start = " from a random start" if args.attack_random_start else ""
+    batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return {
+        "target": describe_model(classifier),
+        "proxy": describe_model(proxy),
+        "vanilla_weights": vanilla_weights,
+        "data": describe_data(train),
+        "prompt_template": args.prompt_template,
+        "trainable": args.trainable,
+        "adapter": adapter and f"LoRA adapters of rank {adapter.r}, alpha {adapter.lora_alpha:g}",
+        "schedule": asdict(schedule) | {"ema_decay": args.ema_decay, "pull_ratio": args.pull_ratio},
+        "attack": f"PGD-{args.attack_steps} at l_inf eps {describe_eps(args.attack_eps)} in steps of "
+        f"{describe_eps(args.attack_step_size)}{start}",
+        "batch_size": batch_size,
+        "optimizer": " ".join(str(getattr(one, "value", one)) for one in (args.optim, args.optim_args) if one),
+        "precision": {"no": "float32"}.get(args.mixed_precision, f"{args.mixed_precision} mixed"),
+        "hardware": describe_hardware(args),
+        "seed": args.seed,
+        "license": recipe.get("license"),
+        "settings": describe_settings(args, recipe),
+        "versions": describe_versions(),
+    }
+
+
+def describe_model(classifier: ZeroShotClassifier) -> dict:
+    """Where a target or proxy came from, and its shape; `hub_id` is `None` for a local one, which has only a name."""
+    model = plain_model(classifier.model)
+    name, vision = str(model.name_or_path), model.config.vision_config
+    on_hub = bool(HUB_ID.fullmatch(name)) and not Path(name).exists()
+    return {
+        "name": name if on_hub else Path(name).name,
+        "hub_id": name if on_hub else None,
+        "revision": getattr(model.config, "_commit_hash", None),
+        "architecture": type(model).__name__,
+        "image_size": classifier.image_size,
+        "patch_size": getattr(vision, "patch_size", None),
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "image_mean": classifier.image_mean.flatten().tolist(),
+        "image_std": classifier.image_std.flatten().tolist(),
+    }
+
+
+def describe_data(train: Benchmark | EpochStream) -> dict:
+    """What was trained on; `source` is `ID@COMMIT` for what was read from the Hub."""
+    streamed = isinstance(train, EpochStream)
+    return {
+        "name": train.name,
+        "split": train.split,
+        "source": train.stream.source if streamed else train.source,
+        "images_per_epoch": len(train),
+        "streamed": streamed,
+        "class_names": list(train.class_names),
+    }
+
+
+def describe_settings(args: HPTConfig, recipe: dict) -> dict:
+    """Fields of a recipe, and settings that differ from the defaults, as YAML has them."""
+    known = [one for one in fields(HPTConfig) if one.init and one.name not in NOT_OF_THE_RUN and "hub" not in one.name]
+    values = {one.name: (getattr(args, one.name), one.default) for one in known}
+    changed = {name: value for name, (value, default) in values.items() if _changed(value, default)}
+    changed |= {"seed": args.seed, "anchor_epochs": args.anchor_epochs, "transfer_epochs": args.transfer_epochs}
+    given = {name: value for name, value in recipe.items() if value not in (None, [])}
+    return {name: _as_yaml(name, value) for name, value in (given | changed).items()}
+
+
+def _changed(value, default) -> bool:
+    """Whether a setting differs from its default, which `TrainingArguments` may have put into another type."""
+    if default is None or default is MISSING:
+        return bool(value) and value != ["labels"]
+    return getattr(value, "value", value) != getattr(default, "value", default)
+
+
+def _as_yaml(name: str, value):
+    """A setting as it would be written by hand: radii as fractions, no local path, nothing but plain types."""
+    if isinstance(value, list | tuple):
+        return [_as_yaml(name, one) for one in value]
+    if isinstance(value, dict | bool | int):
+        return value
+    if isinstance(value, float):
+        text = describe_eps(value)
+        return text if name in IN_PIXELS and Fraction(text) == value else float(value)
+    return without_local_path(str(getattr(value, "value", value)))
+
+
+def without_local_path(text: str) -> str:
+    """`text`, or `NAME=` and `text`, with a local path given by its last part alone: `PATH/cifar10`."""
+    name, equals, path = text.partition("=")
+    name, path = (name, path) if equals else ("", text)
+    path, colon, options = path.partition(":")
+    if Path(path).is_absolute() or path.startswith(("./", "../", "~")) or (path and Path(path).exists()):
+        return f"{name}{equals}PATH/{Path(path).name}{colon}{options}"
+    return text
+
+
+def describe_versions() -> dict:
+    """Versions of Python and the packages that a run depends on, and the commit of hpt where it is a checkout."""
+    versions = {"hpt": hpt.__version__, "python": platform.python_version()}
+    return versions | {name: importlib.metadata.version(name) for name in PACKAGES} | {"commit": _commit()}
+
+
+@lru_cache
+def _commit() -> str | None:
+    """The commit of the checkout that hpt runs from, with `+changes` if files differ from it."""
+    root = Path(hpt.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "-C", str(root)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+changes" if changed.stdout else "")
+
+
+def describe_hardware(args: HPTConfig) -> str:
+    """`2 x NVIDIA H200`, or the CPU and its threads."""
+    if args.device.type == "cpu":
+        return f"{args.world_size * torch.get_num_threads()} CPU threads ({_cpu_name()})"
+    name = torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type
+    return f"{args.world_size} x {name}"
+
+
+@lru_cache
+def _cpu_name() -> str:
+    information = Path("/proc/cpuinfo")
+    text = information.read_text(encoding="utf-8") if information.exists() else ""
+    found = re.search(r"model name\s*: (.*)", text)
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def write_run(folder: Path, record: dict) -> None:
+    """Write `training.json` and `run.yaml` into a folder that holds the model."""
+    (folder / TRAINING_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    text = yaml.safe_dump(record["settings"], sort_keys=False, allow_unicode=True)
+    if "PATH/" in text:
+        text = "# PATH stands for folders of the machine that it ran on.\n" + text
+    (folder / RUN_FILE).write_text(text, encoding="utf-8")
+
+
+def read_run(folder: Path) -> dict:
+    """What [`write_run`] wrote."""
+    return json.loads((folder / TRAINING_FILE).read_text(encoding="utf-8"))

@@ -1,0 +1,113 @@
+"""Rows that go with a model: those of its own weights and of the vanilla model's, under names that say just that."""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+from hpt.errors import InputError
+from hpt.results import LARGE_EPS, WORST_CASE, Row, digest, read_lines
+
+
+EVALUATION_FILE = "evaluation.jsonl"
+ROBUST, VANILLA, PROXY = "robust", "vanilla", "proxy"
+
+
+def publish_rows(rows: Iterable[Row], weights: str, vanilla_weights: str) -> list[Row]:
+    """The rows measured on the weights of the model or of its vanilla original, renamed; others are left out.
+
+    Args:
+        rows (`Iterable[Row]`): Of any evaluations, each with the hash of the weights that it was measured on.
+        weights, vanilla_weights (`str`): From [`~hpt.modeling.hash_weights`].
+    """
+    rows = list(rows)
+    roles = {weights: ROBUST, vanilla_weights: VANILLA}
+    names = {row.model: roles[row.weights] for row in rows if row.weights in roles}
+    return [_renamed(row, names) for row in rows if row.weights in roles]
+
+
+def _renamed(row: Row, names: dict[str, str]) -> Row:
+    """A row whose models are named by what they are: the only other one that can be attacked is the proxy."""
+    parameters = row.parameters | ({"proxy": PROXY} if "proxy" in row.parameters else {})
+    attacked = row.attacked and names.get(row.attacked, PROXY)
+    return replace(row, model=names[row.model], attacked=attacked, parameters=parameters)
+
+
+def read_result_rows(path: str | Path) -> list[Row]:
+    """The rows of a `results.jsonl` or `results.json`, or of the former in a folder.
+
+    Raises:
+        InputError: if there is none, or a line isn't a row.
+    """
+    path = Path(path)
+    path = path / "results.jsonl" if path.is_dir() else path
+    if not path.is_file():
+        raise InputError(f"There are no results at {path}: give the output_dir of recipes/evaluate.py.")
+    known = {one.name for one in fields(Row)}
+    lines = json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else read_lines(path)
+    for number, line in enumerate(lines, start=1):
+        if not isinstance(line, dict) or set(line) != known:
+            raise InputError(f"Row {number} of {path} isn't one of this version of hpt: evaluate again.")
+    return [Row(**line) for line in lines]
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """The rows that were added to a model's folder."""
+    file = folder / EVALUATION_FILE
+    return read_result_rows(file) if file.is_file() else []
+
+
+def add_rows(folder: Path, rows: list[Row]) -> None:
+    """Add rows from [`publish_rows`] to those in a model's folder; one measured again replaces the old one."""
+    kept = {digest(row.settings()): row for row in [*read_rows(folder), *rows]}
+    file = folder / EVALUATION_FILE
+    incomplete = file.with_suffix(".incomplete")
+    incomplete.write_text("".join(f"{json.dumps(asdict(row))}\n" for row in kept.values()), encoding="utf-8")
+    os.replace(incomplete, file)
+
+
+def shown_rows(rows: list[Row]) -> list[Row]:
+    """Without checks, and of the worst cases, which grow with the attacks that ran, those over the most attacks."""
+    worst = {}
+    for row in rows:
+        key = (row.model, row.benchmark, row.split, row.n, row.eps, row.norm)
+        if row.attack == WORST_CASE and len(row.parameters["attacks"]) >= len(_attacks(worst.get(key))):
+            worst[key] = row
+    return [row for row in rows if row.attack not in (LARGE_EPS, WORST_CASE)] + list(worst.values())
+
+
+def _attacks(row: Row | None) -> list[str]:
+    return row.parameters["attacks"] if row else []
+
+
+def pair_up(rows: list[Row]) -> list[tuple[Row, Row | None]]:
+    """Each row of the model beside the vanilla model's under the same attack on the same samples, if it was measured.
+
+    The attack is one on the model scored; or both on the same images, made against a third or the vanilla model.
+    """
+    vanilla = {_how(row): row for row in rows if row.model == VANILLA}
+    return [(row, vanilla.get(_how(row))) for row in rows if row.model == ROBUST]
+
+
+def _how(row: Row) -> tuple:
+    """What two rows share that can be compared: their samples and attack."""
+    attacked = "itself" if row.attacked in (ROBUST, VANILLA) else row.attacked
+    where = (row.benchmark, row.split, row.n, row.attack_space, row.samples)
+    attack = (row.attack, row.eps, row.norm, row.steps, row.step_size, row.restarts, attacked)
+    return where + attack + (tuple(_attacks(row) if row.attack == WORST_CASE else ()),)
+
+
+def radii(rows: list[Row]) -> dict[tuple, list[Row]]:
+    """Rows of attacks on the model scored, by benchmark and kind of attack; the strongest at several radii first."""
+    kinds: dict[tuple, list[Row]] = {}
+    for row in rows:
+        if row.eps is not None and row.attacked == row.model:
+            ratio = row.step_size and round(row.step_size / row.eps, 4)
+            over = tuple(_attacks(row)) if row.attack == WORST_CASE else ()
+            key = (row.benchmark, row.split, row.n, row.norm, row.attack, row.steps, ratio, over)
+            kinds.setdefault(key, []).append(row)
+    several = {
+        key: found for key, found in kinds.items() if len({row.eps for row in found if row.model != VANILLA}) > 1
+    }
+    return dict(sorted(several.items(), key=lambda item: item[0][4] != WORST_CASE))
