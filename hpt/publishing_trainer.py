@@ -43,7 +43,7 @@ class PublishingTrainer(ResumableTrainer):
         folder = Path(output_dir or self.args.output_dir)
         old = (folder / CARD_FILE).read_text(encoding="utf-8") if (folder / CARD_FILE).is_file() else ""
         super()._save(output_dir, state_dict)
-        if self.train_dataset is not None:
+        if self.train_dataset is not None and self.args.should_save:
             write_run(folder, self.describe_run())
             write_card(folder, self._hub_name(), old=old)
 
