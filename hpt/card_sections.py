@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from hpt.attacks import ATTACKS, Suite
-from hpt.planning import describe_eps, describe_radius
+from hpt.planning import describe_eps, describe_norm, describe_radius
 from hpt.processor_check import read_agreement
-from hpt.published_rows import ROBUST, pair_up, shown_rows
+from hpt.provenance import MODELS
+from hpt.published_rows import THIS, pair_up, shown_rows
 from hpt.reliability import find_flags
-from hpt.report import attack_label, markdown_table
+from hpt.report import attack_label, format_accuracy, markdown_table
 from hpt.results import CLEAN, LARGE_EPS, WORST_CASE, Row
 
 
@@ -16,16 +17,18 @@ PAPER = "[arXiv 2601.12865](https://arxiv.org/abs/2601.12865)"
 CURVES = "training_curves.png"
 
 
-def describe_summary(record: dict, rows: list[Row], adapter: bool) -> str:
+def describe_summary(record: dict | None, architecture: str, rows: list[Row], adapter: bool) -> str:
     """Three sentences: what it is, what it was made from, what was measured."""
-    what = f"`{record['target']['architecture']}`"
+    if record is None:
+        return f"A `{architecture}` that hpt has measured, and not trained. {_measured(rows, None)}"
+    what = f"`{architecture}`"
     parts = "both towers were" if record["trainable"] == "all" else "the vision tower was"
     sentences = [
         f"A {'LoRA adapter for a ' if adapter else ''}{what}, of which {parts} fine-tuned by HPT-GPD ({PAPER}) to "
         f"withstand small adversarial changes of its input, by learning from {_name(record['proxy'])}, a frozen model "
         "of another architecture that isn't robust itself.",
         f"It classifies images by any class names, as {_name(record['target'])} does, the vanilla model it was.",
-        _measured(rows),
+        _measured(rows, record["settings"].get("attack_eps", "1/255")),
     ]
     if record["step"] < record["steps"]:
         when = f"after step {record['step']} of {record['steps']}, in the {record['stage']} stage"
@@ -33,32 +36,39 @@ def describe_summary(record: dict, rows: list[Row], adapter: bool) -> str:
     return " ".join(sentences)
 
 
-def _measured(rows: list[Row]) -> str:
-    pairs = [(own, vanilla) for own, vanilla in pair_up(shown_rows(rows)) if own.attacked in (None, ROBUST)]
+def _measured(rows: list[Row], eps: str | None) -> str:
+    """The clean accuracy and the lowest under attack, at the radius of training if it was measured there."""
+    pairs = [(own, vanilla) for own, vanilla in pair_up(shown_rows(rows)) if own.attacked in (None, THIS)]
     clean = next((own for own, _ in pairs if own.attack == CLEAN), None)
     attacked = [
         (own, vanilla)
         for own, vanilla in pairs
         if clean is not None and own.attack != CLEAN and (own.benchmark, own.n) == (clean.benchmark, clean.n)
     ]
+    trained_at = [pair for pair in attacked if describe_eps(pair[0].eps, pair[0].norm) == eps]
+    attacked = trained_at or attacked
     if not attacked:
         return NOT_EVALUATED if clean is None else f"Of {_samples(clean)}, {_percent(clean)} are right."
     worst, vanilla = min(attacked, key=lambda pair: pair[0].accuracy)
     compared = f", and {_percent(vanilla)} of the vanilla model's" if vanilla else ""
     return (
-        f"Of {_samples(clean)}, {_percent(clean)} are right, and {_percent(worst)} under {_attack(worst)} at "
+        f"Of {_samples(clean)}, {_percent(clean)} are right, and {_percent(worst)} under {attack_with_step(worst)} at "
         f"{describe_radius(worst.eps, worst.norm)}{compared}."
     )
 
 
 def describe_results(folder: Path, rows: list[Row], pictures: set[str]) -> str:
     """The table against the vanilla model, pictures over eps, and the doubts that the numbers raise."""
-    if not any(row.model == ROBUST for row in rows):
+    if not any(row.model == THIS for row in rows):
         return NOT_EVALUATED
     lines = [["benchmark", "attack", "vanilla", "this model"]]
     for own, vanilla in sorted(pair_up(shown_rows(rows)), key=_order):
-        attack = "none" if own.attack == CLEAN else f"{_attack(own)}, {describe_radius(own.eps, own.norm)}"
-        lines.append([f"{own.benchmark} ({own.split}, n = {own.n})", attack, _cell(vanilla), _cell(own)])
+        attack = (
+            "none (clean)" if own.attack == CLEAN else f"{attack_with_step(own)}, {describe_radius(own.eps, own.norm)}"
+        )
+        lines.append(
+            [f"{own.benchmark} ({own.split}, n = {own.n})", attack, format_accuracy(vanilla), format_accuracy(own)]
+        )
     parts = [
         "Accuracy in %, with its 95 % Wilson interval; a dash was not measured. Every row, with all that it depends "
         "on, is in `evaluation.jsonl`, and those of this model are in the metadata.",
@@ -126,12 +136,13 @@ def _stage(settings: dict, stage: str) -> str:
     return f"{settings[f'{stage}_epochs']} epochs, {steps} steps, peak learning rate {rate:g}, cosine"
 
 
-def describe_limits(record: dict, rows: list[Row]) -> str:
+def describe_limits(rows: list[Row]) -> str:
     """What the numbers don't say."""
-    own = [row for row in rows if row.model == ROBUST]
+    own = [row for row in rows if row.model == THIS]
     lines = []
-    for eps, norm in sorted({(row.eps, row.norm) for row in own if row.eps and row.attack != LARGE_EPS}):
-        lines.append(_describe_radius(eps, norm))
+    tried = {(row.norm, row.eps) for row in own if row.eps and row.attack != LARGE_EPS}
+    for norm in sorted({norm for norm, _ in tried}):
+        lines.append(_describe_norm(norm, sorted(eps for other, eps in tried if other == norm)))
     untried = [name for name in ATTACKS if name not in _tried(own) and name != "transfer"]
     lines.append(f"Not attacked by: {', '.join(untried)}." if untried else "Attacked by all that hpt has.")
     if own and not any(row.attack == WORST_CASE for row in own):
@@ -148,12 +159,15 @@ def describe_limits(record: dict, rows: list[Row]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _describe_radius(eps: float, norm: str) -> str:
+def _describe_norm(norm: str, radii: list[float]) -> str:
+    listed = ", ".join(describe_eps(eps, norm) for eps in radii)
     if norm == "l2":
-        return f"l_2 eps {eps:g}: the change of all pixels in [0, 1] together is at most so long."
+        meaning = "the change of all pixels in [0, 1] together is at most so long"
+    else:
+        meaning = "each value of a pixel may change by so much of its range, 255 levels"
     return (
-        f"l_inf eps {describe_eps(eps)}: each value of a pixel may change by at most {255 * eps:g} of 255 levels, "
-        "before the image is resized and normalised. It says nothing of larger changes."
+        f"{describe_norm(norm)} eps {listed}: {meaning}, before the image is resized and normalised. Nothing is "
+        "said of larger changes."
     )
 
 
@@ -177,7 +191,8 @@ def describe_reproduction(record: dict) -> str:
             f"It was trained in Python, by `HPTTrainer` of hpt {checkout}, with the models and data above and the "
             f"`HPTConfig` of `run.yaml`, which has all that differs from the defaults. It ran with {listed}."
         )
-    local = [name for name in ("target", "proxy") if str(settings.get(name, "")).startswith("PATH/")]
+    pretrained = record["pretrained_by"].items()
+    local = [name for name in MODELS if str(settings.get(name, "")).startswith("PATH/")]
     local += ["train_dataset"] if "PATH/" in str(settings.get("train_dataset", "")) else []
     given = "".join(f" --{name} {'NAME=PATH' if name == 'train_dataset' else 'PATH'}" for name in local)
     text = (
@@ -185,7 +200,9 @@ def describe_reproduction(record: dict) -> str:
         f"accelerate launch recipes/hpt_gpd.py --config run.yaml --output_dir outputs/again{given}\n```\n\n"
     )
     if local:
-        text += f"Local when it ran, and to be given by a path: {', '.join(local)}.\n\n"
+        made = {name: f" (made by `recipes/pretrain_clip.py --config recipes/{file}`)" for name, file in pretrained}
+        names = ", ".join(f"{name}{made.get(name, '')}" for name in local)
+        text += f"Local when it ran, and to be given by a path: {names}.\n\n"
     return f"{text}It ran with {listed}."
 
 
@@ -223,7 +240,8 @@ def _samples(row: Row) -> str:
     return f"{row.n} images of {row.benchmark} ({row.split})"
 
 
-def _attack(row: Row) -> str:
+def attack_with_step(row: Row) -> str:
+    """What a card and a leaderboard call the attack of a row, with its step size and whom it was made against."""
     if row.attack == WORST_CASE:
         return "the worst case"
     label = attack_label(row)
@@ -234,7 +252,3 @@ def _attack(row: Row) -> str:
 
 def _percent(row: Row) -> str:
     return f"{100 * row.accuracy:.1f} % [{100 * row.low:.1f}, {100 * row.high:.1f}]"
-
-
-def _cell(row: Row | None) -> str:
-    return "-" if row is None else f"{100 * row.accuracy:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]"

@@ -2,6 +2,7 @@
 
 from itertools import cycle
 from pathlib import Path
+from textwrap import fill
 
 from matplotlib.figure import Figure
 
@@ -208,6 +209,33 @@ def draw_adversarial_images(examples: list[dict], title: str, path: str | Path) 
         axes[1].set_title(f"perturbation x {scale:.0f}", fontsize=9)
         axes[2].set_title(f"adversarial: {example['after']}", fontsize=9, color=GREEN if right else ORANGE)
     figure.suptitle(title, fontsize=10)
+    _save(figure, path)
+
+
+def draw_leaderboard(boards: list, columns: list, path: str | Path) -> None:
+    """Accuracy of each checkpoint in each column of a leaderboard, as bars with 95 % intervals, a panel per benchmark.
+
+    Args:
+        boards (`list[Board]`), columns (`list[Column]`): From `hpt.leaderboard`; all boards have all columns.
+    """
+    sets = list(dict.fromkeys((column.benchmark, column.split, column.n) for column in columns))
+    widest = max(sum((column.benchmark, column.split, column.n) == one for column in columns) for one in sets)
+    figure = Figure(figsize=(1.6 + 1.5 * widest, 0.9 + 3.4 * len(sets)))
+    width = 0.8 / len(boards)
+    for axes, one in zip(figure.subplots(len(sets), squeeze=False).flatten(), sets, strict=True):
+        own = [column for column in columns if (column.benchmark, column.split, column.n) == one]
+        for number, (board, color) in enumerate(zip(boards, cycle(COLORS), strict=False)):
+            rows = [board.rows[column] for column in own]
+            places = [place + (number - (len(boards) - 1) / 2) * width for place in range(len(own))]
+            axes.bar(places, [100 * row.accuracy for row in rows], 0.9 * width, color=color, label=board.name)
+            accuracies = [100 * row.accuracy for row in rows]
+            axes.errorbar(places, accuracies, _error_bars(rows), fmt="none", ecolor="black", capsize=2)
+        radius = ["" if column.eps is None else f"\n{describe_eps(column.eps, column.norm)}" for column in own]
+        names = [fill(column.attack, 18) for column in own]
+        axes.set_xticks(range(len(own)), [f"{name}{eps}" for name, eps in zip(names, radius, strict=True)], fontsize=8)
+        axes.set(ylabel="accuracy (%)", ylim=(0, 100))
+        axes.set_title(f"{one[0]} {one[1]}, n = {one[2]}", fontsize=10)
+    axes.legend(frameon=False, fontsize=9, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.3))
     _save(figure, path)
 
 

@@ -24,15 +24,18 @@ from hpt.card_sections import (
 from hpt.errors import InputError
 from hpt.figures import draw_accuracy_over_eps
 from hpt.model_index import TASK, as_eval_result
+from hpt.modeling import DEFAULT_TEMPLATE
 from hpt.provenance import TRAINING_FILE, read_run
-from hpt.published_rows import ROBUST, VANILLA, add_rows, publish_rows, radii, read_rows, shown_rows
+from hpt.published_rows import EVALUATION_FILE, THIS, VANILLA, add_rows, publish_rows, radii, read_rows, shown_rows
 from hpt.report import attack_label
 from hpt.results import CLEAN, Row
 
 
 CARD_FILE = "README.md"
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
-TAGS = ["hpt-gpd", "adversarial-robustness", "robust", "clip"]
+TAGS_OF_ANY = ["adversarial-robustness", "clip"]
+TAGS = ["hpt-gpd", "robust", *TAGS_OF_ANY]
+EXAMPLE_LABELS = ["cat", "dog", "car"]
 BLOCK = re.compile(r"<!-- hpt:(\w+) -->.*?<!-- /hpt:\1 -->", re.DOTALL)
 INTRODUCTION = re.compile(r"<!-- Between each pair of hpt markers .*?-->\n*", re.DOTALL)
 
@@ -41,18 +44,19 @@ def write_card(folder: str | Path, model_id: str | None = None, old: str | None 
     """Write `README.md` into a folder that holds a trained model, or write it anew.
 
     Args:
-        folder (`str` or `Path`): With `training.json`, as [`HPTTrainer`] saves it.
+        folder (`str` or `Path`): With a model, and `training.json` as [`HPTTrainer`] saves it; or with an evaluation
+            alone of a model that hpt didn't train.
         model_id (`str`, *optional*): Hub id that it will be loaded by; otherwise the old card's title, or the
             folder's name.
         old (`str`, *optional*): The card whose hand-written parts are kept, instead of the one in the folder.
         license (`str`, *optional*): Of the weights, as the Hub spells it; otherwise the old card's.
 
     Raises:
-        InputError: if the folder has no `training.json`, or the old card's metadata can't be read.
+        InputError: if there is nothing to tell, or the old card's metadata can't be read.
     """
     folder = Path(folder)
-    if not (folder / TRAINING_FILE).is_file():
-        raise InputError(f"{folder} has no {TRAINING_FILE}: give a folder that HPTTrainer or its recipe saved.")
+    if not any((folder / name).is_file() for name in (TRAINING_FILE, EVALUATION_FILE)):
+        raise InputError(f"{folder} has no {TRAINING_FILE} and no evaluation: there is nothing to write a card of.")
     if old is None and (folder / CARD_FILE).is_file():
         old = (folder / CARD_FILE).read_text(encoding="utf-8")
     title = re.search(r"<!-- hpt:summary -->\n# (.+)", old or "")
@@ -65,13 +69,10 @@ def write_card(folder: str | Path, model_id: str | None = None, old: str | None 
 def render_card(folder: Path, model_id: str, license: str | None = None) -> str:
     """The card of what lies in a folder, without anything written by hand."""
     record, rows = read_run(folder), read_rows(folder)
-    adapter, target = (folder / "adapter_config.json").is_file(), record["target"]
-    architecture = target["architecture"]
-    load = f'{architecture}.from_pretrained("{model_id}")'
-    if adapter:
-        base = target["hub_id"] or f"PATH/{target['name']}"
-        load = f'PeftModel.from_pretrained({architecture}.from_pretrained("{base}"), "{model_id}").merge_and_unload()'
+    adapter = (folder / "adapter_config.json").is_file()
     pictures = {file.name for file in (folder / "figures").glob("*.png")}
+    model = record["target"] if record else _describe_config(folder)
+    architecture = model["architecture"]
     card = ModelCard.from_template(
         card_metadata(record, rows, model_id, adapter, license),
         template_path=str(TEMPLATE),
@@ -80,18 +81,33 @@ def render_card(folder: Path, model_id: str, license: str | None = None) -> str:
         architecture=architecture,
         processor="CLIPProcessor" if architecture == "CLIPModel" else "AutoProcessor",
         padding="True" if architecture == "CLIPModel" else '"max_length"',
-        load=load,
-        labels=json.dumps(record["data"]["class_names"][:3], ensure_ascii=False),
-        template=record["prompt_template"],
-        image_size=target["image_size"],
-        eps=record["settings"].get("attack_eps", "1/255"),
-        summary=describe_summary(record, rows, adapter),
+        load=_load_call(model, model_id, adapter),
+        labels=json.dumps(record["data"]["class_names"][:3] if record else EXAMPLE_LABELS, ensure_ascii=False),
+        template=record["prompt_template"] if record else DEFAULT_TEMPLATE,
+        image_size=model["image_size"],
+        eps=record["settings"].get("attack_eps", "1/255") if record else "1/255",
+        summary=describe_summary(record, architecture, rows, adapter),
         results=describe_results(folder, rows, pictures),
-        training=describe_training(record, pictures),
-        limits=describe_limits(record, rows),
-        reproduce=describe_reproduction(record),
+        training=describe_training(record, pictures) if record else "It wasn't trained by hpt.",
+        limits=describe_limits(rows),
+        reproduce=describe_reproduction(record) if record else "",
     )
     return f"{str(card).rstrip()}\n"
+
+
+def _describe_config(folder: Path) -> dict:
+    """Of a model that hpt didn't train, what a card needs of its configuration."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return {"architecture": config["architectures"][0], "image_size": config["vision_config"].get("image_size", 224)}
+
+
+def _load_call(model: dict, model_id: str, adapter: bool) -> str:
+    """The Python expression that loads the model."""
+    call = f'{model["architecture"]}.from_pretrained("{model_id}")'
+    if not adapter:
+        return call
+    base = f'{model["architecture"]}.from_pretrained("{model["hub_id"] or "PATH/" + model["name"]}")'
+    return f'PeftModel.from_pretrained({base}, "{model_id}").merge_and_unload()'
 
 
 def add_evaluation(folder: str | Path, rows: Iterable[Row], weights: str) -> None:
@@ -103,9 +119,10 @@ def add_evaluation(folder: str | Path, rows: Iterable[Row], weights: str) -> Non
         weights (`str`): Hash of the weights that rows of this model have; of an adapter, of the merged model.
     """
     folder = Path(folder)
-    add_rows(folder, publish_rows(rows, weights, read_run(folder)["vanilla_weights"]))
+    record = read_run(folder)
+    add_rows(folder, publish_rows(rows, weights, record and record["vanilla_weights"]))
     (folder / "figures").mkdir(exist_ok=True)
-    drawn, names = set(), {ROBUST: "this model", VANILLA: "vanilla model"}
+    drawn, names = set(), {THIS: THIS, VANILLA: "vanilla model"}
     rows = [replace(row, model=names[row.model], attacked=names.get(row.attacked)) for row in read_rows(folder)]
     for (benchmark, split, n, *_), attacked in radii(shown_rows(rows)).items():
         if benchmark not in drawn:
@@ -117,21 +134,21 @@ def add_evaluation(folder: str | Path, rows: Iterable[Row], weights: str) -> Non
     write_card(folder)
 
 
-def card_metadata(record: dict, rows: list, model_id: str, adapter: bool, license: str | None) -> ModelCardData:
+def card_metadata(record: dict | None, rows: list, model_id: str, adapter: bool, license: str | None) -> ModelCardData:
     """Metadata as the Hub defines it, with a `model-index` of every row measured on this model.
 
     Base model and datasets are named where they are on the Hub, and left out where they are local.
     """
-    source = record["data"]["source"]
-    results = [as_eval_result(row) for row in rows if row.model == ROBUST]
+    source, base = (record["data"]["source"], record["target"]["hub_id"]) if record else (None, None)
+    results = [as_eval_result(row) for row in rows if row.model == THIS]
     return ModelCardData(
         library_name="peft" if adapter else "transformers",
         pipeline_tag=TASK,
-        base_model=record["target"]["hub_id"],
-        base_model_relation=record["target"]["hub_id"] and ("adapter" if adapter else "finetune"),
+        base_model=base,
+        base_model_relation=base and ("adapter" if adapter else "finetune"),
         datasets=source and [source.partition("@")[0]],
-        license=license or record["license"],
-        tags=TAGS,
+        license=license or (record and record["license"]),
+        tags=TAGS if record else TAGS_OF_ANY,
         model_name=model_id.split("/")[-1],
         eval_results=results or None,
     )

@@ -181,9 +181,14 @@ def _rounded(statistics: torch.Tensor) -> list[float]:
     return [round(value, 6) for value in statistics.flatten().tolist()]
 
 
+def describe_norm(norm: str) -> str:
+    """`l_inf` or `l_2`."""
+    return "l_inf" if norm == "linf" else "l_2"
+
+
 def describe_radius(eps: float, norm: str) -> str:
     """`l_inf eps 4/255`, `l_2 eps 0.5`."""
-    return f"{'l_inf' if norm == 'linf' else 'l_2'} eps {describe_eps(eps, norm)}"
+    return f"{describe_norm(norm)} eps {describe_eps(eps, norm)}"
 
 
 def describe_eps(eps: float, norm: str = "linf") -> str:

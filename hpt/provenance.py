@@ -28,9 +28,11 @@ from hpt.streams import EpochStream
 TRAINING_FILE, RUN_FILE = "training.json", "run.yaml"
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft")
 IN_PIXELS = ("attack_eps", "attack_step_size", "proxy_eps")
+MODELS = ("target", "proxy")
+MAY_BE_LOCAL = (*MODELS, "train_dataset", "eval_datasets")
 # Fields of HPTConfig that say where a run lies and how it is watched, but nothing of what it computes
 NOT_OF_THE_RUN = (
-    "output_dir run_name report_to project resume_from_checkpoint num_train_epochs disable_tqdm debug "
+    "output_dir run_name report_to do_eval project resume_from_checkpoint num_train_epochs disable_tqdm debug "
     "dataloader_pin_memory accelerator_config"
 ).split()
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -70,6 +72,7 @@ def describe_run(
         "seed": args.seed,
         "license": recipe.get("license"),
         "settings": describe_settings(args, recipe),
+        "pretrained_by": {name: recipe[f"pretrain_{name}"] for name in MODELS if recipe.get(f"pretrain_{name}")},
         "versions": describe_versions(),
     }
 
@@ -112,7 +115,7 @@ def describe_settings(args: HPTConfig, recipe: dict) -> dict:
     values = {one.name: (getattr(args, one.name), one.default) for one in known}
     changed = {name: value for name, (value, default) in values.items() if _changed(value, default)}
     changed |= {"seed": args.seed, "anchor_epochs": args.anchor_epochs, "transfer_epochs": args.transfer_epochs}
-    given = {name: value for name, value in recipe.items() if value not in (None, [])}
+    given = {name: value for name, value in recipe.items() if value not in (None, []) and "pretrain_" not in name}
     return {name: _as_yaml(name, value) for name, value in (given | changed).items()}
 
 
@@ -132,10 +135,11 @@ def _as_yaml(name: str, value):
     if isinstance(value, float):
         text = describe_eps(value)
         return text if name in IN_PIXELS and Fraction(text) == value else float(value)
-    return without_local_path(str(getattr(value, "value", value)))
+    text = str(getattr(value, "value", value))
+    return _without_local_path(text) if name in MAY_BE_LOCAL else text
 
 
-def without_local_path(text: str) -> str:
+def _without_local_path(text: str) -> str:
     """`text`, or `NAME=` and `text`, with a local path given by its last part alone: `PATH/cifar10`."""
     name, equals, path = text.partition("=")
     name, path = (name, path) if equals else ("", text)
@@ -191,6 +195,7 @@ def write_run(folder: Path, record: dict) -> None:
     (folder / RUN_FILE).write_text(text, encoding="utf-8")
 
 
-def read_run(folder: Path) -> dict:
-    """What [`write_run`] wrote."""
-    return json.loads((folder / TRAINING_FILE).read_text(encoding="utf-8"))
+def read_run(folder: Path) -> dict | None:
+    """What [`write_run`] wrote, or `None` for a model that hpt didn't train."""
+    file = folder / TRAINING_FILE
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None

@@ -11,18 +11,18 @@ from hpt.results import LARGE_EPS, WORST_CASE, Row, digest, read_lines
 
 
 EVALUATION_FILE = "evaluation.jsonl"
-ROBUST, VANILLA, PROXY = "robust", "vanilla", "proxy"
+THIS, VANILLA, PROXY = "this model", "vanilla", "proxy"
 
 
-def publish_rows(rows: Iterable[Row], weights: str, vanilla_weights: str) -> list[Row]:
+def publish_rows(rows: Iterable[Row], weights: str, vanilla_weights: str | None) -> list[Row]:
     """The rows measured on the weights of the model or of its vanilla original, renamed; others are left out.
 
     Args:
         rows (`Iterable[Row]`): Of any evaluations, each with the hash of the weights that it was measured on.
-        weights, vanilla_weights (`str`): From [`~hpt.modeling.hash_weights`].
+        weights, vanilla_weights (`str`): From [`~hpt.modeling.hash_weights`]; `None` if the original isn't known.
     """
     rows = list(rows)
-    roles = {weights: ROBUST, vanilla_weights: VANILLA}
+    roles = {weights: THIS} | ({vanilla_weights: VANILLA} if vanilla_weights else {})
     names = {row.model: roles[row.weights] for row in rows if row.weights in roles}
     return [_renamed(row, names) for row in rows if row.weights in roles]
 
@@ -87,12 +87,12 @@ def pair_up(rows: list[Row]) -> list[tuple[Row, Row | None]]:
     The attack is one on the model scored; or both on the same images, made against a third or the vanilla model.
     """
     vanilla = {_how(row): row for row in rows if row.model == VANILLA}
-    return [(row, vanilla.get(_how(row))) for row in rows if row.model == ROBUST]
+    return [(row, vanilla.get(_how(row))) for row in rows if row.model == THIS]
 
 
 def _how(row: Row) -> tuple:
     """What two rows share that can be compared: their samples and attack."""
-    attacked = "itself" if row.attacked in (ROBUST, VANILLA) else row.attacked
+    attacked = "itself" if row.attacked in (THIS, VANILLA) else row.attacked
     where = (row.benchmark, row.split, row.n, row.attack_space, row.samples)
     attack = (row.attack, row.eps, row.norm, row.steps, row.step_size, row.restarts, attacked)
     return where + attack + (tuple(_attacks(row) if row.attack == WORST_CASE else ()),)

@@ -10,14 +10,14 @@ import re
 from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import CommitInfo, HfApi, constants, get_token, hf_hub_download, list_repo_files
+from huggingface_hub import CommitInfo, HfApi, constants, get_token
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from transformers import TrainingArguments
 
 from hpt.errors import HubUnreachable, InputError
 from hpt.model_card import CARD_FILE, hand_written, is_own_card, write_card
 from hpt.processor_check import AGREEMENT_FILE
-from hpt.provenance import RUN_FILE, TRAINING_FILE
+from hpt.provenance import RUN_FILE, TRAINING_FILE, read_run
 from hpt.published_rows import EVALUATION_FILE
 
 
@@ -42,10 +42,11 @@ def published_files(folder: str | Path) -> list[str]:
     folder = Path(folder)
     names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
     names = sorted(name for name in names if any(_matches(name, pattern) for pattern in PUBLISHED))
-    if not (folder / TRAINING_FILE).is_file() or not any(_matches(name, one) for name in names for one in WEIGHTS):
+    told = {TRAINING_FILE, EVALUATION_FILE} & set(names)
+    if not told or not any(_matches(name, one) for name in names for one in WEIGHTS):
         raise InputError(
             f"{folder} isn't a finished run: it has no model with a {TRAINING_FILE} beside it, as HPTTrainer and "
-            "recipes/hpt_gpd.py save."
+            "recipes/hpt_gpd.py save, nor with an evaluation."
         )
     for name in names:
         if name.endswith(TEXTS):
@@ -94,7 +95,7 @@ def prepare_repository(
         api.auth_check(repo_id, write=True)
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        _refuse_other_model(repo_id, revision, token)
+        _refuse_other_model(api, repo_id, revision)
     except InputError:
         raise
     except Exception as error:  # huggingface_hub lets through those of its transport, which has changed before
@@ -102,21 +103,21 @@ def prepare_repository(
     return repo_id
 
 
-def _refuse_other_model(repo_id: str, revision: str | None, token: str | None) -> None:
+def _refuse_other_model(api: HfApi, repo_id: str, revision: str | None) -> None:
     """Refuse to write over a model that hpt didn't push there."""
-    if not set(MODEL) & set(list_repo_files(repo_id, revision=revision, token=token)):
+    if not set(MODEL) & set(api.list_repo_files(repo_id, revision=revision)):
         return
-    card = remote_card(repo_id, revision, token)
+    card = remote_card(api, repo_id, revision)
     if card is None or not is_own_card(card):
         raise InputError(
             f"{repo_id} holds a model that hpt didn't push: give another hub_model_id, or delete that repository."
         )
 
 
-def remote_card(repo_id: str, revision: str | None = None, token: str | None = None) -> str | None:
+def remote_card(api: HfApi, repo_id: str, revision: str | None = None) -> str | None:
     """The card that a repository has, or `None`."""
     try:
-        file = hf_hub_download(repo_id, CARD_FILE, revision=revision, token=token)
+        file = api.hf_hub_download(repo_id, CARD_FILE, revision=revision)
     except EntryNotFoundError:
         return None
     return Path(file).read_text(encoding="utf-8")
@@ -130,6 +131,7 @@ def publish(
     revision: str | None = None,
     token: str | None = None,
     message: str = "Upload by hpt",
+    license: str | None = None,
 ) -> CommitInfo:
     """Push a trained model's folder into a repository, which is made where there is none.
 
@@ -140,6 +142,8 @@ def publish(
         folder (`str` or `Path`): As [`HPTTrainer`] or its recipe saved it.
         repo_id, private, revision, token: see [`prepare_repository`].
         message (`str`, *optional*): Of the commit.
+        license (`str`, *optional*): Of the weights, as the Hub spells it; otherwise what the run's recipe said, or
+            the license of the target on the Hub.
 
     Raises:
         InputError: for a folder without a trained model, hand-written parts of both cards that differ, or what
@@ -149,9 +153,11 @@ def publish(
     folder = Path(folder)
     published_files(folder)
     repo_id = prepare_repository(repo_id, private=private, revision=revision, token=token)
+    api = HfApi(token=token)
     try:
-        write_card(folder, repo_id, old=choose_card(folder, remote_card(repo_id, revision, token)))
-        return HfApi(token=token).upload_folder(
+        old = choose_card(folder, remote_card(api, repo_id, revision))
+        write_card(folder, repo_id, old, license or _license_of_target(api, folder))
+        return api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
             commit_message=message,
@@ -162,6 +168,18 @@ def publish(
         raise
     except Exception as error:
         raise explain_push_error(repo_id, error) from error
+
+
+def _license_of_target(api: HfApi, folder: Path) -> str | None:
+    """What the target's own card says, if the run's recipe doesn't say another and the Hub has it."""
+    record = read_run(folder)
+    if record is None or record["license"] or record["target"]["hub_id"] is None:
+        return None
+    try:
+        data = api.model_info(record["target"]["hub_id"]).card_data
+    except HfHubHTTPError:
+        return None
+    return data and data.license
 
 
 def push_later(folder: str | Path, args: TrainingArguments) -> str:

@@ -3,6 +3,7 @@
 import logging
 import shutil
 from abc import abstractmethod
+from contextlib import suppress
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
@@ -131,6 +132,8 @@ class PublishingTrainer(ResumableTrainer):
             logger.warning(f"{error} Training goes on, and the next save is pushed again.")
         finally:
             shutil.rmtree(staged, ignore_errors=True)
+            with suppress(OSError):  # not empty, if another push waits
+                staged.parent.rmdir()
 
     def push_to_hub(
         self,
@@ -167,7 +170,7 @@ class PublishingTrainer(ResumableTrainer):
         folder = Path(folder or self.args.output_dir)
         self.describe(folder, license=license)
         where = self._where(token, private, revision)
-        push = run_as_future(publish, folder, self._hub_name(), message=commit_message, **where)
+        push = run_as_future(publish, folder, self._hub_name(), message=commit_message, license=license, **where)
         if not blocking:
             return push
         try:

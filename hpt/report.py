@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from hpt.planning import REVERSE_TRANSFER, describe_eps
+from hpt.planning import REVERSE_TRANSFER, describe_eps, describe_norm
 from hpt.reliability import Flag
 from hpt.results import CLEAN, LARGE_EPS, WORST_CASE, Row
 
@@ -44,7 +44,7 @@ def format_accuracies(rows: list[Row], benchmarks: list[str] | None = None) -> s
     benchmarks = benchmarks or list(dict.fromkeys(row.benchmark for row in rows))
     sections = []
     for eps, norm in sorted({(row.eps, row.norm) for row in rows if row.attack != CLEAN}):
-        title = f"{'l_inf' if norm == 'linf' else 'l_2'} eps = {describe_eps(eps, norm)}"
+        title = f"{describe_norm(norm)} eps = {describe_eps(eps, norm)}"
         shown = [row for row in rows if row.attack == CLEAN or (row.eps, row.norm) == (eps, norm)]
         ran = sorted({text for row in shown if row.attack == WORST_CASE for text in row.parameters["attacks"]})
         sections.append(f"{title}\n\n{_table(shown, benchmarks)}\n\nWorst case over {', '.join(ran)}.")
@@ -75,7 +75,7 @@ def _table(rows: list[Row], benchmarks: list[str]) -> str:
         found = cells[model, attack]
         values = [_accuracy(found[name]) for name in benchmarks if name in found]
         mean = f"{100 * sum(values) / len(values):.1f}" if len(values) == len(benchmarks) else "-"
-        lines.append([model, attack, *(_cell(found.get(name)) for name in benchmarks), mean])
+        lines.append([model, attack, *(format_accuracy(found.get(name)) for name in benchmarks), mean])
     return markdown_table(lines)
 
 
@@ -92,7 +92,8 @@ def _accuracy(row: Row) -> float:
     return row.accuracy if row.mean_per_class_accuracy is None else row.mean_per_class_accuracy
 
 
-def _cell(row: Row | None) -> str:
+def format_accuracy(row: Row | None) -> str:
+    """Accuracy in % with its interval, as a table's cell; a dash for what wasn't measured."""
     if row is None:
         return "-"
     cell = f"{100 * row.accuracy:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]"

@@ -1,7 +1,7 @@
 """Drive the page in a headless browser, as a visitor would: upload an image, attack, read both models' predictions.
 
     pip install selenium    # needs Chromium or Chrome and its driver (Debian: apt install chromium chromium-driver)
-    python examples/space/drive.py                                      # a digit, on the quickstart's models
+    python examples/space/drive.py                                      # the first zero, on the quickstart's models
     python examples/space/drive.py --image cat.jpg --eps 1 --screenshot page.png --vanilla ID --robust ID
 
 Options that aren't its own are app.py's. Exit code 1: the page showed an error, or no predictions.
@@ -20,13 +20,12 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
+from page import first_digits
 from selenium import webdriver
 from selenium.common.exceptions import TimeoutException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
-
-from hpt import load_benchmark
 
 
 APP = Path(__file__).parent / "app.py"
@@ -34,7 +33,8 @@ APP = Path(__file__).parent / "app.py"
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image", help="File to upload (default: the first digit of the test set).")
+    parser.add_argument("--image", help="File to upload, instead of a digit.")
+    parser.add_argument("--digit", default="zero", help="Its name, zero to nine (default: %(default)s).")
     parser.add_argument("--eps", default="16", help="In 1/255 (default: %(default)s).")
     parser.add_argument("--screenshot", help="PNG file for a picture of the page.")
     parser.add_argument("--timeout", type=float, default=300, help="Seconds to wait (default: %(default)s).")
@@ -44,7 +44,7 @@ def main():
         serve(of_the_app, settings.timeout) as url,
         browse(folder) as browser,
     ):
-        image = settings.image or save_digit(folder)
+        image = settings.image or save_digit(settings.digit, folder)
         browser.get(url)
         predictions = attack(browser, Path(image).resolve(), settings.eps, settings.timeout)
         if settings.screenshot:
@@ -130,9 +130,9 @@ def errors(browser) -> str:
     return " ".join(one.text for one in browser.find_elements(By.CSS_SELECTOR, ".toast-body.error"))
 
 
-def save_digit(folder: str) -> Path:
+def save_digit(name: str, folder: str) -> Path:
     path = Path(folder) / "digit.png"
-    load_benchmark("digits").dataset[0]["image"].save(path)
+    first_digits()[name].save(path)
     return path
 
 

@@ -1,0 +1,50 @@
+"""Compare checkpoints by what their model cards say was measured: one table and one picture.
+
+    python recipes/leaderboard.py --models vanilla=outputs/quickstart/target robust=outputs/quickstart/robust
+    python recipes/leaderboard.py --models me/robust-clip my-org/another@v2 --attacks "worst case" --eps 4/255
+
+A column holds one attack with one eps, on the same samples: what wasn't measured on all of them in the same way is
+listed below the table, and if nothing was, that is an error. No model is loaded.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hpt.config import Fraction, parse_config, run_recipe
+from hpt.evaluation import refuse_same_names
+from hpt.figures import draw_leaderboard
+from hpt.leaderboard import format_boards, left_out, read_board, select_columns
+from hpt.proxies import name_and_source
+from hpt.results import check_folder
+
+
+@dataclass
+class Comparison:
+    """What is compared."""
+
+    models: list[str] = field(metadata={"help": "Folders or Hub ids with a model card; NAME=PATH names one."})
+    benchmarks: list[str] | None = field(default=None, metadata={"help": "Only these."})
+    attacks: list[str] | None = field(default=None, metadata={"help": "Only these, such as pgd or 'worst case'."})
+    eps: list[Fraction] | None = field(default=None, metadata={"help": "Only these radii."})
+    output_dir: str = field(default="outputs/leaderboard", metadata={"help": "Folder for table and picture."})
+
+
+def main():
+    comparison, _ = parse_config((Comparison,))
+    refuse_same_names(name_and_source(text)[0] for text in comparison.models)
+    output = check_folder(Path(comparison.output_dir))
+    boards = [read_board(text) for text in comparison.models]
+    eps = comparison.eps and [float(Fraction(one)) for one in comparison.eps]
+    columns = select_columns(boards, comparison.benchmarks, comparison.attacks, eps)
+
+    page = f"Accuracy in %, with its 95 % interval\n\n{format_boards(boards, columns)}\n"
+    page += "".join(f"\n- Left out: {one}" for one in left_out(boards, columns))
+    print(f"{page}\n")
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "leaderboard.md").write_text(f"{page}\n", encoding="utf-8")
+    draw_leaderboard(boards, columns, output / "leaderboard.png")
+    print(f"Table and picture: {output}")
+
+
+if __name__ == "__main__":
+    run_recipe(main)
