@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from transformers import HfArgumentParser, TrainingArguments
-from transformers.trainer_utils import SchedulerType
+from transformers.trainer_utils import HubStrategy, SchedulerType
 
 from hpt.attacks.base import check_eps, check_step_size
 from hpt.errors import InputError, TrainingStopped, one_line
@@ -263,6 +263,10 @@ class HPTConfig(TrainingArguments):
             raise InputError("remove_unused_columns would drop what the attack needs: leave it out.")
         if Path(self.output_dir or ".").is_file():
             raise InputError(f"output_dir is {self.output_dir!r}, which is a file: give a folder.")
+        if "checkpoint" in (strategy := HubStrategy(self.hub_strategy).value):
+            raise InputError(
+                f"hub_strategy is {strategy!r}, which would push optimizer states: give every_save or end."
+            )
         if self.ignore_data_skip:
             raise InputError("ignore_data_skip would make a resumed run another run: leave it out.")
         if self.auto_find_batch_size:

@@ -9,8 +9,8 @@ class TrainingStopped(RuntimeError):
     """Work can't go on, for a reason said in one line; recipes print it without a traceback and exit with 1."""
 
 
-class HubUnreachable(TrainingStopped):
-    """The Hub can't be reached, or answers that it can't serve; what was to be pushed lies complete on the disk."""
+class PushFailed(TrainingStopped):
+    """The Hub couldn't be reached, or couldn't serve; what was to be pushed lies complete on the disk."""
 
 
 class MissingSplit(InputError):
@@ -40,7 +40,7 @@ def explain_hub_error(kind: str, name: str, error: BaseException) -> InputError:
     while deepest.__cause__ is not None:
         deepest = deepest.__cause__
     page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{name}"
-    if "GatedRepoError" in names or "gated" in str(error):
+    if "GatedRepoError" in names or ("gated" in str(error) and "RepositoryNotFoundError" not in names):
         hint = f"it is gated: accept its terms at {page}, then run `hf auth login` or set HF_TOKEN"
     elif names & {
         "RepositoryNotFoundError",

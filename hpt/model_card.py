@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
+from yaml import YAMLError
 
 from hpt.card_sections import (
     describe_limits,
@@ -156,14 +157,8 @@ def card_metadata(record: dict | None, rows: list, model_id: str, adapter: bool,
 
 def merge_cards(new: str, old: str) -> str:
     """The new card with what the old one has beside hpt's sections, in its place, and its further metadata."""
-    try:
-        before = ModelCard(old, ignore_metadata_errors=True)
-        data = before.data.to_dict()
-    except ValueError as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"The metadata of {CARD_FILE} can't be read ({reason}): repair or remove it.") from error
-    card = ModelCard(new)
-    made = card.data.to_dict()
+    before, card = _parse(old), _parse(new)
+    data, made = before.data.to_dict(), card.data.to_dict()
     tags = list(dict.fromkeys([*made["tags"], *(data.get("tags") or [])]))
     if "model-index" not in made:  # a model-index that hpt didn't measure isn't kept
         data.pop("model-index", None)
@@ -179,9 +174,17 @@ def merge_cards(new: str, old: str) -> str:
     return f"---\n{card.data.to_yaml()}\n---\n\n{text.strip()}\n"
 
 
+def _parse(card: str) -> ModelCard:
+    try:
+        return ModelCard(card, ignore_metadata_errors=True)
+    except (ValueError, YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"The metadata of {CARD_FILE} can't be read ({reason}): repair or remove it.") from error
+
+
 def hand_written(card: str) -> str:
     """What of a card isn't hpt's: its text beside the sections, without blank lines."""
-    body = INTRODUCTION.sub("", BLOCK.sub("", ModelCard(card, ignore_metadata_errors=True).text))
+    body = INTRODUCTION.sub("", BLOCK.sub("", _parse(card).text))
     return "\n".join(line.rstrip() for line in body.splitlines() if line.strip())
 
 

@@ -85,6 +85,8 @@ class PretrainingConfig(TrainingArguments):
     )
 
     def __post_init__(self):
+        if self.push_to_hub:
+            raise InputError("push_to_hub is for robust models: push a pretrained one by model.push_to_hub(name).")
         if self.family not in FAMILIES:
             raise InputError(f"Unknown family {self.family!r}; known: {', '.join(FAMILIES)}.")
         if self.image_size % self.patch_size:

@@ -81,7 +81,7 @@ def describe_model(classifier: ZeroShotClassifier) -> dict:
     """Where a target or proxy came from, and its shape; `hub_id` is `None` for a local one, which has only a name."""
     model = plain_model(classifier.model)
     name, vision = str(model.name_or_path), model.config.vision_config
-    on_hub = bool(HUB_ID.fullmatch(name)) and not Path(name).exists()
+    on_hub = _is_hub_id(name)
     return {
         "name": name if on_hub else Path(name).name,
         "hub_id": name if on_hub else None,
@@ -94,6 +94,10 @@ def describe_model(classifier: ZeroShotClassifier) -> dict:
         "image_mean": classifier.image_mean.flatten().tolist(),
         "image_std": classifier.image_std.flatten().tolist(),
     }
+
+
+def _is_hub_id(name: str) -> bool:
+    return bool(HUB_ID.fullmatch(name)) and not Path(name).exists()
 
 
 def describe_data(train: Benchmark | EpochStream) -> dict:
@@ -187,7 +191,14 @@ def _cpu_name() -> str:
 
 
 def write_run(folder: Path, record: dict) -> None:
-    """Write `training.json` and `run.yaml` into a folder that holds the model."""
+    """Write `training.json` and `run.yaml` into a folder that holds the model.
+
+    The adapters of a PEFT model there name their base from here on as others may know it, and not by a local path.
+    """
+    if (adapter := folder / "adapter_config.json").is_file():
+        config = json.loads(adapter.read_text(encoding="utf-8"))
+        config["base_model_name_or_path"] = record["target"]["name"]
+        adapter.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
     (folder / TRAINING_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
     text = yaml.safe_dump(record["settings"], sort_keys=False, allow_unicode=True)
     if "PATH/" in text:

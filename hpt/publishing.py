@@ -14,7 +14,7 @@ from huggingface_hub import CommitInfo, HfApi, constants, get_token
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from transformers import TrainingArguments
 
-from hpt.errors import HubUnreachable, InputError
+from hpt.errors import InputError, PushFailed
 from hpt.model_card import CARD_FILE, hand_written, is_own_card, write_card
 from hpt.processor_check import AGREEMENT_FILE
 from hpt.provenance import RUN_FILE, TRAINING_FILE, read_run
@@ -82,7 +82,7 @@ def prepare_repository(
 
     Raises:
         InputError: without a token or permission, or if the repository holds another model.
-        HubUnreachable: if the Hub can't be reached.
+        PushFailed: if the Hub can't be reached.
     """
     api = HfApi(token=token)
     if not (token or get_token()):
@@ -148,7 +148,7 @@ def publish(
     Raises:
         InputError: for a folder without a trained model, hand-written parts of both cards that differ, or what
             [`prepare_repository`] refuses.
-        HubUnreachable: if the Hub can't be reached; the folder stays complete.
+        PushFailed: if the Hub can't be reached; the folder stays complete.
     """
     folder = Path(folder)
     published_files(folder)
@@ -210,24 +210,24 @@ def choose_card(folder: Path, remote: str | None) -> str | None:
 
 
 def explain_push_error(repo_id: str, error: Exception) -> Exception:
-    """What kept a push from the Hub, in one line: [`HubUnreachable`], or [`InputError`] for what the user can mend."""
+    """What kept a push from the Hub, in one line: [`InputError`] for what the user can mend, or [`PushFailed`]."""
     names, status, cause = set(), None, error
     while cause is not None:
         names |= {base.__name__ for base in type(cause).__mro__}
         if isinstance(cause, HfHubHTTPError) and cause.response is not None:
             status = cause.response.status_code
         cause = cause.__cause__ or cause.__context__
-    if names & {"TransportError", "ConnectionError", "OfflineModeIsEnabled"} or (status or 0) >= 500:
-        reason = f"it answers {status}" if status else "it can't be reached, or HF_HUB_OFFLINE is set"
-        return HubUnreachable(f"Nothing was pushed to {repo_id} on {constants.ENDPOINT}: {reason}.")
-    if isinstance(error, LocalTokenNotFoundError) or status == 401:
-        return InputError(f"The Hub doesn't take the token: run `hf auth login` or set HF_TOKEN to push to {repo_id}.")
     if isinstance(error, HFValidationError):
         return InputError(f"hub_model_id is {repo_id!r}, but must be NAME, USER/NAME or ORGANISATION/NAME.")
+    if isinstance(error, LocalTokenNotFoundError) or status == 401:
+        return InputError(f"The Hub doesn't take the token: run `hf auth login` or set HF_TOKEN to push to {repo_id}.")
     if status in (403, 404):
         return InputError(
             f"The token may not write to {repo_id}: give a hub_model_id under your name, or under an organisation's "
             "that lets you, and a token with write permission."
         )
-    reason = next(iter(str(error).strip().splitlines()), "no message").rstrip(".")
-    return InputError(f"Can't push to {repo_id}: {type(error).__name__}: {reason}.")
+    if names & {"TransportError", "ConnectionError", "OfflineModeIsEnabled"}:
+        reason = "it can't be reached, or HF_HUB_OFFLINE is set"
+    else:
+        reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no message').rstrip('.')}"
+    return PushFailed(f"Nothing was pushed to {repo_id} on {constants.ENDPOINT}: {reason}.")

@@ -11,7 +11,7 @@ from huggingface_hub import run_as_future
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
-from hpt.errors import HubUnreachable, InputError
+from hpt.errors import InputError, PushFailed
 from hpt.model_card import CARD_FILE, write_card
 from hpt.provenance import write_run
 from hpt.publishing import prepare_repository, publish, published_files, push_later
@@ -84,7 +84,7 @@ class PublishingTrainer(ResumableTrainer):
             shutil.rmtree(Path(self.args.output_dir) / STAGING, ignore_errors=True)
             try:
                 made = prepare_repository(self._hub_name(), **self._where(token, private))
-            except HubUnreachable as error:
+            except PushFailed as error:
                 logger.warning(f"{error} Training goes on, and the next save is tried again.")
             except InputError as error:
                 problem = str(error)
@@ -128,7 +128,7 @@ class PublishingTrainer(ResumableTrainer):
         try:
             info = publish(staged, self._hub_name(), message=message, **self._where())
             self.hub_model_id = info.repo_url.repo_id
-        except (InputError, HubUnreachable) as error:
+        except (InputError, PushFailed) as error:
             logger.warning(f"{error} Training goes on, and the next save is pushed again.")
         finally:
             shutil.rmtree(staged, ignore_errors=True)
@@ -159,7 +159,7 @@ class PublishingTrainer(ResumableTrainer):
 
         Raises:
             InputError: without a token or permission, or if the repository holds another model.
-            HubUnreachable: if the Hub can't be reached, with the command to push later.
+            PushFailed: if the Hub can't be reached, with the command to push later.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if folder is None:
@@ -175,7 +175,7 @@ class PublishingTrainer(ResumableTrainer):
             return push
         try:
             info = push.result()
-        except HubUnreachable as error:
-            raise HubUnreachable(f"{error} Push later: {push_later(folder, self.args)}") from error
+        except PushFailed as error:
+            raise PushFailed(f"{error} Push later: {push_later(folder, self.args)}") from error
         self.hub_model_id = info.repo_url.repo_id
         return info

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hpt import InputError
 from hpt.config import parse_config, run_recipe
-from hpt.errors import HubUnreachable
+from hpt.errors import PushFailed
 from hpt.model_card import add_evaluation, write_card
 from hpt.modeling import hash_weights, load_dual_encoder
 from hpt.provenance import TRAINING_FILE, read_run
@@ -60,8 +60,8 @@ def main():
     where = {"private": publication.hub_private_repo, "revision": publication.hub_revision}
     try:
         info = publish(folder, repo_id, message=publication.message, license=publication.license, **where)
-    except HubUnreachable as error:
-        raise HubUnreachable(f"{error} All of it lies in {folder}: give the same command again.") from error
+    except PushFailed as error:
+        raise PushFailed(f"{error} All of it lies in {folder}: give the same command again.") from error
     print(f"Pushed to {info.repo_url}")
 
 

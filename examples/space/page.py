@@ -73,20 +73,19 @@ def add_outputs(name: str, source: str, size: int) -> list:
             before = gr.Label(label="Clean", num_top_classes=3, elem_id=f"{name}-clean")
         with gr.Column():
             perturbation = picture(label="Perturbation")
+            note = gr.Markdown()
         with gr.Column():
             adversarial = picture(label="Attacked")
             after = gr.Label(label="Attacked", num_top_classes=3, elem_id=f"{name}-attacked")
-    return [clean, before, perturbation, adversarial, after]
+    return [clean, before, perturbation, note, adversarial, after]
 
 
 def fill_outputs(result: Attacked) -> list:
-    return [
-        enlarge(result.clean),
-        result.before,
-        gr.Image(enlarge(result.perturbation), label=f"Perturbation x {result.magnification:.0f}; grey: none"),
-        enlarge(result.adversarial),
-        gr.Label(result.after, label=f"Attacked, away from {result.label!r}"),
-    ]
+    note = (
+        f"Away from **{result.label}**. The perturbation is magnified {result.magnification:.0f} times; grey is none."
+    )
+    pictures = [enlarge(pixels) for pixels in (result.clean, result.perturbation, result.adversarial)]
+    return [pictures[0], result.before, pictures[1], note, pictures[2], result.after]
 
 
 def attack(models: list[ZeroShotClassifier], path, names, true_class, template, eps, steps) -> list:
