@@ -25,9 +25,10 @@ def describe_summary(record: dict | None, architecture: str, rows: list[Row], ad
     parts = "both towers were" if record["trainable"] == "all" else "the vision tower was"
     sentences = [
         f"A {'LoRA adapter for a ' if adapter else ''}{what}, of which {parts} fine-tuned by HPT-GPD ({PAPER}) to "
-        f"withstand small adversarial changes of its input, by learning from {_name(record['proxy'])}, a frozen model "
-        "of another architecture that isn't robust itself.",
-        f"It classifies images by any class names, as {_name(record['target'])} does, the vanilla model it was.",
+        "withstand small adversarial changes of its input, by learning from a frozen model of another architecture "
+        f"that isn't robust itself ({_name(record['proxy'])}).",
+        "It classifies images by any class names, as the vanilla model does that it was made from "
+        f"({_name(record['target'])}).",
         _measured(rows, record["settings"].get("attack_eps", "1/255")),
     ]
     if record["step"] < record["steps"]:
@@ -48,13 +49,11 @@ def _measured(rows: list[Row], eps: str | None) -> str:
     trained_at = [pair for pair in attacked if describe_eps(pair[0].eps, pair[0].norm) == eps]
     attacked = trained_at or attacked
     if not attacked:
-        return NOT_EVALUATED if clean is None else f"Of {_samples(clean)}, {_percent(clean)} are right."
-    worst, vanilla = min(attacked, key=lambda pair: pair[0].accuracy)
-    compared = f", and {_percent(vanilla)} of the vanilla model's" if vanilla else ""
-    return (
-        f"Of {_samples(clean)}, {_percent(clean)} are right, and {_percent(worst)} under {attack_with_step(worst)} at "
-        f"{describe_radius(worst.eps, worst.norm)}{compared}."
-    )
+        return NOT_EVALUATED if clean is None else f"On {_samples(clean)} it is right on {_percent(clean)}."
+    worst, vanilla = min(attacked, key=lambda pair: (pair[0].accuracy, pair[0].attack != WORST_CASE))
+    compared = f", where the vanilla model is on {_percent(vanilla)}" if vanilla else ""
+    attack = f"{attack_with_step(worst)} at {describe_radius(worst.eps, worst.norm)}"
+    return f"On {_samples(clean)} it is right on {_percent(clean)}, and under {attack} on {_percent(worst)}{compared}."
 
 
 def describe_results(folder: Path, rows: list[Row], pictures: set[str]) -> str:
@@ -143,7 +142,7 @@ def describe_limits(rows: list[Row]) -> str:
     tried = {(row.norm, row.eps) for row in own if row.eps and row.attack != LARGE_EPS}
     for norm in sorted({norm for norm, _ in tried}):
         lines.append(_describe_norm(norm, sorted(eps for other, eps in tried if other == norm)))
-    untried = [name for name in ATTACKS if name not in _tried(own) and name != "transfer"]
+    untried = [name for name in ATTACKS if name not in _tried(own)]
     lines.append(f"Not attacked by: {', '.join(untried)}." if untried else "Attacked by all that hpt has.")
     if own and not any(row.attack == WORST_CASE for row in own):
         lines.append(
@@ -172,8 +171,9 @@ def _describe_norm(norm: str, radii: list[float]) -> str:
 
 
 def _tried(rows: list[Row]) -> set[str]:
-    """Names of the attacks that a model withstood or not, with the parts of suites."""
-    names = {row.attack.partition(":")[0] for row in rows if row.attacked == row.model}
+    """Names of the attacks that a model had to withstand, with the parts of suites and what they make needless."""
+    names = {row.attack.partition(":")[0] for row in rows if row.attacked == row.model} | {"transfer"}
+    names |= {"fgsm"} if "pgd" in names else set()  # of which it is one step
     for name in names & set(ATTACKS):
         if issubclass(ATTACKS[name], Suite):
             names = names | set(ATTACKS[name].parts)
@@ -211,7 +211,7 @@ def describe_reproduction(record: dict) -> str:
 
 def _name(model: dict) -> str:
     link = f"[{model['name']}](https://huggingface.co/{model['hub_id']})"
-    local = f"a local model, `{model['name']}`" if model["name"] else "a local model"
+    local = f"`{model['name']}`, a local model" if model["name"] else "a local model"
     return link if model["hub_id"] else local
 
 

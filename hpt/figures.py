@@ -218,24 +218,25 @@ def draw_leaderboard(boards: list, columns: list, path: str | Path) -> None:
     Args:
         boards (`list[Board]`), columns (`list[Column]`): From `hpt.leaderboard`; all boards have all columns.
     """
-    sets = list(dict.fromkeys((column.benchmark, column.split, column.n) for column in columns))
-    widest = max(sum((column.benchmark, column.split, column.n) == one for column in columns) for one in sets)
-    figure = Figure(figsize=(1.6 + 1.5 * widest, 0.9 + 3.4 * len(sets)))
+    panels = {}
+    for column in columns:
+        panels.setdefault(column.samples_title, []).append(column)
+    heights = [len(own) * (0.12 + 0.16 * len(boards)) + 0.6 for own in panels.values()]
+    figure = Figure(figsize=(8, sum(heights) + 0.5))
+    axes_of = figure.subplots(len(panels), squeeze=False, height_ratios=heights).flatten()
     width = 0.8 / len(boards)
-    for axes, one in zip(figure.subplots(len(sets), squeeze=False).flatten(), sets, strict=True):
-        own = [column for column in columns if (column.benchmark, column.split, column.n) == one]
+    for axes, (title, own) in zip(axes_of, panels.items(), strict=True):
         for number, (board, color) in enumerate(zip(boards, cycle(COLORS), strict=False)):
             rows = [board.rows[column] for column in own]
             places = [place + (number - (len(boards) - 1) / 2) * width for place in range(len(own))]
-            axes.bar(places, [100 * row.accuracy for row in rows], 0.9 * width, color=color, label=board.name)
-            accuracies = [100 * row.accuracy for row in rows]
-            axes.errorbar(places, accuracies, _error_bars(rows), fmt="none", ecolor="black", capsize=2)
-        radius = ["" if column.eps is None else f"\n{describe_eps(column.eps, column.norm)}" for column in own]
-        names = [fill(column.attack, 18) for column in own]
-        axes.set_xticks(range(len(own)), [f"{name}{eps}" for name, eps in zip(names, radius, strict=True)], fontsize=8)
-        axes.set(ylabel="accuracy (%)", ylim=(0, 100))
-        axes.set_title(f"{one[0]} {one[1]}, n = {one[2]}", fontsize=10)
-    axes.legend(frameon=False, fontsize=9, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.3))
+            values = [100 * row.accuracy for row in rows]
+            axes.barh(places, values, 0.9 * width, color=color, label=board.name)
+            axes.errorbar(values, places, xerr=_error_bars(rows), fmt="none", ecolor="black", capsize=2)
+        axes.set_yticks(range(len(own)), [fill(column.attack_title, 52) for column in own], fontsize=8)
+        axes.set(xlim=(0, 100), xlabel="accuracy (%)")
+        axes.invert_yaxis()
+        axes.set_title(title, fontsize=10)
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=9, ncols=4, loc="lower right")
     _save(figure, path)
 
 

@@ -18,7 +18,7 @@ from hpt.proxies import name_and_source
 from hpt.published_rows import THIS, shown_rows
 from hpt.publishing import remote_card
 from hpt.report import format_accuracy, markdown_table
-from hpt.results import CLEAN, WORST_CASE, Row
+from hpt.results import CLEAN, WORST_CASE, Row, digest
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Column:
         attack (`str`): With its step size, or with the attacks of a worst case; `"clean"`.
         eps (`float`), norm (`str`), *optional*: The radius.
         attacked (`str`, *optional*): Which model's gradients the images were made with, unless the scored one's.
+        parameters (`str`): Hash of all settings of the attack, a proxy's weights among them.
     """
 
     benchmark: str
@@ -42,11 +43,19 @@ class Column:
     eps: float | None
     norm: str | None
     attacked: str | None
+    parameters: str
+
+    @property
+    def samples_title(self) -> str:
+        return f"{self.benchmark} ({self.split}, n = {self.n})"
+
+    @property
+    def attack_title(self) -> str:
+        return self.attack if self.eps is None else f"{self.attack} at {describe_radius(self.eps, self.norm)}"
 
     @property
     def title(self) -> str:
-        radius = "" if self.eps is None else f" at {describe_radius(self.eps, self.norm)}"
-        return f"{self.benchmark} ({self.split}, n = {self.n}): {self.attack}{radius}"
+        return f"{self.samples_title}: {self.attack_title}"
 
 
 def column_of(row: Row) -> Column:
@@ -56,7 +65,7 @@ def column_of(row: Row) -> Column:
         attack += f" over {', '.join(row.parameters['attacks'])}"
     attacked = None if row.attacked in (None, THIS) else row.attacked
     where = (row.benchmark, row.split, row.n, row.attack_space, row.samples)
-    return Column(*where, attack, row.eps, row.norm, attacked)
+    return Column(*where, attack, row.eps, row.norm, attacked, digest(row.parameters))
 
 
 @dataclass(frozen=True)
@@ -156,8 +165,12 @@ def left_out(boards: list[Board], columns: list[Column]) -> list[str]:
 
 
 def format_boards(boards: list[Board], columns: list[Column]) -> str:
-    """A Markdown table, a line per checkpoint and a column per [`Column`], the most robust first."""
+    """A Markdown table for each set of samples: a line per attack, checkpoints side by side, the most robust first."""
     hardest = max(columns, key=lambda column: (column.attack.startswith(WORST_CASE), column.eps or 0))
     boards = sorted(boards, key=lambda board: -board.rows[hardest].accuracy)
-    lines = [[board.name, *(format_accuracy(board.rows[column]) for column in columns)] for board in boards]
-    return markdown_table([["model", *(column.title for column in columns)], *lines])
+    tables = []
+    for title in dict.fromkeys(column.samples_title for column in columns):
+        own = [column for column in columns if column.samples_title == title]
+        lines = [[one.attack_title, *(format_accuracy(board.rows[one]) for board in boards)] for one in own]
+        tables.append(f"{title}\n\n{markdown_table([['attack', *(board.name for board in boards)], *lines])}")
+    return "\n\n".join(tables)

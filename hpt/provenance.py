@@ -177,7 +177,8 @@ def _commit() -> str | None:
 def describe_hardware(args: HPTConfig) -> str:
     """`2 x NVIDIA H200`, or the CPU and its threads."""
     if args.device.type == "cpu":
-        return f"{args.world_size * torch.get_num_threads()} CPU threads ({_cpu_name()})"
+        threads = args.world_size * torch.get_num_threads()
+        return f"{threads} CPU thread{'s' * (threads > 1)} ({_cpu_name()})"
     name = torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type
     return f"{args.world_size} x {name}"
 

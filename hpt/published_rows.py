@@ -68,13 +68,25 @@ def add_rows(folder: Path, rows: list[Row]) -> None:
 
 
 def shown_rows(rows: list[Row]) -> list[Row]:
-    """Without checks, and of the worst cases, which grow with the attacks that ran, those over the most attacks."""
+    """Without checks, and without what a further row says better.
+
+    Of the worst cases, which grow with the attacks that ran, those over the most attacks stay; and of the same attack
+    on as many samples, the row of the evaluator, which knows its samples by their hash.
+    """
+    known = {_what(row) for row in rows if row.samples is not None}
+    rows = [row for row in rows if row.samples is not None or _what(row) not in known]
     worst = {}
     for row in rows:
         key = (row.model, row.benchmark, row.split, row.n, row.eps, row.norm)
         if row.attack == WORST_CASE and len(row.parameters["attacks"]) >= len(_attacks(worst.get(key))):
             worst[key] = row
     return [row for row in rows if row.attack not in (LARGE_EPS, WORST_CASE)] + list(worst.values())
+
+
+def _what(row: Row) -> tuple:
+    """Model, attack and number of samples."""
+    names = "model attacked benchmark split n attack_space attack eps norm steps step_size restarts".split()
+    return tuple(getattr(row, name) for name in names)
 
 
 def _attacks(row: Row | None) -> list[str]:

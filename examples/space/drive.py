@@ -127,7 +127,7 @@ def prediction(browser, element_id: str) -> str:
 
 
 def errors(browser) -> str:
-    return " ".join(one.text for one in browser.find_elements(By.CSS_SELECTOR, ".toast-body.error .toast-text"))
+    return " ".join(one.text for one in browser.find_elements(By.CSS_SELECTOR, ".toast-message-text.error"))
 
 
 def save_digit(name: str, folder: str) -> Path:
