@@ -8,7 +8,7 @@ from hpt.processor_check import read_agreement
 from hpt.provenance import MODELS
 from hpt.published_rows import THIS, pair_up, shown_rows
 from hpt.reliability import find_flags
-from hpt.report import attack_label, format_accuracy, markdown_table
+from hpt.report import attack_label, describe_resolution, format_accuracy, markdown_table
 from hpt.results import CLEAN, LARGE_EPS, WORST_CASE, Row
 
 
@@ -57,22 +57,22 @@ def _measured(rows: list[Row], eps: str | None) -> str:
 
 
 def describe_results(folder: Path, rows: list[Row], pictures: set[str]) -> str:
-    """The table against the vanilla model, pictures over eps, and the doubts that the numbers raise."""
+    """The table against the vanilla model, pictures over eps, and how far the saved processor is from all that."""
     if not any(row.model == THIS for row in rows):
         return NOT_EVALUATED
-    lines = [["benchmark", "attack", "vanilla", "this model"]]
+    tables: dict[str, list[list[str]]] = {}
     for own, vanilla in sorted(pair_up(shown_rows(rows)), key=_order):
-        attack = (
-            "none (clean)" if own.attack == CLEAN else f"{attack_with_step(own)}, {describe_radius(own.eps, own.norm)}"
-        )
-        lines.append(
-            [f"{own.benchmark} ({own.split}, n = {own.n})", attack, format_accuracy(vanilla), format_accuracy(own)]
-        )
+        title = f"**{own.benchmark}** ({own.split}, n = {own.n}), attacked at {describe_resolution(own)}:"
+        radius = "" if own.eps is None else f", {describe_radius(own.eps, own.norm)}"
+        attack = "none (clean)" if own.attack == CLEAN else f"{attack_with_step(own)}{radius}"
+        lines = tables.setdefault(title, [["attack", "vanilla", "this model"]])
+        lines.append([attack, format_accuracy(vanilla), format_accuracy(own)])
     parts = [
         "Accuracy in %, with its 95 % Wilson interval; a dash was not measured. Every row, with all that it depends "
-        "on, is in `evaluation.jsonl`, and those of this model are in the metadata.",
-        markdown_table(lines),
+        "on, is in `evaluation.jsonl`, and those of this model are in the metadata."
     ]
+    for title, lines in tables.items():
+        parts += [title, markdown_table(lines)]
     over = {", ".join(row.parameters["attacks"]) for row in shown_rows(rows) if row.attack == WORST_CASE}
     parts += [f"Worst case per sample over {one}." for one in sorted(over)]
     names = sorted(name for name in pictures if name.startswith("robustness_"))
@@ -139,11 +139,11 @@ def describe_limits(rows: list[Row]) -> str:
     """What the numbers don't say."""
     own = [row for row in rows if row.model == THIS]
     lines = []
-    tried = {(row.norm, row.eps) for row in own if row.eps and row.attack != LARGE_EPS}
-    for norm in sorted({norm for norm, _ in tried}):
-        lines.append(_describe_norm(norm, sorted(eps for other, eps in tried if other == norm)))
-    untried = [name for name in ATTACKS if name not in _tried(own)]
-    lines.append(f"Not attacked by: {', '.join(untried)}." if untried else "Attacked by all that hpt has.")
+    attacked = [row for row in own if row.eps and row.attack != LARGE_EPS]
+    for norm in sorted({row.norm for row in attacked}):
+        lines += _describe_norm(norm, [row for row in attacked if row.norm == norm])
+    if own and not attacked:
+        lines.append("It was not attacked: nothing is known of its robustness.")
     if own and not any(row.attack == WORST_CASE for row in own):
         lines.append(
             "No worst case over several attacks was measured: stronger ones find more, so robust accuracy is "
@@ -158,16 +158,30 @@ def describe_limits(rows: list[Row]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _describe_norm(norm: str, radii: list[float]) -> str:
-    listed = ", ".join(describe_eps(eps, norm) for eps in radii)
-    if norm == "l2":
-        meaning = "the change of all pixels in [0, 1] together is at most so long"
-    else:
-        meaning = "each value of a pixel may change by so much of its range, 255 levels"
-    return (
-        f"{describe_norm(norm)} eps {listed}: {meaning}, before the image is resized and normalised. Nothing is "
-        "said of larger changes."
-    )
+def _describe_norm(norm: str, rows: list[Row]) -> list[str]:
+    """What a radius means, and which attacks weren't tried at which."""
+    radii = sorted({row.eps for row in rows})
+    meaning = {
+        "linf": "each value of a pixel may change by so much of its range, 255 levels",
+        "l2": "the change of all pixels in [0, 1] together is at most so long",
+    }
+    lines = [
+        f"{describe_norm(norm)} eps {_listed(radii, norm)}: {meaning[norm]}, before the image is resized and "
+        "normalised. Of larger changes nothing is said."
+    ]
+    untried: dict[tuple, list[float]] = {}
+    for eps in radii:
+        tried = _tried([row for row in rows if row.eps == eps])
+        names = tuple(name for name, kind in ATTACKS.items() if name not in tried and norm in kind.norms)
+        untried.setdefault(names, []).append(eps)
+    for names, where in untried.items():
+        how = f"not attacked by {', '.join(names)}" if names else "attacked by all that hpt has"
+        lines.append(f"At {describe_norm(norm)} eps {_listed(where, norm)} it was {how}.")
+    return lines
+
+
+def _listed(radii: list[float], norm: str) -> str:
+    return ", ".join(describe_eps(eps, norm) for eps in radii)
 
 
 def _tried(rows: list[Row]) -> set[str]:

@@ -84,7 +84,7 @@ def render_card(folder: Path, model_id: str, license: str | None = None) -> str:
         padding="True" if architecture == "CLIPModel" else '"max_length"',
         load=_load_call(model, model_id, adapter),
         labels=json.dumps(record["data"]["class_names"][:3] if record else EXAMPLE_LABELS, ensure_ascii=False),
-        template=record["prompt_template"] if record else DEFAULT_TEMPLATE,
+        template=json.dumps(record["prompt_template"] if record else DEFAULT_TEMPLATE, ensure_ascii=False),
         image_size=model["image_size"],
         eps=record["settings"].get("attack_eps", "1/255") if record else "1/255",
         summary=describe_summary(record, architecture, rows, adapter),

@@ -57,11 +57,13 @@ def format_samples(rows: list[Row]) -> str:
     """A line for each benchmark: its split, samples, and the resolution at which its images are attacked."""
     clean = {row.benchmark: row for row in rows if row.attack == CLEAN}
     return "\n".join(
-        f"- {row.benchmark}: {row.split}, n = {row.n}, attacked at {_resolution(row)}" for row in clean.values()
+        f"- {row.benchmark}: {row.split}, n = {row.n}, attacked at {describe_resolution(row)}"
+        for row in clean.values()
     )
 
 
-def _resolution(row: Row) -> str:
+def describe_resolution(row: Row) -> str:
+    """At how many pixels images were attacked, in words."""
     return "native resolution" if row.attack_space == "native" else f"{row.attack_space} pixels"
 
 
