@@ -81,9 +81,9 @@ def add_outputs(name: str, source: str, size: int) -> list:
 
 
 def fill_outputs(result: Attacked) -> list:
-    note = (
-        f"Away from **{result.label}**. The perturbation is magnified {result.magnification:.0f} times; grey is none."
-    )
+    """What a model's panels show."""
+    magnified = f"The perturbation is magnified {result.magnification:.0f} times; grey is no change."
+    note = f"Attacked to leave **{result.label}**. {magnified}" if result.eps else "eps is 0: no attack."
     pictures = [enlarge(pixels) for pixels in (result.clean, result.perturbation, result.adversarial)]
     return [pictures[0], result.before, pictures[1], note, pictures[2], result.after]
 
