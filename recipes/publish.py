@@ -20,6 +20,7 @@ from hpt.modeling import hash_weights, load_dual_encoder
 from hpt.provenance import TRAINING_FILE, read_run
 from hpt.published_rows import read_result_rows
 from hpt.publishing import publish, published_files
+from hpt.results import Row
 
 
 @dataclass
@@ -46,8 +47,7 @@ def main():
     folder = find_model(run, publication.merged, bool(publication.evaluations))
     repo_id = publication.hub_model_id or run.resolve().name
 
-    for rows in read_evaluations(run, publication.evaluations):
-        add_evaluation(folder, rows, weights_of(folder, run))
+    add_evaluations(folder, read_evaluations(run, publication.evaluations))
     write_card(folder, repo_id, license=publication.license)
     files = published_files(folder)
     print(f"{folder} -> {repo_id}{f' ({publication.hub_revision})' if publication.hub_revision else ''}")
@@ -84,16 +84,26 @@ def find_model(run: Path, merged: bool, evaluated: bool) -> Path:
     return folder
 
 
-def read_evaluations(run: Path, given: list[str] | None) -> list[list]:
+def read_evaluations(run: Path, given: list[str] | None) -> dict[str, list[Row]]:
     """The rows of each evaluation."""
     own = [str(run / "evaluation")] if (run / "evaluation" / "results.jsonl").is_file() else []
-    return [read_result_rows(one) for one in (own if given is None else given)]
+    return {one: read_result_rows(one) for one in (own if given is None else given)}
 
 
-def weights_of(folder: Path, run: Path) -> str:
-    """Hash of the weights that were evaluated: of an adapter, those of the merged model beside it."""
-    model, _ = load_dual_encoder(str(run / "robust" if (folder / "adapter_config.json").is_file() else folder))
-    return hash_weights(model.state_dict())
+def add_evaluations(folder: Path, evaluations: dict[str, list[Row]]) -> None:
+    """Add rows to the card; [`InputError`] for an evaluation that has none of this model."""
+    if not evaluations:
+        return
+    # Of an adapter, the merged model beside it is evaluated
+    evaluated = folder.parent / "robust" if (folder / "adapter_config.json").is_file() else folder
+    weights = hash_weights(load_dual_encoder(str(evaluated))[0].state_dict())
+    for name, rows in evaluations.items():
+        if not any(row.weights == weights for row in rows):
+            raise InputError(
+                f"{name} has no results of the weights in {evaluated}: evaluate this model, or leave it out."
+            )
+    for rows in evaluations.values():
+        add_evaluation(folder, rows, weights)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from runpy import run_path
 
@@ -20,10 +21,11 @@ from stand_in_hub import READ_TOKEN, TOKEN, history, stand_in_hub
 from transformers import CLIPModel
 
 from hpt import HPTConfig, InputError, ZeroShotClassifier
-from hpt.adapters import add_lora
+from hpt.adapters import add_lora, merged
 from hpt.errors import PushFailed
-from hpt.modeling import save_finished
+from hpt.modeling import hash_weights, save_finished
 from hpt.publishing import prepare_repository, publish, published_files
+from hpt.results import Row
 
 
 ALWAYS = {"README.md", "config.json", "model.safetensors", "processor_config.json", "run.yaml", "tokenizer.json"}
@@ -340,3 +342,31 @@ def test_what_is_no_finished_run_is_refused(hub, folder, prepare, line):
 def stop_at(folder, step):
     record = json.loads((folder / "training.json").read_text())
     (folder / "training.json").write_text(json.dumps(record | {"step": step}))
+
+
+def test_an_evaluation_of_another_model_is_refused(hub, folder, tmp_path):
+    row = Row("other", None, 0.5, 0.4, 0.6, 100, "digits", "test", "native", weights="0123456789abcdef")
+    (tmp_path / "results.jsonl").write_text(json.dumps(asdict(row)) + "\n")
+    arguments = ["--run", folder.parent, "--hub_model_id", "me/robust", "--evaluations", tmp_path]
+    with pytest.raises(InputError, match="has no results of the weights in .*robust: evaluate this model"):
+        run_recipe("publish.py", *arguments)
+    assert not (folder / "evaluation.jsonl").exists() and not hub.requests
+
+
+def test_an_adapter_or_its_merged_model_is_published(hub, tmp_path, capsys):
+    """With an evaluation of the merged model on either card."""
+    run = tmp_path / "run"
+    trainer = make_trainer(run, add_lora(make_clip(0)[0], rank=2))
+    trainer.train()
+    for name, model in (("adapter", trainer.model), ("robust", merged(trainer.model))):
+        save_finished(model, trainer.processing_class, run / name)
+        trainer.describe(run / name)
+    weights = hash_weights(CLIPModel.from_pretrained(run / "robust").state_dict())
+    row = Row("mine", None, 0.5, 0.4, 0.6, 100, "digits", "test", "native", weights=weights)
+    (tmp_path / "results.jsonl").write_text(json.dumps(asdict(row)) + "\n")
+    for name, more in (("adapter", ()), ("robust", ("--merged", "True"))):
+        run_recipe("publish.py", "--run", run, "--evaluations", tmp_path, "--hub_model_id", f"me/{name}", *more)
+        assert f"{run / name} -> me/{name}" in capsys.readouterr().out
+        card = huggingface_hub.ModelCard((hub.root / "models" / "me" / name / "README.md").read_text())
+        assert [result.metric_value for result in card.data.eval_results] == [0.5]
+        assert card.data.library_name == {"adapter": "peft", "robust": "transformers"}[name]
