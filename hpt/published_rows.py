@@ -107,7 +107,7 @@ def _how(row: Row) -> tuple:
     attacked = "itself" if row.attacked in (THIS, VANILLA) else row.attacked
     where = (row.benchmark, row.split, row.n, row.attack_space, row.samples)
     attack = (row.attack, row.eps, row.norm, row.steps, row.step_size, row.restarts, attacked)
-    return where + attack + (tuple(_attacks(row) if row.attack == WORST_CASE else ()),)
+    return where + attack + (digest(row.parameters),)
 
 
 def radii(rows: list[Row]) -> dict[tuple, list[Row]]:

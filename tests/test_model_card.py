@@ -196,6 +196,7 @@ def test_comparable_rows_have_the_same_attack_and_samples(run):
         {"step_size": 1.0},
         {"norm": "l2"},
         {"attacked": "proxy"},
+        {"parameters": {"proxy_weights": "0"}},
     ):
         assert pair_up([own, replace(same, **change)]) == [(own, None)], change
 

@@ -134,7 +134,10 @@ def test_quickstart_end_to_end(tmp_path):
     for line in ("| vanilla target |", "| proxy ", "| robust target ", "--config recipes/vit_b32_eps1.yaml"):
         assert line in first.stdout
     rows = json.loads((tmp_path / "results.json").read_text())
-    assert {row["n"] for row in rows} == {30} and len(rows) == 12
+    assert {row["n"] for row in rows} == {30} and len(rows) == 14
+    card = (tmp_path / "robust" / "README.md").read_text()
+    assert "| PGD-2 (steps of 8/255), l_inf eps 16/255" in card and "figures/robustness_digits.png" in card
+    assert str(tmp_path) not in card + (tmp_path / "robust" / "run.yaml").read_text()
     for row in rows:
         assert row["low"] <= row["accuracy"] <= row["high"]
     for picture in ("accuracy_digits.png", "proxy_robustness_digits.png", "training_curves.png"):
