@@ -38,8 +38,8 @@ def compare_with_processor(
     benchmark = benchmark.rows(rows)
     classifier = classifier.with_classes(benchmark.class_names, benchmark.template)
     model, processor = classifier.model, classifier.processor
-    tokens = classifier.tokenize([classifier.templates[0].format(name) for name in benchmark.class_names])
-    tokens = {name: ids.to(model.device) for name, ids in tokens.items()}
+    unchanged = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}  # its processor has normalised already
+    on_processed = ZeroShotClassifier(model, processor, benchmark.class_names, classifier.templates, **unchanged)
     ours, theirs = [], []
     for start in range(0, len(benchmark), batch_size):
         chunk = list(range(start, min(start + batch_size, len(benchmark))))
@@ -47,7 +47,7 @@ def compare_with_processor(
         ours.append(classifier(to_unit_range(pixels.to(model.device))).float().cpu())
         images = [image.convert("RGB") for image in benchmark.dataset[chunk]["image"]]
         inputs = processor.image_processor(images=images, return_tensors="pt").to(model.device)
-        theirs.append(model(**tokens, **inputs).logits_per_image.float().cpu())
+        theirs.append(on_processed(inputs["pixel_values"]).float().cpu())
     ours, theirs, labels = torch.cat(ours), torch.cat(theirs), torch.tensor(benchmark.dataset["label"][:])
     difference = (ours - theirs).abs()
     return {
