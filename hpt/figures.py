@@ -32,7 +32,7 @@ def draw_accuracy_over_eps(rows: list[Row], title: str, path: str | Path) -> Non
         )
     axes.set(xlabel=_EPS_LABELS[norm], ylabel="accuracy (%)", ylim=(0, 100))
     axes.set_title(title, fontsize=10)
-    axes.set_xticks(eps)
+    axes.set_xticks(sorted({_axis_eps(row) for row in rows}))
     axes.legend(frameon=False)
     _save(figure, path)
 

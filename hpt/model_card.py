@@ -122,17 +122,22 @@ def add_evaluation(folder: str | Path, rows: Iterable[Row], weights: str) -> Non
     folder = Path(folder)
     record = read_run(folder)
     add_rows(folder, publish_rows(rows, weights, record and record["vanilla_weights"]))
+    draw_robustness(folder)
+    write_card(folder)
+
+
+def draw_robustness(folder: Path) -> None:
+    """Draw accuracy over eps of the rows in a model's folder, for each benchmark with several radii."""
     (folder / "figures").mkdir(exist_ok=True)
-    drawn, names = set(), {THIS: THIS, VANILLA: "vanilla model"}
-    rows = [replace(row, model=names[row.model], attacked=names.get(row.attacked)) for row in read_rows(folder)]
-    for (benchmark, split, n, *_), attacked in radii(shown_rows(rows)).items():
+    rows, names, drawn = shown_rows(read_rows(folder)), {THIS: THIS, VANILLA: "vanilla model"}, set()
+    for (benchmark, split, n, *_), attacked in radii(rows).items():
         if benchmark not in drawn:
             drawn.add(benchmark)
             same = [row for row in rows if (row.benchmark, row.split, row.n) == (benchmark, split, n)]
             clean = [row for row in same if row.attack == CLEAN]
+            curves = [replace(row, model=names[row.model]) for row in clean + attacked]
             title = f"{benchmark} {split}, n = {n}, {attack_label(attacked[0])}"
-            draw_accuracy_over_eps(clean + attacked, title, folder / "figures" / f"robustness_{benchmark}.png")
-    write_card(folder)
+            draw_accuracy_over_eps(curves, title, folder / "figures" / f"robustness_{benchmark}.png")
 
 
 def card_metadata(record: dict | None, rows: list, model_id: str, adapter: bool, license: str | None) -> ModelCardData:
