@@ -104,3 +104,12 @@ def test_missing_models_are_told_before_the_page_starts(tmp_path):
     )
     assert run.returncode == 2 and len(run.stderr.splitlines()) == 1
     assert run.stderr.startswith("error: There is no outputs/quickstart/target yet: run `accelerate launch")
+
+
+def test_missing_gradio_is_told_in_a_line(monkeypatch):
+    monkeypatch.syspath_prepend(SPACE)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    import app
+
+    with pytest.raises(InputError, match="gradio isn't installed: pip install -r .*/requirements.txt"):
+        app.find_page()

@@ -29,13 +29,22 @@ def main():
     sources = vars(parser.parse_args())
     try:
         models = load_models(sources)
+        launch = find_page()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-
-    from page import launch  # Gradio isn't needed to find out that a model is missing
-
     launch(models, sources, on_digits=sources == QUICKSTART)
+
+
+def find_page():
+    """The function that serves the page; [`InputError`] where there is no Gradio."""
+    try:
+        from page import launch
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{error.name} isn't installed: pip install -r {Path(__file__).with_name('requirements.txt')}"
+        ) from error
+    return launch
 
 
 def load_models(sources: dict[str, str]) -> dict[str, ZeroShotClassifier]:
