@@ -34,6 +34,10 @@ def describe_summary(record: dict | None, architecture: str, rows: list[Row], ad
     if record["step"] < record["steps"]:
         when = f"after step {record['step']} of {record['steps']}, in the {record['stage']} stage"
         sentences.append(f"**It is a checkpoint {when}.**")
+    if record["best_step"]:
+        sentences.append(
+            f"Of the steps evaluated in training, its weights are those after the best, {record['best_step']}."
+        )
     return " ".join(sentences)
 
 

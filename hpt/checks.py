@@ -33,6 +33,12 @@ def check_pair(target, proxy: ZeroShotClassifier) -> None:
         raise InputError(
             f"The target's weights are {target.dtype}: load it with dtype=torch.float32 and train with bf16=True."
         )
+    adapters = list(getattr(target, "peft_config", ["default"]))
+    if adapters != ["default"]:
+        raise InputError(
+            f"The target has adapters named {', '.join(adapters)}, but only one named default is trained and saved: "
+            "make it without an adapter_name."
+        )
     if target is proxy.model or _same_weights(target, proxy.model):
         raise InputError("Target and proxy are the same weights: HPT needs a proxy of another architecture.")
     if architecture(target) == architecture(proxy.model):

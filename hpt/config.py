@@ -322,7 +322,7 @@ def run_recipe(main: Callable[[], None]) -> None:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
             raise
         print(f"error: {error.filename or 'The output'} can't be written: {error.strerror}.", file=sys.stderr)
         sys.exit(1)
@@ -360,12 +360,11 @@ def _check_known(name: str, known: set[str], where) -> None:
         return
     if field_name in ("help", "h"):
         return
-    own = sorted(known - {one.name for one in fields(TrainingArguments)})
+    of_trainer = {one.name for one in fields(TrainingArguments) if one.init}
+    own, rest = (known - of_trainer, ", and those of TrainingArguments") if of_trainer <= known else (known, "")
     close = difflib.get_close_matches(field_name, known, n=1)
     hint = f" did you mean {close[0]}?" if close else ""
-    raise InputError(
-        f"Unknown field {name!r} in {where}:{hint} Known: {', '.join(own)}, and those of TrainingArguments."
-    )
+    raise InputError(f"Unknown field {name!r} in {where}:{hint} Known: {', '.join(sorted(own))}{rest}.")
 
 
 def _raise_input_error(message: str):

@@ -5,6 +5,7 @@ dataset row -> `ImageTransform`: uint8 (3, height, width) -> `collate` -> on the
 
 import hashlib
 import io
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,18 @@ class ImageTransform:
             left, top = ((side - self.crop) // 2 for side in image.size)
             image = image.crop((left, top, left + self.crop, top + self.crop))
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def resize_as_trained(image_processor) -> None:
+    """Let a processor resize bicubically, as [`ImageTransform`] and `ZeroShotClassifier` do, with a warning."""
+    if image_processor.resample != Image.BICUBIC:
+        before = Image.Resampling(image_processor.resample).name.lower()
+        warnings.warn(
+            f"The target's processor resizes by {before}, but images are resized bicubically here: so does the "
+            "processor that is saved.",
+            stacklevel=3,
+        )
+        image_processor.resample = Image.BICUBIC
 
 
 def collate(rows: list[dict]) -> dict[str, torch.Tensor]:

@@ -17,6 +17,14 @@ class MissingSplit(InputError):
     """A dataset that is there lacks the split that is asked for."""
 
 
+def causes(error: BaseException) -> list[BaseException]:
+    """An error, what caused it, and so on."""
+    found = [error]
+    while cause := found[-1].__cause__ or found[-1].__context__:
+        found.append(cause)
+    return found
+
+
 def one_line(error: Exception) -> str:
     """What an error says, without the traceback that a data loader's worker puts before it."""
     return str(error).strip().splitlines()[-1].removeprefix("hpt.errors.InputError: ")
@@ -33,10 +41,8 @@ def explain_hub_error(kind: str, name: str, error: BaseException) -> InputError:
     Returns:
         [`InputError`]: to be raised from `error`.
     """
-    names, deepest, cause = set(), error, error
-    while cause is not None:
-        names |= {base.__name__ for base in type(cause).__mro__}
-        cause = cause.__cause__ or cause.__context__
+    names = {base.__name__ for cause in causes(error) for base in type(cause).__mro__}
+    deepest = error
     while deepest.__cause__ is not None:
         deepest = deepest.__cause__
     page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{name}"

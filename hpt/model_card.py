@@ -58,13 +58,21 @@ def write_card(folder: str | Path, model_id: str | None = None, old: str | None 
     folder = Path(folder)
     if not any((folder / name).is_file() for name in (TRAINING_FILE, EVALUATION_FILE)):
         raise InputError(f"{folder} has no {TRAINING_FILE} and no evaluation: there is nothing to write a card of.")
-    if old is None and (folder / CARD_FILE).is_file():
-        old = (folder / CARD_FILE).read_text(encoding="utf-8")
+    old = read_card(folder) if old is None else old
     title = re.search(r"<!-- hpt:summary -->\n# (.+)", old or "")
     text = render_card(folder, model_id or (title[1] if title else folder.resolve().name), license)
     incomplete = folder / f"{CARD_FILE}.incomplete"
     incomplete.write_text(merge_cards(text, old) if old else text, encoding="utf-8")
     os.replace(incomplete, folder / CARD_FILE)
+
+
+def read_card(folder: Path) -> str | None:
+    """The card in a folder, or `None`."""
+    file = folder / CARD_FILE
+    try:
+        return file.read_text(encoding="utf-8") if file.is_file() else None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} isn't UTF-8: {error}.") from error
 
 
 def render_card(folder: Path, model_id: str, license: str | None = None) -> str:
@@ -107,7 +115,8 @@ def _load_call(model: dict, model_id: str, adapter: bool) -> str:
     call = f'{model["architecture"]}.from_pretrained("{model_id}")'
     if not adapter:
         return call
-    base = f'{model["architecture"]}.from_pretrained("{model["hub_id"] or "PATH/" + model["name"]}")'
+    revision = f', revision="{model["revision"]}"' if model["hub_id"] and model["revision"] else ""
+    base = f'{model["architecture"]}.from_pretrained("{model["hub_id"] or "PATH/" + model["name"]}"{revision})'
     return f'PeftModel.from_pretrained({base}, "{model_id}").merge_and_unload()'
 
 
@@ -121,7 +130,8 @@ def add_evaluation(folder: str | Path, rows: Iterable[Row], weights: str) -> Non
     """
     folder = Path(folder)
     record = read_run(folder)
-    add_rows(folder, publish_rows(rows, weights, record and record["vanilla_weights"]))
+    vanilla_weights = record and record["vanilla_weights"]
+    add_rows(folder, publish_rows(rows, weights, vanilla_weights), {weights, vanilla_weights})
     draw_robustness(folder)
     write_card(folder)
 
@@ -191,6 +201,16 @@ def hand_written(card: str) -> str:
     """What of a card isn't hpt's: its text beside the sections, without blank lines."""
     body = INTRODUCTION.sub("", BLOCK.sub("", _parse(card).text))
     return "\n".join(line.rstrip() for line in body.splitlines() if line.strip())
+
+
+def own_sections(card: str) -> str:
+    """What of a card's text is hpt's."""
+    return "\n".join(block[0] for block in BLOCK.finditer(card))
+
+
+def stated_license(card: str) -> str | None:
+    """The license that a card's metadata has."""
+    return _parse(card).data.to_dict().get("license")
 
 
 def is_own_card(card: str) -> bool:

@@ -131,12 +131,19 @@ def hash_weights(weights: dict[str, torch.Tensor]) -> str:
     return state.hexdigest()[:16]
 
 
-def freeze_untrained(model, trainable: str) -> None:
-    """Leave gradients to the vision tower and its projection, or to everything; a PEFT model is left as it is."""
-    if hasattr(model, "peft_config"):
-        return
-    for name, weight in model.named_parameters():
-        weight.requires_grad_(trainable == "all" or name.startswith(VISION_PARTS))
+def freeze_untrained(model, trainable: str) -> list[str]:
+    """Leave gradients to the vision tower and its projection, or to everything; a PEFT model is left as it is.
+
+    Returns:
+        `list[str]`: Names of the parameters that train; [`InputError`] if none does.
+    """
+    if not hasattr(model, "peft_config"):
+        for name, weight in model.named_parameters():
+            weight.requires_grad_(trainable == "all" or name.startswith(VISION_PARTS))
+    trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    if not trained:
+        raise InputError("Nothing in the target trains: load adapters with is_trainable=True.")
+    return trained
 
 
 @contextmanager

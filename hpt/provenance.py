@@ -4,6 +4,7 @@ training.json  all of it, from which the model card is written
 run.yaml       fields of the recipe and settings that differ from the defaults, for `recipes/hpt_gpd.py --config`
 """
 
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -19,8 +20,11 @@ import yaml
 import hpt
 from hpt.benchmarks import Benchmark
 from hpt.config import Fraction, HPTConfig
+from hpt.errors import InputError
 from hpt.modeling import ZeroShotClassifier, plain_model
 from hpt.planning import describe_eps
+from hpt.processor_check import AGREEMENT_FILE
+from hpt.published_rows import EVALUATION_FILE
 from hpt.schedulers import GPDSchedule
 from hpt.streams import EpochStream
 
@@ -36,6 +40,8 @@ NOT_OF_THE_RUN = (
     "dataloader_pin_memory accelerator_config"
 ).split()
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+OPTIONS = re.compile(r"(.*?)(?::(\w+=.*))?")  # behind a benchmark, as `hpt.records.parse_benchmark` reads them
+WEIGHTS = ("model*.safetensors", "adapter_model.safetensors")
 
 
 def describe_run(
@@ -72,7 +78,7 @@ def describe_run(
         "seed": args.seed,
         "license": recipe.get("license"),
         "settings": describe_settings(args, recipe),
-        "pretrained_by": {name: recipe[f"pretrain_{name}"] for name in MODELS if recipe.get(f"pretrain_{name}")},
+        "pretrained_by": {name: Path(file).name for name in MODELS if (file := recipe.get(f"pretrain_{name}"))},
         "versions": describe_versions(),
     }
 
@@ -144,13 +150,18 @@ def _as_yaml(name: str, value):
 
 
 def _without_local_path(text: str) -> str:
-    """`text`, or `NAME=` and `text`, with a local path given by its last part alone: `PATH/cifar10`."""
-    name, equals, path = text.partition("=")
-    name, path = (name, path) if equals else ("", text)
-    path, colon, options = path.partition(":")
-    if Path(path).is_absolute() or path.startswith(("./", "../", "~")) or (path and Path(path).exists()):
-        return f"{name}{equals}PATH/{Path(path).name}{colon}{options}"
-    return text
+    """A model or benchmark as recipes name it, with local paths given by their last part alone: `PATH/cifar10`."""
+    source, listed = (text, None) if Path(text).exists() else OPTIONS.fullmatch(text).groups()
+    parts = [source, *re.split(r",(?=\w+=)", listed)] if listed else [source]
+    source, *options = (_without_path(part) for part in parts)
+    return f"{source}:{','.join(options)}" if options else source
+
+
+def _without_path(part: str) -> str:
+    name, equals, path = part.partition("=") if not Path(part).exists() else ("", "", part)
+    name, path = (name, path) if equals else ("", part)
+    local = Path(path).is_absolute() or path.startswith(("./", "../", "~")) or (path and Path(path).exists())
+    return f"{name}{equals}PATH/{Path(path).name}" if local else part
 
 
 def describe_versions() -> dict:
@@ -194,12 +205,18 @@ def _cpu_name() -> str:
 def write_run(folder: Path, record: dict) -> None:
     """Write `training.json` and `run.yaml` into a folder that holds the model.
 
-    The adapters of a PEFT model there name their base from here on as others may know it, and not by a local path.
+    What was measured on other weights that were there before is deleted. The adapters of a PEFT model there name their
+    base from here on as others may know it, and not by a local path.
     """
     if (adapter := folder / "adapter_config.json").is_file():
         config = json.loads(adapter.read_text(encoding="utf-8"))
         config["base_model_name_or_path"] = record["target"]["name"]
+        config["revision"] = record["target"]["revision"]
         adapter.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+    record = record | {"weights": hash_saved_weights(folder)}
+    if not has_same_weights(folder, record["weights"]):
+        for measured in (folder / EVALUATION_FILE, folder / AGREEMENT_FILE, *folder.glob("figures/robustness_*.png")):
+            measured.unlink(missing_ok=True)
     (folder / TRAINING_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
     text = yaml.safe_dump(record["settings"], sort_keys=False, allow_unicode=True)
     if "PATH/" in text:
@@ -207,7 +224,39 @@ def write_run(folder: Path, record: dict) -> None:
     (folder / RUN_FILE).write_text(text, encoding="utf-8")
 
 
+def hash_saved_weights(folder: Path) -> str:
+    """16 hexadecimal digits that stand for the files that hold a saved model's weights."""
+    state = hashlib.sha256()
+    for file in sorted(file for pattern in WEIGHTS for file in folder.glob(pattern)):
+        state.update(file.name.encode())
+        with file.open("rb") as opened:
+            while chunk := opened.read(2**20):
+                state.update(chunk)
+    return state.hexdigest()[:16]
+
+
+def has_same_weights(folder: Path, weights: str) -> bool:
+    """Whether a folder's `training.json` is of weights with this hash; not if there is none, or it can't be read."""
+    try:
+        record = read_run(folder)
+    except InputError:
+        return False
+    return record is not None and record["weights"] == weights
+
+
 def read_run(folder: Path) -> dict | None:
-    """What [`write_run`] wrote, or `None` for a model that hpt didn't train."""
+    """What [`write_run`] wrote, or `None` for a model that hpt didn't train.
+
+    Raises:
+        InputError: if it was damaged.
+    """
     file = folder / TRAINING_FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if not file.is_file():
+        return None
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or not {"target", "schedule", "settings", "steps", "weights"} <= set(record):
+        raise InputError(f"{file} isn't as this version of hpt writes it: save the model again.")
+    return record

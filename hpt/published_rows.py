@@ -58,9 +58,12 @@ def read_rows(folder: Path) -> list[Row]:
     return read_result_rows(file) if file.is_file() else []
 
 
-def add_rows(folder: Path, rows: list[Row]) -> None:
-    """Add rows from [`publish_rows`] to those in a model's folder; one measured again replaces the old one."""
-    kept = {digest(row.settings()): row for row in [*read_rows(folder), *rows]}
+def add_rows(folder: Path, rows: list[Row], weights: set[str | None]) -> None:
+    """Add rows from [`publish_rows`] to those in a model's folder; one measured again replaces the old one.
+
+    `weights` has the hashes of the model's weights and of its vanilla original: rows of others go.
+    """
+    kept = {digest(row.settings()): row for row in [*read_rows(folder), *rows] if row.weights in weights}
     file = folder / EVALUATION_FILE
     incomplete = file.with_suffix(".incomplete")
     incomplete.write_text("".join(f"{json.dumps(asdict(row))}\n" for row in kept.values()), encoding="utf-8")

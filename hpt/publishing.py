@@ -1,72 +1,27 @@
-"""What of a trained model's folder goes to the Hub, and pushing it there so that an interrupted push goes on.
+"""Pushing a trained model's folder to the Hub, so that an interrupted push goes on and nothing by hand is lost.
 
 publish("outputs/quickstart/robust", "me/robust-digits", private=True)
-
-Only files that are known to belong to a published model go: weights as safetensors, processor, card, pictures,
-run.yaml, training.json and the evaluation. Optimizer, pickles, proxy and whatever else lies there stay.
 """
 
-import re
-from fnmatch import fnmatch
+import shlex
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, HfApi, constants, get_token
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-from transformers import TrainingArguments
-
-from hpt.errors import InputError, PushFailed
-from hpt.model_card import CARD_FILE, hand_written, is_own_card, write_card
-from hpt.processor_check import AGREEMENT_FILE
-from hpt.provenance import RUN_FILE, TRAINING_FILE, read_run
-from hpt.published_rows import EVALUATION_FILE
-
-
-MODEL = ("config.json", "adapter_config.json")
-WEIGHTS = ("model*.safetensors", "adapter_model.safetensors")
-PUBLISHED = (
-    *(*MODEL, *WEIGHTS, "model.safetensors.index.json", "processor_config.json", "preprocessor_config.json"),
-    *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
-    *("spiece.model", "sentencepiece.bpe.model", CARD_FILE, TRAINING_FILE, RUN_FILE, EVALUATION_FILE, AGREEMENT_FILE),
-    "figures/*.png",
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalTokenNotFoundError,
+    RemoteEntryNotFoundError,
 )
-TEXTS = (".json", ".jsonl", ".yaml", ".md", ".txt")
-PATH_AT_HOME = re.compile(r"(?<![\w:/.])(?:/(?:home|Users|root|tmp|mnt|data|scratch)/[\w.-]+|[A-Z]:\\\\?Users)")
+
+from hpt.errors import InputError, PushFailed, causes
+from hpt.model_card import CARD_FILE, hand_written, is_own_card, read_card, stated_license, write_card
+from hpt.provenance import read_run
+from hpt.published_files import CONFIGS, WRITTEN, published_files
 
 
-def published_files(folder: str | Path) -> list[str]:
-    """Names of the files in a folder that go to the Hub, sorted.
-
-    Raises:
-        InputError: if the folder has no trained model in it, or a file names a local path or holds a token.
-    """
-    folder = Path(folder)
-    names = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
-    names = sorted(name for name in names if any(_matches(name, pattern) for pattern in PUBLISHED))
-    told = {TRAINING_FILE, EVALUATION_FILE} & set(names)
-    if not told or not any(_matches(name, one) for name in names for one in WEIGHTS):
-        raise InputError(
-            f"{folder} isn't a finished run: it has no model with a {TRAINING_FILE} beside it, as HPTTrainer and "
-            "recipes/hpt_gpd.py save, nor with an evaluation."
-        )
-    for name in names:
-        if name.endswith(TEXTS):
-            _refuse_private(folder / name)
-    return names
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return fnmatch(name, pattern) and name.count("/") == pattern.count("/")
-
-
-def _refuse_private(file: Path) -> None:
-    """Refuse to publish a text with the token that is used, anything like one, or a path of this machine."""
-    text = file.read_text(encoding="utf-8")
-    if re.search(r"\bhf_[A-Za-z0-9]{30,}", text) or (get_token() or "\0") in text:
-        raise InputError(f"{file} holds a token of the Hub: remove it before it is pushed.")
-    if file.name.startswith(("tokenizer", "vocab")):
-        return  # whose entries may look like anything
-    if found := PATH_AT_HOME.search(text):
-        raise InputError(f"{file} names the local path {found[0]}: remove it before it is pushed.")
+WEIGHTS_OF_ANY = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
 
 
 def prepare_repository(
@@ -81,33 +36,33 @@ def prepare_repository(
         token (`str`, *optional*): Instead of the one that is logged in.
 
     Raises:
-        InputError: without a token or permission, or if the repository holds another model.
+        InputError: without a token or permission, if the repository holds another model, or is public against
+            `private`.
         PushFailed: if the Hub can't be reached.
     """
     api = HfApi(token=token)
     if not (token or get_token()):
-        raise InputError(
-            "There is no token for the Hub: run `hf auth login` or set HF_TOKEN, or leave push_to_hub out and push "
-            "later by recipes/publish.py."
-        )
-    try:
+        raise InputError("There is no token for the Hub: run `hf auth login` or set HF_TOKEN.")
+    with _push_errors_explained(repo_id):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         api.auth_check(repo_id, write=True)
-        if revision is not None:
+        if private and not api.model_info(repo_id).private:
+            raise InputError(
+                f"{repo_id} is there already and public: make it private in its settings, or don't ask for that."
+            )
+        if revision is not None and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         _refuse_other_model(api, repo_id, revision)
-    except InputError:
-        raise
-    except Exception as error:  # huggingface_hub lets through those of its transport, which has changed before
-        raise explain_push_error(repo_id, error) from error
     return repo_id
 
 
 def _refuse_other_model(api: HfApi, repo_id: str, revision: str | None) -> None:
     """Refuse to write over a model that hpt didn't push there."""
-    if not set(MODEL) & set(api.list_repo_files(repo_id, revision=revision)):
+    about = api.model_info(repo_id, revision=revision)
+    names = [file.rfilename for file in about.siblings]
+    if not any(name in CONFIGS or name.endswith(WEIGHTS_OF_ANY) for name in names):
         return
-    card = remote_card(api, repo_id, revision)
+    card = remote_card(api, repo_id, about.sha)
     if card is None or not is_own_card(card):
         raise InputError(
             f"{repo_id} holds a model that hpt didn't push: give another hub_model_id, or delete that repository."
@@ -115,10 +70,10 @@ def _refuse_other_model(api: HfApi, repo_id: str, revision: str | None) -> None:
 
 
 def remote_card(api: HfApi, repo_id: str, revision: str | None = None) -> str | None:
-    """The card that a repository has, or `None`."""
+    """The card that a repository has at a commit, or on a branch; `None` if it has none."""
     try:
         file = api.hf_hub_download(repo_id, CARD_FILE, revision=revision)
-    except EntryNotFoundError:
+    except RemoteEntryNotFoundError:
         return None
     return Path(file).read_text(encoding="utf-8")
 
@@ -135,46 +90,47 @@ def publish(
 ) -> CommitInfo:
     """Push a trained model's folder into a repository, which is made where there is none.
 
-    What was written by hand on the repository's card is kept, and the folder's card then has it too. Large files that
-    an interrupted push has brought to the Hub aren't sent again.
+    What was written by hand on the repository's card is kept, and the folder's card then has it too. Files that hpt
+    pushed before and that the folder doesn't have are deleted there. Large files that an interrupted push has brought
+    to the Hub aren't sent again.
 
     Args:
         folder (`str` or `Path`): As [`HPTTrainer`] or its recipe saved it.
         repo_id, private, revision, token: see [`prepare_repository`].
         message (`str`, *optional*): Of the commit.
-        license (`str`, *optional*): Of the weights, as the Hub spells it; otherwise what the run's recipe said, or
-            the license of the target on the Hub.
+        license (`str`, *optional*): Of the weights, as the Hub spells it; otherwise what the run's recipe says, or
+            the card that there is, or the target's.
 
     Raises:
         InputError: for a folder without a trained model, hand-written parts of both cards that differ, or what
             [`prepare_repository`] refuses.
-        PushFailed: if the Hub can't be reached; the folder stays complete.
+        PushFailed: if the Hub can't be reached, or the repository has changed meanwhile; the folder stays complete.
     """
     folder = Path(folder)
-    published_files(folder)
+    published_files(folder, token)
     repo_id = prepare_repository(repo_id, private=private, revision=revision, token=token)
     api = HfApi(token=token)
-    try:
-        old = choose_card(folder, remote_card(api, repo_id, revision))
-        write_card(folder, repo_id, old, license or _license_of_target(api, folder))
+    with _push_errors_explained(repo_id):
+        parent = api.model_info(repo_id, revision=revision).sha
+        old = choose_card(folder, remote_card(api, repo_id, parent))
+        write_card(folder, repo_id, old, license or _find_license(api, folder, old))
         return api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
             commit_message=message,
             revision=revision,
-            allow_patterns=published_files(folder),
+            parent_commit=parent,  # so that a card that somebody writes right now isn't overwritten
+            allow_patterns=published_files(folder, token),
+            delete_patterns=list(WRITTEN),
         )
-    except InputError:
-        raise
-    except Exception as error:
-        raise explain_push_error(repo_id, error) from error
 
 
-def _license_of_target(api: HfApi, folder: Path) -> str | None:
-    """What the target's own card says, if the run's recipe doesn't say another and the Hub has it."""
+def _find_license(api: HfApi, folder: Path, old: str | None) -> str | None:
+    """What the run's recipe says, or the card that there is, or that of the target, if the Hub has it."""
     record = read_run(folder)
-    if record is None or record["license"] or record["target"]["hub_id"] is None:
-        return None
+    stated = (record and record["license"]) or (old and stated_license(old))
+    if stated or record is None or record["target"]["hub_id"] is None:
+        return stated
     try:
         data = api.model_info(record["target"]["hub_id"]).card_data
     except HfHubHTTPError:
@@ -182,12 +138,19 @@ def _license_of_target(api: HfApi, folder: Path) -> str | None:
     return data and data.license
 
 
-def push_later(folder: str | Path, args: TrainingArguments) -> str:
-    """The command that pushes a folder as a trainer's arguments say, once the Hub can be reached."""
-    repo_id = args.hub_model_id or Path(args.output_dir).name
-    command = f"python recipes/publish.py --run {folder} --hub_model_id {repo_id}"
-    command += f" --hub_private_repo {args.hub_private_repo}" if args.hub_private_repo is not None else ""
-    return command + (f" --hub_revision {args.hub_revision}" if args.hub_revision else "")
+def push_later(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    license: str | None = None,
+) -> str:
+    """The command that does what [`publish`] does with these arguments, once the Hub can be reached."""
+    options = {"run": folder, "hub_model_id": repo_id, "hub_private_repo": private}
+    options |= {"hub_revision": revision, "license": license}
+    given = [part for name, value in options.items() if value is not None for part in (f"--{name}", str(value))]
+    return shlex.join(["python", "recipes/publish.py", *given])
 
 
 def choose_card(folder: Path, remote: str | None) -> str | None:
@@ -196,27 +159,35 @@ def choose_card(folder: Path, remote: str | None) -> str | None:
     Raises:
         InputError: if both have such parts, and not the same.
     """
-    file = folder / CARD_FILE
-    local = file.read_text(encoding="utf-8") if file.is_file() else None
+    local = read_card(folder)
     if remote is None or local is None:
         return remote or local
     ours, theirs = hand_written(local), hand_written(remote)
     if ours and theirs and ours != theirs:
         raise InputError(
-            f"{file} and the card on the Hub have different parts written by hand: bring them together in {file}, and "
-            "put the same on the Hub."
+            f"{folder / CARD_FILE} and the card on the Hub have different parts written by hand: bring them together "
+            "in the former, and put the same on the Hub."
         )
     return local if ours else remote
 
 
+@contextmanager
+def _push_errors_explained(repo_id: str):
+    """Within, what keeps a push from the Hub is raised as one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # huggingface_hub lets through those of its transport, which has changed before
+        raise explain_push_error(repo_id, error) from error
+
+
 def explain_push_error(repo_id: str, error: Exception) -> Exception:
     """What kept a push from the Hub, in one line: [`InputError`] for what the user can mend, or [`PushFailed`]."""
-    names, status, cause = set(), None, error
-    while cause is not None:
-        names |= {base.__name__ for base in type(cause).__mro__}
-        if isinstance(cause, HfHubHTTPError) and cause.response is not None:
-            status = cause.response.status_code
-        cause = cause.__cause__ or cause.__context__
+    names = {base.__name__ for cause in causes(error) for base in type(cause).__mro__}
+    answered = [one for one in causes(error) if isinstance(one, HfHubHTTPError) and one.response is not None]
+    status = answered[-1].response.status_code if answered else None
+    said = " ".join(str(error).split()).rstrip(".")
     if isinstance(error, HFValidationError):
         return InputError(f"hub_model_id is {repo_id!r}, but must be NAME, USER/NAME or ORGANISATION/NAME.")
     if isinstance(error, LocalTokenNotFoundError) or status == 401:
@@ -224,10 +195,12 @@ def explain_push_error(repo_id: str, error: Exception) -> Exception:
     if status in (403, 404):
         return InputError(
             f"The token may not write to {repo_id}: give a hub_model_id under your name, or under an organisation's "
-            "that lets you, and a token with write permission."
+            f"that lets you, and a token with write permission. The Hub says: {said}."
         )
-    if names & {"TransportError", "ConnectionError", "OfflineModeIsEnabled"}:
+    if status == 412:
+        reason = "somebody else has changed it meanwhile"
+    elif names & {"TransportError", "ConnectionError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"}:
         reason = "it can't be reached, or HF_HUB_OFFLINE is set"
     else:
-        reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no message').rstrip('.')}"
+        reason = f"{type(error).__name__}: {said or 'no message'}"
     return PushFailed(f"Nothing was pushed to {repo_id} on {constants.ENDPOINT}: {reason}.")

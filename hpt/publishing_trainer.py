@@ -1,20 +1,25 @@
 """`PublishingTrainer`: a Trainer whose every save has a model card, and whose pushes hold nothing but the model."""
 
+import json
 import logging
 import shutil
+import time
 from abc import abstractmethod
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
-from huggingface_hub import run_as_future
+from huggingface_hub import CommitInfo, run_as_future
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
+from hpt.checkpoints import checkpoint_folder
 from hpt.errors import InputError, PushFailed
-from hpt.model_card import CARD_FILE, write_card
+from hpt.model_card import read_card, write_card
 from hpt.provenance import write_run
-from hpt.publishing import prepare_repository, publish, published_files, push_later
+from hpt.published_files import published_files, refuse_local_path, refuse_token
+from hpt.publishing import prepare_repository, publish, push_later
 from hpt.resuming import ResumableTrainer
 
 
@@ -26,8 +31,13 @@ STAGING = ".push"  # in output_dir: copies of what is being pushed, which outliv
 class PublishingTrainer(ResumableTrainer):
     """A Trainer that writes a model card with every save, and pushes what `hpt.publishing` lets through.
 
-    With `push_to_hub`, the repository is made before anything long begins, and every save is pushed in the background;
-    a push that fails is told in a line with the command to push later, and training goes on.
+    With `push_to_hub`, the repository is made before anything long begins, and saves are pushed in the background. One
+    that comes while the last is still on its way isn't, unless `hub_always_push`: then training waits for that one. A
+    push that fails is told in a line, and training goes on.
+
+    Raises:
+        InputError: without a token or permission, for a repository that holds another model, or, by `train()`, for
+            settings that would publish a local path or a token.
     """
 
     @abstractmethod
@@ -42,7 +52,7 @@ class PublishingTrainer(ResumableTrainer):
 
     def _save(self, output_dir=None, state_dict=None) -> None:
         folder = Path(output_dir or self.args.output_dir)
-        old = (folder / CARD_FILE).read_text(encoding="utf-8") if (folder / CARD_FILE).is_file() else ""
+        old = read_card(folder) or ""
         super()._save(output_dir, state_dict)
         if self.train_dataset is not None and self.args.should_save:
             write_run(folder, self.describe_run())
@@ -91,7 +101,7 @@ class PublishingTrainer(ResumableTrainer):
         made, problem = broadcast_object_list([made, problem])
         if problem is not None:
             raise InputError(problem)
-        self.hub_model_id, self.push_in_progress = made, None
+        self.hub_model_id, self.push_in_progress = made, PushInProgress([])
 
     def _where(self, token: str | None = None, private: bool | None = None, revision: str | None = None) -> dict:
         """Arguments of [`publish`], those of the call before those of the trainer."""
@@ -102,38 +112,65 @@ class PublishingTrainer(ResumableTrainer):
             "revision": revision or self.args.hub_revision,
         }
 
+    def train(self, *args, **kwargs):
+        """See [`~transformers.Trainer.train`]."""
+        if self.args.push_to_hub:
+            told = json.dumps(self.describe_run())
+            refuse_token(told, "What the card says of this run", self.args.hub_token)
+            refuse_local_path(told, "What the card says of this run")
+        return super().train(*args, **kwargs)
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        """See [`~transformers.Trainer.save_model`]; with `push_to_hub`, what was saved is pushed."""
+        super().save_model(output_dir, _internal_call)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub("Model save", folder=output_dir or self.args.output_dir)
+
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Trainer calls this for every checkpoint that it has written."""
-        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
-            return
-        if busy and not self.args.hub_always_push:
-            return
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        step = self.state.global_step
-        staged = self._stage(Path(checkpoint_folder), Path(self.args.output_dir) / STAGING / str(step))
-        jobs = [run_as_future(self._push_staged, staged, f"Training in progress, step {step}")]
-        self.push_in_progress = PushInProgress(jobs + (self.push_in_progress.jobs if busy else []))
+        """Trainer calls this before a checkpoint is complete, which is too early."""
 
-    def _stage(self, checkpoint: Path, staged: Path) -> Path:
-        """Copy what of a checkpoint is published into a folder that no rotation deletes, and draw the curves there."""
-        for name in published_files(checkpoint):
-            (staged / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(checkpoint / name, staged / name)
-        (staged / "figures").mkdir(exist_ok=True)
-        self.draw_figures(staged / "figures")
-        return staged
+    def _save_checkpoint(self, model, trial) -> None:
+        super()._save_checkpoint(model, trial)
+        wanted = self.args.push_to_hub and self.args.hub_strategy != HubStrategy.END and not self._sigterm
+        if wanted and self.is_world_process_zero() and self._may_push_now():
+            self.callback_handler.on_push_begin(self.args, self.state, self.control)
+            step = self.state.global_step
+            try:
+                copy = self._copy(checkpoint_folder(self.args.output_dir, step), str(step))
+            except (InputError, OSError) as error:
+                logger.warning(f"Step {step} isn't pushed: {error}")
+                return
+            self.push_in_progress = PushInProgress([run_as_future(self._push_save, copy, step)])
 
-    def _push_staged(self, staged: Path, message: str) -> None:
+    def _may_push_now(self) -> bool:
+        """Whether no push is on its way, for which `hub_always_push` waits, unless SIGTERM comes."""
+        while not self.push_in_progress.is_done() and self.args.hub_always_push and not self._sigterm:
+            time.sleep(0.05)
+        return self.push_in_progress.is_done()
+
+    def _copy(self, folder: Path, name: str) -> Path:
+        """Copy what of a folder is published to where no rotation and no later save changes it, with the curves."""
+        copy = Path(self.args.output_dir) / STAGING / name
+        for file in published_files(folder, self.args.hub_token):
+            (copy / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(folder / file, copy / file)
+        (copy / "figures").mkdir(exist_ok=True)
+        self.draw_figures(copy / "figures")
+        return copy
+
+    def _push_save(self, copy: Path, step: int) -> None:
         try:
-            info = publish(staged, self._hub_name(), message=message, **self._where())
-            self.hub_model_id = info.repo_url.repo_id
-        except (InputError, PushFailed) as error:
+            self._push_copy(copy, message=f"Training in progress, step {step}", **self._where())
+        except Exception as error:  # nobody looks at what this thread raises
             logger.warning(f"{error} Training goes on, and the next save is pushed again.")
+
+    def _push_copy(self, copy: Path, **how) -> CommitInfo:
+        try:
+            return publish(copy, self._hub_name(), **how)
         finally:
-            shutil.rmtree(staged, ignore_errors=True)
+            shutil.rmtree(copy, ignore_errors=True)
             with suppress(OSError):  # not empty, if another push waits
-                staged.parent.rmdir()
+                copy.parent.rmdir()
 
     def push_to_hub(
         self,
@@ -144,12 +181,13 @@ class PublishingTrainer(ResumableTrainer):
         private: bool | None = None,
         folder: str | Path | None = None,
         license: str | None = None,
-    ):
+    ) -> CommitInfo | Future | None:
         """Save the model into `output_dir` and push it with its processor, card, curves, settings and evaluation.
 
         Args:
             commit_message (`str`, *optional*): Of the commit.
-            blocking (`bool`, *optional*, defaults to `True`): Whether to wait until all is on the Hub.
+            blocking (`bool`, *optional*, defaults to `True`): Whether to wait until all is on the Hub. Otherwise a
+                copy is pushed, which later saves don't change.
             token, revision, private: Instead of `hub_token`, `hub_revision` and `hub_private_repo`.
             folder (`str` or `Path`, *optional*): Push this one, in which a model of this run was saved, instead.
             license (`str`, *optional*): Of the weights, as the Hub spells it.
@@ -169,13 +207,20 @@ class PublishingTrainer(ResumableTrainer):
         self._finish_current_push()
         folder = Path(folder or self.args.output_dir)
         self.describe(folder, license=license)
-        where = self._where(token, private, revision)
-        push = run_as_future(publish, folder, self._hub_name(), message=commit_message, license=license, **where)
-        if not blocking:
-            return push
+        how = self._where(token, private, revision) | {"license": license}
+        if blocking:
+            return self._push_folder(folder, message=commit_message, **how)
+        copy = self._copy(folder, folder.name)
+        push = run_as_future(self._push_copy, copy, message=commit_message, **how)
+        self.push_in_progress = PushInProgress([push])
+        return push
+
+    def _push_folder(self, folder: Path, **how) -> CommitInfo:
         try:
-            info = push.result()
+            info = publish(folder, self._hub_name(), **how)
         except PushFailed as error:
-            raise PushFailed(f"{error} Push later: {push_later(folder, self.args)}") from error
+            where = {name: how[name] for name in ("private", "revision", "license")}
+            later = push_later(folder, self._hub_name(), **where)
+            raise PushFailed(f"{error} Push later: {later}") from error
         self.hub_model_id = info.repo_url.repo_id
         return info

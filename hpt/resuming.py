@@ -63,7 +63,8 @@ class ResumableTrainer(Trainer):
         CheckpointError: by `train()`, when a checkpoint can't be written.
     """
 
-    _seconds_before, _started = 0.0, None
+    best_step: int | None = None  # of the weights that `load_best_model_at_end` has loaded
+    _seconds_before, _started, _sigterm = 0.0, None, False
 
     @abstractmethod
     def mathematics(self) -> dict:
@@ -75,7 +76,7 @@ class ResumableTrainer(Trainer):
         `resume_from_checkpoint=True` and `"last"` take the newest complete checkpoint of `output_dir`; where there is
         none, `True` is an error, while `"last"` starts anew.
         """
-        self._identity, self._last_saved = None, None
+        self._identity, self._last_saved, self.best_step = None, None, None
         self._seconds_before, self._started = 0.0, time.monotonic()
         self._epoch_ends_next, self._save_is_due = False, False
         if resume_from_checkpoint:
@@ -162,7 +163,9 @@ class ResumableTrainer(Trainer):
             best = checkpoint_folder(self.args.output_dir, self.state.best_global_step)
             read_manifest(best)
             self.state.best_model_checkpoint = str(best)  # Trainer forgets it when the folder has been moved
-        return super()._finalize_training(*args, **kwargs)
+        output = super()._finalize_training(*args, **kwargs)
+        self.best_step = self.state.best_global_step if self.args.load_best_model_at_end else None
+        return output
 
     def _leave_if_terminated(self) -> None:
         """If SIGTERM has reached any rank, save on all of them, and leave."""
@@ -203,7 +206,7 @@ class ResumableTrainer(Trainer):
     def save_model(self, output_dir=None, _internal_call=False):
         """See [`~transformers.Trainer.save_model`]."""
         with self._written_on_all_ranks(Path(output_dir or self.args.output_dir), remove=_internal_call):
-            super().save_model(output_dir, _internal_call)
+            super().save_model(output_dir, _internal_call=True)  # which keeps Trainer from pushing within
 
     def _save(self, output_dir=None, state_dict=None) -> None:
         super()._save(output_dir, state_dict)

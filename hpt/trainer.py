@@ -23,7 +23,7 @@ from hpt.callbacks import GPDCallback, LogitScaleCallback
 from hpt.card_sections import CURVES
 from hpt.checks import check_best_metric, check_launch, check_pair, check_steps
 from hpt.config import MATHEMATICS, HPTConfig
-from hpt.data import ImageTransform, collate, to_unit_range
+from hpt.data import ImageTransform, collate, resize_as_trained, to_unit_range
 from hpt.errors import InputError, TrainingStopped
 from hpt.figures import draw_training_curves
 from hpt.identity import describe_proxy, describe_target, describe_training
@@ -57,7 +57,8 @@ class HPTTrainer(PublishingTrainer):
         model (`PreTrainedModel` or `PeftModel`): The target `T`, a dual encoder with float32 weights.
         args ([`HPTConfig`]): Settings.
         proxy ([`ZeroShotClassifier`]): The proxy `P`, from [`load_proxy`]; it is frozen and stays in its own dtype.
-        processing_class (`ProcessorMixin`): The target's processor.
+        processing_class (`ProcessorMixin`): The target's processor. If it doesn't resize bicubically, as is done in
+            training, it does so from then on, with a warning.
         train_dataset (dataset, *optional*): A [`Benchmark`], or a `datasets.Dataset` with columns `image` and `label`,
             whose images are resized and cropped to the target's input size; or a [`StreamingBenchmark`] or
             `datasets.IterableDataset` likewise, with `steps_per_epoch` in `args`.
@@ -98,7 +99,11 @@ class HPTTrainer(PublishingTrainer):
             eval_dataset = {name: self._as_benchmark(one, name) for name, one in eval_dataset.items()}
         elif eval_dataset is not None:
             eval_dataset = self._as_benchmark(eval_dataset, "the evaluation set")
-        freeze_untrained(model, args.trainable)
+        trained = freeze_untrained(model, args.trainable)
+        if train_dataset is not None:
+            self.schedule = args.schedule(None if isinstance(train_dataset, EpochStream) else len(train_dataset))
+            check_steps(self.schedule, args.max_steps)
+        resize_as_trained(processing_class.image_processor)
         self._vanilla_weights = hash_weights(plain_weights(model))
         if "compute_metrics" not in kwargs:
             check_best_metric(args, eval_dataset)
@@ -120,15 +125,10 @@ class HPTTrainer(PublishingTrainer):
         self._compile_towers()
         if args.mixed_precision == "fp16" and args.device.type == "cpu":  # accelerate would train in float32, silently
             self.accelerator.native_amp, self.accelerator.scaler = True, torch.amp.GradScaler("cpu")
-        self._trains_text = any("text" in name and weight.requires_grad for name, weight in model.named_parameters())
+        self._trains_text = any("text" in name for name in trained)
         if train_dataset is not None:
-            self.schedule = args.schedule(None if isinstance(train_dataset, EpochStream) else len(train_dataset))
-            check_steps(self.schedule, args.max_steps)
             self.gpd = GPDCallback(self.schedule, args.ema_decay, args.pull_ratio)
             self.add_callback(self.gpd)
-        trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
-        if not trained:
-            raise InputError("Nothing in the target trains: load adapters with is_trainable=True.")
         if "logit_scale" in trained and "logit_bias" not in trained:  # SigLIP's, with a bias, begins above ln 100
             self.add_callback(LogitScaleCallback())
 
@@ -362,6 +362,8 @@ class HPTTrainer(PublishingTrainer):
 
     def describe_run(self) -> dict:
         """See [`~hpt.publishing_trainer.PublishingTrainer`]."""
+        if self.train_dataset is None:
+            raise InputError("There is no run to describe on a card: the trainer has no train_dataset.")
         if self._described is None:
             parts = (self.args, self.recipe, self.classifier, self.proxy, self.train_dataset, self.schedule)
             self._described = describe_run(*parts, self._vanilla_weights)
@@ -369,7 +371,7 @@ class HPTTrainer(PublishingTrainer):
         steps = min(steps, self.args.max_steps) if self.args.max_steps > 0 else steps
         step = self.state.global_step
         progress = {"step": step, "steps": steps, "stage": self.schedule.stage(max(step - 1, 0))}
-        return self._described | progress | {"seconds": round(self.train_seconds(), 1)}
+        return self._described | progress | {"seconds": round(self.train_seconds(), 1), "best_step": self.best_step}
 
     def draw_figures(self, folder: Path) -> None:
         """Training curves, once there is something to see."""

@@ -163,7 +163,7 @@ def test_offline_from_the_start_trains_and_says_how_to_push_later(hub, tmp_path,
 @pytest.mark.parametrize(
     ("settings", "token", "line"),
     [
-        ({}, None, "There is no token for the Hub: run `hf auth login` or set HF_TOKEN, or leave push_to_hub out"),
+        ({}, None, "There is no token for the Hub: run `hf auth login` or set HF_TOKEN"),
         ({}, "hf_wrong", "The Hub doesn't take the token: run `hf auth login` or set HF_TOKEN to push to me/run"),
         ({}, READ_TOKEN, "The token may not write to me/run: give a hub_model_id under your name"),
         ({"hub_model_id": "openai/clip"}, TOKEN, "The token may not write to openai/clip"),
@@ -199,7 +199,7 @@ def test_checkpoint_strategies_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "line"),
     [
-        ("training.json", '"hf_' + "a" * 34 + '"', "training.json holds a token of the Hub"),
+        ("run.yaml", "token: hf_" + "a" * 34, "run.yaml holds a token of the Hub"),
         ("run.yaml", f"token: {TOKEN}", "run.yaml holds a token of the Hub"),
         ("run.yaml", "target: /home/me/clip", "run.yaml names the local path /home/me"),
     ],
