@@ -89,7 +89,9 @@ def draw_training_curves(history: list[dict], boundary: int, path: str | Path) -
     loss.plot(*_series(train, "loss"), color=GREY)
     loss.set(ylabel="loss")
     rate.plot(*_series(train, "learning_rate"), color=GREY)
-    rate.set(ylabel="learning rate", yscale="log")
+    rate.set(ylabel="learning rate")
+    if any(entry.get("learning_rate") for entry in train):  # the first is 0 where there is a warm-up
+        rate.set_yscale("log")
     for key, label, color in (
         ("train_clean_accuracy", "target, clean", BLUE),
         ("train_robust_accuracy", "target, adversarial", ORANGE),
@@ -212,27 +214,25 @@ def draw_adversarial_images(examples: list[dict], title: str, path: str | Path) 
     _save(figure, path)
 
 
-def draw_leaderboard(boards: list, columns: list, path: str | Path) -> None:
+def draw_leaderboard(boards: list, panels: dict[str, dict], path: str | Path) -> None:
     """Accuracy of each checkpoint in each column of a leaderboard, as bars with 95 % intervals, a panel per benchmark.
 
     Args:
-        boards (`list[Board]`), columns (`list[Column]`): From `hpt.leaderboard`; all boards have all columns.
+        boards (`list[Board]`): From `hpt.leaderboard`.
+        panels (`dict[str, dict[str, Column]]`): From its `make_panels`; all boards have all columns.
     """
-    panels = {}
-    for column in columns:
-        panels.setdefault(column.samples_title, []).append(column)
     heights = [len(own) * (0.12 + 0.16 * len(boards)) + 0.6 for own in panels.values()]
     figure = Figure(figsize=(8, sum(heights) + 0.5))
     axes_of = figure.subplots(len(panels), squeeze=False, height_ratios=heights).flatten()
     width = 0.8 / len(boards)
     for axes, (title, own) in zip(axes_of, panels.items(), strict=True):
         for number, (board, color) in enumerate(zip(boards, cycle(COLORS), strict=False)):
-            rows = [board.rows[column] for column in own]
+            rows = [board.rows[column] for column in own.values()]
             places = [place + (number - (len(boards) - 1) / 2) * width for place in range(len(own))]
             values = [100 * row.accuracy for row in rows]
             axes.barh(places, values, 0.9 * width, color=color, label=board.name)
             axes.errorbar(values, places, xerr=_error_bars(rows), fmt="none", ecolor="black", capsize=2)
-        axes.set_yticks(range(len(own)), [fill(column.attack_title, 52) for column in own], fontsize=8)
+        axes.set_yticks(range(len(own)), [fill(attack, 52) for attack in own], fontsize=8)
         axes.set(xlim=(0, 100), xlabel="accuracy (%)")
         axes.invert_yaxis()
         axes.set_title(title, fontsize=10)

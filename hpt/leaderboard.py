@@ -4,10 +4,13 @@ boards = [read_board("robust=outputs/quickstart/robust"), read_board("me/another
 print(format_boards(boards, common_columns(boards)))
 """
 
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import EvalResult, HfApi, ModelCard
+from yaml import YAMLError
 
 from hpt.card_sections import attack_with_step
 from hpt.errors import InputError, explain_hub_error
@@ -26,36 +29,28 @@ class Column:
     """What has to be the same for two accuracies to be comparable: samples, attack and radius, with all settings.
 
     Args:
-        benchmark, split, attack_space (`str`), n (`int`): The samples, at the resolution where they are attacked.
-        samples (`str`, *optional*): Hash of their ids, images, labels and class names, where it was recorded.
+        sample_set (`tuple`): The samples and where they are attacked, as [`Row.sample_set`] has them.
+        n (`int`): How many there are.
         attack (`str`): With its step size, or with the attacks of a worst case; `"clean"`.
         eps (`float`), norm (`str`), *optional*: The radius.
-        attacked (`str`, *optional*): Which model's gradients the images were made with, unless the scored one's.
-        parameters (`str`): Hash of all settings of the attack, a proxy's weights among them.
+        settings (`str`): Hash of all settings of the attack, of a proxy's weights and of what was left out among them.
     """
 
-    benchmark: str
-    split: str
+    sample_set: tuple
     n: int
-    attack_space: str
-    samples: str | None
     attack: str
     eps: float | None
     norm: str | None
-    attacked: str | None
-    parameters: str
+    settings: str
 
     @property
     def samples_title(self) -> str:
-        return f"{self.benchmark} ({self.split}, n = {self.n})"
+        benchmark, split, *_ = self.sample_set
+        return f"{benchmark} ({split}, n = {self.n})"
 
     @property
     def attack_title(self) -> str:
         return self.attack if self.eps is None else f"{self.attack} at {describe_radius(self.eps, self.norm)}"
-
-    @property
-    def title(self) -> str:
-        return f"{self.samples_title}: {self.attack_title}"
 
 
 def column_of(row: Row) -> Column:
@@ -63,55 +58,92 @@ def column_of(row: Row) -> Column:
     attack = CLEAN if row.attack == CLEAN else attack_with_step(row)
     if row.attack == WORST_CASE:
         attack += f" over {', '.join(row.parameters['attacks'])}"
-    attacked = None if row.attacked in (None, THIS) else row.attacked
-    where = (row.benchmark, row.split, row.n, row.attack_space, row.samples)
-    return Column(*where, attack, row.eps, row.norm, attacked, digest(row.parameters))
+    return Column(row.sample_set, row.n, attack, row.eps, row.norm, digest([row.parameters, row.left_out]))
+
+
+def title_columns(columns: Iterable[Column]) -> dict[Column, tuple[str, str]]:
+    """Titles of the samples and of the attack of each column; what differs never has the same ones."""
+    columns = list(columns)
+    sets: dict[str, list[tuple]] = {}
+    attacks: dict[tuple, list[Column]] = {}
+    for column in columns:
+        same = sets.setdefault(column.samples_title, [])
+        same += [] if column.sample_set in same else [column.sample_set]
+        attacks.setdefault((column.sample_set, column.attack_title), []).append(column)
+    titles = {}
+    for column in columns:
+        samples, attack = column.samples_title, column.attack_title
+        if len(sets[samples]) > 1:
+            samples += f", attacked at {column.sample_set[2]}, samples {column.sample_set[3]}"
+        if len(attacks[column.sample_set, attack]) > 1:
+            attack += f", settings {column.settings}"
+        titles[column] = (samples, attack)
+    return titles
 
 
 @dataclass(frozen=True)
 class Board:
-    """A checkpoint's name and its measured rows by column."""
+    """A checkpoint's name, its measured rows by column, and how many results on its card can't be compared."""
 
     name: str
     rows: dict[Column, Row]
+    unusable: int
 
 
 def read_board(text: str) -> Board:
     """The rows in the card of a checkpoint that is named as `NAME=PATH`, `PATH`, or `ID@REVISION` on the Hub.
 
+    Results of other tools can't be compared, nor those on images made against another model that isn't known by its
+    weights.
+
     Raises:
-        InputError: if there is no card, or it has no results that hpt has measured.
+        InputError: if there is no card, it can't be read, or it has no results that hpt has measured.
     """
     name, source = name_and_source(text)
-    rows = []
-    for result in read_results(source):
-        try:
+    results, rows = read_results(source), []
+    for result in results:
+        with suppress(ValueError):
             rows.append(as_row(result, THIS))
-        except TypeError:  # measured by another tool, or another version of this one
-            continue
+    rows = [row for row in rows if row.attacked in (None, THIS) or "proxy_weights" in row.parameters]
     if not rows:
         raise InputError(
             f"The card of {source} has no results of hpt in its model-index: evaluate and publish it first."
         )
-    return Board(name, {column_of(row): row for row in shown_rows(rows)})
+    return Board(name, {column_of(row): row for row in shown_rows(rows)}, len(results) - len(rows))
 
 
 def read_results(source: str) -> list[EvalResult]:
     """The `model-index` of a local folder's card, or of one on the Hub."""
     path = Path(source)
-    if path.exists():
-        file = path / CARD_FILE if path.is_dir() else path
-        if not file.is_file():
-            raise InputError(
-                f"{source} has no {CARD_FILE}: give a folder that recipes/publish.py has written a card in."
-            )
-        card = ModelCard(file.read_text(encoding="utf-8"))
-    else:
-        card = _load_from_hub(source)
-    return card.data.eval_results or []
+    if not source:
+        raise InputError("A model's path is empty: give a folder or a Hub id.")
+    text = _read_local(path) if path.exists() else _read_from_hub(source)
+    if not text.startswith("---"):
+        return []
+    try:
+        return ModelCard(text).data.eval_results or []
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        YAMLError,
+    ) as error:  # as huggingface_hub lets them through
+        reason = " ".join(str(error).split())
+        raise InputError(f"The metadata of the card of {source} can't be read ({reason}): repair it.") from error
 
 
-def _load_from_hub(source: str) -> ModelCard:
+def _read_local(path: Path) -> str:
+    file = path / CARD_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise InputError(f"{path} has no {CARD_FILE}: give a folder that recipes/publish.py has written a card in.")
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} isn't UTF-8: {error}.") from error
+
+
+def _read_from_hub(source: str) -> str:
     repo_id, _, revision = source.partition("@")
     try:
         text = remote_card(HfApi(), repo_id, revision or None)
@@ -119,7 +151,7 @@ def _load_from_hub(source: str) -> ModelCard:
         raise explain_hub_error("model card", repo_id, error) from error
     if text is None:
         raise InputError(f"{repo_id} has no card on the Hub.")
-    return ModelCard(text)
+    return text
 
 
 def select_columns(
@@ -142,35 +174,48 @@ def select_columns(
     for board in boards:
         for column, row in board.rows.items():
             if (
-                (benchmarks is None or column.benchmark in benchmarks)
+                (benchmarks is None or row.benchmark in benchmarks)
                 and (attacks is None or row.attack.partition(":")[0] in (CLEAN, *attacks))
                 and (eps is None or column.eps is None or any(abs(column.eps - one) < 1e-6 for one in eps))
             ):
                 wanted.setdefault(column, []).append(board.name)
     shared = [column for column, names in wanted.items() if len(names) == len(boards)]
     if not any(column.attack != CLEAN for column in shared):
-        lines = [f"{', '.join(names)}: {column.title}" for column, names in wanted.items() if column.attack != CLEAN]
+        titles = title_columns(wanted)
+        attacks = {column: names for column, names in wanted.items() if column.attack != CLEAN}
+        lines = [f"{', '.join(names)}: {': '.join(titles[column])}" for column, names in attacks.items()]
         raise InputError(
             "No attack was measured on all of them with the same settings, and different ones don't go into a column. "
             f"There is {'; '.join(lines) or 'no attack at all'}. Evaluate them together by recipes/evaluate.py."
         )
-    return sorted(shared, key=lambda column: (column.benchmark, column.eps or 0, column.attack))
+    return sorted(
+        shared, key=lambda column: (str(column.sample_set), column.norm or "", column.eps or 0, column.attack)
+    )
 
 
 def left_out(boards: list[Board], columns: list[Column]) -> list[str]:
-    """A line for each column that not all boards have, with those that have it."""
-    others = dict.fromkeys(column for board in boards for column in board.rows if column not in columns)
+    """A line for each column that not all boards have, with those that have it, and for results of other tools."""
+    titles = title_columns(column for board in boards for column in board.rows)
+    others = [column for column in titles if column not in columns]
     having = {column: ", ".join(board.name for board in boards if column in board.rows) for column in others}
-    return [f"{column.title} (only {names})" for column, names in having.items()]
+    lines = [f"{': '.join(titles[column])} (only {names})" for column, names in having.items()]
+    return lines + [f"{one.unusable} results of {one.name}, which can't be compared" for one in boards if one.unusable]
+
+
+def make_panels(columns: list[Column]) -> dict[str, dict[str, Column]]:
+    """Columns by the titles of their samples and of their attacks."""
+    panels: dict[str, dict[str, Column]] = {}
+    for column, (samples, attack) in title_columns(columns).items():
+        panels.setdefault(samples, {})[attack] = column
+    return panels
 
 
 def format_boards(boards: list[Board], columns: list[Column]) -> str:
     """A Markdown table for each set of samples: a line per attack, checkpoints side by side, the most robust first."""
-    hardest = max(columns, key=lambda column: (column.attack.startswith(WORST_CASE), column.eps or 0))
+    hardest = max(columns, key=lambda one: (one.attack.startswith(WORST_CASE), one.norm == "linf", one.eps or 0))
     boards = sorted(boards, key=lambda board: -board.rows[hardest].accuracy)
     tables = []
-    for title in dict.fromkeys(column.samples_title for column in columns):
-        own = [column for column in columns if column.samples_title == title]
-        lines = [[one.attack_title, *(format_accuracy(board.rows[one]) for board in boards)] for one in own]
+    for title, own in make_panels(columns).items():
+        lines = [[attack, *(format_accuracy(board.rows[one]) for board in boards)] for attack, one in own.items()]
         tables.append(f"{title}\n\n{markdown_table([['attack', *(board.name for board in boards)], *lines])}")
     return "\n\n".join(tables)

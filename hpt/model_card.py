@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from textwrap import fill
 
 from huggingface_hub import ModelCard, ModelCardData
 from yaml import YAMLError
@@ -29,13 +30,12 @@ from hpt.modeling import DEFAULT_TEMPLATE
 from hpt.provenance import TRAINING_FILE, read_run
 from hpt.published_rows import EVALUATION_FILE, THIS, VANILLA, add_rows, publish_rows, radii, read_rows, shown_rows
 from hpt.report import attack_label
-from hpt.results import CLEAN, Row
+from hpt.results import CLEAN, WORST_CASE, Row
 
 
 CARD_FILE = "README.md"
 TEMPLATE = Path(__file__).parent / "model_card_template.md"
-TAGS_OF_ANY = ["adversarial-robustness", "clip"]
-TAGS = ["hpt-gpd", "robust", *TAGS_OF_ANY]
+TAG_OF_ANY, TAGS = "adversarial-robustness", ["hpt-gpd", "robust"]
 EXAMPLE_LABELS = ["cat", "dog", "car"]
 BLOCK = re.compile(r"<!-- hpt:(\w+) -->.*?<!-- /hpt:\1 -->", re.DOTALL)
 INTRODUCTION = re.compile(r"<!-- Between each pair of hpt markers .*?-->\n*", re.DOTALL)
@@ -59,8 +59,8 @@ def write_card(folder: str | Path, model_id: str | None = None, old: str | None 
     if not any((folder / name).is_file() for name in (TRAINING_FILE, EVALUATION_FILE)):
         raise InputError(f"{folder} has no {TRAINING_FILE} and no evaluation: there is nothing to write a card of.")
     old = read_card(folder) if old is None else old
-    title = re.search(r"<!-- hpt:summary -->\n# (.+)", old or "")
-    text = render_card(folder, model_id or (title[1] if title else folder.resolve().name), license)
+    known = re.search(r"<!-- Loaded by (.+?) -->", old or "")
+    text = render_card(folder, model_id or (known[1] if known else folder.resolve().name), license)
     incomplete = folder / f"{CARD_FILE}.incomplete"
     incomplete.write_text(merge_cards(text, old) if old else text, encoding="utf-8")
     os.replace(incomplete, folder / CARD_FILE)
@@ -83,7 +83,7 @@ def render_card(folder: Path, model_id: str, license: str | None = None) -> str:
     model = record["target"] if record else _describe_config(folder)
     architecture = model["architecture"]
     card = ModelCard.from_template(
-        card_metadata(record, rows, model_id, adapter, license),
+        card_metadata(record, rows, model_id, architecture, adapter, license),
         template_path=str(TEMPLATE),
         model_id=model_id,
         adapter=adapter,
@@ -97,8 +97,9 @@ def render_card(folder: Path, model_id: str, license: str | None = None) -> str:
         eps=record["settings"].get("attack_eps", "1/255") if record else "1/255",
         summary=describe_summary(record, architecture, rows, adapter),
         results=describe_results(folder, rows, pictures),
-        training=describe_training(record, pictures) if record else "It wasn't trained by hpt.",
+        training=describe_training(record, pictures) if record else "How it was trained isn't recorded here.",
         limits=describe_limits(rows),
+        local_base=model["name"] if adapter and model["hub_id"] is None else None,
         reproduce=describe_reproduction(record) if record else "",
     )
     return f"{str(card).rstrip()}\n"
@@ -137,20 +138,24 @@ def add_evaluation(folder: str | Path, rows: Iterable[Row], weights: str) -> Non
 
 
 def draw_robustness(folder: Path) -> None:
-    """Draw accuracy over eps of the rows in a model's folder, for each benchmark with several radii."""
+    """Draw accuracy over eps of the rows in a model's folder, for each benchmark and norm with several radii."""
     (folder / "figures").mkdir(exist_ok=True)
     rows, names, drawn = shown_rows(read_rows(folder)), {THIS: THIS, VANILLA: "vanilla model"}, set()
-    for (benchmark, split, n, *_), attacked in radii(rows).items():
-        if benchmark not in drawn:
-            drawn.add(benchmark)
-            same = [row for row in rows if (row.benchmark, row.split, row.n) == (benchmark, split, n)]
-            clean = [row for row in same if row.attack == CLEAN]
+    for (sample_set, norm, *_), attacked in radii(rows).items():
+        first = attacked[0]
+        picture = folder / "figures" / f"robustness_{first.benchmark}_{norm}.png"
+        if picture not in drawn:
+            drawn.add(picture)
+            clean = [row for row in rows if row.attack == CLEAN and row.sample_set == sample_set]
             curves = [replace(row, model=names[row.model]) for row in clean + attacked]
-            title = f"{benchmark} {split}, n = {n}, {attack_label(attacked[0])}"
-            draw_accuracy_over_eps(curves, title, folder / "figures" / f"robustness_{benchmark}.png")
+            over = f" over {', '.join(first.parameters['attacks'])}" if first.attack == WORST_CASE else ""
+            title = f"{first.benchmark} {first.split}, n = {first.n}, {attack_label(first)}{over}"
+            draw_accuracy_over_eps(curves, fill(title, 70), picture)
 
 
-def card_metadata(record: dict | None, rows: list, model_id: str, adapter: bool, license: str | None) -> ModelCardData:
+def card_metadata(
+    record: dict | None, rows: list[Row], model_id: str, architecture: str, adapter: bool, license: str | None
+) -> ModelCardData:
     """Metadata as the Hub defines it, with a `model-index` of every row measured on this model.
 
     Base model and datasets are named where they are on the Hub, and left out where they are local.
@@ -164,7 +169,7 @@ def card_metadata(record: dict | None, rows: list, model_id: str, adapter: bool,
         base_model_relation=base and ("adapter" if adapter else "finetune"),
         datasets=source and [source.partition("@")[0]],
         license=license or (record and record["license"]),
-        tags=TAGS if record else TAGS_OF_ANY,
+        tags=[*(TAGS if record else []), TAG_OF_ANY, *(["clip"] if architecture.startswith("CLIP") else [])],
         model_name=model_id.split("/")[-1],
         eval_results=results or None,
     )

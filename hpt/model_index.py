@@ -2,14 +2,15 @@
 
 from huggingface_hub import EvalResult
 
+from hpt.attacks.base import NORMS
+from hpt.card_sections import attack_with_step
 from hpt.planning import describe_radius
-from hpt.report import attack_label
 from hpt.results import CLEAN, LARGE_EPS, WORST_CASE, Row
 
 
 TASK = "zero-shot-image-classification"
 # Fields of a row that stand elsewhere in an entry of the index, or say what the whole card is about
-ELSEWHERE = {"model", "accuracy", "benchmark", "split", "source", "image_mean", "image_std", "templates", "seconds"}
+ELSEWHERE = {"model", "accuracy", "split", "source", "image_mean", "image_std", "templates", "seconds"}
 
 
 def as_eval_result(row: Row) -> EvalResult:
@@ -21,6 +22,8 @@ def as_eval_result(row: Row) -> EvalResult:
         task_name="Zero-shot image classification",
         dataset_type=dataset,
         dataset_name=row.benchmark,
+        # Without it, results on other labels of the same dataset would be taken for results on the same samples
+        dataset_config=row.benchmark if row.source and row.benchmark != dataset.split("/")[-1] else None,
         dataset_split=row.split,
         dataset_revision=commit or None,
         metric_type="accuracy",
@@ -31,16 +34,41 @@ def as_eval_result(row: Row) -> EvalResult:
 
 
 def as_row(result: EvalResult, model: str) -> Row:
-    """The row that an entry of the index was made from, without what [`as_eval_result`] leaves out."""
+    """The row that an entry of the index was made from, without what [`as_eval_result`] leaves out.
+
+    Raises:
+        ValueError: for an entry of another tool or another version of hpt, or a number that can't be.
+    """
+    arguments = result.metric_args
+    if result.metric_type != "accuracy" or not isinstance(arguments, dict):
+        raise ValueError("it isn't an accuracy with its settings")
     commit = result.dataset_revision
-    return Row(
-        model=model,
-        accuracy=result.metric_value,
-        benchmark=result.dataset_name,
-        split=result.dataset_split,
-        source=commit and f"{result.dataset_type}@{commit}",
-        **({"attacked": None} | result.metric_args),
-    )
+    source = commit and f"{result.dataset_type}@{commit}"
+    defaults = {"attacked": None, "accuracy": result.metric_value, "split": result.dataset_split, "source": source}
+    try:
+        row = Row(model=model, **(defaults | arguments))
+    except TypeError as error:
+        raise ValueError("it hasn't the fields of a row") from error
+    if not is_sound(row):
+        raise ValueError("it has a value that can't be")
+    return row
+
+
+def is_sound(row: Row) -> bool:
+    """Whether what a comparison needs of a row is there, of the right kind and possible."""
+    texts = (row.benchmark, row.split, row.attack, row.attack_space)
+    numbers = [row.accuracy, row.low, row.high] + ([] if row.attack == CLEAN else [row.eps])
+    numbers += [one for one in (row.steps, row.step_size, row.restarts) if one is not None]
+    if not all(isinstance(one, str) for one in texts) or not isinstance(row.n, int):
+        return False
+    if not all(isinstance(one, int | float) for one in numbers):
+        return False
+    if not isinstance(row.parameters, dict) or not isinstance(row.left_out, list):
+        return False
+    if row.attack == WORST_CASE and not row.parameters.get("attacks"):
+        return False
+    known_radius = row.eps is None if row.attack == CLEAN else row.eps > 0 and row.norm in NORMS
+    return known_radius and row.n > 0 and 0 <= row.low <= row.accuracy <= row.high <= 1
 
 
 def describe_row(row: Row) -> str:
@@ -52,4 +80,4 @@ def describe_row(row: Row) -> str:
         return f"Robust accuracy, worst case over {', '.join(row.parameters['attacks'])} at {radius}"
     if row.attack == LARGE_EPS:
         return f"Check that an attack at {radius} breaks everything"
-    return f"Robust accuracy under {attack_label(row)} at {radius}"
+    return f"Robust accuracy under {attack_with_step(row)} at {radius}"

@@ -12,10 +12,9 @@ from hpt.attacks.apgd import APGDCE
 from hpt.attacks.base import check_eps
 from hpt.benchmarks import Benchmark
 from hpt.config import Fraction
-from hpt.data import hash_samples
 from hpt.errors import InputError
 from hpt.modeling import ZeroShotClassifier, hash_weights
-from hpt.results import LARGE_EPS, Row, digest
+from hpt.results import LARGE_EPS, Row, digest, hash_benchmark
 
 
 REVERSE_TRANSFER = "transfer-to-proxy"  # made on the evaluated model, scored on the proxy
@@ -74,7 +73,6 @@ class Task:
 def plan_clean(subject: Subject, benchmark: Benchmark, seed: int, batch_size: int, max_samples: int | None) -> Task:
     """The task of a model's clean accuracy."""
     scored = subject.on(benchmark)
-    samples = [benchmark.ids().tolist(), hash_samples(benchmark.dataset), benchmark.class_names]
     row = Row(
         model=subject.name,
         attacked=None,
@@ -92,7 +90,7 @@ def plan_clean(subject: Subject, benchmark: Benchmark, seed: int, batch_size: in
         seed=seed,
         batch_size=batch_size,
         max_samples=max_samples,
-        samples=digest(samples),
+        samples=hash_benchmark(benchmark),
         revision=subject.revision,
         weights=subject.weights,
         hpt_version=hpt.__version__,

@@ -59,6 +59,7 @@ def describe_run(
     """
     adapter = getattr(classifier.model, "peft_config", {}).get("default")
     start = " from a random start" if args.attack_random_start else ""
+    optimizer = " ".join(str(getattr(one, "value", one)) for one in (args.optim, args.optim_args) if one)
     batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     return {
         "target": describe_model(classifier),
@@ -71,8 +72,11 @@ def describe_run(
         "schedule": asdict(schedule) | {"ema_decay": args.ema_decay, "pull_ratio": args.pull_ratio},
         "attack": f"PGD-{args.attack_steps} at l_inf eps {describe_eps(args.attack_eps)} in steps of "
         f"{describe_eps(args.attack_step_size)}{start}",
+        "objective": args.objective,
+        "divergence": f"KL, {args.kl_direction}, {args.kl_reduction}, temperature {args.temperature:g}",
         "batch_size": batch_size,
-        "optimizer": " ".join(str(getattr(one, "value", one)) for one in (args.optim, args.optim_args) if one),
+        "processes": args.world_size,
+        "optimizer": f"{optimizer}, weight decay {args.weight_decay:g}",
         "precision": {"no": "float32"}.get(args.mixed_precision, f"{args.mixed_precision} mixed"),
         "hardware": describe_hardware(args),
         "seed": args.seed,
@@ -95,7 +99,7 @@ def describe_model(classifier: ZeroShotClassifier) -> dict:
         "architecture": type(model).__name__,
         "image_size": classifier.image_size,
         "patch_size": getattr(vision, "patch_size", None),
-        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "parameters": sum(weight.numel() for name, weight in model.named_parameters() if "lora_" not in name),
         "dtype": str(model.dtype).removeprefix("torch."),
         "image_mean": classifier.image_mean.flatten().tolist(),
         "image_std": classifier.image_std.flatten().tolist(),

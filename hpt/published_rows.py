@@ -71,24 +71,22 @@ def add_rows(folder: Path, rows: list[Row], weights: set[str | None]) -> None:
 
 
 def shown_rows(rows: list[Row]) -> list[Row]:
-    """Without checks, and without what a further row says better.
+    """Without checks, and without what a later row says again, or better.
 
-    Of the worst cases, which grow with the attacks that ran, those over the most attacks stay; and of the same attack
-    on as many samples, the row of the evaluator, which knows its samples by their hash.
+    Of the worst cases, which grow with the attacks that ran, those over the most attacks stay.
     """
-    known = {_what(row) for row in rows if row.samples is not None}
-    rows = [row for row in rows if row.samples is not None or _what(row) not in known]
+    found = {_what(row): row for row in rows if row.attack not in (LARGE_EPS, WORST_CASE)}
     worst = {}
     for row in rows:
-        key = (row.model, row.benchmark, row.split, row.n, row.eps, row.norm)
+        key = (row.model, row.sample_set, row.eps, row.norm)
         if row.attack == WORST_CASE and len(row.parameters["attacks"]) >= len(_attacks(worst.get(key))):
             worst[key] = row
-    return [row for row in rows if row.attack not in (LARGE_EPS, WORST_CASE)] + list(worst.values())
+    return [*found.values(), *worst.values()]
 
 
 def _what(row: Row) -> tuple:
-    """Model, attack and number of samples."""
-    names = "model attacked benchmark split n attack_space attack eps norm steps step_size restarts".split()
+    """Model, samples and attack."""
+    names = "model sample_set attacked attack eps norm steps step_size restarts".split()
     return tuple(getattr(row, name) for name in names)
 
 
@@ -108,21 +106,24 @@ def pair_up(rows: list[Row]) -> list[tuple[Row, Row | None]]:
 def _how(row: Row) -> tuple:
     """What two rows share that can be compared: their samples and attack."""
     attacked = "itself" if row.attacked in (THIS, VANILLA) else row.attacked
-    where = (row.benchmark, row.split, row.n, row.attack_space, row.samples)
     attack = (row.attack, row.eps, row.norm, row.steps, row.step_size, row.restarts, attacked)
-    return where + attack + (digest(row.parameters),)
+    return (*row.sample_set, row.n) + attack + (digest(row.parameters), *row.left_out)
 
 
 def radii(rows: list[Row]) -> dict[tuple, list[Row]]:
-    """Rows of attacks on the model scored, by benchmark and kind of attack; the strongest at several radii first."""
+    """Rows of attacks on the model scored at several radii, by samples, norm and kind of attack, the strongest first.
+
+    Returns:
+        `dict`: from samples, norm and what else is the same at all radii; worst cases first.
+    """
     kinds: dict[tuple, list[Row]] = {}
     for row in rows:
         if row.eps is not None and row.attacked == row.model:
             ratio = row.step_size and round(row.step_size / row.eps, 4)
             over = tuple(_attacks(row)) if row.attack == WORST_CASE else ()
-            key = (row.benchmark, row.split, row.n, row.norm, row.attack, row.steps, ratio, over)
+            key = (row.sample_set, row.norm, row.attack, row.steps, ratio, over)
             kinds.setdefault(key, []).append(row)
     several = {
         key: found for key, found in kinds.items() if len({row.eps for row in found if row.model != VANILLA}) > 1
     }
-    return dict(sorted(several.items(), key=lambda item: item[0][4] != WORST_CASE))
+    return dict(sorted(several.items(), key=lambda item: item[0][2] != WORST_CASE))

@@ -39,11 +39,11 @@ class Flag:
 
 
 def find_flags(rows: list[Row]) -> list[Flag]:
-    """All flags that an evaluation's rows raise, by model, benchmark and eps."""
+    """All flags that rows raise, by model, samples and eps; rows on different samples aren't compared."""
+    rows = [row for row in rows if not row.attack.startswith(REVERSE_TRANSFER)]
     flags = []
-    for model, benchmark in dict.fromkeys((row.model, row.benchmark) for row in rows):
-        own = [row for row in rows if (row.model, row.benchmark) == (model, benchmark)]
-        own = [row for row in own if not row.attack.startswith(REVERSE_TRANSFER)]
+    for model, sample_set in dict.fromkeys((row.model, row.sample_set) for row in rows):
+        own = [row for row in rows if (row.model, row.sample_set) == (model, sample_set)]
         for check in (_few_samples, _stochastic, _large_eps, _zero_gradients):
             flags += check(own)
         for eps, norm in dict.fromkeys((row.eps, row.norm) for row in own if row.attack not in (CLEAN, LARGE_EPS)):

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from hpt.benchmarks import Benchmark
+from hpt.data import hash_samples
 from hpt.errors import InputError
 
 
@@ -107,6 +108,11 @@ class Row:
     seconds: float | None = None
     hpt_version: str | None = None
 
+    @property
+    def sample_set(self) -> tuple:
+        """What rows share whose attacks had the same samples, at the same resolution."""
+        return self.benchmark, self.split, self.attack_space, self.samples or self.n
+
     def settings(self) -> dict:
         """All that the number depends on."""
         return {name: value for name, value in asdict(self).items() if name not in MEASURED}
@@ -119,6 +125,11 @@ class Row:
 def digest(value) -> str:
     """16 hexadecimal digits that stand for a value that JSON has."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def hash_benchmark(benchmark: Benchmark) -> str:
+    """16 hexadecimal digits that stand for the ids, images, labels and class names of a benchmark's samples."""
+    return digest([benchmark.ids().tolist(), hash_samples(benchmark.dataset), benchmark.class_names])
 
 
 class ResultsFolder:

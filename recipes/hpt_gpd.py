@@ -28,6 +28,7 @@ from hpt.modeling import hash_weights, load_dual_encoder, save_finished
 from hpt.pretraining import PretrainingConfig, is_finished, pretrain
 from hpt.processor_check import compare_with_processor, write_agreement
 from hpt.records import expand_all
+from hpt.results import hash_benchmark
 from hpt.streams import check_workers
 
 
@@ -89,10 +90,12 @@ def main():
     check_data(train, validation, tests, args)
 
     # Models
-    for pretraining in missing_models(recipe, args, Path(config).parent):
-        if args.process_index == 0:
-            print(f"Pretraining {pretraining.output_dir}, kept for the next run")
-        pretrain(pretraining)
+    made = pretrainings(recipe, args, Path(config).parent)
+    for pretraining in made.values():
+        if not is_finished(pretraining.output_dir):
+            if args.process_index == 0:
+                print(f"Pretraining {pretraining.output_dir}, kept for the next run")
+            pretrain(pretraining)
     target, processor = load_dual_encoder(recipe.target, recipe.target_revision)
     if recipe.lora_rank is not None:
         target = add_lora(target, recipe.lora_rank, recipe.lora_alpha, args.trainable, args.seed)
@@ -107,7 +110,7 @@ def main():
         train_dataset=train,
         eval_dataset=validation,
     )
-    trainer.recipe = vars(recipe)
+    trainer.recipe = vars(recipe) | {name: None for name in ("pretrain_target", "pretrain_proxy") if name not in made}
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or "last")
     if trainer.is_world_process_zero():
         finished = {"robust": trainer.model if recipe.lora_rank is None else merged(trainer.model)}
@@ -152,14 +155,17 @@ def check_data(train, validation, tests: list, args: HPTConfig) -> None:
         )
 
 
-def missing_models(recipe: Recipe, args: HPTConfig, folder: Path) -> list[PretrainingConfig]:
-    """How to pretrain the target and the proxy, as far as their YAML files make them and they aren't there yet."""
+def pretrainings(recipe: Recipe, args: HPTConfig, folder: Path) -> dict[str, PretrainingConfig]:
+    """How the target and the proxy are pretrained, by the recipe's field, as far as their YAML files make them."""
     overrides = ["--train_dataset", recipe.train_dataset, "--validation_size", str(recipe.validation_size)]
     for name in ("use_cpu", "bf16", "fp16"):  # one process has one device and one precision
         overrides += [f"--{name}", str(getattr(args, name))]
-    pairs = ((recipe.target, recipe.pretrain_target), (recipe.proxy, recipe.pretrain_proxy))
-    made = [(name, parse_config((PretrainingConfig,), folder / file, overrides)[0]) for name, file in pairs if file]
-    return [how for name, how in made if name == how.output_dir and not is_finished(name)]
+    made = {}
+    for field_name, model in (("pretrain_target", recipe.target), ("pretrain_proxy", recipe.proxy)):
+        if file := getattr(recipe, field_name):
+            how = parse_config((PretrainingConfig,), folder / file, overrides)[0]
+            made |= {field_name: how} if model == how.output_dir else {}
+    return made
 
 
 def report(recipe: Recipe, args: HPTConfig, tests: list, finished: list[Path]):
@@ -173,6 +179,7 @@ def report(recipe: Recipe, args: HPTConfig, tests: list, finished: list[Path]):
     attack = PGD(eps=args.attack_eps, step_size=args.attack_step_size, **pgd)
     loader = {"batch_size": args.per_device_eval_batch_size, "num_workers": args.dataloader_num_workers}
     for test in tests:
+        samples = hash_benchmark(test)
         table = compare_models(models, test, attack, **loader)
         title = f"{test.name} {test.split}, n = {len(test)}, l_inf eps = {255 * attack.eps:g}/255"
         print(f"\n{title}: accuracy in %, with its 95 % interval\n\n{format_table(table)}\n")
@@ -181,7 +188,7 @@ def report(recipe: Recipe, args: HPTConfig, tests: list, finished: list[Path]):
             weaker = PGD(eps=float(eps), **pgd)
             curve += measure(pair, test, weaker, "vanilla target", **loader)
             own += measure({"robust target": models["robust target"]}, test, weaker, "robust target", **loader)
-        rows += [replace(row, weights=weights[row.model]) for row in table + curve + own]
+        rows += [replace(row, weights=weights[row.model], samples=samples) for row in table + curve + own]
         (output / "results.json").write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
         draw_accuracy_bars(table, title, output / f"accuracy_{test.name}.png")
         if curve:

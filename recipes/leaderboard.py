@@ -4,7 +4,10 @@
     python recipes/leaderboard.py --models me/robust-clip my-org/another@v2 --attacks "worst case" --eps 4/255
 
 A column holds one attack with one eps, on the same samples: what wasn't measured on all of them in the same way is
-listed below the table, and if nothing was, that is an error. No model is loaded.
+listed below the table, and if nothing was, that is an error. No model is loaded. The card of a model that hpt didn't
+train, such as the first, has to be written before:
+
+    python recipes/publish.py --run outputs/quickstart/target --evaluations outputs/quickstart/evaluation --dry_run
 """
 
 from dataclasses import dataclass, field
@@ -13,7 +16,7 @@ from pathlib import Path
 from hpt.config import Fraction, parse_config, run_recipe
 from hpt.evaluation import refuse_same_names
 from hpt.figures import draw_leaderboard
-from hpt.leaderboard import format_boards, left_out, read_board, select_columns
+from hpt.leaderboard import format_boards, left_out, make_panels, read_board, select_columns
 from hpt.proxies import name_and_source
 from hpt.results import check_folder
 
@@ -42,7 +45,7 @@ def main():
     print(f"{page}\n")
     output.mkdir(parents=True, exist_ok=True)
     (output / "leaderboard.md").write_text(f"{page}\n", encoding="utf-8")
-    draw_leaderboard(boards, columns, output / "leaderboard.png")
+    draw_leaderboard(boards, make_panels(columns), output / "leaderboard.png")
     print(f"Table and picture: {output}")
 
 

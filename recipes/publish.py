@@ -47,7 +47,8 @@ def main():
     folder = find_model(run, publication.merged, bool(publication.evaluations))
     repo_id = publication.hub_model_id or run.resolve().name
 
-    add_evaluations(folder, read_evaluations(run, publication.evaluations))
+    evaluations = read_evaluations(run, publication.evaluations)
+    add_evaluations(folder, evaluations, asked_for=publication.evaluations is not None)
     write_card(folder, repo_id, license=publication.license)
     files = published_files(folder)
     print(f"{folder} -> {repo_id}{f' ({publication.hub_revision})' if publication.hub_revision else ''}")
@@ -90,20 +91,23 @@ def read_evaluations(run: Path, given: list[str] | None) -> dict[str, list[Row]]
     return {one: read_result_rows(one) for one in (own if given is None else given)}
 
 
-def add_evaluations(folder: Path, evaluations: dict[str, list[Row]]) -> None:
-    """Add rows to the card; [`InputError`] for an evaluation that has none of this model."""
+def add_evaluations(folder: Path, evaluations: dict[str, list[Row]], asked_for: bool) -> None:
+    """Add rows to the card; one that has none of this model is refused if it was asked for, or else left out."""
     if not evaluations:
         return
     # Of an adapter, the merged model beside it is evaluated
     evaluated = folder.parent / "robust" if (folder / "adapter_config.json").is_file() else folder
     weights = hash_weights(load_dual_encoder(str(evaluated))[0].state_dict())
+    others = [name for name, rows in evaluations.items() if not any(row.weights == weights for row in rows)]
+    if others and asked_for:
+        raise InputError(
+            f"{others[0]} has no results of the weights in {evaluated}: evaluate this model, or leave it out."
+        )
     for name, rows in evaluations.items():
-        if not any(row.weights == weights for row in rows):
-            raise InputError(
-                f"{name} has no results of the weights in {evaluated}: evaluate this model, or leave it out."
-            )
-    for rows in evaluations.values():
-        add_evaluation(folder, rows, weights)
+        if name in others:
+            print(f"Left out: {name} has no results of the weights in {evaluated}.")
+        else:
+            add_evaluation(folder, rows, weights)
 
 
 if __name__ == "__main__":

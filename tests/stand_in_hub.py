@@ -53,10 +53,9 @@ class Handler(BaseHTTPRequestHandler):
         if action == "auth-check":
             return self.answer(200) if not rest or self.may_write(repository) else self.refuse(403, "", "read only")
         revision, _, within = (rest or "").partition("/")
-        if revision not in ("", "main", commit_of(folder), *(one["id"] for one in history(folder))):
-            folder = folder.with_name(f"{folder.name}@{revision}")
-            if not folder.is_dir():
-                return self.refuse(404, "RevisionNotFound", "none")
+        folder = branch_at(folder, revision or "main")
+        if folder is None:
+            return self.refuse(404, "RevisionNotFound", "none")
         if action == "resolve":
             return self.send_file(folder, within)
         if action == "tree" and not (folder / within).is_dir():
@@ -154,7 +153,9 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200)
 
     def commit(self, repository: str, folder: Path, lines: list[dict]):
-        summary = lines[0]["value"]["summary"]
+        summary, parent = lines[0]["value"]["summary"], lines[0]["value"].get("parentCommit")
+        if parent not in (None, commit_of(folder)):
+            return self.refuse(412, "", "A commit has happened since. Please refresh and try again.")
         for line in lines[1:]:
             kind, value = line["key"], line["value"]
             file = folder / value["path"]
@@ -166,7 +167,8 @@ class Handler(BaseHTTPRequestHandler):
             elif kind == "deletedFile":
                 file.unlink()
         commits = history(folder)
-        commits.append({"id": hashlib.sha1(f"{len(commits)} {summary}".encode()).hexdigest(), "message": summary})
+        commit = hashlib.sha1(f"{folder} {len(commits)} {summary}".encode()).hexdigest()
+        commits.append({"id": commit, "message": summary})
         (folder / HISTORY).write_text(json.dumps(commits))
         oid = commits[-1]["id"]
         self.send_json(
@@ -232,6 +234,15 @@ def history(folder: Path) -> list[dict]:
 def commit_of(folder: Path) -> str:
     """The id of a branch's newest commit."""
     return history(folder)[-1]["id"] if (folder / HISTORY).exists() else COMMIT
+
+
+def branch_at(folder: Path, revision: str) -> Path | None:
+    """The folder of a branch, or of the one that has a commit, whose newest files stand for those of that commit."""
+    if revision == "main" or folder.with_name(f"{folder.name}@{revision}").is_dir():
+        return folder if revision == "main" else folder.with_name(f"{folder.name}@{revision}")
+    branches = [folder, *folder.parent.glob(f"{folder.name}@*")]
+    found = [one for one in branches if revision in (commit_of(one), *(commit["id"] for commit in history(one)))]
+    return found[0] if found else None
 
 
 def card_data(folder: Path) -> dict:

@@ -116,8 +116,8 @@ def test_results_stand_beside_the_vanilla_models(run, card):
     cells = [f"{100 * one.accuracy:.1f} [{100 * one.low:.1f}, {100 * one.high:.1f}]" for one in (vanilla, own)]
     (line,) = [line for line in card.splitlines() if "PGD-2 (steps of 2/255), l_inf eps 8/255" in line and "|" in line]
     assert [cell.strip() for cell in line.split("|")[2:4]] == cells
-    assert "![Accuracy over eps](figures/robustness_animals.png)" in card
-    assert (run[0] / "figures" / "robustness_animals.png").read_bytes()[:4] == b"\x89PNG"
+    assert "![Accuracy over eps](figures/robustness_animals_linf.png)" in card
+    assert (run[0] / "figures" / "robustness_animals_linf.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_summary_gives_the_worst_at_the_radius_of_training(run, card):
@@ -129,8 +129,9 @@ def test_summary_gives_the_worst_at_the_radius_of_training(run, card):
 
 def test_limits_name_untried_attacks_and_flags(card):
     limits = card.split("## Limits")[1].split("<!-- /hpt")[0]
-    untried = "cw, apgd-ce, apgd-dlr, apgd-t, fab-t, square, apgd, autoattack, adaptive"
-    assert f"At l_inf eps 4/255, 8/255 it was not attacked by {untried}." in limits
+    untried = "cw, apgd-ce, apgd-dlr, apgd-t, fab-t, square, apgd, autoattack, adaptive, transfer"
+    where = "l_inf eps 4/255, 8/255 on 30 images of animals (test)"
+    assert f"At {where} it was not attacked by {untried}." in limits
     assert "l_inf eps 4/255, 8/255: each value of a pixel may change by so much" in limits
     assert "Doubt (`few-samples`) on animals: 30 samples" in limits and "Nothing is certified" in limits
 
@@ -206,7 +207,7 @@ def test_a_model_that_hpt_did_not_train_gets_a_card_of_its_evaluation(tmp_path):
     save_finished(model, processor, tmp_path / "clip")
     add_evaluation(tmp_path / "clip", evaluate(model, processor, "clip"), hash_weights(model.state_dict()))
     card = ModelCard((tmp_path / "clip" / "README.md").read_text())
-    assert "that hpt has measured, and not trained" in card.text and "hpt-gpd" not in card.data.tags
+    assert "that hpt has measured; how it was trained isn't recorded" in card.text and "hpt-gpd" not in card.data.tags
     assert len(card.data.eval_results) == 8 and "How to reproduce" not in card.text
     with pytest.raises(InputError, match="has no training.json and no evaluation"):
         write_card(tmp_path)
