@@ -221,8 +221,8 @@ def _describe_untried(attacked: list[Row]) -> list[str]:
         lines.append(f"At {_places(rows)} it was {how}.")
     if no_worst_case:
         lines.append(
-            f"At {_places(no_worst_case)} no worst case over several attacks was measured: stronger ones find more, so "
-            "robust accuracy is overstated. Models distilled by KL are known for that."
+            f"At {_places(no_worst_case)} no worst case over several attacks was measured: stronger ones find more, "
+            "so robust accuracy is overstated. Models distilled by KL are known for that."
         )
     return lines
 

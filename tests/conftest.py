@@ -1,6 +1,9 @@
 """Tiny models and datasets, made on the spot: nothing is downloaded."""
 
 import os
+import shutil
+import time
+from pathlib import Path
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -11,9 +14,12 @@ import datasets  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from huggingface_hub import constants  # noqa: E402
 from PIL import Image  # noqa: E402
+from stand_in_hub import TOKEN, stand_in_hub  # noqa: E402
 
 from hpt import HPTConfig, HPTTrainer, ZeroShotClassifier  # noqa: E402
+from hpt.modeling import save_finished  # noqa: E402
 from hpt.pretraining import PretrainingConfig, build_clip  # noqa: E402
 
 
@@ -91,3 +97,41 @@ def images() -> torch.Tensor:
 @pytest.fixture
 def labels() -> torch.Tensor:
     return torch.tensor([0, 1, 2, 0])
+
+
+# The Hub and what is pushed
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The stand-in, which huggingface_hub takes for the Hub, with a user logged in."""
+    with stand_in_hub(tmp_path / "hub") as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        sleep = time.sleep  # between attempts to reach a Hub that is gone
+        monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.05)))
+        yield server
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a trained model, with figures, beside what must not be pushed."""
+    folder = tmp_path_factory.mktemp("run")
+    trainer = make_trainer(folder)
+    trainer.train()
+    save_finished(trainer.model, trainer.processing_class, folder / "robust")
+    trainer.describe(folder / "robust")
+    for name in ("optimizer.pt", "training_args.bin", "notes.txt", "proxy/model.safetensors", "scheduler.pt"):
+        (folder / "robust" / name).parent.mkdir(exist_ok=True)
+        (folder / "robust" / name).write_bytes(b"private")
+    return folder / "robust"
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    return Path(shutil.copytree(finished, tmp_path / "run" / "robust"))

@@ -231,6 +231,17 @@ def history(folder: Path) -> list[dict]:
     return json.loads((folder / HISTORY).read_text()) if (folder / HISTORY).exists() else []
 
 
+def pushed(hub, repository: str) -> set[str]:
+    """Names of the files in a repository, or in `NAME@BRANCH`."""
+    folder = hub.root / "models" / repository
+    return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file() and file.name[0] != "."}
+
+
+def messages(hub, repository: str) -> list[str]:
+    """Of the commits pushed to a repository, oldest first."""
+    return [commit["message"] for commit in history(hub.root / "models" / repository)]
+
+
 def commit_of(folder: Path) -> str:
     """The id of a branch's newest commit."""
     return history(folder)[-1]["id"] if (folder / HISTORY).exists() else COMMIT

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from huggingface_hub import ModelCard, ModelCardData
-from test_publishing import hub, run_recipe  # noqa: F401
+from test_publishing import run_recipe
 
 from hpt import InputError
 from hpt.leaderboard import format_boards, left_out, read_board, select_columns, title_columns
@@ -108,7 +108,7 @@ def test_cards_without_results_are_refused(tmp_path):
         read_board(str(tmp_path))
 
 
-def test_recipe_compares_a_folder_with_a_repository(hub, pair, tmp_path, capsys):  # noqa: F811
+def test_recipe_compares_a_folder_with_a_repository(hub, pair, tmp_path, capsys):
     save_card(hub.root / "models" / "me" / "clip", CLEAN_ROW, PGD)
     run_recipe("leaderboard.py", "--models", f"local={pair[1]}", "me/clip", "--output_dir", tmp_path / "board")
     printed = capsys.readouterr().out

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 from runpy import run_path
@@ -17,63 +16,20 @@ from conftest import make_clip, make_dataset, make_trainer
 from huggingface_hub import constants
 from peft import PeftModel
 from safetensors.torch import load_file
-from stand_in_hub import READ_TOKEN, TOKEN, history, stand_in_hub
+from stand_in_hub import COMMIT, READ_TOKEN, TOKEN, messages, pushed, stand_in_hub
 from transformers import CLIPModel
 
 from hpt import HPTConfig, InputError, ZeroShotClassifier
 from hpt.adapters import add_lora, merged
 from hpt.errors import PushFailed
 from hpt.modeling import hash_weights, save_finished
-from hpt.publishing import prepare_repository, publish, published_files
+from hpt.published_files import published_files
+from hpt.publishing import prepare_repository, publish
 from hpt.results import Row
 
 
 ALWAYS = {"README.md", "config.json", "model.safetensors", "processor_config.json", "run.yaml", "tokenizer.json"}
 ALWAYS |= {"tokenizer_config.json", "training.json"}
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """The stand-in, which huggingface_hub takes for the Hub, with a user logged in."""
-    with stand_in_hub(tmp_path / "hub") as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        sleep = time.sleep  # between attempts to reach a Hub that is gone
-        monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.05)))
-        yield server
-
-
-def pushed(hub, repository: str) -> set[str]:
-    folder = hub.root / "models" / repository
-    return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file() and file.name[0] != "."}
-
-
-def messages(hub, repository: str) -> list[str]:
-    return [commit["message"] for commit in history(hub.root / "models" / repository)]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The folder of a trained model, with figures, beside what must not be pushed."""
-    folder = tmp_path_factory.mktemp("run")
-    trainer = make_trainer(folder)
-    trainer.train()
-    save_finished(trainer.model, trainer.processing_class, folder / "robust")
-    trainer.describe(folder / "robust")
-    for name in ("optimizer.pt", "training_args.bin", "notes.txt", "proxy/model.safetensors", "scheduler.pt"):
-        (folder / "robust" / name).parent.mkdir(exist_ok=True)
-        (folder / "robust" / name).write_bytes(b"private")
-    return folder / "robust"
-
-
-@pytest.fixture
-def folder(finished, tmp_path):
-    return Path(shutil.copytree(finished, tmp_path / "run" / "robust"))
 
 
 # What goes
@@ -191,27 +147,10 @@ def test_what_cannot_be_pushed_is_refused_before_training(hub, tmp_path, monkeyp
     assert str(token) not in str(error.value) and not (tmp_path / "run").exists()
 
 
-def test_checkpoint_strategies_are_refused(tmp_path):
-    with pytest.raises(InputError, match="hub_strategy is 'checkpoint', which would push optimizer states"):
-        HPTConfig(str(tmp_path), hub_strategy="checkpoint", use_cpu=True)
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "line"),
-    [
-        ("run.yaml", "token: hf_" + "a" * 34, "run.yaml holds a token of the Hub"),
-        ("run.yaml", f"token: {TOKEN}", "run.yaml holds a token of the Hub"),
-        ("run.yaml", "target: /home/me/clip", "run.yaml names the local path /home/me"),
-    ],
-    ids=["any token", "own token", "path"],
-)
-def test_private_texts_are_not_pushed(hub, folder, name, text, line):
-    (folder / name).write_text(text)
-    with pytest.raises(InputError, match=line):
-        published_files(folder)
-    with pytest.raises(InputError, match=line):
-        publish(folder, "me/robust")
-    assert not hub.requests
+@pytest.mark.parametrize("strategy", ["checkpoint", "all_checkpoints"])
+def test_checkpoint_strategies_are_refused(tmp_path, strategy):
+    with pytest.raises(InputError, match=f"hub_strategy is '{strategy}', which would push optimizer states"):
+        HPTConfig(str(tmp_path), hub_strategy=strategy, use_cpu=True)
 
 
 def test_a_repository_with_only_a_card_is_written_to(hub, folder):
@@ -282,6 +221,7 @@ def test_an_adapter_is_pushed_and_its_card_names_its_base(hub, tmp_path):
     path = Path(huggingface_hub.HfApi().snapshot_download("org/vanilla"))
     model = CLIPModel.from_pretrained(path)
     model.name_or_path = model.config._name_or_path = "org/vanilla"
+    model.config._commit_hash = COMMIT
     trainer = make_trainer(tmp_path / "run", add_lora(model, rank=2), make_dataset())
     trainer.train()
     trainer.push_to_hub()
@@ -292,7 +232,10 @@ def test_an_adapter_is_pushed_and_its_card_names_its_base(hub, tmp_path):
     }
     card = huggingface_hub.ModelCard((hub.root / "models" / "me" / "run" / "README.md").read_text())
     assert card.data.base_model == "org/vanilla" and card.data.library_name == "peft"
-    assert 'PeftModel.from_pretrained(CLIPModel.from_pretrained("org/vanilla"), "me/run")' in card.text
+    base = f'CLIPModel.from_pretrained("org/vanilla", revision="{COMMIT}")'
+    assert f'PeftModel.from_pretrained({base}, "me/run")' in card.text
+    config = json.loads((hub.root / "models" / "me" / "run" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("org/vanilla", COMMIT)
     adapter = huggingface_hub.HfApi().snapshot_download("me/run")
     loaded = PeftModel.from_pretrained(CLIPModel.from_pretrained(path), adapter).merge_and_unload()
     pixels = torch.rand(2, 3, 16, 16)
@@ -344,13 +287,17 @@ def stop_at(folder, step):
     (folder / "training.json").write_text(json.dumps(record | {"step": step}))
 
 
-def test_an_evaluation_of_another_model_is_refused(hub, folder, tmp_path):
+def test_an_evaluation_of_another_model_is_refused(hub, folder, tmp_path, capsys):
     row = Row("other", None, 0.5, 0.4, 0.6, 100, "digits", "test", "native", weights="0123456789abcdef")
     (tmp_path / "results.jsonl").write_text(json.dumps(asdict(row)) + "\n")
     arguments = ["--run", folder.parent, "--hub_model_id", "me/robust", "--evaluations", tmp_path]
     with pytest.raises(InputError, match="has no results of the weights in .*robust: evaluate this model"):
         run_recipe("publish.py", *arguments)
     assert not (folder / "evaluation.jsonl").exists() and not hub.requests
+    (folder.parent / "evaluation").mkdir()
+    shutil.move(tmp_path / "results.jsonl", folder.parent / "evaluation")
+    run_recipe("publish.py", *arguments[:4], "--dry_run")  # one that lies there isn't asked for
+    assert "Left out: " in capsys.readouterr().out and not (folder / "evaluation.jsonl").exists()
 
 
 def test_an_adapter_or_its_merged_model_is_published(hub, tmp_path, capsys):
