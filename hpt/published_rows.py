@@ -87,7 +87,7 @@ def shown_rows(rows: list[Row]) -> list[Row]:
 def _what(row: Row) -> tuple:
     """Model, samples and attack."""
     names = "model sample_set attacked attack eps norm steps step_size restarts".split()
-    return tuple(getattr(row, name) for name in names)
+    return (*(getattr(row, name) for name in names), digest(row.parameters))
 
 
 def _attacks(row: Row | None) -> list[str]:

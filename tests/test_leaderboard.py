@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 import pytest
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from test_publishing import run_recipe
 
 from hpt import InputError
 from hpt.leaderboard import format_boards, left_out, read_board, select_columns, title_columns
-from hpt.model_index import as_eval_result
+from hpt.model_index import as_eval_result, as_row
 from hpt.results import CLEAN, WORST_CASE, Row
 
 
@@ -17,11 +17,20 @@ PGD = replace(CLEAN_ROW, attack="pgd", attacked=THIS, eps=4 / 255, norm="linf", 
 WORST = replace(PGD, attack=WORST_CASE, steps=None, step_size=None, parameters={"attacks": ["apgd", "pgd"]})
 
 
-def save_card(folder, *rows, scale: float = 1.0):
-    scaled = [
-        replace(row, **{name: scale * getattr(row, name) for name in ("accuracy", "low", "high")}) for row in rows
-    ]
-    results = [as_eval_result(row) for row in scaled]
+RESULT_OF_ANOTHER = {
+    "task_type": "zero-shot-image-classification",
+    "dataset_type": "digits",
+    "dataset_name": "digits",
+    "metric_type": "accuracy",
+    "metric_value": 0.5,
+}
+
+
+def save_card(folder, *rows, scale: float | None = None):
+    if scale is not None:
+        names = ("accuracy", "low", "high")
+        rows = [replace(row, **{name: scale * getattr(row, name) for name in names}) for row in rows]
+    results = [as_eval_result(row) for row in rows]
     folder.mkdir(parents=True, exist_ok=True)
     data = ModelCardData(model_name="clip", eval_results=results, library_name="transformers")
     ModelCard(f"---\n{data}\n---\n\n# A card").save(folder / "README.md")
@@ -100,9 +109,107 @@ def test_columns_can_be_chosen(tmp_path, pair):
         select_columns(boards, benchmarks=["cifar10"])
 
 
+def test_an_attack_is_chosen_by_its_name_whatever_its_settings(tmp_path):
+    board = read_board(str(save_card(tmp_path / "a", CLEAN_ROW, replace(PGD, attack="pgd:steps=50", steps=50), WORST)))
+    assert [column.attack for column in select_columns([board], attacks=["pgd"])] == [
+        CLEAN,
+        "PGD-50 (steps of 1/255)",
+    ]
+
+
+def test_images_made_against_an_unknown_model_are_not_compared(tmp_path):
+    rows = [replace(PGD, attacked="vanilla"), replace(PGD, attack="transfer", attacked="proxy")]
+    known = replace(rows[1], parameters={"proxy_weights": "c0ffee"})
+    board = read_board(str(save_card(tmp_path / "a", CLEAN_ROW, PGD, *rows, known)))
+    assert list(board.rows.values()) == [CLEAN_ROW, PGD, known] and board.unusable == 2
+    assert left_out([board], list(board.rows)) == [f"2 results of {tmp_path / 'a'}, which can't be compared"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"samples": "t"}, {"attack_space": "224"}, {"parameters": {"random_start": False}}]
+)
+def test_different_columns_have_different_titles(tmp_path, change):
+    board = read_board(str(save_card(tmp_path / "a", CLEAN_ROW, PGD, replace(PGD, **change))))
+    titles = title_columns(board.rows)
+    assert len(titles) == len(set(titles.values())) == 3
+    tables = format_boards([board], list(board.rows))
+    assert all(samples in tables and attack in tables for samples, attack in titles.values())
+
+
+def test_the_most_robust_stand_first_by_the_hardest_attack(tmp_path):
+    l2 = replace(PGD, norm="l2", eps=1.0)
+    boards = []
+    for name, accuracies in (("a", (0.6, 0.3)), ("b", (0.5, 0.4))):
+        rows = [replace(row, accuracy=one, low=0.0, high=1.0) for row, one in zip((PGD, l2), accuracies, strict=True)]
+        boards.append(read_board(f"{name}={save_card(tmp_path / name, CLEAN_ROW, *rows)}"))
+    table = format_boards(boards, select_columns(boards))
+    assert table.index(" a ") < table.index(" b ")
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        "[1]",
+        "a: [",
+        "model-index: x",
+        "model-index: {a: 1}",
+        "model-index: [{results: null}]",
+        "model-index: [{name: x}]",
+    ],
+)
+def test_metadata_that_cannot_be_read_are_refused_in_a_line(tmp_path, metadata):
+    (tmp_path / "README.md").write_text(f"---\n{metadata}\n---\n# A card\n")
+    with pytest.raises(InputError, match="can't be read|has no results of hpt") as error:
+        read_board(str(tmp_path))
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"accuracy": "high"},
+        {"accuracy": 57.5},
+        {"accuracy": float("nan")},
+        {"eps": "4/255"},
+        {"eps": None},
+        {"low": [0.1]},
+        {"attack": 3},
+        {"norm": "l7"},
+        {"n": "many"},
+        {"steps": "ten"},
+        {"attack": WORST_CASE},
+        {"parameters": [1]},
+        {"left_out": "apgd-t"},
+    ],
+    ids=str,
+)
+def test_values_that_cannot_be_are_not_compared(change):
+    result = as_eval_result(PGD)
+    assert as_row(result, THIS) == PGD
+    value = change.get("accuracy", result.metric_value)
+    with pytest.raises(ValueError, match="it has a value that can't be"):
+        as_row(replace(result, metric_value=value, metric_args=result.metric_args | change), THIS)
+
+
+def test_results_of_others_are_not_compared(tmp_path):
+    results = [as_eval_result(CLEAN_ROW), as_eval_result(PGD)]
+    results += [EvalResult(**RESULT_OF_ANOTHER), EvalResult(**RESULT_OF_ANOTHER | {"metric_type": "f1"})]
+    data = ModelCardData(model_name="clip", eval_results=results, library_name="transformers")
+    ModelCard(f"---\n{data}\n---\n\n# A card").save(tmp_path / "README.md")
+    assert read_board(str(tmp_path)).unusable == 2
+
+
+def test_two_label_sets_of_a_dataset_stay_apart(tmp_path):
+    rows = [replace(CLEAN_ROW, benchmark=name, source="org/birds@abc", samples=name) for name in ("species", "genus")]
+    board = read_board(str(save_card(tmp_path / "a", *rows)))
+    assert {row.benchmark for row in board.rows.values()} == {"species", "genus"}
+
+
 def test_cards_without_results_are_refused(tmp_path):
     with pytest.raises(InputError, match="has no README.md"):
         read_board(str(tmp_path))
+    with pytest.raises(InputError, match="A model's path is empty"):
+        read_board("clip=")
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# A card")
     with pytest.raises(InputError, match="has no results of hpt in its model-index"):
         read_board(str(tmp_path))
