@@ -98,11 +98,12 @@ def describe_results(folder: Path, rows: list[Row], pictures: set[str]) -> str:
 def _table(pairs: list[tuple[Row, Row | None]]) -> str:
     """What was measured on the same samples, with the attacks of the worst case below it."""
     first = pairs[0][0]
-    lines, notes = [["attack", "vanilla", "this model"]], []
+    compared = any(vanilla for _, vanilla in pairs)
+    lines, notes = [["attack", *(["vanilla"] if compared else []), "this model"]], []
     for own, vanilla in pairs:
         radius = "" if own.eps is None else f", {describe_radius(own.eps, own.norm)}"
         attack = "none (clean)" if own.attack == CLEAN else f"{attack_with_step(own)}{radius}"
-        lines.append([attack, format_accuracy(vanilla), format_accuracy(own)])
+        lines.append([attack, *([format_accuracy(vanilla)] if compared else []), format_accuracy(own)])
         if own.attack == WORST_CASE:
             notes.append(f"Worst case per sample{radius}: over {', '.join(own.parameters['attacks'])}.")
     title = f"**{first.benchmark}** ({first.split}, n = {first.n}), attacked at {describe_resolution(first)}:"
@@ -275,12 +276,9 @@ def describe_reproduction(record: dict) -> str:
         "```\n\n"
     )
     if local:
-        made = [
-            f"the {name} by `recipes/pretrain_clip.py --config recipes/{file}`"
-            for name, file in record["pretrained_by"].items()
-        ]
-        text += "`PATH` stands for folders of the machine that it ran on: put yours there. "
-        text += f"Made were {', and '.join(made)}.\n\n" if made else "\n\n"
+        text += "`PATH` stands for folders of the machine that it ran on: put yours there.\n\n"
+    for name, file in record["pretrained_by"].items():
+        text += f"The {name} was made by `recipes/pretrain_clip.py --config recipes/{file}`.\n\n"
     return f"{text}It ran with {listed}."
 
 

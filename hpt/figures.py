@@ -236,7 +236,7 @@ def draw_leaderboard(boards: list, panels: dict[str, dict], path: str | Path) ->
         axes.set(xlim=(0, 100), xlabel="accuracy (%)")
         axes.invert_yaxis()
         axes.set_title(title, fontsize=10)
-    figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=9, ncols=4, loc="lower right")
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=9, ncols=4, loc="lower left")
     _save(figure, path)
 
 

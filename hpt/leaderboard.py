@@ -199,7 +199,9 @@ def left_out(boards: list[Board], columns: list[Column]) -> list[str]:
     others = [column for column in titles if column not in columns]
     having = {column: ", ".join(board.name for board in boards if column in board.rows) for column in others}
     lines = [f"{': '.join(titles[column])} (only {names})" for column, names in having.items()]
-    return lines + [f"{one.unusable} results of {one.name}, which can't be compared" for one in boards if one.unusable]
+    return lines + [
+        f"{one.unusable} of the results of {one.name}, which can't be compared" for one in boards if one.unusable
+    ]
 
 
 def make_panels(columns: list[Column]) -> dict[str, dict[str, Column]]:

@@ -22,7 +22,7 @@ AGREEMENT_FILE = "processor_check.json"
 def compare_with_processor(
     classifier: ZeroShotClassifier, benchmark: Benchmark, max_samples: int = 512, batch_size: int = 64
 ) -> dict:
-    """Classify images as the classifier does, and as `model(**processor(text=..., images=...))` does.
+    """Classify images as the classifier does, and from the pixels that its processor makes for `model(**inputs)`.
 
     Args:
         classifier ([`ZeroShotClassifier`]): The model with its processor; its classes don't matter.

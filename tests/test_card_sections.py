@@ -123,7 +123,11 @@ def test_rows_on_different_samples_stand_in_different_tables(tmp_path):
     assert (
         "(test, n = 100)" in full and "| none (clean) " in full and "| 10.0 [5.0, 20.0] | 50.0 [40.0, 60.0] |" in full
     )
-    assert "(test, n = 20)" in small and "Worst case per sample, l_inf eps 4/255: over apgd, pgd." in small
+    assert (
+        "(test, n = 20)" in small
+        and "vanilla" not in small
+        and "Worst case per sample, l_inf eps 4/255: over apgd, pgd." in small
+    )
 
 
 def test_of_growing_worst_cases_the_largest_is_shown():
@@ -242,7 +246,7 @@ def test_the_command_gives_what_was_local_and_as_many_processes():
 def test_only_what_a_recipe_made_is_said_to_be_made():
     settings = {"target": "PATH/clip", "train_dataset": "digits"}
     text = describe_reproduction(RECORD | {"settings": settings, "pretrained_by": {"target": "digits_target.yaml"}})
-    assert "Made were the target by `recipes/pretrain_clip.py --config recipes/digits_target.yaml`." in text
+    assert "The target was made by `recipes/pretrain_clip.py --config recipes/digits_target.yaml`." in text
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def test_images_made_against_an_unknown_model_are_not_compared(tmp_path):
     known = replace(rows[1], parameters={"proxy_weights": "c0ffee"})
     board = read_board(str(save_card(tmp_path / "a", CLEAN_ROW, PGD, *rows, known)))
     assert list(board.rows.values()) == [CLEAN_ROW, PGD, known] and board.unusable == 2
-    assert left_out([board], list(board.rows)) == [f"2 results of {tmp_path / 'a'}, which can't be compared"]
+    assert left_out([board], list(board.rows)) == [f"2 of the results of {tmp_path / 'a'}, which can't be compared"]
 
 
 @pytest.mark.parametrize(

@@ -66,12 +66,15 @@ def test_eps_0_changes_nothing(live_attack, model):
     [
         ({"true_class": "cow"}, "'cow' isn't one of the class names: cat, dog, grey heron"),
         ({"template": "a photo"}, "must have one {}"),
+        ({"eps": -0.1}, "eps is -0.1, but must be 0 or above"),
+        ({"eps": float("nan")}, "eps is nan, but must be 0 or above"),
+        ({"class_names": ["cat"]}, "one class alone"),
         ({"template": "a {} of {}"}, "must have one {}"),
         ({"class_names": ["cat", "d" * 200]}, "A class name is too long"),
         ({"image": noise(3000, 1)}, "too long a strip"),
         ({"image": Image.new("I;16", (20, 20))}, "more than 8 bits a channel"),
     ],
-    ids=["class", "no name", "two names", "long name", "strip", "16 bits"],
+    ids=["class", "no name", "negative", "nan", "one name", "two names", "long name", "strip", "16 bits"],
 )
 def test_what_cannot_be_attacked_is_refused(live_attack, model, change, line):
     given = {"image": noise(), "class_names": CLASSES, "eps": 4 / 255} | change
@@ -83,8 +86,9 @@ def test_class_names_are_read(live_attack):
     assert live_attack.parse_class_names(" cat, dog\ncar,") == ["cat", "dog", "car"]
     with pytest.raises(InputError, match="at least two"):
         live_attack.parse_class_names("cat")
-    with pytest.raises(InputError, match="more than once.*: cat"):
-        live_attack.parse_class_names("Cat, cat")
+    for twice in ("Cat, cat", "cat, a  cat, a cat"):
+        with pytest.raises(InputError, match="more than once.*: (a )?cat"):
+            live_attack.parse_class_names(twice)
 
 
 def test_images_are_read_and_enlarged(live_attack, tmp_path):
@@ -93,6 +97,9 @@ def test_images_are_read_and_enlarged(live_attack, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG")
     with pytest.raises(InputError, match="can't be read as an image"):
         live_attack.read_image(tmp_path / "broken.png")
+    Image.new("1", (10000, 5001)).save(tmp_path / "large.png")
+    with pytest.raises(InputError, match="has 10000 x 5001 pixels, but may have 50 million at most"):
+        live_attack.read_image(tmp_path / "large.png")
     picture = live_attack.enlarge(torch.rand(3, 32, 32))
     assert picture.size == (448, 448) and len(picture.getcolors(10**6)) <= 32 * 32
     assert live_attack.enlarge(torch.rand(3, 336, 336)).size == (336, 336)

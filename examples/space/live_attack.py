@@ -16,6 +16,7 @@ from hpt.data import ImageTransform, to_unit_range
 from hpt.modeling import DEFAULT_TEMPLATE
 
 
+MAX_PIXELS = 50_000_000  # of an upload, which is decoded whole
 SHOWN_SIZE = 448  # pixels of a side that small images are enlarged to
 MAX_ASPECT_RATIO = 20  # the shorter side is resized to the model's input, and memory grows with the longer one
 
@@ -76,6 +77,10 @@ def attack_model(
     Raises:
         InputError: for an image, names or a template that can't be used, or a true class that isn't among the names.
     """
+    if not eps >= 0:
+        raise InputError(f"eps is {eps:g}, but must be 0 or above.")
+    if len(class_names) < 2:
+        raise InputError("There is one class alone, which every image is in: give at least two names.")
     classifier = with_prompts(model, class_names, template)
     if true_class and true_class not in class_names:
         raise InputError(f"The true class {true_class!r} isn't one of the class names: {', '.join(class_names)}.")
@@ -131,14 +136,17 @@ def read_image(path: str | Path | None) -> Image.Image:
     if path is None:
         raise InputError("There is no image yet: upload one.")
     try:
-        return ImageOps.exif_transpose(Image.open(path))
+        image = Image.open(path)
+        if image.width * image.height > MAX_PIXELS:
+            raise InputError(f"The image has {image.width} x {image.height} pixels, but may have 50 million at most.")
+        return ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError("The file can't be read as an image: upload a PNG or JPEG.") from error
 
 
 def parse_class_names(text: str) -> list[str]:
     """Class names between commas or on lines of their own; at least two, and no two alike."""
-    names = [name.strip() for name in text.replace("\n", ",").split(",") if name.strip()]
+    names = [" ".join(name.split()) for name in text.replace("\n", ",").split(",") if name.strip()]
     if len(names) < 2:
         raise InputError("Give at least two class names, with commas between them or each on a line of its own.")
     lower = [name.lower() for name in names]  # as CLIP's tokenizer reads them
