@@ -278,7 +278,7 @@ def describe_reproduction(record: dict) -> str:
     if local:
         text += "`PATH` stands for folders of the machine that it ran on: put yours there.\n\n"
     for name, file in record["pretrained_by"].items():
-        text += f"The {name} was made by `recipes/pretrain_clip.py --config recipes/{file}`.\n\n"
+        text += f"The {name} was made by `recipes/pretrain_clip.py` from `{file}`.\n\n"
     return f"{text}It ran with {listed}."
 
 

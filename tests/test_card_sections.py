@@ -246,7 +246,7 @@ def test_the_command_gives_what_was_local_and_as_many_processes():
 def test_only_what_a_recipe_made_is_said_to_be_made():
     settings = {"target": "PATH/clip", "train_dataset": "digits"}
     text = describe_reproduction(RECORD | {"settings": settings, "pretrained_by": {"target": "digits_target.yaml"}})
-    assert "The target was made by `recipes/pretrain_clip.py --config recipes/digits_target.yaml`." in text
+    assert "The target was made by `recipes/pretrain_clip.py` from `digits_target.yaml`." in text
 
 
 @pytest.mark.parametrize(

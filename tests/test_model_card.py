@@ -268,14 +268,18 @@ def test_local_paths_are_left_out_of_settings(tmp_path, monkeypatch):
         "target": "outputs/target",
         "proxy": "openai/clip-vit-base-patch16",
         "train_dataset": f"cifar10={tmp_path}/hpt",
-        "eval_datasets": ["digits", "shards=/data/shards:label_column=fine"],
+        "eval_datasets": ["digits", "shards=/data/shards:label_column=fine,class_names=/opt/me/names.txt"],
         "protocol": "hpt",
         "pretrain_target": "digits_target.yaml",
     }
     settings = describe_settings(HPTConfig(str(tmp_path), hub_token="hf_secret", use_cpu=True), recipe)
     assert settings["target"] == "PATH/target" and settings["proxy"] == recipe["proxy"]
     assert settings["train_dataset"] == "cifar10=PATH/hpt" and settings["protocol"] == "hpt"
-    assert settings["eval_datasets"] == ["digits", "shards=PATH/shards:label_column=fine"]
+    assert settings["eval_datasets"] == ["digits", "shards=PATH/shards:label_column=fine,class_names=PATH/names.txt"]
+    unnamed = describe_settings(
+        HPTConfig(str(tmp_path), use_cpu=True), {"train_dataset": "/opt/b.parquet:template=a {}"}
+    )
+    assert unnamed["train_dataset"] == "PATH/b.parquet:template=a {}"
     assert "hf_secret" not in str(settings) and str(tmp_path) not in str(settings)
 
 

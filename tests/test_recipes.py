@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import make_clip, save_images
 from peft import PeftModel
+from stand_in_hub import messages, pushed
 from transformers import CLIPModel, CLIPProcessor
 
 from hpt import load_benchmark
@@ -71,15 +72,22 @@ def test_launch_files_are_accelerates(file):
     assert "never run" in text or file.stem != "multi_node"
 
 
-def test_two_processes_train_adapters_by_the_launch_file(tmp_path):
-    """Two ranks, as the world size in the manifest says; the adapter and the merged model are saved once."""
+def test_two_processes_train_adapters_by_the_launch_file(hub, tmp_path):
+    """Two ranks, as the world size in the manifest says; adapter and merged model are saved and pushed once."""
     for name, patch_size in (("target", 8), ("proxy", 4)):
         save_finished(*make_clip(patch_size, patch_size=patch_size), tmp_path / name)
     (tmp_path / "quick.yaml").write_text(QUICK.format(folder=tmp_path).replace("pretrain_", "# pretrain_"))
     launcher = ["--config_file", RECIPES / "accelerate" / "ddp.yaml"]
     arguments = ["--config", tmp_path / "quick.yaml", "--lora_rank", 2, "--per_device_train_batch_size", 16]
-    run = launch("hpt_gpd.py", *arguments, launcher=launcher)
+    arguments += ["--push_to_hub", True, "--hub_model_id", "org/adapter", "--hub_always_push", True]
+    there = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf")}
+    run = launch("hpt_gpd.py", *arguments, launcher=launcher, **there)
     assert run.returncode == 0, run.stderr
+    steps = [f"Training in progress, step {step}" for step in (2, 4)]
+    assert messages(hub, "org/adapter") == [*steps, "End of training"] and run.stdout.count("Pushed to ") == 1
+    assert {"adapter_config.json", "adapter_model.safetensors", "evaluation.jsonl"} <= pushed(hub, "org/adapter")
+    assert not {"config.json", "model.safetensors"} & pushed(hub, "org/adapter")
+    assert "--num_processes 2 " in (hub.root / "models" / "org" / "adapter" / "README.md").read_text()
     manifest = json.loads((tmp_path / "checkpoint-4" / "manifest.json").read_text())
     assert manifest["launch"]["world_size"] == 2 and manifest["settings"]["adapter.r"] == 2
     assert run.stdout.count("| robust target ") == 1
@@ -136,7 +144,8 @@ def test_quickstart_end_to_end(tmp_path):
     rows = json.loads((tmp_path / "results.json").read_text())
     assert {row["n"] for row in rows} == {30} and len(rows) == 14
     card = (tmp_path / "robust" / "README.md").read_text()
-    assert "| PGD-2 (steps of 8/255), l_inf eps 16/255" in card and "figures/robustness_digits.png" in card
+    assert "| PGD-2 (steps of 8/255), l_inf eps 16/255" in card and "figures/robustness_digits_linf.png" in card
+    assert "The target was made by `recipes/pretrain_clip.py` from `target.yaml`." in card
     assert str(tmp_path) not in card + (tmp_path / "robust" / "run.yaml").read_text()
     for row in rows:
         assert row["low"] <= row["accuracy"] <= row["high"]
