@@ -7,7 +7,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from test_publishing import run_recipe
 
 from hpt import InputError
-from hpt.leaderboard import format_boards, left_out, read_board, select_columns, title_columns
+from hpt.leaderboard import format_boards, left_out, read_board, read_results, select_columns, title_columns
 from hpt.model_index import as_eval_result, as_row
 from hpt.results import CLEAN, WORST_CASE, Row
 
@@ -74,6 +74,7 @@ def test_what_was_measured_in_the_same_way_shares_a_column(pair):
         {"attack_space": "224"},
         {"attacked": "vanilla"},
         {"parameters": {"random_start": False}},
+        {"left_out": ["apgd-t"]},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -203,6 +204,15 @@ def test_two_label_sets_of_a_dataset_stay_apart(tmp_path):
     rows = [replace(CLEAN_ROW, benchmark=name, source="org/birds@abc", samples=name) for name in ("species", "genus")]
     board = read_board(str(save_card(tmp_path / "a", *rows)))
     assert {row.benchmark for row in board.rows.values()} == {"species", "genus"}
+    assert [result.dataset_name for result in read_results(str(tmp_path / "a"))] == ["species", "genus"]
+
+
+def test_a_result_is_named_by_whom_the_images_were_made_against():
+    of_itself, of_vanilla = (as_eval_result(replace(PGD, attacked=one)).metric_name for one in (THIS, "vanilla"))
+    assert of_itself == "Robust accuracy under PGD-10 (steps of 1/255) at l_inf eps 4/255"
+    assert of_vanilla == (
+        "Robust accuracy under PGD-10 (steps of 1/255) on images made against the vanilla model at l_inf eps 4/255"
+    )
 
 
 def test_cards_without_results_are_refused(tmp_path):

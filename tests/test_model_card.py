@@ -213,6 +213,16 @@ def test_a_model_that_hpt_did_not_train_gets_a_card_of_its_evaluation(tmp_path):
         write_card(tmp_path)
 
 
+def test_the_id_that_it_is_loaded_by_stays(run, tmp_path):
+    for name in ("training.json", "evaluation.jsonl"):
+        (tmp_path / name).write_text((run[0] / name).read_text())
+    write_card(tmp_path, "me/robust")
+    card = tmp_path / "README.md"
+    card.write_text(card.read_text().replace("# robust\n", "# A lovely model\n"))
+    write_card(tmp_path)
+    assert card.read_text().count('from_pretrained("me/robust")') == 4
+
+
 # Written by hand
 
 
