@@ -138,6 +138,7 @@ class PublishingTrainer(ResumableTrainer):
             try:
                 copy = self._copy(checkpoint_folder(self.args.output_dir, step), str(step))
             except (InputError, OSError) as error:
+                shutil.rmtree(Path(self.args.output_dir) / STAGING, ignore_errors=True)  # what there is of the copy
                 logger.warning(f"Step {step} isn't pushed: {error}")
                 return
             self.push_in_progress = PushInProgress([run_as_future(self._push_save, copy, step)])

@@ -127,13 +127,16 @@ def test_what_would_tell_a_local_path_is_refused_before_training(hub, tmp_path):
 
 @pytest.mark.parametrize("error", [InputError("private"), OSError(28, "No space left on device")])
 def test_a_save_that_cannot_be_pushed_is_complete(hub, tmp_path, monkeypatch, caplog, error):
-    def refuse(*arguments):
+    trainer = make_trainer(tmp_path / "run", **PUSHING)
+
+    def refuse(folder):
+        assert (folder.parent / "model.safetensors").is_file()  # the copy, all but the curves
         raise error
 
-    monkeypatch.setattr(publishing_trainer, "published_files", refuse)
-    trainer = make_trainer(tmp_path / "run", **PUSHING)
+    monkeypatch.setattr(trainer, "draw_figures", refuse)
     trainer.train()
     assert trainer.state.global_step == 12 and f"Step 12 isn't pushed: {error}" in caplog.text
+    assert not (tmp_path / "run" / ".push").exists()
     assert (tmp_path / "run" / "checkpoint-12" / "manifest.json").is_file() and messages(hub, "me/run") == []
 
 
