@@ -31,7 +31,7 @@ WRITTEN = (
 PUBLISHED = (*WRITTEN, CARD_FILE, "figures/*.png")
 TEXTS = (".json", ".jsonl", ".yaml", ".md", ".txt")
 # Files whose entries may look like paths
-LISTS_OF_TOKENS = ("tokenizer*", "vocab*", "added_tokens.json", "special_tokens_map.json", "merges.txt")
+LISTS_OF_TOKENS = ("tokenizer.json", "vocab*", "added_tokens.json", "special_tokens_map.json", "merges.txt")
 ABSOLUTE_PATH = re.compile(r"(?<![\w:/.<])(/[\w.-]+)/[\w.-]+|\b[A-Z]:\\\\?[\w.-]+|\bfile://[\w./-]+")
 HOMES = ("/home", "/Users", "/root")
 

@@ -15,11 +15,12 @@ from hpt.publishing import publish
         ("run.yaml", f"token: {TOKEN}", "run.yaml holds a token of the Hub"),
         ("run.yaml", "target: /home/me/clip", "run.yaml names the local path /home/me"),
         ("run.yaml", "target: /usr/lib/clip", "run.yaml names the local path /usr/lib"),
+        ("tokenizer_config.json", "/usr/lib/clip", "tokenizer_config.json names the local path /usr/lib"),
         ("run.yaml", "target: file:///opt/clip", "run.yaml names the local path file:///opt/clip"),
         ("run.yaml", "target: C:\\clips\\b32", "run.yaml names the local path C:"),
         ("README.md", "<!-- hpt:use -->\n/usr/lib/clip\n<!-- /hpt:use -->", "README.md names the local path /usr/lib"),
     ],
-    ids=["any token", "own token", "home", "folder that is there", "url", "windows", "card"],
+    ids=["any token", "own token", "home", "folder that is there", "tokenizer", "url", "windows", "card"],
 )
 def test_private_texts_are_not_pushed(hub, folder, name, text, line):
     (folder / name).write_text(text)
