@@ -22,6 +22,8 @@ def describe_summary(record: dict | None, architecture: str, rows: list[Row], ad
     """Three sentences: what it is, what it was made from, what was measured."""
     if record is None:
         return f"A `{architecture}` that hpt has measured; how it was trained isn't recorded. {_measured(rows, None)}"
+    if record["step"] == 0:
+        return f"A `{architecture}` that isn't trained yet. {_measured(rows, None)}"
     what = f"`{architecture}`"
     parts = "both towers were" if record["trainable"] == "all" else "the vision tower was"
     sentences = [
@@ -87,7 +89,10 @@ def describe_results(folder: Path, rows: list[Row], pictures: set[str]) -> str:
         "Accuracy in %, with its 95 % Wilson interval; a dash was not measured. Every row, with all that it depends "
         "on, is in `evaluation.jsonl`, and those of this model are in the metadata."
     ]
-    parts += [_table(pairs) for pairs in tables.values()]
+    titles = [_title(pairs[0][0]) for pairs in tables.values()]
+    for title, pairs in zip(titles, tables.values(), strict=True):
+        which = f" (samples {pairs[0][0].samples})" if titles.count(title) > 1 else ""
+        parts += [f"{title}{which}:", _table(pairs)]
     names = sorted(name for name in pictures if name.startswith("robustness_"))
     parts += [f"![Accuracy over eps](figures/{name})" for name in names]
     if not names:
@@ -97,7 +102,6 @@ def describe_results(folder: Path, rows: list[Row], pictures: set[str]) -> str:
 
 def _table(pairs: list[tuple[Row, Row | None]]) -> str:
     """What was measured on the same samples, with the attacks of the worst case below it."""
-    first = pairs[0][0]
     compared = any(vanilla for _, vanilla in pairs)
     lines, notes = [["attack", *(["vanilla"] if compared else []), "this model"]], []
     for own, vanilla in pairs:
@@ -106,8 +110,11 @@ def _table(pairs: list[tuple[Row, Row | None]]) -> str:
         lines.append([attack, *([format_accuracy(vanilla)] if compared else []), format_accuracy(own)])
         if own.attack == WORST_CASE:
             notes.append(f"Worst case per sample{radius}: over {', '.join(own.parameters['attacks'])}.")
-    title = f"**{first.benchmark}** ({first.split}, n = {first.n}), attacked at {describe_resolution(first)}:"
-    return "\n\n".join([title, markdown_table(lines), *notes])
+    return "\n\n".join([markdown_table(lines), *notes])
+
+
+def _title(row: Row) -> str:
+    return f"**{row.benchmark}** ({row.split}, n = {row.n}), attacked at {describe_resolution(row)}"
 
 
 def _order(pair: tuple[Row, Row | None]) -> tuple:
@@ -203,7 +210,7 @@ def describe_limits(rows: list[Row]) -> str:
     for flag in find_flags(own):
         radius = "" if flag.eps is None else f" at {describe_radius(flag.eps, flag.norm)}"
         lines.append(f"Doubt (`{flag.name}`) on {flag.benchmark}{radius}: {flag.message}")
-    return "\n".join(f"- {line}" for line in lines)
+    return "\n".join(f"- {line}" for line in dict.fromkeys(lines))
 
 
 def _describe_untried(attacked: list[Row]) -> list[str]:

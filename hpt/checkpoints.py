@@ -36,7 +36,8 @@ def write_manifest(folder: Path, settings: dict, launch: dict) -> None:
         settings (`dict`): What can't change when a run goes on from it, as JSON has it.
         launch (`dict`): What may change, but then the run doesn't go on bit for bit.
     """
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
+    left_out = (folder / MANIFEST, folder / "README.md")  # a card may be written anew, and nothing is resumed from it
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file not in left_out)
     incomplete = folder / f"{MANIFEST}.incomplete"
     with ThreadPoolExecutor() as pool:
         names = [str(file.relative_to(folder)) for file in files]

@@ -49,8 +49,9 @@ class ImageTransform:
 
 def resize_as_trained(image_processor) -> None:
     """Let a processor resize bicubically, as [`ImageTransform`] and `ZeroShotClassifier` do, with a warning."""
-    if image_processor.resample != Image.BICUBIC:
-        before = Image.Resampling(image_processor.resample).name.lower()
+    if image_processor.do_resize and image_processor.resample != Image.BICUBIC:
+        number = image_processor.resample
+        before = "an unknown filter" if number is None else Image.Resampling(number).name.lower()
         warnings.warn(
             f"The target's processor resizes by {before}, but images are resized bicubically here: so does the "
             "processor that is saved.",

@@ -33,7 +33,8 @@ class Column:
         n (`int`): How many there are.
         attack (`str`): With its step size, or with the attacks of a worst case; `"clean"`.
         eps (`float`), norm (`str`), *optional*: The radius.
-        settings (`str`): Hash of all settings of the attack, of a proxy's weights and of what was left out among them.
+        settings (`str`): Hash of all settings of the attack: a proxy's weights, what was left out, and whether images
+            were attacked that are wrong already.
     """
 
     sample_set: tuple
@@ -58,7 +59,10 @@ def column_of(row: Row) -> Column:
     attack = CLEAN if row.attack == CLEAN else attack_with_step(row)
     if row.attack == WORST_CASE:
         attack += f" over {', '.join(row.parameters['attacks'])}"
-    return Column(row.sample_set, row.n, attack, row.eps, row.norm, digest([row.parameters, row.left_out]))
+    # A row of hpt.comparison, which attacks images that are wrong already too, has no batch size of an evaluation
+    all_attacked = row.attack != CLEAN and row.batch_size is None
+    settings = digest([row.parameters, row.left_out, all_attacked])
+    return Column(row.sample_set, row.n, attack, row.eps, row.norm, settings)
 
 
 def title_columns(columns: Iterable[Column]) -> dict[Column, tuple[str, str]]:

@@ -143,7 +143,7 @@ def draw_robustness(folder: Path) -> None:
     rows, names, drawn = shown_rows(read_rows(folder)), {THIS: THIS, VANILLA: "vanilla model"}, set()
     for (sample_set, norm, *_), attacked in radii(rows).items():
         first = attacked[0]
-        picture = folder / "figures" / f"robustness_{first.benchmark}_{norm}.png"
+        picture = folder / "figures" / f"robustness_{re.sub(r'[^A-Za-z0-9.-]', '_', first.benchmark)}_{norm}.png"
         if picture not in drawn:
             drawn.add(picture)
             clean = [row for row in rows if row.attack == CLEAN and row.sample_set == sample_set]

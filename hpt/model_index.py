@@ -1,5 +1,8 @@
 """Rows of an evaluation as the `model-index` of a model card, which the Hub and leaderboards read, and back."""
 
+import json
+import math
+
 from huggingface_hub import EvalResult
 
 from hpt.attacks.base import NORMS
@@ -43,10 +46,10 @@ def as_row(result: EvalResult, model: str) -> Row:
     if result.metric_type != "accuracy" or not isinstance(arguments, dict):
         raise ValueError("it isn't an accuracy with its settings")
     commit = result.dataset_revision
-    source = commit and f"{result.dataset_type}@{commit}"
-    defaults = {"attacked": None, "accuracy": result.metric_value, "split": result.dataset_split, "source": source}
+    measured = {"accuracy": result.metric_value, "split": result.dataset_split}
+    measured["source"] = commit and f"{result.dataset_type}@{commit}"
     try:
-        row = Row(model=model, **(defaults | arguments))
+        row = Row(model=model, **({"attacked": None} | arguments | measured))
     except TypeError as error:
         raise ValueError("it hasn't the fields of a row") from error
     if not is_sound(row):
@@ -56,19 +59,33 @@ def as_row(result: EvalResult, model: str) -> Row:
 
 def is_sound(row: Row) -> bool:
     """Whether what a comparison needs of a row is there, of the right kind and possible."""
-    texts = (row.benchmark, row.split, row.attack, row.attack_space)
+    texts = [row.benchmark, row.split, row.attack, row.attack_space]
+    texts += [one for one in (row.attacked, row.samples) if one is not None]
     numbers = [row.accuracy, row.low, row.high] + ([] if row.attack == CLEAN else [row.eps])
     numbers += [one for one in (row.steps, row.step_size, row.restarts) if one is not None]
-    if not all(isinstance(one, str) for one in texts) or not isinstance(row.n, int):
+    if not all(isinstance(one, str) for one in texts) or type(row.n) is not int:
         return False
-    if not all(isinstance(one, int | float) for one in numbers):
+    if not all(isinstance(one, int | float) and 0 <= one < math.inf for one in numbers):
         return False
-    if not isinstance(row.parameters, dict) or not isinstance(row.left_out, list):
+    if not isinstance(row.parameters, dict) or not _is_list_of_texts(row.left_out) or not _has_json(row.parameters):
         return False
-    if row.attack == WORST_CASE and not row.parameters.get("attacks"):
+    if row.attack == WORST_CASE and not (
+        row.parameters.get("attacks") and _is_list_of_texts(row.parameters["attacks"])
+    ):
         return False
     known_radius = row.eps is None if row.attack == CLEAN else row.eps > 0 and row.norm in NORMS
     return known_radius and row.n > 0 and 0 <= row.low <= row.accuracy <= row.high <= 1
+
+
+def _is_list_of_texts(value) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+def _has_json(value: dict) -> bool:
+    try:
+        return bool(json.dumps(value, sort_keys=True))
+    except TypeError:
+        return False
 
 
 def describe_row(row: Row) -> str:

@@ -25,6 +25,7 @@ from hpt.modeling import ZeroShotClassifier, plain_model
 from hpt.planning import describe_eps
 from hpt.processor_check import AGREEMENT_FILE
 from hpt.published_rows import EVALUATION_FILE
+from hpt.records import BENCHMARKS
 from hpt.schedulers import GPDSchedule
 from hpt.streams import EpochStream
 
@@ -41,7 +42,7 @@ NOT_OF_THE_RUN = (
 ).split()
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 OPTIONS = re.compile(r"(.*?)(?::(\w+=.*))?")  # behind a benchmark, as `hpt.records.parse_benchmark` reads them
-WEIGHTS = ("model*.safetensors", "adapter_model.safetensors")
+WEIGHTS = ("model.safetensors", "model-?????-of-?????.safetensors", "adapter_model.safetensors")
 
 
 def describe_run(
@@ -155,6 +156,8 @@ def _as_yaml(name: str, value):
 
 def _without_local_path(text: str) -> str:
     """A model or benchmark as recipes name it, with local paths given by their last part alone: `PATH/cifar10`."""
+    if text in BENCHMARKS:  # whatever folders there are
+        return text
     source, listed = (text, None) if Path(text).exists() else OPTIONS.fullmatch(text).groups()
     parts = [source, *re.split(r",(?=\w+=)", listed)] if listed else [source]
     source, *options = (_without_path(part) for part in parts)

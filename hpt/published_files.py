@@ -26,13 +26,13 @@ WRITTEN = (
     *(*CONFIGS, *WEIGHTS, *PROCESSORS, *TOKENIZERS, *DESCRIPTIONS, "model.safetensors.index.json"),
     *("tokenizer.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
     *("spiece.model", "sentencepiece.bpe.model", RUN_FILE, AGREEMENT_FILE),
-    *("figures/robustness_*.png", "figures/training_curves.png"),
+    *("figures/robustness_*_linf.png", "figures/robustness_*_l2.png", "figures/training_curves.png"),
 )
 PUBLISHED = (*WRITTEN, CARD_FILE, "figures/*.png")
 TEXTS = (".json", ".jsonl", ".yaml", ".md", ".txt")
 # Files whose entries may look like paths
 LISTS_OF_TOKENS = ("tokenizer.json", "vocab*", "added_tokens.json", "special_tokens_map.json", "merges.txt")
-ABSOLUTE_PATH = re.compile(r"(?<![\w:/.<])(/[\w.-]+)/[\w.-]+|\b[A-Z]:\\\\?[\w.-]+|\bfile://[\w./-]+")
+ABSOLUTE_PATH = re.compile(r"(?<![\w/.<])(/[\w.-]+)/[\w.-]+|\b[A-Z]:\\{1,2}Users\b|\bfile://[\w./-]+")
 HOMES = ("/home", "/Users", "/root")
 
 
@@ -54,6 +54,11 @@ def published_files(folder: str | Path, token: str | None = None) -> list[str]:
         if name.endswith(TEXTS):
             _refuse_private(folder / name, token)
     return names
+
+
+def stale_files(there: list[str], pushed: list[str]) -> list[str]:
+    """Of the files in a repository, those of kinds that hpt writes which aren't pushed any more."""
+    return [name for name in there if name not in pushed and any(_matches(name, pattern) for pattern in WRITTEN)]
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -5,6 +5,7 @@ publish("outputs/quickstart/robust", "me/robust-digits", private=True)
 
 import shlex
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, HfApi, constants, get_token
@@ -18,7 +19,7 @@ from huggingface_hub.errors import (
 from hpt.errors import InputError, PushFailed, causes
 from hpt.model_card import CARD_FILE, hand_written, is_own_card, read_card, stated_license, write_card
 from hpt.provenance import read_run
-from hpt.published_files import CONFIGS, WRITTEN, published_files
+from hpt.published_files import CONFIGS, published_files, stale_files
 
 
 WEIGHTS_OF_ANY = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
@@ -111,17 +112,18 @@ def publish(
     repo_id = prepare_repository(repo_id, private=private, revision=revision, token=token)
     api = HfApi(token=token)
     with _push_errors_explained(repo_id):
-        parent = api.model_info(repo_id, revision=revision).sha
-        old = choose_card(folder, remote_card(api, repo_id, parent))
+        there = api.model_info(repo_id, revision=revision)
+        old = choose_card(folder, remote_card(api, repo_id, there.sha))
         write_card(folder, repo_id, old, license or _find_license(api, folder, old))
+        names = published_files(folder, token)
         return api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
             commit_message=message,
             revision=revision,
-            parent_commit=parent,  # so that a card that somebody writes right now isn't overwritten
-            allow_patterns=published_files(folder, token),
-            delete_patterns=list(WRITTEN),
+            parent_commit=there.sha,  # so that a card that somebody writes right now isn't overwritten
+            allow_patterns=[escape(name) for name in names],
+            delete_patterns=[escape(name) for name in stale_files([file.rfilename for file in there.siblings], names)],
         )
 
 
@@ -149,6 +151,8 @@ def push_later(
     """The command that does what [`publish`] does with these arguments, once the Hub can be reached."""
     options = {"run": folder, "hub_model_id": repo_id, "hub_private_repo": private}
     options |= {"hub_revision": revision, "license": license}
+    record = read_run(Path(folder))
+    options["unfinished"] = True if record and record["step"] < record["steps"] else None
     given = [part for name, value in options.items() if value is not None for part in (f"--{name}", str(value))]
     return shlex.join(["python", "recipes/publish.py", *given])
 

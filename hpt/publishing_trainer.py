@@ -17,7 +17,7 @@ from transformers.utils import PushInProgress
 from hpt.checkpoints import checkpoint_folder
 from hpt.errors import InputError, PushFailed
 from hpt.model_card import read_card, write_card
-from hpt.provenance import write_run
+from hpt.provenance import has_same_weights, hash_saved_weights, write_run
 from hpt.published_files import published_files, refuse_local_path, refuse_token
 from hpt.publishing import prepare_repository, publish, push_later
 from hpt.resuming import ResumableTrainer
@@ -89,6 +89,8 @@ class PublishingTrainer(ResumableTrainer):
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Make the repository, or refuse what can't be pushed, on all ranks alike; no Hub is only a warning."""
+        if self.train_dataset is None:
+            raise InputError("There is no run to push: the trainer has no train_dataset. Leave push_to_hub out.")
         made, problem = None, None
         if self.is_world_process_zero():
             shutil.rmtree(Path(self.args.output_dir) / STAGING, ignore_errors=True)
@@ -206,8 +208,9 @@ class PublishingTrainer(ResumableTrainer):
         if not self.is_world_process_zero():
             return None
         self._finish_current_push()
-        folder = Path(folder or self.args.output_dir)
-        self.describe(folder, license=license)
+        told, folder = folder is not None, Path(folder or self.args.output_dir)
+        if not (told and has_same_weights(folder, hash_saved_weights(folder))):  # a checkpoint's card is of its step
+            self.describe(folder, license=license)
         how = self._where(token, private, revision) | {"license": license}
         if blocking:
             return self._push_folder(folder, message=commit_message, **how)

@@ -37,6 +37,7 @@ class Publication:
     hub_private_repo: bool | None = field(default=None, metadata={"help": "Whether a new repository is private."})
     hub_revision: str | None = field(default=None, metadata={"help": "Branch to push to, made if it isn't there."})
     license: str | None = field(default=None, metadata={"help": "Of the weights, as the Hub spells it."})
+    unfinished: bool = field(default=False, metadata={"help": "Publish a run that stopped before its last step too."})
     message: str = field(default="Upload by hpt", metadata={"help": "Of the commit."})
     dry_run: bool = field(default=False, metadata={"help": "Write the card, say what would go, and push nothing."})
 
@@ -44,7 +45,7 @@ class Publication:
 def main():
     publication, _ = parse_config((Publication,))
     run = Path(publication.run)
-    folder = find_model(run, publication.merged, bool(publication.evaluations))
+    folder = find_model(run, publication.merged, bool(publication.evaluations), publication.unfinished)
     repo_id = publication.hub_model_id or run.resolve().name
 
     evaluations = read_evaluations(run, publication.evaluations)
@@ -66,7 +67,7 @@ def main():
     print(f"Pushed to {info.repo_url}")
 
 
-def find_model(run: Path, merged: bool, evaluated: bool) -> Path:
+def find_model(run: Path, merged: bool, evaluated: bool, unfinished: bool) -> Path:
     """The folder to publish of a run: its adapter or its model; [`InputError`] unless it is finished."""
     names = ["robust", "adapter"] if merged else ["adapter", "robust"]
     folder = next((one for one in (run, *(run / name for name in names)) if (one / TRAINING_FILE).is_file()), None)
@@ -78,9 +79,10 @@ def find_model(run: Path, merged: bool, evaluated: bool) -> Path:
             "and HPTTrainer write beside a model. A model that hpt only measured needs --evaluations."
         )
     record = read_run(folder)
-    if record["step"] < record["steps"]:
+    if record["step"] < record["steps"] and not unfinished:
         raise InputError(
-            f"{folder} isn't a finished run: it stopped after step {record['step']} of {record['steps']}."
+            f"{folder} isn't a finished run: it stopped after step {record['step']} of {record['steps']}. With "
+            "--unfinished True it is published as what it is."
         )
     return folder
 

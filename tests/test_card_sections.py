@@ -87,6 +87,13 @@ def test_clean_and_attacked_are_of_the_same_samples():
     assert "On 100 images of digits (test) it is right on 90.0 %" in summarise(ROW, replace(PGD, **other), PGD)
 
 
+def test_what_is_not_trained_yet_is_not_called_fine_tuned():
+    assert summarise(step=0) == (
+        "A `CLIPModel` that isn't trained yet. It has not been evaluated: nothing is known of its accuracy and "
+        "robustness."
+    )
+
+
 def test_without_an_attack_the_summary_gives_the_clean_accuracy():
     assert summarise(ROW).endswith("On 100 images of digits (test) it is right on 90.0 % [85.0, 95.0].")
     assert summarise().endswith("It has not been evaluated: nothing is known of its accuracy and robustness.")
@@ -128,6 +135,14 @@ def test_rows_on_different_samples_stand_in_different_tables(tmp_path):
         and "vanilla" not in small
         and "Worst case per sample, l_inf eps 4/255: over apgd, pgd." in small
     )
+
+
+def test_samples_of_the_same_number_are_told_apart(tmp_path):
+    others = [replace(row, samples="t") for row in (ROW, PGD)]
+    text = describe_results(tmp_path, [ROW, PGD, *others], set())
+    assert "native resolution (samples s):" in text and "native resolution (samples t):" in text
+    lines = describe_limits([ROW, PGD, *others]).splitlines()
+    assert len(lines) == len(set(lines))
 
 
 def test_of_growing_worst_cases_the_largest_is_shown():

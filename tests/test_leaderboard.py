@@ -75,6 +75,7 @@ def test_what_was_measured_in_the_same_way_shares_a_column(pair):
         {"attacked": "vanilla"},
         {"parameters": {"random_start": False}},
         {"left_out": ["apgd-t"]},
+        {"batch_size": 64},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -181,6 +182,13 @@ def test_metadata_that_cannot_be_read_are_refused_in_a_line(tmp_path, metadata):
         {"attack": WORST_CASE},
         {"parameters": [1]},
         {"left_out": "apgd-t"},
+        {"eps": float("inf")},
+        {"step_size": float("nan")},
+        {"samples": ["s"]},
+        {"attacked": {"a": 1}},
+        {"attack": WORST_CASE, "parameters": {"attacks": [1]}},
+        {"attack": WORST_CASE, "parameters": {"attacks": "pgd"}},
+        {"parameters": {1: 1, "a": 1}},
     ],
     ids=str,
 )

@@ -286,6 +286,9 @@ def test_local_paths_are_left_out_of_settings(tmp_path, monkeypatch):
     assert settings["target"] == "PATH/target" and settings["proxy"] == recipe["proxy"]
     assert settings["train_dataset"] == "cifar10=PATH/hpt" and settings["protocol"] == "hpt"
     assert settings["eval_datasets"] == ["digits", "shards=PATH/shards:label_column=fine,class_names=PATH/names.txt"]
+    (tmp_path / "digits").mkdir()  # which isn't what digits stands for
+    embedded = describe_settings(HPTConfig(str(tmp_path), use_cpu=True), {"train_dataset": "digits"})
+    assert embedded["train_dataset"] == "digits"
     unnamed = describe_settings(
         HPTConfig(str(tmp_path), use_cpu=True), {"train_dataset": "/opt/b.parquet:template=a {}"}
     )

@@ -17,10 +17,11 @@ from hpt.publishing import publish
         ("run.yaml", "target: /usr/lib/clip", "run.yaml names the local path /usr/lib"),
         ("tokenizer_config.json", "/usr/lib/clip", "tokenizer_config.json names the local path /usr/lib"),
         ("run.yaml", "target: file:///opt/clip", "run.yaml names the local path file:///opt/clip"),
-        ("run.yaml", "target: C:\\clips\\b32", "run.yaml names the local path C:"),
+        ("run.yaml", "target: C:\\Users\\me\\b32", "run.yaml names the local path C:"),
+        ("run.yaml", "path:/usr/lib/clip", "run.yaml names the local path /usr/lib"),
         ("README.md", "<!-- hpt:use -->\n/usr/lib/clip\n<!-- /hpt:use -->", "README.md names the local path /usr/lib"),
     ],
-    ids=["any token", "own token", "home", "folder that is there", "tokenizer", "url", "windows", "card"],
+    ids=["any token", "own token", "home", "folder that is there", "tokenizer", "url", "windows", "colon", "card"],
 )
 def test_private_texts_are_not_pushed(hub, folder, name, text, line):
     (folder / name).write_text(text)
@@ -34,7 +35,7 @@ def test_private_texts_are_not_pushed(hub, folder, name, text, line):
 def test_texts_that_only_look_private_are_pushed(folder):
     with (folder / "README.md").open("a") as card:
         card.write("\nPut your images into /usr/lib/images, or see https://example.org/home/me/clips.\n")
-    (folder / "run.yaml").write_text("eps: 1/255 # and/or https://huggingface.co/org/clip, /no-such/folder")
+    (folder / "run.yaml").write_text("eps: 1/255 # and/or https://huggingface.co/org/clip, /no-such/folder, Q:\\nA")
     assert {"README.md", "run.yaml"} <= set(published_files(folder))
 
 

@@ -271,7 +271,10 @@ def test_a_dry_run_lists_what_would_go(hub, folder, capsys):
             "isn't a finished run: neither it nor its robust/ has a training.json",
         ),
         (lambda folder: (folder / "robust" / "model.safetensors").unlink(), "isn't a finished run: it has no model"),
-        (lambda folder: stop_at(folder / "robust", 5), "isn't a finished run: it stopped after step 5 of 12"),
+        (
+            lambda folder: stop_at(folder / "robust", 5),
+            "isn't a finished run: it stopped after step 5 of 12. With --unfinished True",
+        ),
     ],
     ids=["empty", "no weights", "checkpoint"],
 )

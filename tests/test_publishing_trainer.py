@@ -11,6 +11,7 @@ from test_publishing import ALWAYS
 
 from hpt import InputError, publishing_trainer
 from hpt.adapters import add_lora
+from hpt.checkpoints import read_manifest
 from hpt.errors import PushFailed
 from hpt.modeling import hash_weights
 from hpt.provenance import hash_saved_weights
@@ -115,6 +116,15 @@ def test_copies_of_a_run_that_was_killed_are_removed(hub, tmp_path):
     assert not (tmp_path / "run" / ".push").exists()
 
 
+def test_a_checkpoint_is_pushed_as_what_it_is_and_stays_whole(hub, tmp_path):
+    trainer = make_trainer(tmp_path / "run", save_strategy="epoch", hub_model_id="me/run")
+    trainer.train()
+    trainer.push_to_hub(folder=tmp_path / "run" / "checkpoint-6")
+    card = (hub.root / "models" / "me" / "run" / "README.md").read_text()
+    assert "It is a checkpoint after step 6 of 12, in the anchor stage." in card
+    read_manifest(tmp_path / "run" / "checkpoint-6")
+
+
 # What can't be pushed
 
 
@@ -176,10 +186,11 @@ def test_a_card_says_whose_weights_the_best_are(tmp_path):
     assert hash_saved_weights(tmp_path / "run") == best["weights"] and best["best_step"] is None
 
 
-def test_the_saved_processor_resizes_as_in_training(tmp_path):
+@pytest.mark.parametrize(("resample", "name"), [(2, "bilinear"), (None, "an unknown filter")])
+def test_the_saved_processor_resizes_as_in_training(tmp_path, resample, name):
     model, processor = make_clip(0)
-    processor.image_processor.resample = 2
-    with pytest.warns(UserWarning, match="processor resizes by bilinear, but images are resized bicubically here"):
+    processor.image_processor.resample = resample
+    with pytest.warns(UserWarning, match=f"processor resizes by {name}, but images are resized bicubically here"):
         trainer = make_trainer(tmp_path / "run", model, processor=processor)
     trainer.save_model()
     saved = json.loads((tmp_path / "run" / "processor_config.json").read_text())
@@ -203,10 +214,13 @@ def test_measurements_go_with_the_weights_they_are_of(tmp_path):
 
 
 def test_a_trainer_without_training_data_has_nothing_to_push(hub, tmp_path):
-    trainer = make_trainer(tmp_path / "run", **PUSHING)
+    trainer = make_trainer(tmp_path / "run", **PUSHING | {"push_to_hub": False})
     trainer.train_dataset = None
     with pytest.raises(InputError, match="There is no run to describe on a card: the trainer has no train_dataset"):
         trainer.push_to_hub()
+    with pytest.raises(InputError, match="There is no run to push: the trainer has no train_dataset"):
+        trainer.init_hf_repo()
+    assert not hub.requests
 
 
 def test_the_vanilla_weights_are_those_before_training(tmp_path):

@@ -32,9 +32,13 @@ def test_what_hpt_pushed_before_and_the_folder_lacks_is_deleted(hub, folder):
     assert "processor_check.json" in pushed(hub, "me/robust")
     for name in ("processor_check.json", "figures/robustness_digits_linf.png", "figures/mine.png"):
         (folder / name).unlink()
-    (repository(hub) / "notes.txt").write_text("by hand")
+    theirs = {"notes.txt", "model.fp16.safetensors", "onnx/model.safetensors", "figures/robustness_mine.png"}
+    for name in theirs:
+        (repository(hub) / name).parent.mkdir(exist_ok=True)
+        (repository(hub) / name).write_text("by hand")
+    (repository(hub) / "model-00001-of-00002.safetensors").write_text("a shard of the weights before")
     publish(folder, "me/robust")
-    assert pushed(hub, "me/robust") == set(published_files(folder)) | {"figures/mine.png", "notes.txt"}
+    assert pushed(hub, "me/robust") == set(published_files(folder)) | theirs | {"figures/mine.png"}
 
 
 def test_a_public_repository_is_refused_where_a_private_one_was_asked_for(hub, folder):
