@@ -15,9 +15,11 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 from hpt import PGD, load_benchmark
-from hpt.config import DTYPES, Fraction, parse_config, run_recipe
+from hpt.cli import parse_config, run_recipe
+from hpt.config import DTYPES
 from hpt.data import collate, to_unit_range
 from hpt.proxies import load_named
+from hpt.radius import Fraction
 
 
 @dataclass

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from hpt import BENCHMARKS, InputError, load_benchmark
-from hpt.config import run_recipe
+from hpt.cli import run_recipe
 from hpt.records import SIXTEEN, expand_all, parse_benchmark
 from hpt.report import markdown_table
 

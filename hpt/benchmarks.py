@@ -21,7 +21,7 @@ from PIL import Image
 
 from hpt.data import ImageTransform, check_labels, stratified_rows
 from hpt.errors import InputError, MissingSplit
-from hpt.modeling import check_class_names
+from hpt.prompts import check_class_names
 from hpt.records import BENCHMARKS, SIXTEEN, BenchmarkRecord, parse_benchmark
 from hpt.sources import number_labels, read_splits, select_columns
 

@@ -4,10 +4,10 @@ import shlex
 from pathlib import Path
 
 from hpt.attacks import ATTACKS, Suite
-from hpt.planning import describe_eps, describe_norm, describe_radius
 from hpt.processor_check import read_agreement
 from hpt.provenance import MAY_BE_LOCAL
 from hpt.published_rows import THIS, pair_up, shown_rows
+from hpt.radius import describe_eps, describe_norm, describe_radius
 from hpt.reliability import find_flags
 from hpt.report import attack_label, describe_resolution, format_accuracy, markdown_table
 from hpt.results import CLEAN, LARGE_EPS, WORST_CASE, Row

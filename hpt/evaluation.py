@@ -7,14 +7,11 @@ Each row is worked off in batches fixed by the samples' order, with noise from (
 gets the same verdict whatever the number of processes, and however often the evaluation was killed and continued.
 """
 
-import os
 import time
 from collections.abc import Iterable, Iterator
-from datetime import timedelta
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -24,35 +21,22 @@ from hpt.attacks.base import float_logits
 from hpt.benchmarks import Benchmark
 from hpt.data import check_images, collate, to_unit_range
 from hpt.errors import InputError, one_line
+from hpt.files import digest
 from hpt.modeling import ZeroShotClassifier
 from hpt.planning import (
     REVERSE_TRANSFER,
     Subject,
     Task,
     check_attacks,
-    describe_eps,
     make_attack,
     plan_attack,
     plan_clean,
     plan_large_eps,
 )
-from hpt.results import LARGE_EPS, WORST_CASE, ResultsFolder, Row, digest
-
-
-def join_processes(use_cpu: bool = False) -> PartialState:
-    """The processes that were launched together, which wait up to a day for each other.
-
-    Raises:
-        InputError: when several were launched but each would work alone.
-    """
-    state = PartialState(cpu=use_cpu or not torch.accelerator.is_available(), timeout=timedelta(days=1))
-    launched = int(os.environ.get("WORLD_SIZE", 1))
-    if state.num_processes != launched:
-        raise InputError(
-            f"{launched} processes were launched, but each sees {state.num_processes}: make the evaluator before any "
-            "other use of accelerate, or launch on CPU by `torchrun --nproc_per_node N`."
-        )
-    return state
+from hpt.processes import join_processes
+from hpt.radius import describe_eps
+from hpt.references import refuse_same_names
+from hpt.results import LARGE_EPS, WORST_CASE, ResultsFolder, Row
 
 
 class RobustnessEvaluator:
@@ -360,14 +344,6 @@ class RobustnessEvaluator:
             more |= MeanPerClassAccuracy().compute(**data)
             more.pop("n")
         return Row(**settings, source=clean.benchmark.source, accuracy=accuracy, low=low, high=high, **more)
-
-
-def refuse_same_names(names: Iterable[str]) -> None:
-    """Refuse two things under one name, which rows couldn't tell apart."""
-    names = list(names)
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"{name!r} is given twice: rows of the two couldn't be told apart.")
 
 
 def _finite_logits(classifier, images: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,8 @@ from textwrap import fill
 
 from matplotlib.figure import Figure
 
-from hpt.planning import REVERSE_TRANSFER, describe_eps
+from hpt.planning import REVERSE_TRANSFER
+from hpt.radius import describe_eps
 from hpt.report import attack_label, latest
 from hpt.results import CLEAN, WORST_CASE, Row
 

@@ -14,14 +14,15 @@ from yaml import YAMLError
 
 from hpt.card_sections import attack_with_step
 from hpt.errors import InputError, explain_hub_error
+from hpt.files import digest
 from hpt.model_card import CARD_FILE
 from hpt.model_index import as_row
-from hpt.planning import describe_radius
-from hpt.proxies import name_and_source
 from hpt.published_rows import THIS, shown_rows
 from hpt.publishing import remote_card
+from hpt.radius import describe_radius
+from hpt.references import name_and_source
 from hpt.report import format_accuracy, markdown_table
-from hpt.results import CLEAN, WORST_CASE, Row, digest
+from hpt.results import CLEAN, WORST_CASE, Row
 
 
 @dataclass(frozen=True)

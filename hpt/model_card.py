@@ -26,7 +26,7 @@ from hpt.card_sections import (
 from hpt.errors import InputError
 from hpt.figures import draw_accuracy_over_eps
 from hpt.model_index import TASK, as_eval_result
-from hpt.modeling import DEFAULT_TEMPLATE
+from hpt.prompts import DEFAULT_TEMPLATE
 from hpt.provenance import TRAINING_FILE, read_run
 from hpt.published_rows import EVALUATION_FILE, THIS, VANILLA, add_rows, publish_rows, radii, read_rows, shown_rows
 from hpt.report import attack_label

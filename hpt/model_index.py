@@ -5,9 +5,8 @@ import math
 
 from huggingface_hub import EvalResult
 
-from hpt.attacks.base import NORMS
 from hpt.card_sections import attack_with_step
-from hpt.planning import describe_radius
+from hpt.radius import NORMS, describe_radius
 from hpt.results import CLEAN, LARGE_EPS, WORST_CASE, Row
 
 

@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 from torch import nn
 
 from hpt.errors import InputError, explain_hub_error
+from hpt.prompts import DEFAULT_TEMPLATE, check_class_names
 
 
-DEFAULT_TEMPLATE = "This is a photo of a {}"
 VISION_PARTS = ("vision_model.", "visual_projection.")
 
 # These models were trained on prompts padded to the full length and pool the last position, padding included.
@@ -289,22 +289,6 @@ class ZeroShotClassifier(nn.Module):
     def logit_bias(self) -> torch.Tensor | float:
         """What is added to every logit: SigLIP's bias, 0 for the others."""
         return self.model.logit_bias if hasattr(self.model, "logit_bias") else 0.0
-
-
-def check_class_names(class_names: list[str]) -> list[str]:
-    """Refuse anything but a list of names; warn of duplicates, naming them (ImageNet has "crane" twice)."""
-    if isinstance(class_names, str):
-        raise InputError(f"class_names is the text {class_names!r}, but must be a list with one name per label.")
-    class_names = list(class_names)
-    if not class_names:
-        raise InputError("There are no class names: give one name per label.")
-    for label, name in enumerate(class_names):
-        if not isinstance(name, str) or not name.strip():
-            raise InputError(f"The class name of label {label} is {name!r}, but must be text.")
-    duplicates = sorted({name for name in class_names if class_names.count(name) > 1})
-    if duplicates:
-        warnings.warn(f"Class names given more than once, which no prompt can tell apart: {duplicates}.", stacklevel=3)
-    return class_names
 
 
 def _unit_length(features) -> torch.Tensor:

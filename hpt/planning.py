@@ -9,12 +9,12 @@ import torch
 import hpt
 from hpt.attacks import Attack, Transfer, get_attack
 from hpt.attacks.apgd import APGDCE
-from hpt.attacks.base import check_eps
 from hpt.benchmarks import Benchmark
-from hpt.config import Fraction
 from hpt.errors import InputError
+from hpt.files import digest
 from hpt.modeling import ZeroShotClassifier, hash_weights
-from hpt.results import LARGE_EPS, Row, digest, hash_benchmark
+from hpt.radius import Fraction, check_eps, describe_eps
+from hpt.results import LARGE_EPS, Row, hash_benchmark
 
 
 REVERSE_TRANSFER = "transfer-to-proxy"  # made on the evaluated model, scored on the proxy
@@ -177,18 +177,3 @@ def check_attacks(attacks: list[str], radii: list[float], norm: str, proxy) -> N
 
 def _rounded(statistics: torch.Tensor) -> list[float]:
     return [round(value, 6) for value in statistics.flatten().tolist()]
-
-
-def describe_norm(norm: str) -> str:
-    """`l_inf` or `l_2`."""
-    return "l_inf" if norm == "linf" else "l_2"
-
-
-def describe_radius(eps: float, norm: str) -> str:
-    """`l_inf eps 4/255`, `l_2 eps 0.5`."""
-    return f"{describe_norm(norm)} eps {describe_eps(eps, norm)}"
-
-
-def describe_eps(eps: float, norm: str = "linf") -> str:
-    """`4/255` for l_inf, `0.5` for l_2."""
-    return f"{round(255 * eps, 4):g}/255" if norm == "linf" else f"{eps:g}"

@@ -31,7 +31,8 @@ from hpt.checks import check_launch
 from hpt.data import collate, to_unit_range
 from hpt.errors import InputError
 from hpt.identity import describe_training
-from hpt.modeling import DEFAULT_TEMPLATE, ZeroShotClassifier, forward_redirected, save_finished
+from hpt.modeling import ZeroShotClassifier, forward_redirected, save_finished
+from hpt.prompts import DEFAULT_TEMPLATE
 from hpt.resuming import ResumableTrainer
 
 

@@ -19,13 +19,14 @@ import yaml
 
 import hpt
 from hpt.benchmarks import Benchmark
-from hpt.config import Fraction, HPTConfig
+from hpt.config import HPTConfig
 from hpt.errors import InputError
 from hpt.modeling import ZeroShotClassifier, plain_model
-from hpt.planning import describe_eps
 from hpt.processor_check import AGREEMENT_FILE
 from hpt.published_rows import EVALUATION_FILE
+from hpt.radius import Fraction, describe_eps
 from hpt.records import BENCHMARKS
+from hpt.references import without_local_folder
 from hpt.schedulers import GPDSchedule
 from hpt.streams import EpochStream
 
@@ -160,15 +161,8 @@ def _without_local_path(text: str) -> str:
         return text
     source, listed = (text, None) if Path(text).exists() else OPTIONS.fullmatch(text).groups()
     parts = [source, *re.split(r",(?=\w+=)", listed)] if listed else [source]
-    source, *options = (_without_path(part) for part in parts)
+    source, *options = (without_local_folder(part) for part in parts)
     return f"{source}:{','.join(options)}" if options else source
-
-
-def _without_path(part: str) -> str:
-    name, equals, path = part.partition("=") if not Path(part).exists() else ("", "", part)
-    name, path = (name, path) if equals else ("", part)
-    local = Path(path).is_absolute() or path.startswith(("./", "../", "~")) or (path and Path(path).exists())
-    return f"{name}{equals}PATH/{Path(path).name}" if local else part
 
 
 def describe_versions() -> dict:

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from hpt.modeling import ZeroShotClassifier, load_dual_encoder
+from hpt.references import name_and_source
 
 
 def load_proxy(name: str, revision: str | None = None, dtype: torch.dtype = torch.float32) -> ZeroShotClassifier:
@@ -20,12 +21,6 @@ def load_proxy(name: str, revision: str | None = None, dtype: torch.dtype = torc
     """
     model, processor = load_dual_encoder(name, revision, dtype)
     return ZeroShotClassifier(model.requires_grad_(False).eval(), processor)
-
-
-def name_and_source(text: str) -> tuple[str, str]:
-    """`NAME=PATH` apart; a path or Hub id alone is its own name."""
-    name, equals, source = text.partition("=")
-    return (name, source) if equals and not Path(text).exists() else (text, text)
 
 
 def load_named(text: str, device: torch.device) -> tuple[str, ZeroShotClassifier]:

@@ -7,7 +7,8 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from hpt.errors import InputError
-from hpt.results import LARGE_EPS, WORST_CASE, Row, digest, read_lines
+from hpt.files import digest, read_lines
+from hpt.results import LARGE_EPS, WORST_CASE, Row
 
 
 EVALUATION_FILE = "evaluation.jsonl"

@@ -19,10 +19,11 @@ from hpt.checks import architecture
 from hpt.comparison import make_row, score
 from hpt.data import hash_samples
 from hpt.errors import InputError
+from hpt.files import append_line, digest, read_lines
 from hpt.modeling import hash_weights
-from hpt.planning import describe_eps
+from hpt.radius import describe_eps
 from hpt.report import markdown_table
-from hpt.results import Row, append_line, digest, read_lines
+from hpt.results import Row
 
 
 class TransferMatrix:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from hpt.data import stratified_split
 from hpt.errors import InputError
-from hpt.modeling import DEFAULT_TEMPLATE
+from hpt.prompts import DEFAULT_TEMPLATE
 
 
 EVERY_SPLIT = ("train", "validation", "test")

@@ -5,7 +5,8 @@ A flag doesn't say that a model isn't robust; it says why the number may be wron
 
 from dataclasses import dataclass
 
-from hpt.planning import REVERSE_TRANSFER, describe_eps
+from hpt.planning import REVERSE_TRANSFER
+from hpt.radius import describe_eps
 from hpt.results import CLEAN, LARGE_EPS, WORST_CASE, Row
 
 

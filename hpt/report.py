@@ -5,7 +5,8 @@ import json
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from hpt.planning import REVERSE_TRANSFER, describe_eps, describe_norm
+from hpt.planning import REVERSE_TRANSFER
+from hpt.radius import describe_eps, describe_norm
 from hpt.reliability import Flag
 from hpt.results import CLEAN, LARGE_EPS, WORST_CASE, Row
 

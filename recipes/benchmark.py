@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, TrainerCallback
 
 from hpt import PGD, HPTConfig, HPTTrainer, ZeroShotClassifier, load_benchmark
-from hpt.config import parse_config, run_recipe
+from hpt.cli import parse_config, run_recipe
 from hpt.data import collate, to_unit_range
 from hpt.pretraining import byte_tokenizer
 

@@ -20,16 +20,19 @@ from accelerate.utils import gather_object
 
 from hpt import InputError, RobustnessEvaluator, load_benchmark
 from hpt.benchmarks import Benchmark
-from hpt.config import Fraction, parse_config, run_recipe
+from hpt.cli import parse_config, run_recipe
 from hpt.data import check_images
-from hpt.evaluation import join_processes, refuse_same_names
 from hpt.figures import draw_adversarial_images, draw_clean_against_robust, draw_robustness_curves
-from hpt.planning import Subject, Task, check_attacks, describe_eps
-from hpt.proxies import load_named, name_and_source
+from hpt.files import check_folder
+from hpt.planning import Subject, Task, check_attacks
+from hpt.processes import join_processes
+from hpt.proxies import load_named
+from hpt.radius import Fraction, describe_eps
 from hpt.records import expand_all, parse_benchmark
+from hpt.references import name_and_source, refuse_same_names
 from hpt.reliability import find_flags
 from hpt.report import format_accuracies, format_flags, format_samples, write_csv
-from hpt.results import WORST_CASE, Row, check_folder
+from hpt.results import WORST_CASE, Row
 
 
 HERE = Path(__file__).parent

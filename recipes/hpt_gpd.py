@@ -17,16 +17,17 @@ import torch
 
 from hpt import PGD, HPTConfig, HPTTrainer, InputError, load_benchmark, load_proxy
 from hpt.adapters import add_lora, check_lora, merged
-from hpt.attacks.base import check_eps
 from hpt.benchmarks import StreamingBenchmark, load_training_data
+from hpt.cli import parse_config, run_recipe
 from hpt.comparison import compare_models, format_table, measure
-from hpt.config import DTYPES, Fraction, parse_config, run_recipe
+from hpt.config import DTYPES
 from hpt.data import check_images
 from hpt.figures import draw_accuracy_bars, draw_accuracy_over_eps
 from hpt.model_card import add_evaluation
 from hpt.modeling import hash_weights, load_dual_encoder, save_finished
 from hpt.pretraining import PretrainingConfig, is_finished, pretrain
 from hpt.processor_check import compare_with_processor, write_agreement
+from hpt.radius import Fraction, check_eps
 from hpt.records import expand_all
 from hpt.results import hash_benchmark
 from hpt.streams import check_workers

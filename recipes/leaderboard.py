@@ -13,12 +13,12 @@ train, such as the first, has to be written before:
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpt.config import Fraction, parse_config, run_recipe
-from hpt.evaluation import refuse_same_names
+from hpt.cli import parse_config, run_recipe
 from hpt.figures import draw_leaderboard
+from hpt.files import check_folder
 from hpt.leaderboard import format_boards, left_out, make_panels, read_board, select_columns
-from hpt.proxies import name_and_source
-from hpt.results import check_folder
+from hpt.radius import Fraction
+from hpt.references import name_and_source, refuse_same_names
 
 
 @dataclass

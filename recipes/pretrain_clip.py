@@ -9,8 +9,8 @@ The YAML files beside this script are read into `hpt.pretraining.PretrainingConf
 """
 
 from hpt.benchmarks import Benchmark, load_benchmark
+from hpt.cli import parse_config, run_recipe
 from hpt.comparison import measure
-from hpt.config import parse_config, run_recipe
 from hpt.errors import MissingSplit
 from hpt.modeling import ZeroShotClassifier, load_dual_encoder
 from hpt.pretraining import PretrainingConfig, pretrain

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpt import InputError
-from hpt.config import parse_config, run_recipe
+from hpt.cli import parse_config, run_recipe
 from hpt.errors import PushFailed
 from hpt.model_card import add_evaluation, write_card
 from hpt.modeling import hash_weights, load_dual_encoder

@@ -16,17 +16,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from hpt import InputError, load_benchmark
-from hpt.attacks.base import check_eps
 from hpt.benchmarks import Benchmark, load_training_data
-from hpt.config import Fraction, parse_config, run_recipe
+from hpt.cli import parse_config, run_recipe
 from hpt.data import check_images
-from hpt.evaluation import join_processes, refuse_same_names
 from hpt.figures import draw_transfer_matrix
-from hpt.proxies import load_named, name_and_source
+from hpt.files import check_folder
+from hpt.processes import join_processes
+from hpt.proxies import load_named
+from hpt.radius import Fraction, check_eps
 from hpt.ranking import TransferMatrix, format_ranking, rank_proxies
 from hpt.records import parse_benchmark
+from hpt.references import name_and_source, refuse_same_names
 from hpt.report import write_csv
-from hpt.results import check_folder
 
 
 @dataclass

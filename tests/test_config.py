@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from hpt import HPTConfig, InputError
-from hpt.config import Fraction, parse_config, run_recipe
+from hpt.cli import parse_config, run_recipe
 from hpt.errors import TrainingStopped
+from hpt.radius import Fraction
 
 
 def config(**settings):

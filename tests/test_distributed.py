@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from hpt import InputError, RobustnessEvaluator, ZeroShotClassifier
 from hpt.benchmarks import Benchmark
 from hpt.checkpoints import last_checkpoint
-from hpt.config import run_recipe
+from hpt.cli import run_recipe
 from hpt.data import ImageTransform
 from hpt.resuming import CheckpointError
 

@@ -10,9 +10,10 @@ from torch import nn
 from hpt import PGD, InputError, RobustnessEvaluator, ZeroShotClassifier
 from hpt.benchmarks import Benchmark
 from hpt.data import ImageTransform
+from hpt.files import digest
 from hpt.modeling import hash_weights
 from hpt.planning import Subject, parse_attack
-from hpt.results import LARGE_EPS, WORST_CASE, digest
+from hpt.results import LARGE_EPS, WORST_CASE
 
 
 EPS = [2 / 255, 16 / 255]

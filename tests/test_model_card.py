@@ -15,7 +15,7 @@ from PIL import Image
 from hpt import HPTConfig, InputError, RobustnessEvaluator, ZeroShotClassifier
 from hpt.adapters import add_lora, merged
 from hpt.benchmarks import Benchmark
-from hpt.config import Fraction, parse_config
+from hpt.cli import parse_config
 from hpt.data import ImageTransform
 from hpt.model_card import add_evaluation, hand_written, merge_cards, write_card
 from hpt.model_index import as_eval_result, as_row
@@ -23,6 +23,7 @@ from hpt.modeling import hash_weights, save_finished
 from hpt.processor_check import compare_with_processor, write_agreement
 from hpt.provenance import describe_settings
 from hpt.published_rows import THIS, VANILLA, pair_up, publish_rows, read_rows
+from hpt.radius import Fraction
 
 
 BENCHMARK = Benchmark("animals", "test", make_dataset(30), CLASSES, "a {}", ImageTransform())

@@ -199,7 +199,7 @@ def test_yaml_files_are_valid(file, tmp_path, monkeypatch):
     from hpt_gpd import Recipe
 
     from hpt import HPTConfig
-    from hpt.config import parse_config
+    from hpt.cli import parse_config
     from hpt.pretraining import PretrainingConfig
 
     types = (Recipe, HPTConfig)

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from hpt import PGD, InputError, ZeroShotClassifier
 from hpt.data import ImageTransform, to_unit_range
-from hpt.modeling import DEFAULT_TEMPLATE
+from hpt.prompts import DEFAULT_TEMPLATE
 
 
 MAX_PIXELS = 50_000_000  # of an upload, which is decoded whole

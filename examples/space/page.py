@@ -7,7 +7,7 @@ from live_attack import Attacked, attack_model, enlarge, parse_class_names, read
 from PIL import Image
 
 from hpt import InputError, ZeroShotClassifier, load_benchmark
-from hpt.modeling import DEFAULT_TEMPLATE
+from hpt.prompts import DEFAULT_TEMPLATE
 
 
 INTRODUCTION = """# A vanilla and a robust CLIP under attack

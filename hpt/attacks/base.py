@@ -1,6 +1,5 @@
 """What all attacks share: the contract, its checks, reproducible noise, norms, and leaving the model as it was."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -12,11 +11,10 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from hpt.attacks.losses import margin
 from hpt.errors import InputError
+from hpt.radius import check_eps
 
 
 Classifier = Callable[[torch.Tensor], torch.Tensor]
-
-NORMS = ("linf", "l2")
 
 
 class AttackResult(NamedTuple):
@@ -56,25 +54,6 @@ class Batch(NamedTuple):
     def take(self, index: torch.Tensor) -> "Batch":
         """The samples at `index`, integers or a bool mask."""
         return Batch(*(None if field is None else field[index.to(field.device)] for field in self))
-
-
-def check_eps(eps: float, norm: str = "linf") -> None:
-    """Refuse a radius that can't be meant: eps is in [0, 1] pixels, such as 8/255."""
-    if norm not in NORMS:
-        raise InputError(f"Unknown norm {norm!r}; known: {', '.join(NORMS)}.")
-    if not 0 < eps < math.inf:
-        raise InputError(f"eps is {eps:g}, but must be above 0 and finite, such as 1/255.")
-    if norm == "linf" and eps >= 1:
-        raise InputError(f"eps is {eps:g}, but pixels are in [0, 1] and l_inf eps below 1: did you mean {eps:g}/255?")
-
-
-def check_step_size(step_size: float, eps: float) -> None:
-    """Refuse a step that isn't positive or leaves the eps-ball from any point in it."""
-    if not 0 < step_size <= 2 * eps:
-        raise InputError(
-            f"The attack's step size is {step_size:g}, but must be above 0 and at most 2 * eps = {2 * eps:g}, the "
-            "diameter of the eps-ball."
-        )
 
 
 def check_count(number: int, what: str) -> None:

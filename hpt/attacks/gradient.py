@@ -11,7 +11,6 @@ from hpt.attacks.base import (
     Classifier,
     attack_until_broken,
     check_count,
-    check_step_size,
     float_logits,
     is_zero,
     project,
@@ -20,6 +19,7 @@ from hpt.attacks.base import (
 )
 from hpt.attacks.losses import cross_entropy, margin
 from hpt.errors import InputError
+from hpt.radius import check_step_size
 
 
 class PGD(Attack):

@@ -1,0 +1,51 @@
+"""Files of JSON lines that survive a kill, folders that can be written, and digests of what JSON has."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from hpt.errors import InputError
+
+
+def digest(value) -> str:
+    """16 hexadecimal digits that stand for a value that JSON has."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_lines(path: Path) -> list:
+    """The file's lines, after cutting off a last one that a kill left incomplete."""
+    if not path.exists():
+        return []
+    lines, size = [], 0
+    content = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(content, start=1):
+        try:
+            if not line.endswith(b"\n"):
+                raise ValueError("it has no end")
+            lines.append(json.loads(line))
+            size += len(line)
+        except ValueError as error:
+            if number == len(content):
+                with path.open("rb+") as file:
+                    file.truncate(size)
+                break
+            raise InputError(
+                f"Line {number} of {path} is damaged ({error}): remove it, or give another output_dir."
+            ) from error
+    return lines
+
+
+def check_folder(folder: Path) -> Path:
+    """The folder, which needn't be there yet; [`InputError`] if it can't be made or written."""
+    there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(f"The results can't be written to {folder}: {there} isn't a folder that can be written.")
+    return folder
+
+
+def append_line(path: Path, line: dict) -> None:
+    """Add a line of JSON to a file, which is made if it isn't there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
