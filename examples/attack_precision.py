@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader
 
 from hpt import PGD, load_benchmark
 from hpt.cli import parse_config, run_recipe
-from hpt.config import DTYPES
-from hpt.data import collate, to_unit_range
-from hpt.proxies import load_named
+from hpt.data.images import collate, to_unit_range
+from hpt.models.loading import load_named
 from hpt.radius import Fraction
+from hpt.training.config import DTYPES
 
 
 @dataclass

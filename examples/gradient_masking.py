@@ -11,9 +11,9 @@ import math
 from torch import nn
 
 from hpt import RobustnessEvaluator, load_benchmark
-from hpt.modeling import load_dual_encoder
-from hpt.reliability import find_flags
-from hpt.report import format_accuracies, format_flags
+from hpt.evaluation.flags import find_flags
+from hpt.evaluation.report import format_accuracies, format_flags
+from hpt.models.loading import load_dual_encoder
 
 
 TARGET = "outputs/quickstart/target"

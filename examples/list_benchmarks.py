@@ -13,8 +13,9 @@ from pathlib import Path
 
 from hpt import BENCHMARKS, InputError, load_benchmark
 from hpt.cli import run_recipe
-from hpt.records import SIXTEEN, expand_all, parse_benchmark
-from hpt.report import markdown_table
+from hpt.data.names import expand_all, parse_benchmark
+from hpt.data.records import SIXTEEN
+from hpt.evaluation.report import markdown_table
 
 
 HEADER = ["benchmark", "Hub id (configuration)", "split", "rows", "classes", "attacked at (hpt, pmg)", "licence"]

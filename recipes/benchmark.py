@@ -28,8 +28,8 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProce
 
 from hpt import PGD, HPTConfig, HPTTrainer, ZeroShotClassifier, load_benchmark
 from hpt.cli import parse_config, run_recipe
-from hpt.data import collate, to_unit_range
-from hpt.pretraining import byte_tokenizer
+from hpt.data.images import collate, to_unit_range
+from hpt.training.pretraining import byte_tokenizer
 
 
 @dataclass

@@ -19,20 +19,21 @@ from pathlib import Path
 from accelerate.utils import gather_object
 
 from hpt import InputError, RobustnessEvaluator, load_benchmark
-from hpt.benchmarks import Benchmark
+from hpt.attacks.registry import check_attacks
 from hpt.cli import parse_config, run_recipe
-from hpt.data import check_images
-from hpt.figures import draw_adversarial_images, draw_clean_against_robust, draw_robustness_curves
+from hpt.data.benchmark import Benchmark
+from hpt.data.images import check_images
+from hpt.data.names import expand_all, parse_benchmark
+from hpt.evaluation.figures import draw_adversarial_images, draw_clean_against_robust, draw_robustness_curves
+from hpt.evaluation.flags import find_flags
+from hpt.evaluation.plan import Subject, Task
+from hpt.evaluation.report import format_accuracies, format_flags, format_samples, write_csv
+from hpt.evaluation.rows import WORST_CASE, Row
 from hpt.files import check_folder
-from hpt.planning import Subject, Task, check_attacks
+from hpt.models.loading import load_named
 from hpt.processes import join_processes
-from hpt.proxies import load_named
 from hpt.radius import Fraction, describe_eps
-from hpt.records import expand_all, parse_benchmark
 from hpt.references import name_and_source, refuse_same_names
-from hpt.reliability import find_flags
-from hpt.report import format_accuracies, format_flags, format_samples, write_csv
-from hpt.results import WORST_CASE, Row
 
 
 HERE = Path(__file__).parent

@@ -16,21 +16,25 @@ from pathlib import Path
 import torch
 
 from hpt import PGD, HPTConfig, HPTTrainer, InputError, load_benchmark, load_proxy
-from hpt.adapters import add_lora, check_lora, merged
-from hpt.benchmarks import StreamingBenchmark, load_training_data
 from hpt.cli import parse_config, run_recipe
-from hpt.comparison import compare_models, format_table, measure
-from hpt.config import DTYPES
-from hpt.data import check_images
-from hpt.figures import draw_accuracy_bars, draw_accuracy_over_eps
-from hpt.model_card import add_evaluation
-from hpt.modeling import hash_weights, load_dual_encoder, save_finished
-from hpt.pretraining import PretrainingConfig, is_finished, pretrain
-from hpt.processor_check import compare_with_processor, write_agreement
+from hpt.data.benchmark import StreamingBenchmark
+from hpt.data.images import check_images
+from hpt.data.loading import load_training_data
+from hpt.data.names import expand_all
+from hpt.data.streams import check_workers
+from hpt.evaluation.comparison import compare_models, measure
+from hpt.evaluation.figures import draw_accuracy_bars, draw_accuracy_over_eps
+from hpt.evaluation.processor_check import compare_with_processor
+from hpt.evaluation.report import format_table
+from hpt.evaluation.rows import hash_benchmark
+from hpt.hub.card import add_evaluation
+from hpt.hub.folder import write_agreement
+from hpt.models.loading import load_dual_encoder, save_finished
+from hpt.models.lora import add_lora, check_lora, merged
+from hpt.models.weights import hash_weights
 from hpt.radius import Fraction, check_eps
-from hpt.records import expand_all
-from hpt.results import hash_benchmark
-from hpt.streams import check_workers
+from hpt.training.config import DTYPES
+from hpt.training.pretraining import PretrainingConfig, is_finished, pretrain
 
 
 HERE = Path(__file__).parent

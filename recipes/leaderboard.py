@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpt.cli import parse_config, run_recipe
-from hpt.figures import draw_leaderboard
 from hpt.files import check_folder
-from hpt.leaderboard import format_boards, left_out, make_panels, read_board, select_columns
+from hpt.hub.leaderboard import draw_leaderboard, format_boards, left_out, make_panels, read_board, select_columns
 from hpt.radius import Fraction
 from hpt.references import name_and_source, refuse_same_names
 

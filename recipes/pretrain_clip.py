@@ -4,17 +4,19 @@
     accelerate launch recipes/pretrain_clip.py --config recipes/cifar10_target.yaml \
         --train_dataset cifar10=PATH --output_dir outputs/cifar10/target
 
-The YAML files beside this script are read into `hpt.pretraining.PretrainingConfig`; any field can follow as
+The YAML files beside this script are read into `hpt.training.pretraining.PretrainingConfig`; any field can follow as
 `--field value`. A run that was cut off continues from its last checkpoint.
 """
 
-from hpt.benchmarks import Benchmark, load_benchmark
 from hpt.cli import parse_config, run_recipe
-from hpt.comparison import measure
+from hpt.data.benchmark import Benchmark
+from hpt.data.loading import load_benchmark
+from hpt.data.names import parse_benchmark
 from hpt.errors import MissingSplit
-from hpt.modeling import ZeroShotClassifier, load_dual_encoder
-from hpt.pretraining import PretrainingConfig, pretrain
-from hpt.records import parse_benchmark
+from hpt.evaluation.comparison import measure
+from hpt.models.classifier import ZeroShotClassifier
+from hpt.models.loading import load_dual_encoder
+from hpt.training.pretraining import PretrainingConfig, pretrain
 
 
 def main():

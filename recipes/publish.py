@@ -15,12 +15,13 @@ from pathlib import Path
 from hpt import InputError
 from hpt.cli import parse_config, run_recipe
 from hpt.errors import PushFailed
-from hpt.model_card import add_evaluation, write_card
-from hpt.modeling import hash_weights, load_dual_encoder
-from hpt.provenance import TRAINING_FILE, read_run
-from hpt.published_rows import read_result_rows
-from hpt.publishing import publish, published_files
-from hpt.results import Row
+from hpt.evaluation.results import read_result_rows
+from hpt.evaluation.rows import Row
+from hpt.hub.card import add_evaluation, write_card
+from hpt.hub.folder import TRAINING_FILE, read_run
+from hpt.hub.push import publish, published_files
+from hpt.models.loading import load_dual_encoder
+from hpt.models.weights import hash_weights
 
 
 @dataclass

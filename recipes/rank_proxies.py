@@ -16,18 +16,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from hpt import InputError, load_benchmark
-from hpt.benchmarks import Benchmark, load_training_data
 from hpt.cli import parse_config, run_recipe
-from hpt.data import check_images
-from hpt.figures import draw_transfer_matrix
+from hpt.data.benchmark import Benchmark
+from hpt.data.images import check_images
+from hpt.data.loading import load_training_data
+from hpt.data.names import parse_benchmark
+from hpt.evaluation.figures import draw_transfer_matrix
+from hpt.evaluation.ranking import TransferMatrix, format_ranking, rank_proxies
+from hpt.evaluation.report import write_csv
 from hpt.files import check_folder
+from hpt.models.loading import load_named
 from hpt.processes import join_processes
-from hpt.proxies import load_named
 from hpt.radius import Fraction, check_eps
-from hpt.ranking import TransferMatrix, format_ranking, rank_proxies
-from hpt.records import parse_benchmark
 from hpt.references import name_and_source, refuse_same_names
-from hpt.report import write_csv
 
 
 @dataclass

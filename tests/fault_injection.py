@@ -18,11 +18,11 @@ from tempfile import TemporaryDirectory
 
 import psutil
 import torch
-from conftest import make_clip, make_dataset, make_trainer
+from helpers import make_clip, make_dataset, make_trainer
 from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerState
 
-from hpt.adapters import add_lora
+from hpt.models.lora import add_lora
 
 
 STEPS = 20
@@ -61,7 +61,7 @@ def train(folder: str, variant: str) -> None:
     trainer.train(resume_from_checkpoint="last")
     trainer._save_now()
     if processes > 1:
-        time.sleep(1)  # as `hpt.config.run_recipe`
+        time.sleep(1)  # as `hpt.cli.run_recipe`
 
 
 def start(folder: Path, variant: str, processes: int) -> subprocess.Popen:

@@ -17,10 +17,12 @@ from huggingface_hub import DatasetCardData
 
 import hpt
 from hpt import BENCHMARKS
-from hpt.records import TINY_IMAGENET_WNIDS
+from hpt.data.records import TINY_IMAGENET_WNIDS
 
 
-WNIDS = json.loads((Path(hpt.__file__).parent / "class_names" / "tiny_imagenet.json").read_text(encoding="utf-8"))
+WNIDS = json.loads(
+    (Path(hpt.__file__).parent / "data" / "class_names" / "tiny_imagenet.json").read_text(encoding="utf-8")
+)
 RIGHT_WNIDS = [wnid for wnid in WNIDS if wnid not in TINY_IMAGENET_WNIDS.values()]
 TRAIN_VALIDATION_TEST = ("train", "validation", "test")
 CORRUPTIONS = ("contrast", "gaussian_noise", "impulse_noise", "jpeg_compression", "motion_blur", "pixelate", "spatter")

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from hpt import InputError, ZeroShotClassifier
-from hpt.proxies import load_named
+from hpt.models.loading import load_named
 
 
 QUICKSTART = {"vanilla": "outputs/quickstart/target", "robust": "outputs/quickstart/robust"}

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps
 
 from hpt import PGD, InputError, ZeroShotClassifier
-from hpt.data import ImageTransform, to_unit_range
+from hpt.data.images import ImageTransform, to_unit_range
 from hpt.prompts import DEFAULT_TEMPLATE
 
 

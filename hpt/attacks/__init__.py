@@ -4,32 +4,9 @@ from hpt.attacks.apgd import APGDCE, APGDDLR, APGDT
 from hpt.attacks.base import Attack, AttackResult
 from hpt.attacks.fab import FABT
 from hpt.attacks.gradient import CW, FGSM, PGD, Adaptive, Transfer
+from hpt.attacks.registry import ATTACKS, get_attack
 from hpt.attacks.square import Square
 from hpt.attacks.suites import APGD, AutoAttack, Suite
-from hpt.errors import InputError
-
-
-ATTACKS = {
-    "fgsm": FGSM,
-    "pgd": PGD,
-    "cw": CW,
-    "apgd-ce": APGDCE,
-    "apgd-dlr": APGDDLR,
-    "apgd-t": APGDT,
-    "fab-t": FABT,
-    "square": Square,
-    "apgd": APGD,
-    "autoattack": AutoAttack,
-    "adaptive": Adaptive,
-    "transfer": Transfer,
-}
-
-
-def get_attack(name: str) -> type[Attack]:
-    """The attack class of that name; [`InputError`] listing the known names otherwise."""
-    if name not in ATTACKS:
-        raise InputError(f"Unknown attack {name!r}; known: {', '.join(ATTACKS)}.")
-    return ATTACKS[name]
 
 
 __all__ = [

@@ -1,0 +1,166 @@
+"""A loaded split: what to attack, and the prompts to classify with."""
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import datasets
+import numpy as np
+import torch
+from datasets import Dataset, IterableDataset
+from PIL import Image
+
+from hpt.data.images import ImageTransform, check_labels, stratified_rows
+from hpt.errors import InputError
+
+
+UNUSABLE_IMAGE = (OSError, SyntaxError, Image.DecompressionBombError)  # what PIL raises for broken files
+
+
+@dataclass(frozen=True, eq=False)
+class Benchmark(torch.utils.data.Dataset):
+    """A loaded split: what to attack, and the prompts to classify with; itself a torch dataset of uint8 tensors.
+
+    Args:
+        name (`str`): Key in [`BENCHMARKS`], or what messages call the dataset.
+        split (`str`): Our split name.
+        dataset (`datasets.Dataset`): Columns `image` and `label` (integers from 0).
+        class_names (`list[str]`): One readable name per label, in label order.
+        template (`str`): Prompt template.
+        transform ([`ImageTransform`]): The protocol's preprocessing.
+        mean_per_class (`bool`): Whether its accuracy is customarily the mean over classes.
+        sample_ids (`np.ndarray`, *optional*): Of each row, its number in the whole split; `None` for a whole split.
+        source (`str`, *optional*): `ID@COMMIT` of a dataset from the Hub.
+    """
+
+    name: str
+    split: str
+    dataset: Dataset = field(repr=False)
+    class_names: list[str] = field(repr=False)
+    template: str
+    transform: ImageTransform
+    mean_per_class: bool = False
+    sample_ids: np.ndarray | None = field(default=None, repr=False)
+    source: str | None = None
+
+    @property
+    def attack_space(self) -> str:
+        """Resolution at which images are attacked: `"native"` or the crop's side in pixels."""
+        return "native" if self.transform.crop is None else str(self.transform.crop)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, row: int) -> dict:
+        """`pixel_values` (uint8, `(3, height, width)`), `labels`, and as `sample_ids` the number in the whole split.
+
+        Raises:
+            InputError: for an image that can't be read or converted to RGB, naming dataset and row.
+        """
+        return self.__getitems__([row])[0]
+
+    def __getitems__(self, rows: list[int]) -> list[dict]:
+        """Several rows at once, as `DataLoader` asks for them: the table is read once for all of them."""
+        try:
+            examples = self.dataset[rows]
+            pixel_values = [self.transform(image) for image in examples["image"]]
+        except UNUSABLE_IMAGE as error:
+            if len(rows) > 1:
+                return [self[row] for row in rows]  # which of them it is
+            raise InputError(
+                f"The image in row {rows[0]} of {self.name} ({self.split}) can't be used: {error}."
+            ) from error
+        ids = rows if self.sample_ids is None else self.sample_ids[rows].tolist()
+        return [
+            {"pixel_values": pixels, "labels": label, "sample_ids": number}
+            for pixels, label, number in zip(pixel_values, examples["label"], ids, strict=True)
+        ]
+
+    def ids(self) -> np.ndarray:
+        """Of each row, its number in the whole split, which fixes its noise."""
+        return np.arange(len(self)) if self.sample_ids is None else self.sample_ids
+
+    def rows(self, rows: np.ndarray) -> "Benchmark":
+        """The rows with these numbers here, which keep their ids."""
+        return replace(self, dataset=self.dataset.select(rows), sample_ids=self.ids()[rows])
+
+    def subset(self, rows: int | None, seed: int = 0) -> "Benchmark":
+        """At most `rows` rows, the same for the same seed; all of them for `None`.
+
+        They are stratified by class, unless so few are left out that these can't have every class.
+        """
+        if rows is None or rows >= len(self):
+            return self
+        if rows > len(self) - len(self.class_names):
+            return self.rows(np.sort(np.random.default_rng(seed).permutation(len(self))[:rows]))
+        return self.rows(stratified_rows(self.dataset, rows, seed)[0])
+
+    def hold_out(self, rows: int, seed: int = 0) -> tuple["Benchmark", "Benchmark"]:
+        """Split into (the rest, `rows` rows named "validation" for choosing checkpoints and rates), stratified."""
+        held_out, rest = stratified_rows(self.dataset, rows, seed)
+        return self.rows(rest), replace(self.rows(held_out), split="validation")
+
+
+@dataclass(frozen=True, eq=False)
+class StreamingBenchmark(torch.utils.data.IterableDataset):
+    """A split read row by row without downloading it; fields as in [`Benchmark`], `dataset` an `IterableDataset`.
+
+    Iterating gives the same items, but for `sample_ids`: the CRC-32 of the encoded image, the same in every order
+    and for any number of workers, among which `datasets` divides the files.
+    """
+
+    name: str
+    split: str
+    dataset: IterableDataset = field(repr=False)
+    class_names: list[str] = field(repr=False)
+    template: str
+    transform: ImageTransform
+    mean_per_class: bool = False
+    source: str | None = None
+
+    def __iter__(self) -> Iterator[dict]:
+        """Items as of [`Benchmark`]; [`InputError`] for an image or a label that can't be used, naming the row."""
+        for row, example in enumerate(self.encoded_rows()):
+            yield self.decode(example, f"row {row}")
+
+    def encoded_rows(self) -> Iterator[dict]:
+        """Rows whose images aren't decoded yet, which costs little."""
+        return iter(self.dataset.cast_column("image", datasets.Image(decode=False)))
+
+    def decode(self, example: dict, row: str | None = None) -> dict:
+        """A row of [`encoded_rows`] as an item; messages call it `row`, or else by its file or checksum."""
+        image, label = example["image"], example["label"]
+        if row is None:
+            named = isinstance(image, dict) and image["path"]
+            row = f"the row named {named!r}" if named else f"the row with CRC-32 {_stream_id(image):08x}"
+        if not isinstance(label, int) or not 0 <= label < len(self.class_names):
+            raise InputError(
+                f"{row[0].upper()}{row[1:]} of {self.name} ({self.split}) has label {label!r}, but labels go from 0 "
+                f"to {len(self.class_names) - 1}."
+            )
+        try:
+            if image is None:
+                raise OSError("it is missing")
+            decoded = datasets.Image().decode_example(image) if isinstance(image, dict) else image
+            pixel_values = self.transform(decoded)
+        except UNUSABLE_IMAGE as error:
+            raise InputError(f"The image in {row} of {self.name} ({self.split}) can't be used: {error}.") from error
+        return {"pixel_values": pixel_values, "labels": label, "sample_ids": _stream_id(image)}
+
+    def take(self, rows: int) -> Benchmark:
+        """The first rows, in memory; mind that many splits are sorted by class."""
+        if rows < 1:
+            raise InputError(f"Can't take {rows} rows of {self.name} ({self.split}): give at least 1.")
+        encoded = self.dataset.cast_column("image", datasets.Image(decode=False)).take(rows)
+        taken = list(encoded)
+        dataset = Dataset.from_list(taken, encoded.features).cast_column("image", datasets.Image())
+        check_labels(dataset, self.class_names, f"{self.name} ({self.split})")
+        ids = np.array([_stream_id(one["image"]) for one in taken])
+        return Benchmark(dataset=dataset, sample_ids=ids, **{k: v for k, v in vars(self).items() if k != "dataset"})
+
+
+def _stream_id(image: dict | Image.Image | None) -> int:
+    """CRC-32 of an encoded image, or of its pixels where a filter or map of the stream has decoded it."""
+    if isinstance(image, dict):
+        return zlib.crc32(image["bytes"] or image["path"].encode())
+    return 0 if image is None else zlib.crc32(image.tobytes())

@@ -1,0 +1,215 @@
+"""Benchmarks: image-classification sets with class names, prompts and preprocessing, loaded through `datasets`.
+
+benchmark = load_benchmark("cifar10")                                # test split, from the Hub, by its record
+benchmark = load_benchmark("cifar10", path="data/cifar10")           # the same from a local copy
+benchmark = load_benchmark("owner/birds:label_column=species")       # any other: Hub id, image folder, parquet file
+benchmarks = load_benchmark("all")                                   # a dict of the sixteen
+benchmark.dataset, benchmark.class_names, benchmark.template
+"""
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+from hpt.data.benchmark import Benchmark, StreamingBenchmark
+from hpt.data.images import ImageTransform, check_labels
+from hpt.data.names import parse_benchmark
+from hpt.data.records import BENCHMARKS, SIXTEEN, BenchmarkRecord
+from hpt.data.sources import number_labels, read_splits, select_columns
+from hpt.errors import InputError, MissingSplit
+from hpt.prompts import check_class_names
+
+
+PROTOCOLS = ("hpt", "pmg")
+
+
+def load_benchmark(
+    name: str,
+    split: str = "test",
+    path: str | None = None,
+    protocol: str = "hpt",
+    streaming: bool = False,
+    *,
+    class_names: list[str] | str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    config: str | None = None,
+    template: str | None = None,
+    native_resolution: bool = False,
+) -> Benchmark | StreamingBenchmark | dict[str, Benchmark | StreamingBenchmark]:
+    """Load a benchmark's split by its record, or a split of any other image-classification set.
+
+    Args:
+        name (`str`): Key in [`BENCHMARKS`]; `"all"` for the sixteen; or, of any other dataset, its Hub id, a folder
+            that `datasets` can load (of images, a subfolder per class, or of parquet files) or a `.parquet` file.
+            `"NAME=PATH"` gives `path` too, and `"birds=PATH:split=val,class_names=birds.txt"` the arguments below.
+        split (`str`, *optional*, defaults to `"test"`): `"train"`, `"test"` (what the protocol evaluates, whatever
+            the Hub calls it) or, where there is one, `"validation"`. Of other datasets, what they call it; for
+            `"test"`, one that has a single split gives that.
+        path (`str`, *optional*): Where to read it from instead of the record's Hub id: a local copy in the Hub's
+            layout, or another Hub id, both also as `ID@REVISION`. Of `"all"`, a folder with a copy under each name.
+        protocol (`str`, *optional*, defaults to `"hpt"`): `"hpt"` attacks CIFAR, STL-10 and TinyImageNet at native
+            resolution, and trains on TinyImageNet at 224; `"pmg"` follows TeCoA and PMG-AFT.
+        streaming (`bool`, *optional*, defaults to `False`): Download rows as they are iterated over.
+        class_names (`list[str]` or `str`, *optional*): For datasets without a record: names in label order, or a file
+            with one a line, instead of those of the dataset's features.
+        image_column, label_column, config (`str`, *optional*): For datasets without a record, where they aren't plain.
+        template (`str`, *optional*): Prompt template, instead of the record's.
+        native_resolution (`bool`, *optional*, defaults to `False`): For datasets without a record: attack images at
+            their own size, all the same, instead of at 224 pixels.
+
+    Returns:
+        [`Benchmark`], or [`StreamingBenchmark`]; for `"all"` a dict of them, without those that can't be had, which a
+        warning names.
+
+    Raises:
+        InputError: for an unknown name, split or protocol; a dataset that can't be had; columns, classes or labels
+            that don't fit the record.
+    """
+    if protocol not in PROTOCOLS:
+        raise InputError(f"Unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}.")
+    settings = {"class_names": class_names, "image_column": image_column, "label_column": label_column}
+    settings |= {"config": config, "template": template, "native_resolution": native_resolution}
+    if name == "all" or name.startswith("all="):
+        if given := [key for key, value in settings.items() if value]:
+            raise InputError(
+                f"all takes its records as they are, but {given[0]} is given: load one benchmark by itself."
+            )
+        return _load_all(split, name[4:] or path, protocol, streaming)
+    name, given, in_text = parse_benchmark(name)
+    settings |= in_text
+    path, split = given or path, settings.pop("split", split)
+    record = _find_record(name, path, split, **settings)
+    return _load(name, record, split, path or record.hub_id, protocol, streaming)
+
+
+def load_training_data(
+    text: str, validation_size: int = 0, protocol: str = "hpt", streaming: bool = False
+) -> tuple[Benchmark | StreamingBenchmark, Benchmark | None]:
+    """A training set, and a validation set that is never tested on, for choosing checkpoints, rates and proxies.
+
+    Args:
+        text (`str`): A benchmark as recipes name it.
+        validation_size (`int`, *optional*, defaults to 0): Training images to hold out, the same in every recipe; at
+            0, the dataset's own validation split is taken, if it has one.
+        protocol (`str`, *optional*, defaults to `"hpt"`): As of [`load_benchmark`].
+        streaming (`bool`, *optional*, defaults to `False`): As of [`load_benchmark`]; then there is no validation set.
+
+    Raises:
+        InputError: as [`load_benchmark`], and for images to be held out of a stream.
+    """
+    settings = parse_benchmark(text)[2]
+    if streaming and validation_size:
+        raise InputError("No images can be held out of a stream: leave validation_size out, or don't stream.")
+    train = load_benchmark(text, "train", protocol=protocol, streaming=streaming)
+    if streaming:
+        return train, None
+    if validation_size:
+        return train.hold_out(validation_size)
+    if "split" in settings:
+        return train, None
+    try:
+        return train, load_benchmark(text, "validation", protocol=protocol)
+    except MissingSplit:
+        return train, None
+
+
+def _load_all(split: str, path: str | None, protocol: str, streaming: bool) -> dict:
+    if path is not None and not Path(path).is_dir():
+        raise InputError(f"There is no folder {path!r} with copies of the benchmarks.")
+    found, missing = {}, []
+    for name in SIXTEEN:
+        try:
+            found[name] = load_benchmark(name, split, path and f"{path}/{name}", protocol, streaming)
+        except InputError as error:
+            missing.append(f"{name}: {error}")
+    if not found:
+        raise InputError(f"None of the sixteen benchmarks can be had, the first because: {missing[0]}")
+    if missing:
+        warnings.warn("Left out: " + " ".join(missing), stacklevel=3)
+    return found
+
+
+def _find_record(name: str, source: str | None, split: str, *, template: str | None, **settings) -> BenchmarkRecord:
+    """The record of that name, or one for a dataset that has none."""
+    if name in BENCHMARKS:
+        if changed := [key for key, value in settings.items() if value]:
+            raise InputError(f"{name} has a record, which says its {changed[0]}: call the dataset by another name.")
+        record = BENCHMARKS[name]
+    else:
+        record = _make_record(split, source, **settings)
+    if split not in record.splits:
+        raise MissingSplit(f"{name} has no split {split!r}; known: {', '.join(record.splits)}.")
+    if template is not None and "{}" not in template:
+        raise InputError(f"The prompt template {template!r} has no {{}} where the class name goes.")
+    return record if template is None else replace(record, template=template)
+
+
+def _make_record(split: str, source: str | None, *, class_names, native_resolution: bool, **fields) -> BenchmarkRecord:
+    """A record for a dataset that has none."""
+    if isinstance(class_names, str):
+        if not Path(class_names).is_file():
+            raise InputError(f"There is no file {class_names!r} with class names.")
+        try:
+            class_names = Path(class_names).read_text(encoding="utf-8-sig").strip().splitlines()
+        except UnicodeDecodeError as error:
+            raise InputError(f"The class names in {class_names} aren't UTF-8: {error}.") from error
+    return BenchmarkRecord(
+        hub_id=source,
+        splits={split: split},
+        native_splits=dict.fromkeys(PROTOCOLS, (split,) if native_resolution else ()),
+        class_names=None if class_names is None else tuple(class_names),
+        **fields,
+    )
+
+
+def _load(name: str, record: BenchmarkRecord, split: str, source: str | None, protocol: str, streaming: bool):
+    native = split in record.native_splits[protocol]
+    if record.load is None:
+        dataset, class_names, split, commit = _read(record, split, source, streaming)
+    elif source is None:
+        dataset, commit = record.load(split), None
+        class_names = dataset.features["label"].names
+        dataset = dataset.to_iterable_dataset() if streaming else dataset
+    else:
+        raise InputError(f"{name} is embedded in its library: give no path.")
+    class_names = [record.clean_name(one) for one in class_names]
+    if record.num_classes not in (None, len(class_names)):
+        raise InputError(f"{source} has {len(class_names)} classes, but {name} has {record.num_classes}.")
+    check_class_names(class_names)
+    if not streaming:
+        check_labels(dataset, class_names, f"{name} ({split})")
+        if split == "test" and record.num_rows not in (None, len(dataset)):
+            warnings.warn(
+                f"{name} has {len(dataset)} rows in {source} instead of {record.num_rows}: results on it aren't "
+                "comparable with published ones.",
+                stacklevel=3,
+            )
+        smallest = min(dataset[0]["image"].size) if record.num_classes is None and not native else 224
+        if smallest < 224:
+            warnings.warn(
+                f"{name} ({split}) has images of {smallest} pixels, which are enlarged to 256, cropped to 224 and "
+                "attacked there: with native_resolution they are attacked as they are.",
+                stacklevel=3,
+            )
+    return (StreamingBenchmark if streaming else Benchmark)(
+        name,
+        split,
+        dataset,
+        class_names,
+        record.template,
+        ImageTransform() if native else ImageTransform(resize=256, crop=224),
+        record.mean_per_class,
+        source=commit and f"{source.partition('@')[0]}@{commit}",
+    )
+
+
+def _read(record: BenchmarkRecord, split: str, source: str, streaming: bool):
+    """Dataset with columns `image` and `label`, its class names, the split that it is, and its commit on the Hub."""
+    wanted = record.splits[split].split("+")
+    any_split = record.num_classes is None and split == "test"
+    dataset, splits, known, commit = read_splits(source, record.config, wanted, streaming, any_split)
+    dataset = select_columns(dataset, record.image_column, record.label_column, source)
+    given = record.class_names and [one.strip() for one in record.class_names]
+    dataset, class_names = number_labels(dataset, given, source, whole=set(known) == set(splits))
+    return dataset, class_names, split if splits == wanted else splits[0], commit

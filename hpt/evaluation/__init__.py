@@ -1,0 +1,1 @@
+"""What models are worth under attack: rows with intervals, comparisons, rankings, flags, tables and pictures."""

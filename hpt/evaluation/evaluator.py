@@ -1,0 +1,359 @@
+"""`RobustnessEvaluator`: a model on benchmarks under attacks, resumable, shared by processes, with intervals.
+
+evaluator = RobustnessEvaluator(attacks=["pgd", "cw", "apgd"], eps=[1 / 255, 4 / 255], output_dir="outputs/evaluation")
+rows = evaluator(clip, processor, [load_benchmark("cifar10"), load_benchmark("digits")], name="my clip")
+
+Each row is worked off in batches fixed by the samples' order, with noise from (seed, sample id), so that every sample
+gets the same verdict whatever the number of processes, and however often the evaluation was killed and continued.
+"""
+
+import time
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from hpt.attacks import Adaptive, Suite
+from hpt.attacks.base import float_logits
+from hpt.attacks.registry import REVERSE_TRANSFER, check_attacks, make_attack
+from hpt.data.benchmark import Benchmark
+from hpt.data.images import check_images, collate, to_unit_range
+from hpt.errors import InputError, one_line
+from hpt.evaluation.plan import Subject, Task, plan_attack, plan_clean, plan_large_eps
+from hpt.evaluation.results import ResultsFolder
+from hpt.evaluation.rows import LARGE_EPS, WORST_CASE, Row
+from hpt.files import digest
+from hpt.models.classifier import ZeroShotClassifier
+from hpt.processes import join_processes
+from hpt.radius import describe_eps
+from hpt.references import refuse_same_names
+
+
+class RobustnessEvaluator:
+    """Accuracy of models on benchmarks, clean and under attacks in float32, with the worst case over the attacks.
+
+    Calling it with a model gives its rows: per benchmark `"clean"`, then per eps one of each attack and the
+    `"worst case"`. Samples that are wrong without an attack aren't attacked. A `"large-eps check"` on about 128
+    samples, whose images may become all grey, shows whether attacks work at all; see `hpt.evaluation.flags`.
+
+    Args:
+        attacks (`str` or `list[str]`): Names in [`ATTACKS`], with settings behind a colon where they differ from the
+            attack's defaults, such as `"pgd:steps=50,restarts=5"`; or `"transfer-to-proxy"`, made on the model,
+            scored on the proxy.
+        eps (`float` or `list[float]`): One or several radii in [0, 1] pixels.
+        norm (`str`, *optional*, defaults to `"linf"`): `"linf"` or `"l2"`.
+        proxy ([`ZeroShotClassifier`], *optional*): From [`load_proxy`], for `"adaptive"` and the transfer attacks.
+        proxy_name (`str`, *optional*): What rows call it, instead of its Hub id or path.
+        max_samples (`int`, *optional*): Evaluate on so many samples of each benchmark, stratified.
+        batch_size, num_workers (`int`, *optional*): Of the data loader.
+        seed (`int`, *optional*, defaults to 0): Of the noise and the choice of samples.
+        output_dir (`str`, *optional*): Folder for the results, continued if it holds some; without, nothing is kept.
+
+    Raises:
+        InputError: for unknown attacks, settings out of range, or an attack that lacks its proxy.
+    """
+
+    def __init__(
+        self,
+        *,
+        attacks: str | Iterable[str] = ("pgd", "cw", "apgd"),
+        eps: float | Iterable[float] = 1 / 255,
+        norm: str = "linf",
+        proxy: ZeroShotClassifier | None = None,
+        proxy_name: str | None = None,
+        max_samples: int | None = None,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int = 0,
+        output_dir: str | None = None,
+    ):
+        self.eps = sorted({float(one) for one in (eps if isinstance(eps, Iterable) else [eps])})
+        self.attacks = list(dict.fromkeys([attacks] if isinstance(attacks, str) else attacks))
+        self.norm, self.seed = norm, seed
+        check_attacks(self.attacks, self.eps, norm, proxy)
+        if batch_size < 1 or num_workers < 0:
+            raise InputError(f"batch_size is {batch_size} and num_workers {num_workers}: give at least 1 and 0.")
+        self.proxy = None if proxy is None else Subject(proxy, proxy_name)
+        self.max_samples, self.batch_size, self.num_workers = max_samples, batch_size, num_workers
+        self.undefined: dict[tuple[str, str], str] = {}  # what is left out, and why
+        self.state = join_processes()
+        self.results = ResultsFolder(output_dir, self.state.process_index)
+        kept = list(self.results.read()) if self.state.is_main_process else [None, None]
+        self.results.take_up(*broadcast_object_list(kept))
+
+    def __call__(self, model, processor, benchmarks, name: str | None = None) -> list[Row]:
+        """Evaluate a model.
+
+        Args:
+            model (`PreTrainedModel`): A dual encoder, on its device; it is put into eval mode.
+            processor (`ProcessorMixin`): Its processor.
+            benchmarks ([`Benchmark`] or a list of them): What to classify.
+            name (`str`, *optional*): What rows call it, instead of its Hub id or path.
+
+        Returns:
+            `list[Row]`: in the order of the benchmarks, then of eps, then of the attacks.
+
+        Raises:
+            InputError: for images that can't be read, logits that aren't finite, or results from other settings in
+                `output_dir`.
+        """
+        subject = Subject(ZeroShotClassifier(model.eval(), processor), name)
+        benchmarks = benchmarks if isinstance(benchmarks, list | tuple) else [benchmarks]
+        for benchmark in benchmarks:
+            if not isinstance(benchmark, Benchmark):
+                raise InputError(
+                    f"The evaluator was given a {type(benchmark).__name__}: of a stream, give take(rows)."
+                )
+            check_images(benchmark.dataset, benchmark.name, same_size=benchmark.attack_space == "native")
+        refuse_same_names(benchmark.name for benchmark in benchmarks)
+        planned = [self.plan(subject, benchmark) for benchmark in benchmarks]
+        return [row for tasks in planned for row in self.run(tasks)]
+
+    def plan(self, subject: Subject, benchmark: Benchmark) -> list[Task]:
+        """The rows to be of a model on one benchmark, checked against the results that are there; nothing is run."""
+        benchmark = benchmark.subset(self.max_samples, self.seed)
+        settings = (self.seed, self.batch_size, self.max_samples)
+        clean = plan_clean(subject, benchmark, *settings)
+        tasks = [clean, plan_large_eps(clean)] if self.attacks else [clean]
+        proxy = None if self.proxy is None else self.proxy.on(benchmark)
+        if any(text.startswith(REVERSE_TRANSFER) for text in self.attacks):
+            tasks.append(proxy_clean := plan_clean(self.proxy, benchmark, *settings))
+        for eps in self.eps:
+            for text in self.attacks:
+                made_with = clean.scored if text.startswith(REVERSE_TRANSFER) else proxy
+                attack = make_attack(text, eps, self.norm, self.seed, made_with)
+                if len(benchmark.class_names) < attack.min_classes:
+                    self.undefined[text, benchmark.name] = (
+                        f"{text} isn't defined for the {len(benchmark.class_names)} classes of {benchmark.name}."
+                    )
+                elif text.startswith(REVERSE_TRANSFER):
+                    more = {"attacked_weights": subject.weights}
+                    tasks.append(plan_attack(proxy_clean, text, attack, subject.name, **more))
+                elif attack.needs_proxy:
+                    attacked = subject.name if isinstance(attack, Adaptive) else self.proxy.name
+                    more = {"proxy": self.proxy.name, "proxy_weights": self.proxy.weights}
+                    tasks.append(plan_attack(clean, text, attack, attacked, **more))
+                else:
+                    tasks.append(plan_attack(clean, text, attack, subject.name))
+        for task in tasks:
+            self.results.refuse_other_settings(task.settings)
+        for task in tasks:
+            self.results.expect(task.settings)
+        return tasks
+
+    # Running
+
+    def run(self, tasks: list[Task], failures: list[str] | None = None) -> list[Row]:
+        """The rows of what [`plan`] gave for one model and benchmark; finished ones are taken from the results.
+
+        Args:
+            tasks (`list[Task]`): From [`plan`].
+            failures (`list[str]`, *optional*): Takes a line for each task that can't be finished, and the others
+                still run; without, the first of them raises an [`InputError`].
+        """
+        self.results.save_samples(tasks[0].benchmark)
+        rows = []
+        for task in tasks:
+            if task.clean is not None and task.clean.key not in self.results.rows:
+                continue  # its failure has been told
+            try:
+                rows.append(self._finish(task))
+            except InputError as error:
+                if failures is None:
+                    raise
+                failures.append(one_line(error))
+        own = {row.eps for row in rows if row.attack != LARGE_EPS and not row.attack.startswith(REVERSE_TRANSFER)}
+        return rows + [self._worst_case(tasks[0], eps) for eps in self.eps if eps in own]
+
+    def _finish(self, task: Task) -> Row:
+        """The task's row, from the results or by working off the batches that they lack."""
+        if task.key in self.results.rows:
+            self._check_predictions(task)
+            return self.results.rows[task.key]
+        number = -(-len(task.benchmark) // self.batch_size)
+        done = self.results.predictions.setdefault(task.key, {})
+        missing = [batch for batch in range(number) if batch not in done]
+        mine = missing[self.state.process_index :: self.state.num_processes]
+        records, problem = [], None
+        try:
+            for record in self._attack_batches(task, mine):
+                records.append(record)
+        except InputError as error:  # to be raised by all processes alike
+            problem = one_line(error)
+        done |= {record["batch"]: record for record in gather_object(records)}
+        problems = [one for one in gather_object([problem]) if one is not None]
+        if problems:
+            raise InputError(f"{task}: {problems[0]}")
+        row = self._summarise(task, [done[batch] for batch in range(number)])
+        self.results.add_row(row)
+        return row
+
+    def _check_predictions(self, task: Task) -> None:
+        if len(self._predicted(task.key)) != len(task.benchmark):
+            raise InputError(
+                f"{self.results.folder} has the row of {task}, but not its predictions: bring predictions-*.jsonl "
+                "back, or give another output_dir."
+            )
+
+    def _attack_batches(self, task: Task, batches: list[int]) -> Iterator[dict]:
+        """Work off batches of a task, and keep and give what was predicted as each is finished."""
+        size = self.batch_size
+        sampler = [range(batch * size, min((batch + 1) * size, len(task.benchmark))) for batch in batches]
+        loader = DataLoader(task.benchmark, batch_sampler=sampler, collate_fn=collate, num_workers=self.num_workers)
+        progress = tqdm(
+            zip(batches, loader, strict=True),
+            desc=str(task),
+            total=len(batches),
+            unit="batch",
+            disable=not self.state.is_local_main_process,
+            leave=False,
+        )
+        right, seen = {}, 0
+        for batch, inputs in progress:
+            start = time.perf_counter()
+            inputs = {name: values.to(task.scored.model.device) for name, values in inputs.items()}
+            with torch.autocast(task.scored.model.device.type, enabled=False):  # attacks are in float32
+                record = self._attack_batch(task, batch, inputs)
+            record["seconds"] = time.perf_counter() - start
+            yield self.results.add_predictions(task.key, batch, record)
+            seen += len(inputs["labels"])
+            for kind, one in (("clean", task.clean or task), ("robust", task)):
+                predictions = torch.tensor(self.results.predictions[one.key][batch]["predictions"])
+                right[kind] = right.get(kind, 0) + (predictions == inputs["labels"].cpu()).sum().item()
+            shown = ["clean", "robust"] if task.clean else ["clean"]
+            progress.set_postfix({kind: f"{100 * right[kind] / seen:.1f} %" for kind in shown})
+
+    def _attack_batch(self, task: Task, batch: int, inputs: dict) -> dict:
+        """What is predicted for a batch, clean or adversarial, and what the attack noticed."""
+        images, labels = to_unit_range(inputs["pixel_values"]), inputs["labels"]
+        if task.attack is None:
+            logits = _finite_logits(task.scored, images)
+            record = {"predictions": logits.argmax(-1).tolist()}
+            if batch == 0:
+                again = _finite_logits(task.scored, images)
+                record["stochastic"] = not torch.allclose(again, logits, rtol=1e-3, atol=1e-3)
+            return record
+        predictions = torch.tensor(
+            self.results.predictions[task.clean.key][batch]["predictions"], device=labels.device
+        )
+        right = (predictions == labels).nonzero().squeeze(1)  # the others aren't attacked
+        record = {"zero_gradient": 0, "broken_by": {}}
+        if len(right):
+            if task.attack.needs_proxy:
+                _finite_logits(task.attack.proxy, images[right])
+            result = task.attack.perturb(task.scored, images[right], labels[right], inputs["sample_ids"][right])
+            _check_within_ball(task, images[right], result.images)
+            predictions[right] = _finite_logits(task.scored, result.images).argmax(-1)
+            record["zero_gradient"] = int(result.zero_gradient.sum())
+            if isinstance(task.attack, Suite):
+                names = task.attack.running(len(task.benchmark.class_names))
+                record["broken_by"] = {
+                    name: int((result.broken_by == place).sum()) for place, name in enumerate(names)
+                }
+        return {"predictions": predictions.tolist()} | record
+
+    def examples(self, tasks: list[Task], number: int = 5) -> list[dict]:
+        """Samples that are right without an attack, attacked again by the first attack at the largest eps, for
+        [`~hpt.evaluation.figures.draw_adversarial_images`]; none if nothing was attacked."""
+        attacked = [task for task in tasks if task.clean is tasks[0] and task.settings["attack"] != LARGE_EPS]
+        attacked = [task for task in attacked if task.attack.eps == self.eps[-1] and task.key in self.results.rows]
+        if not attacked:
+            return []
+        task = attacked[0]
+        before = self._predicted(task.clean.key)
+        right = np.flatnonzero(before == np.asarray(task.benchmark.dataset["label"][:]))[:number]
+        if len(right) == 0:
+            return []
+        inputs = collate([task.benchmark[row] for row in right.tolist()])
+        inputs = {name: values.to(task.scored.model.device) for name, values in inputs.items()}
+        images = to_unit_range(inputs["pixel_values"])
+        adversarial = task.attack(task.scored, images, inputs["labels"], inputs["sample_ids"])
+        after, names = _finite_logits(task.scored, adversarial).argmax(-1).tolist(), task.benchmark.class_names
+        return [
+            {
+                "clean": images[place].cpu(),
+                "adversarial": adversarial[place].cpu(),
+                "label": names[inputs["labels"][place]],
+                "before": names[before[row]],
+                "after": names[after[place]],
+                "attack": f"{task.settings['attack']} at {describe_eps(task.attack.eps, self.norm)}",
+            }
+            for place, row in enumerate(right)
+        ]
+
+    # Rows
+
+    def _predicted(self, key: str) -> np.ndarray:
+        """Predicted classes of the samples of the row with that digest, as far as they are there, in order."""
+        records = self.results.predictions.get(key, {})
+        return np.concatenate([np.empty(0, int), *(records[batch]["predictions"] for batch in sorted(records))])
+
+    def _summarise(self, task: Task, records: list[dict]) -> Row:
+        """The row of a task all of whose batches are there."""
+        more = {"seconds": sum(record["seconds"] for record in records)}
+        if task.attack is None:
+            return self._row(task.settings, task, [], **more, stochastic=records[0]["stochastic"])
+        more["zero_gradient"] = sum(record["zero_gradient"] for record in records)
+        parts = {part: 0 for record in records for part in record["broken_by"]}
+        more["broken_by"] = {part: sum(record["broken_by"].get(part, 0) for record in records) for part in parts}
+        return self._row(task.settings, task.clean, [self._predicted(task.key)], **more)
+
+    def _worst_case(self, clean: Task, eps: float) -> Row:
+        """The row of the samples that are right under every attack of that eps in the results."""
+        subject = self.results.rows[clean.key].subject()
+        rows = {
+            key: row
+            for key, row in self.results.rows.items()
+            if (row.subject(), row.eps, row.norm) == (subject, eps, self.norm)
+            and row.attack not in (WORST_CASE, LARGE_EPS)
+            and not row.attack.startswith(REVERSE_TRANSFER)
+        }
+        settings = clean.settings | {"attack": WORST_CASE, "attacked": subject["model"], "eps": eps, "norm": self.norm}
+        settings |= {"parameters": {"attacks": sorted(row.attack for row in rows.values())}}
+        key = digest(settings)
+        if key not in self.results.rows:
+            seconds = sum(row.seconds for row in rows.values())
+            self.results.add_row(self._row(settings, clean, [self._predicted(one) for one in rows], seconds=seconds))
+        return self.results.rows[key]
+
+    def _row(self, settings: dict, clean: Task, under_attack: list[np.ndarray], **more) -> Row:
+        """A row of the accuracy without an attack and under all of the attacks given by their predictions."""
+        from hpt.evaluation.metrics import CleanAccuracy, MeanPerClassAccuracy, RobustAccuracy
+
+        number = settings["n"]
+        labels = np.asarray(clean.benchmark.dataset["label"][:number])
+        data = {"predictions": self._predicted(clean.key)[:number], "references": labels}
+        if under_attack:
+            measured = RobustAccuracy().compute(**data, adversarial_predictions=np.stack(under_attack, axis=1))
+        else:
+            measured = CleanAccuracy().compute(**data)
+        accuracy, low, high, _ = measured.values()
+        if clean.benchmark.mean_per_class:
+            right = np.all([one == labels for one in (data["predictions"], *under_attack)], axis=0)
+            data["predictions"] = np.where(right, labels, -1)
+            more |= MeanPerClassAccuracy().compute(**data)
+            more.pop("n")
+        return Row(**settings, source=clean.benchmark.source, accuracy=accuracy, low=low, high=high, **more)
+
+
+def _finite_logits(classifier, images: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        logits = float_logits(classifier)(images)
+    if not logits.isfinite().all():
+        raise InputError(
+            "the logits of the model, or of its proxy, aren't finite, so nothing can be said of it: check its weights "
+            "and dtype."
+        )
+    return logits
+
+
+def _check_within_ball(task: Task, images: torch.Tensor, adversarial: torch.Tensor) -> None:
+    """Never score what the threat model doesn't allow."""
+    change = (adversarial - images).flatten(1)
+    length = change.abs().amax(1) if task.attack.norm == "linf" else change.norm(dim=1)
+    allowed = task.attack.eps * 1.001 + 1e-6  # float32's rounding
+    if not (length.max() <= allowed and adversarial.min() >= 0 and adversarial.max() <= 1):  # and so not NaN
+        raise RuntimeError(f"{task}: the attack left its eps-ball or [0, 1], which is a defect of the attack.")

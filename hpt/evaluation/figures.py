@@ -1,0 +1,241 @@
+"""Pictures of a run and of an evaluation: the phenomenon, the training curves, the results, the images."""
+
+from itertools import cycle
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from hpt.attacks.registry import REVERSE_TRANSFER
+from hpt.evaluation.report import attack_label, latest
+from hpt.evaluation.rows import CLEAN, WORST_CASE, Row
+from hpt.radius import describe_eps
+
+
+BLUE, ORANGE, GREEN, GREY, *_ = COLORS = (
+    *("#3b6fb6", "#d9772b", "#3a8f5c", "#8a8a8a", "#8e5ea8"),
+    *("#c44e52", "#937860", "#64b5cd", "#b5a642", "#d67fb0"),
+)
+_EPS_LABELS = {"linf": "eps (1/255); 0 is clean", "l2": "eps (l_2); 0 is clean"}
+
+
+def draw_accuracy_over_eps(rows: list[Row], title: str, path: str | Path) -> None:
+    """Accuracy of several models over eps, with 95 % intervals, a row each per eps and one for clean images."""
+    figure = Figure(figsize=(6, 3.8))
+    axes = figure.subplots()
+    norm = next((row.norm for row in rows if row.norm), "linf")
+    for model, color in zip(dict.fromkeys(row.model for row in rows), cycle(COLORS), strict=False):
+        own = sorted((row for row in rows if row.model == model), key=lambda row: row.eps or 0)
+        eps = [_axis_eps(row) for row in own]
+        axes.plot(eps, [100 * row.accuracy for row in own], "o-", color=color, label=model)
+        axes.fill_between(
+            eps, [100 * row.low for row in own], [100 * row.high for row in own], color=color, alpha=0.15
+        )
+    axes.set(xlabel=_EPS_LABELS[norm], ylabel="accuracy (%)", ylim=(0, 100))
+    axes.set_title(title, fontsize=10)
+    axes.set_xticks(sorted({_axis_eps(row) for row in rows}))
+    axes.legend(frameon=False)
+    save_figure(figure, path)
+
+
+def draw_transfer_matrix(rows: list[Row], title: str, path: str | Path) -> None:
+    """A heat map per eps: accuracy of each model (across) on clean images and on those made against each (down).
+
+    Args:
+        rows (`list[Row]`): Of one benchmark: each model on clean images, and at each eps on images made against each.
+    """
+    models = list(dict.fromkeys(row.model for row in rows))
+    radii = sorted({row.eps for row in rows if row.eps is not None})
+    accuracy = {(row.attacked, row.eps, row.model): 100 * row.accuracy for row in rows}
+    across = min(2, len(radii))
+    side = 1.6 + 0.62 * len(models)
+    figure = Figure(figsize=(across * (side + 0.6), -(-len(radii) // across) * side + 0.4))
+    panels = figure.subplots(-(-len(radii) // across), across, squeeze=False).flatten()
+    for axes in panels[len(radii) :]:
+        axes.axis("off")
+    for axes, eps in zip(panels, radii, strict=False):
+        made = [(None, None), *((attacked, eps) for attacked in models)]
+        values = [[accuracy[(*one, model)] for model in models] for one in made]
+        axes.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+        for y, line in enumerate(values):
+            for x, value in enumerate(line):
+                axes.text(
+                    x,
+                    y,
+                    f"{value:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if value > 55 else "black",
+                )
+        axes.axhline(0.5, color="white", lw=3)
+        axes.set_xticks(range(len(models)), models, rotation=40, ha="right", fontsize=8)
+        axes.set_yticks(range(len(made)), ["clean", *models], fontsize=8)
+        axes.set_title(f"eps = {describe_eps(eps)}", fontsize=9)
+        axes.set(xlabel="scored", ylabel="made against")
+    figure.suptitle(title, fontsize=10)
+    save_figure(figure, path)
+
+
+def draw_training_curves(history: list[dict], boundary: int, path: str | Path) -> None:
+    """Loss, learning rate and accuracies over optimizer steps, with the two stages marked.
+
+    Args:
+        history (`list[dict]`): `trainer.state.log_history`.
+        boundary (`int`): First step of the transfer stage; 0 if there is no anchor stage.
+    """
+    figure = Figure(figsize=(7, 8.5))
+    loss, rate, accuracy = figure.subplots(3, 1, sharex=True)
+    train = [entry for entry in history if "train_clean_accuracy" in entry]
+    loss.plot(*_series(train, "loss"), color=GREY)
+    loss.set(ylabel="loss")
+    rate.plot(*_series(train, "learning_rate"), color=GREY)
+    rate.set(ylabel="learning rate")
+    if any(entry.get("learning_rate") for entry in train):  # the first is 0 where there is a warm-up
+        rate.set_yscale("log")
+    for key, label, color in (
+        ("train_clean_accuracy", "target, clean", BLUE),
+        ("train_robust_accuracy", "target, adversarial", ORANGE),
+        ("proxy_robust_accuracy", "proxy, adversarial", GREEN),
+    ):
+        steps, values = _series(train, key)
+        accuracy.plot(steps, _smooth([100 * value for value in values]), color=color, label=f"training: {label}")
+    keys = {key for entry in history for key in entry}
+    for key in sorted(key for key in keys if key.startswith("eval_") and key.endswith("_accuracy")):
+        steps, values = _series(history, key)
+        color = BLUE if key.endswith("clean_accuracy") else ORANGE
+        name = key.removeprefix("eval_").replace("_", " ")
+        accuracy.plot(steps, [100 * value for value in values], "o", color=color, label=f"evaluation: {name}")
+    accuracy.set(ylabel="accuracy (%)", xlabel="optimizer step", ylim=(0, 100))
+    accuracy.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    last = max(entry["step"] for entry in history)
+    for axes in (loss, rate, accuracy):
+        if 0 < boundary < last:
+            axes.axvspan(0, boundary, color=GREY, alpha=0.12)
+    if 0 < boundary < last:
+        loss.set_title("generalization-anchored warm-up (shaded), then generalization-pulled HPT", fontsize=10)
+    save_figure(figure, path)
+
+
+def draw_accuracy_bars(rows: list[Row], title: str, path: str | Path) -> None:
+    """Accuracy per model, clean and under an attack on itself, as bars with 95 % intervals."""
+    figure = Figure(figsize=(6, 3.8))
+    axes = figure.subplots()
+    models = list(dict.fromkeys(row.model for row in rows))
+    kinds = {"clean": lambda row: row.attacked is None, "attacked by PGD": lambda row: row.attacked == row.model}
+    for offset, (label, belongs), color in zip((-0.19, 0.19), kinds.items(), cycle(COLORS), strict=False):
+        shown = {row.model: row for row in rows if belongs(row)}
+        places = [index + offset for index in range(len(models))]
+        values = [100 * shown[model].accuracy for model in models]
+        axes.bar(places, values, 0.36, color=color, label=label)
+        axes.errorbar(
+            places, values, error_bars([shown[model] for model in models]), fmt="none", ecolor="black", capsize=3
+        )
+        for place, model in zip(places, models, strict=True):
+            axes.text(
+                place, 100 * shown[model].high + 1.5, f"{100 * shown[model].accuracy:.1f}", ha="center", fontsize=9
+            )
+    axes.set_xticks(range(len(models)), models)
+    axes.set(ylabel="accuracy (%)", ylim=(0, 108), yticks=range(0, 101, 20))
+    axes.set_title(title, fontsize=10)
+    axes.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.1))
+    save_figure(figure, path)
+
+
+def draw_robustness_curves(rows: list[Row], benchmark: str, norm: str, path: str | Path) -> None:
+    """Accuracy over eps of each model on a benchmark: its worst case with 95 % intervals, and dashed its PGD."""
+    figure = Figure(figsize=(6, 3.8))
+    axes = figure.subplots()
+    rows = [row for row in latest(rows) if row.benchmark == benchmark and row.norm in (None, norm)]
+    rows = [row for row in rows if not row.attack.startswith(REVERSE_TRANSFER)]
+    models = list(dict.fromkeys(row.model for row in rows if row.attack == WORST_CASE))
+    for model, color in zip(models, cycle(COLORS), strict=False):
+        own = sorted((row for row in rows if row.model == model), key=lambda row: row.eps or 0)
+        worst = [row for row in own if row.attack in (CLEAN, WORST_CASE)]
+        eps = [_axis_eps(row) for row in worst]
+        axes.plot(eps, [100 * row.accuracy for row in worst], "o-", color=color, label=f"{model}, worst case")
+        low, high = ([100 * getattr(row, end) for row in worst] for end in ("low", "high"))
+        axes.fill_between(eps, low, high, color=color, alpha=0.15)
+        kind = next((row.attack for row in own if row.attack.partition(":")[0] == "pgd"), None)
+        pgd = [row for row in own if row.attack in (CLEAN, kind)]
+        if len(pgd) == len(worst):
+            accuracies = [100 * row.accuracy for row in pgd]
+            axes.plot(eps, accuracies, "--", color=color, lw=1, label=f"{model}, {attack_label(pgd[-1])}")
+    axes.set(xlabel=_EPS_LABELS[norm], ylabel="accuracy (%)")
+    axes.set(ylim=(0, 100), xticks=sorted({_axis_eps(row) for row in rows}))
+    axes.set_title(f"{benchmark}, n = {rows[0].n}", fontsize=10)
+    axes.legend(frameon=False, fontsize=9)
+    save_figure(figure, path)
+
+
+def draw_clean_against_robust(rows: list[Row], eps: float, norm: str, path: str | Path) -> None:
+    """Clean accuracy of each model on each benchmark against its worst case at an eps, with 95 % intervals."""
+    figure = Figure(figsize=(6, 4.4))
+    axes = figure.subplots()
+    rows = latest(rows)
+    clean = {(row.model, row.benchmark): row for row in rows if row.attack == CLEAN}
+    worst = [row for row in rows if (row.attack, row.eps, row.norm) == (WORST_CASE, eps, norm)]
+    for model, color in zip(dict.fromkeys(row.model for row in worst), cycle(COLORS), strict=False):
+        own = [row for row in worst if row.model == model]
+        points = [(clean[model, row.benchmark], row) for row in own]
+        across, up = ([100 * pair[axis].accuracy for pair in points] for axis in (0, 1))
+        across_ends, up_ends = (error_bars([pair[axis] for pair in points]) for axis in (0, 1))
+        axes.errorbar(across, up, yerr=up_ends, xerr=across_ends, fmt="o", color=color, capsize=2, label=model)
+        for row, x, y in zip(own, across, up, strict=True):
+            axes.annotate(row.benchmark, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8, color=color)
+    axes.set(xlabel="clean accuracy (%)", ylabel=f"worst case at {describe_eps(eps, norm)} (%)")
+    axes.set(xlim=(0, 105), ylim=(-2, 105))
+    axes.legend(frameon=False, loc="upper left")
+    save_figure(figure, path)
+
+
+def draw_adversarial_images(examples: list[dict], title: str, path: str | Path) -> None:
+    """A row for each example: the clean image, the perturbation magnified, the adversarial image, with predictions.
+
+    Args:
+        examples (`list[dict]`): `clean` and `adversarial` images of shape `(3, height, width)` in [0, 1], and the
+            names `label`, `before` and `after` of the true class and of those predicted.
+    """
+    figure = Figure(figsize=(6.2, 2.15 * len(examples) + 0.5))
+    grid = figure.subplots(len(examples), 3, squeeze=False)
+    for axes, example in zip(grid, examples, strict=True):
+        clean, adversarial = (example[key].permute(1, 2, 0) for key in ("clean", "adversarial"))
+        change = (adversarial - clean) / (2 * (adversarial - clean).abs().max().clamp(min=1e-12)) + 0.5
+        scale = 0.5 / (adversarial - clean).abs().max().clamp(min=1e-12).item()
+        for panel, image in zip(axes, (clean, change, adversarial), strict=True):
+            panel.imshow(image.clamp(0, 1).numpy(), interpolation="nearest")
+            panel.set_xticks([])
+            panel.set_yticks([])
+        axes[0].set_ylabel(example["label"], fontsize=9)
+        right = example["after"] == example["label"]
+        axes[0].set_title(f"clean: {example['before']}", fontsize=9)
+        axes[1].set_title(f"perturbation x {scale:.0f}", fontsize=9)
+        axes[2].set_title(f"adversarial: {example['after']}", fontsize=9, color=GREEN if right else ORANGE)
+    figure.suptitle(title, fontsize=10)
+    save_figure(figure, path)
+
+
+def error_bars(rows: list[Row]) -> tuple[list[float], list[float]]:
+    """How far each row's interval reaches below and above its accuracy, in points."""
+    below = [100 * (row.accuracy - row.low) for row in rows]
+    return below, [100 * (row.high - row.accuracy) for row in rows]
+
+
+def _axis_eps(row: Row) -> float:
+    return (255 if row.norm == "linf" else 1) * (row.eps or 0)
+
+
+def _series(entries: list[dict], key: str) -> tuple[list, list]:
+    found = [entry for entry in entries if key in entry]
+    return [entry["step"] for entry in found], [entry[key] for entry in found]
+
+
+def _smooth(values: list[float], window: int = 5) -> list[float]:
+    """Trailing mean: one batch's accuracy alone is noise."""
+    return [sum(values[max(0, i - window + 1) : i + 1]) / min(i + 1, window) for i in range(len(values))]
+
+
+def save_figure(figure, path: str | Path) -> None:
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,131 @@
+"""What makes a robust accuracy doubtful, found in an evaluation's rows (arXiv 1802.00420, 1902.06705).
+
+A flag doesn't say that a model isn't robust; it says why the number may be wrong, and what to do about it.
+"""
+
+from dataclasses import dataclass
+
+from hpt.attacks.registry import REVERSE_TRANSFER
+from hpt.evaluation.rows import CLEAN, LARGE_EPS, WORST_CASE, Row
+from hpt.radius import describe_eps
+
+
+PGD_GAP = 0.02  # how far PGD may lie above the worst case
+ZERO_GRADIENTS = 0.01  # share of the samples; images of a class whose name is given twice have one on the margin
+ALMOST_ZERO = 0.05  # what may be left when images are free to become grey
+SQUARE_ALONE = 0.01  # share of the samples that Square may break after gradients failed
+FEWEST_SAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A reason for doubt.
+
+    Args:
+        name (`str`): `"pgd-too-weak"`, `"large-eps-survivors"`, `"square-beats-gradients"`, `"zero-gradients"`,
+            `"stochastic-model"` or `"few-samples"`.
+        model, benchmark (`str`): What it is about.
+        eps (`float`), norm (`str`), *optional*: The radius that it is about.
+        message (`str`): What was seen and what to do.
+        masking (`bool`): Whether it suggests that gradients are masked, so that robust accuracy is overstated.
+    """
+
+    name: str
+    model: str
+    benchmark: str
+    eps: float | None
+    norm: str | None
+    message: str
+    masking: bool
+
+
+def find_flags(rows: list[Row]) -> list[Flag]:
+    """All flags that rows raise, by model, samples and eps; rows on different samples aren't compared."""
+    rows = [row for row in rows if not row.attack.startswith(REVERSE_TRANSFER)]
+    flags = []
+    for model, sample_set in dict.fromkeys((row.model, row.sample_set) for row in rows):
+        own = [row for row in rows if (row.model, row.sample_set) == (model, sample_set)]
+        for check in (_few_samples, _stochastic, _large_eps, _zero_gradients):
+            flags += check(own)
+        for eps, norm in dict.fromkeys((row.eps, row.norm) for row in own if row.attack not in (CLEAN, LARGE_EPS)):
+            attacked = [row for row in own if (row.eps, row.norm) == (eps, norm)]
+            flags += _pgd_too_weak(attacked) + _square_beats_gradients(attacked)
+    return flags
+
+
+def _flag(name: str, row: Row, message: str, masking: bool) -> list[Flag]:
+    return [Flag(name, row.model, row.benchmark, row.eps, row.norm, message, masking)]
+
+
+def _further(above: Row, below: Row, share: float) -> bool:
+    """Whether accuracies differ by more than a share of the samples, counted in samples."""
+    return round(above.accuracy * above.n) - round(below.accuracy * below.n) > share * below.n
+
+
+def _few_samples(rows: list[Row]) -> list[Flag]:
+    row = next((row for row in rows if row.attack == CLEAN), None)
+    if row is None or row.n >= FEWEST_SAMPLES:
+        return []
+    half = 50 * (row.high - row.low)
+    return _flag("few-samples", row, f"{row.n} samples: +-{half:.1f} points even without an attack.", masking=False)
+
+
+def _stochastic(rows: list[Row]) -> list[Flag]:
+    row = next((row for row in rows if row.stochastic), None)
+    if row is None:
+        return []
+    message = "The same images gave other logits the second time: average gradients over its randomness (EOT)."
+    return _flag("stochastic-model", row, message, masking=True)
+
+
+def _large_eps(rows: list[Row]) -> list[Flag]:
+    row = next((row for row in rows if row.attack == LARGE_EPS and row.accuracy > ALMOST_ZERO), None)
+    if row is None:
+        return []
+    message = (
+        f"{100 * row.accuracy:.1f} % survive APGD at {describe_eps(row.eps)}, where every image may become grey: the "
+        "attack doesn't work on this model."
+    )
+    return _flag("large-eps-survivors", row, message, masking=True)
+
+
+def _zero_gradients(rows: list[Row]) -> list[Flag]:
+    row = max((row for row in rows if row.zero_gradient), key=lambda row: row.zero_gradient / row.n, default=None)
+    if row is None or row.zero_gradient <= ZERO_GRADIENTS * row.n:
+        return []
+    message = (
+        f"{row.zero_gradient} of {row.n} samples had a gradient of exactly zero under {row.attack}: trust Square and "
+        "margin attacks more than this one."
+    )
+    return _flag("zero-gradients", row, message, masking=True)
+
+
+def _pgd_too_weak(rows: list[Row]) -> list[Flag]:
+    pgd = min((row for row in rows if row.attack.split(":")[0] == "pgd"), key=lambda row: row.accuracy, default=None)
+    worst = next((row for row in reversed(rows) if row.attack == WORST_CASE), None)
+    if pgd is None or worst is None or not _further(pgd, worst, PGD_GAP):
+        return []
+    message = (
+        f"PGD-{pgd.steps} leaves {100 * pgd.accuracy:.1f} %, the worst case {100 * worst.accuracy:.1f} %: report the "
+        "worst case."
+    )
+    return _flag("pgd-too-weak", worst, message, masking=True)
+
+
+def _square_beats_gradients(rows: list[Row]) -> list[Flag]:
+    for row in rows:  # of a suite, Square is handed what the gradient attacks left
+        alone = row.broken_by.get("square", 0)
+        if alone > SQUARE_ALONE * row.n:
+            message = f"Square breaks {alone} of {row.n} samples that gradients didn't: they are masked."
+            return _flag("square-beats-gradients", row, message, masking=True)
+    square = next((row for row in rows if row.attack.split(":")[0] == "square"), None)
+    others = ("square", "fgsm", "transfer", WORST_CASE)
+    gradients = [row for row in rows if row.attack.split(":")[0] not in others]
+    best = min(gradients, key=lambda row: row.accuracy, default=None)
+    if square is None or best is None or not _further(best, square, SQUARE_ALONE):
+        return []
+    message = (
+        f"Square, without gradients, leaves {100 * square.accuracy:.1f} %, {best.attack} {100 * best.accuracy:.1f} %: "
+        "gradients are masked."
+    )
+    return _flag("square-beats-gradients", square, message, masking=True)

@@ -1,0 +1,258 @@
+"""Which proxy to take: accuracy of models on images made against each other, and what follows for one target.
+
+The paper (arXiv 2601.12865) calls it proxy adversarial robustness: a vanilla model keeps most of its accuracy on
+adversarial images made against another one. It picks the proxy by clean zero-shot accuracy; here it is measured.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from tqdm.auto import tqdm
+
+import hpt
+from hpt.attacks import PGD
+from hpt.data.benchmark import Benchmark
+from hpt.data.images import hash_samples
+from hpt.errors import InputError
+from hpt.evaluation.comparison import make_row, score
+from hpt.evaluation.report import markdown_table
+from hpt.evaluation.rows import Row
+from hpt.files import append_line, digest, read_lines
+from hpt.models.weights import architecture, hash_weights
+from hpt.radius import describe_eps
+
+
+class TransferMatrix:
+    """Verdicts of every model on clean images, and on images made against each of them at several radii.
+
+    Args:
+        models (`dict[str, ZeroShotClassifier]`): By name, on their device, in eval mode.
+        benchmark ([`Benchmark`]): Images and labels.
+        eps (`list[float]`): l_inf radii in [0, 1] pixels.
+        steps (`int`, *optional*, defaults to 10): Of PGD, with steps of `eps / 4` from a random start.
+        seed (`int`, *optional*, defaults to 0): Of its noise.
+        folder (`str` or `Path`, *optional*): Keeps verdicts, so that a killed run goes on where it was, and the same
+            models need not be attacked again; a further model has them all attacked again.
+
+    Raises:
+        InputError: when two models have the same weights.
+    """
+
+    def __init__(self, models, benchmark: Benchmark, eps: list[float], steps: int = 10, seed: int = 0, folder=None):
+        self.models, self.benchmark, self.eps = models, benchmark, eps
+        self.weights = {name: hash_weights(model.model.state_dict()) for name, model in models.items()}
+        self._identities = {name: self._identify(name, model) for name, model in models.items()}
+        for name, weights in self.weights.items():
+            twin = next(other for other, same in self.weights.items() if same == weights)
+            if twin != name:
+                raise InputError(f"{name!r} and {twin!r} are the same weights: give each model once.")
+        self.attacks = {radius: PGD(eps=radius, steps=steps, seed=seed) for radius in eps}
+        self.columns = [(None, None), *((name, radius) for radius in eps for name in models)]
+        samples = [hash_samples(benchmark.dataset), benchmark.ids().tolist(), benchmark.class_names]
+        self._samples = samples = [*samples, benchmark.template, benchmark.attack_space, hpt.__version__]
+        self._keys = {
+            (name, radius): digest(
+                [samples, name and self._identities[name], radius and [self.attacks[radius].parameters, radius, seed]]
+            )
+            for name, radius in self.columns
+        }
+        self.folder = None if folder is None else Path(folder)
+        self.correct: dict[tuple, dict[str, np.ndarray]] = {}  # by (attacked, eps), then by model
+
+    def _identify(self, name: str, model) -> str:
+        """A digest of all that a model's verdicts on these classes depend on."""
+        prompts = [self.benchmark.template.format(one) for one in self.benchmark.class_names]
+        tokens = {key: ids.tolist() for key, ids in model.tokenize(prompts).items()}
+        statistics = [model.image_size, model.image_mean.tolist(), model.image_std.tolist()]
+        return digest([self.weights[name], statistics, tokens])
+
+    def measure(self, batch_size: int = 64, num_workers: int = 0, state: PartialState | None = None) -> None:
+        """Fill `correct`, from the folder or by attacking; several processes share the columns that are missing."""
+        state, found = state or PartialState(), []
+        (kept,) = broadcast_object_list([self._read() if state.is_main_process else None])
+        missing = [column for column in self.columns if not self._complete(kept.get(self._keys[column], {}))]
+        mine = missing[state.process_index :: state.num_processes]
+        for name, radius in tqdm(mine, desc="Attacks", disable=not state.is_local_main_process):
+            attack = None if radius is None else self.attacks[radius]
+            correct = score(self.models, self.benchmark, attack, name, batch_size, num_workers)
+            verdicts = {self._identities[model]: one.astype(int).tolist() for model, one in correct.items()}
+            found.append({"column": self._keys[name, radius], "correct": verdicts})
+            if self.folder:
+                append_line(self.folder / f"verdicts-{state.process_index}.jsonl", found[-1])
+        for line in gather_object(found):
+            kept.setdefault(line["column"], {}).update(line["correct"])
+        for column in self.columns:
+            verdicts = kept[self._keys[column]]
+            self.correct[column] = {name: np.array(verdicts[one], bool) for name, one in self._identities.items()}
+
+    def _complete(self, verdicts: dict) -> bool:
+        return set(self._identities.values()) <= set(verdicts)
+
+    def _read(self) -> dict[str, dict]:
+        kept = {}
+        for file in sorted(self.folder.glob("verdicts-*.jsonl")) if self.folder else ():
+            for number, line in enumerate(read_lines(file), start=1):
+                if not isinstance(line, dict) or set(line) != {"column", "correct"}:
+                    raise InputError(f"Line {number} of {file} isn't one of verdicts: give another output_dir.")
+                kept.setdefault(line["column"], {}).update(line["correct"])
+        return kept
+
+    def rows(self) -> list[Row]:
+        """A row for each model scored on each column, with its 95 % interval."""
+        same = {"samples": digest(self._samples), "hpt_version": hpt.__version__}
+        return [
+            replace(
+                make_row(model, correct, self.benchmark, self.attacks.get(radius), name),
+                weights=self.weights[model],
+                templates=[self.benchmark.template],
+                **same,
+            )
+            for (name, radius), column in self.correct.items()
+            for model, correct in column.items()
+        ]
+
+
+@dataclass(frozen=True)
+class RankedProxy:
+    """What a candidate is worth as a proxy of a target.
+
+    Args:
+        name (`str`): Of the candidate.
+        same_architecture (`bool`): Whether its vision tower is built like the target's.
+        clean (`float`): Accuracy on clean images, in [0, 1]: the paper's criterion.
+        robust (`list[float]`): Accuracy on images made against the target, per radius.
+        kept (`list[tuple]`): Of that, the share of the clean accuracy, per radius, with its 95 % interval.
+        mean (`tuple`): Of `robust`, what is ranked by, with its 95 % interval.
+        behind (`tuple`): How much the best candidate's mean is above, with its 95 % interval over the same images.
+        rank, rank_by_clean (`int`): From 1; the same for the same accuracy.
+    """
+
+    name: str
+    same_architecture: bool
+    clean: float
+    robust: list[float]
+    kept: list[tuple[float, float, float]]
+    mean: tuple[float, float, float]
+    behind: tuple[float, float, float]
+    rank: int
+    rank_by_clean: int
+
+
+def rank_proxies(matrix: TransferMatrix, target: str) -> list[RankedProxy]:
+    """The candidates, best first: by their accuracy on images made against the target, averaged over the radii."""
+    clean = matrix.correct[None, None]
+    candidates = [name for name in matrix.models if name != target]
+    robust = {name: np.stack([matrix.correct[target, eps][name] for eps in matrix.eps]) for name in candidates}
+    order = sorted(candidates, key=lambda name: -robust[name].mean())
+
+    def place(verdicts: dict, name: str) -> int:
+        return 1 + sum(bool(verdicts[other].mean() > verdicts[name].mean()) for other in candidates)
+
+    shape = architecture(matrix.models[target].model)
+    return [
+        RankedProxy(
+            name=name,
+            same_architecture=architecture(matrix.models[name].model) == shape,
+            clean=float(clean[name].mean()),
+            robust=robust[name].mean(1).tolist(),
+            kept=[share(one, clean[name]) for one in robust[name]],
+            mean=paired_difference(robust[name].mean(0), np.zeros(robust[name].shape[1])),
+            behind=paired_difference(robust[order[0]].mean(0), robust[name].mean(0)),
+            rank=place(robust, name),
+            rank_by_clean=place(clean, name),
+        )
+        for name in order
+    ]
+
+
+def share(robust: np.ndarray, clean: np.ndarray) -> tuple[float, float, float]:
+    """Accuracy under attack as a share of the clean one on the same samples, with its 95 % bootstrap interval."""
+
+    def ratio(robust, clean, axis=-1):
+        return robust.sum(axis) / np.maximum(clean.sum(axis), 1)
+
+    return _with_interval((robust.astype(float), clean.astype(float)), ratio)
+
+
+def paired_difference(better: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
+    """Mean of `better - other` over the same samples, with its 95 % bootstrap interval."""
+    return _with_interval((better - other,), np.mean)
+
+
+def _with_interval(samples: tuple, statistic) -> tuple[float, float, float]:
+    from scipy.stats import bootstrap  # slow to import
+
+    interval = bootstrap(
+        samples,
+        statistic,
+        paired=len(samples) > 1,
+        vectorized=True,
+        n_resamples=2000,
+        method="percentile",
+        rng=0,
+    ).confidence_interval
+    return float(statistic(*samples)), float(interval.low), float(interval.high)
+
+
+def format_ranking(ranked: list[RankedProxy], matrix: TransferMatrix, target: str) -> str:
+    """The ranking as a Markdown table, and what it recommends."""
+    rows = {(row.model, row.attacked, row.eps): row for row in matrix.rows()}
+    radii = [describe_eps(eps) for eps in matrix.eps]
+    lines = [["rank", "proxy", "rank by clean", "clean", *radii, "mean", "behind the best"]]
+    for one in ranked:
+        name = f"{one.name} (as the target)" if one.same_architecture else one.name
+        cells = [_cell(rows[one.name, target, eps], kept) for eps, kept in zip(matrix.eps, one.kept, strict=True)]
+        behind = "-" if one is ranked[0] else _points(one.behind)
+        clean = _cell(rows[one.name, None, None])
+        lines.append([str(one.rank), name, str(one.rank_by_clean), clean, *cells, _points(one.mean), behind])
+    attack = next(iter(matrix.attacks.values()))
+    itself = ", ".join(f"{100 * rows[target, target, eps].accuracy:.1f} at {describe_eps(eps)}" for eps in matrix.eps)
+    own = f"{target} itself: {_cell(rows[target, None, None])} clean, {itself}."
+    return (
+        f"Accuracy in % on images made against {target} by PGD-{attack.steps}, with its 95 % interval and, in "
+        "parentheses, the share of the clean accuracy that is kept\n\n"
+        f"{markdown_table(lines)}\n\n{own}\n\n{recommend(ranked)}"
+    )
+
+
+def recommend(ranked: list[RankedProxy]) -> str:
+    """In words: the best candidate, which others can't be told from it, and what the paper's criterion would take."""
+    best = ranked[0]
+    said = f"Recommended proxy: {best.name}, {_points(best.mean)} % on average over the radii."
+    if ties := [one.name for one in ranked[1:] if one.behind[1] <= 0]:
+        said += f" On these images it can't be told from {', '.join(ties)}."
+    first_by_clean = [one for one in ranked if one.rank_by_clean == 1]
+    if best in first_by_clean:
+        said += " The paper's criterion, clean accuracy, takes the same." if len(ranked) > 1 else ""
+    for one in first_by_clean if best not in first_by_clean else []:
+        said += (
+            f" The paper's criterion, clean accuracy, takes {one.name}, which is {_points(one.behind)} points behind."
+        )
+    if len({one.mean[0] for one in ranked}) > 2 and len({one.clean for one in ranked}) > 1:
+        said += (
+            f" Spearman's correlation of clean accuracy and the average, over {len(ranked)} candidates: "
+            f"{rank_correlation(ranked):.2f}."
+        )
+    if best.same_architecture:
+        said += f" Mind that {best.name} is built like the target: the method is for proxies of other architectures."
+    return said
+
+
+def rank_correlation(ranked: list[RankedProxy]) -> float:
+    """Spearman's correlation, over the candidates, of clean accuracy and accuracy on the target's images."""
+    from scipy.stats import spearmanr
+
+    return float(spearmanr([one.clean for one in ranked], [one.mean[0] for one in ranked]).statistic)
+
+
+def _cell(row: Row, kept: tuple[float, float, float] | None = None) -> str:
+    cell = f"{100 * row.accuracy:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]"
+    return cell if kept is None else f"{cell} ({100 * kept[0]:.0f})"
+
+
+def _points(difference: tuple[float, float, float]) -> str:
+    middle, low, high = (100 * one for one in difference)
+    return f"{middle:.1f} [{low:.1f}, {high:.1f}]"

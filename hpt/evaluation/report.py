@@ -1,0 +1,168 @@
+"""An evaluation's rows as Markdown tables and as a CSV file, and its flags as lines."""
+
+import csv
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from hpt.attacks.registry import REVERSE_TRANSFER
+from hpt.evaluation.flags import Flag
+from hpt.evaluation.rows import CLEAN, LARGE_EPS, WORST_CASE, Row
+from hpt.radius import describe_eps, describe_norm, describe_radius
+
+
+def attack_label(row: Row) -> str:
+    """What a table calls a row: `PGD-10`, `CW-50`, `square (queries=100)`, `transfer from my proxy`."""
+    name, _, settings = row.attack.partition(":")
+    if name == "transfer":
+        return f"{name} from {row.attacked}"
+    if name == REVERSE_TRANSFER:
+        return f"made on {row.attacked}"
+    label = f"{name.upper() if name in ('pgd', 'cw') else name}-{row.steps}" if row.steps else name
+    label += f" x {row.restarts}" if row.restarts and row.restarts > 1 else ""
+    others = [one for one in settings.split(",") if one and not one.startswith(("steps=", "restarts="))]
+    return f"{label} ({', '.join(others)})" if others else label
+
+
+def latest(rows: list[Row]) -> list[Row]:
+    """Without checks, and of a worst case, which grows with the attacks that ran, the last."""
+    found = {
+        (row.model, row.attacked, row.benchmark, row.attack, row.eps, row.norm): row
+        for row in rows
+        if row.attack != LARGE_EPS
+    }
+    return list(found.values())
+
+
+def format_accuracies(rows: list[Row], benchmarks: list[str] | None = None) -> str:
+    """Markdown tables, one for each radius: a line per model and attack, a column per benchmark, the mean last.
+
+    Args:
+        rows (`list[Row]`): Of one evaluation.
+        benchmarks (`list[str]`, *optional*): The columns, instead of the benchmarks that the rows have.
+    """
+    rows = latest(rows)
+    benchmarks = benchmarks or list(dict.fromkeys(row.benchmark for row in rows))
+    sections = []
+    for eps, norm in sorted({(row.eps, row.norm) for row in rows if row.attack != CLEAN}):
+        title = f"{describe_norm(norm)} eps = {describe_eps(eps, norm)}"
+        shown = [row for row in rows if row.attack == CLEAN or (row.eps, row.norm) == (eps, norm)]
+        ran = sorted({text for row in shown if row.attack == WORST_CASE for text in row.parameters["attacks"]})
+        sections.append(f"{title}\n\n{_table(shown, benchmarks)}\n\nWorst case over {', '.join(ran)}.")
+    if not sections:
+        sections.append(_table(rows, benchmarks))
+    return "\n\n".join(sections)
+
+
+def format_samples(rows: list[Row]) -> str:
+    """A line for each benchmark: its split, samples, and the resolution at which its images are attacked."""
+    clean = {row.benchmark: row for row in rows if row.attack == CLEAN}
+    return "\n".join(
+        f"- {row.benchmark}: {row.split}, n = {row.n}, attacked at {describe_resolution(row)}"
+        for row in clean.values()
+    )
+
+
+def describe_resolution(row: Row) -> str:
+    """At how many pixels images were attacked, in words."""
+    return "native resolution" if row.attack_space == "native" else f"{row.attack_space} pixels"
+
+
+def _table(rows: list[Row], benchmarks: list[str]) -> str:
+    cells: dict[tuple, dict[str, Row]] = {}
+    for row in rows:
+        cells.setdefault((row.model, attack_label(row)), {})[row.benchmark] = row
+    models = list(dict.fromkeys(model for model, _ in cells))
+    lines = [["model", "attack", *benchmarks, "mean"]]
+    for model, attack in sorted(cells, key=lambda key: (models.index(key[0]), key[1] == WORST_CASE)):
+        found = cells[model, attack]
+        values = [_accuracy(found[name]) for name in benchmarks if name in found]
+        mean = f"{100 * sum(values) / len(values):.1f}" if len(values) == len(benchmarks) else "-"
+        lines.append([model, attack, *(format_accuracy(found.get(name)) for name in benchmarks), mean])
+    return markdown_table(lines)
+
+
+def markdown_table(lines: list[list[str]]) -> str:
+    """Lines of cells, the first of them the header, with columns aligned."""
+    lines = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    )
+
+
+def _accuracy(row: Row) -> float:
+    return row.accuracy if row.mean_per_class_accuracy is None else row.mean_per_class_accuracy
+
+
+def format_accuracy(row: Row | None) -> str:
+    """Accuracy in % with its interval, as a table's cell; a dash for what wasn't measured."""
+    if row is None:
+        return "-"
+    cell = f"{100 * row.accuracy:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]"
+    if row.mean_per_class_accuracy is not None:  # which has no Wilson interval
+        cell = f"{100 * row.mean_per_class_accuracy:.1f} per class; {cell}"
+    return f"{cell}, without {', '.join(row.left_out)}" if row.left_out else cell
+
+
+def format_flags(flags: list[Flag]) -> str:
+    """A line for each flag, doubts about masked gradients first."""
+    lines = []
+    for flag in sorted(flags, key=lambda flag: not flag.masking):
+        eps = "" if flag.eps is None else f" at {describe_eps(flag.eps, flag.norm)}"
+        lines.append(f"- {flag.name}: {flag.model} on {flag.benchmark}{eps}. {flag.message}")
+    return "\n".join(lines) or "- none"
+
+
+def write_csv(rows: list[Row], path: str | Path) -> None:
+    """One line per row, every field a column; dictionaries and lists as JSON."""
+    with Path(path).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [one.name for one in fields(Row)])
+        writer.writeheader()
+        for row in rows:
+            values = asdict(row).items()
+            writer.writerow({key: json.dumps(one) if isinstance(one, dict | list) else one for key, one in values})
+
+
+def attack_with_step(row: Row) -> str:
+    """What a card and a leaderboard call the attack of a row, with its step size and whom it was made against."""
+    if row.attack == WORST_CASE:
+        return "the worst case"
+    label = attack_label(row)
+    label += f" (steps of {describe_eps(row.step_size, row.norm)})" if row.step_size else ""
+    made = f" on images made against the {row.attacked} model"
+    return label if row.attacked == row.model or row.attack.startswith("transfer") else label + made
+
+
+def percent(row: Row) -> str:
+    return f"{100 * row.accuracy:.1f} % [{100 * row.low:.1f}, {100 * row.high:.1f}]"
+
+
+def describe_row(row: Row) -> str:
+    """What a row measured, in words: `Robust accuracy under PGD-10 at l_inf eps 16/255`."""
+    if row.attack == CLEAN:
+        return "Clean accuracy"
+    radius = describe_radius(row.eps, row.norm)
+    if row.attack == WORST_CASE:
+        return f"Robust accuracy, worst case over {', '.join(row.parameters['attacks'])} at {radius}"
+    if row.attack == LARGE_EPS:
+        return f"Check that an attack at {radius} breaks everything"
+    return f"Robust accuracy under {attack_with_step(row)} at {radius}"
+
+
+def format_table(rows: list[Row]) -> str:
+    """Rows of one benchmark and attack as a Markdown table of percentages, a line per model."""
+    first = rows[0].model
+    steps = next(row.steps for row in rows if row.attacked)
+    kinds = {"clean": {}, f"PGD-{steps} on itself": {}, f"PGD-{steps} on the {first}": {}}
+    clean, itself, transferred = kinds.values()
+    for row in rows:
+        cell = f"{100 * row.accuracy:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]"
+        if row.attacked is None:
+            clean[row.model] = cell
+        if row.attacked == row.model:
+            itself[row.model] = cell
+        if row.attacked == first:
+            transferred[row.model] = cell
+    lines = [[model, *(column[model] for column in kinds.values())] for model in clean]
+    return markdown_table([["", *kinds], *lines])

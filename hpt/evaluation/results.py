@@ -1,0 +1,148 @@
+"""Measured accuracies, and the folder that keeps them: appended to as they come, and never mixed with others.
+
+results.jsonl           one line per finished row, a [`Row`]
+predictions-RANK.jsonl  one line per finished batch of one row: what was predicted, so that a killed evaluation goes on
+"""
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from hpt.data.benchmark import Benchmark
+from hpt.errors import InputError
+from hpt.evaluation.rows import Row
+from hpt.files import append_line, check_folder, digest, read_lines
+
+
+# Settings that have one value in a whole file, per model, per benchmark and per attack.
+DETERMINED_BY = {
+    (): ("seed", "batch_size", "max_samples", "hpt_version"),
+    ("model",): ("revision", "weights", "dtype", "image_mean", "image_std"),
+    ("benchmark",): ("split", "attack_space", "templates", "samples"),
+    ("attack", "model", "attacked", "eps", "norm"): ("parameters",),
+}
+
+
+class ResultsFolder:
+    """Rows and predictions of an evaluation, kept in a folder, or in memory alone if there is none.
+
+    A last line cut off by a kill is dropped.
+
+    Args:
+        folder (`str` or `Path`, *optional*): Made if it isn't there.
+        rank (`int`): This process; it writes predictions to a file of its own, and rank 0 the rows.
+
+    Raises:
+        InputError: if the folder can't be written.
+    """
+
+    def __init__(self, folder: str | Path | None, rank: int = 0):
+        self.folder = None if folder is None else check_folder(Path(folder))
+        self.rank = rank
+        self.rows: dict[str, Row] = {}  # by the digest of their settings
+        self.predictions: dict[str, dict[int, dict]] = {}  # by that digest, then by batch
+        self._determined: dict[tuple, dict] = {}
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "results.jsonl"
+
+    def read(self) -> tuple[list[Row], dict]:
+        """The rows and predictions that are there, for [`take_up`]; to be called before any process writes.
+
+        Raises:
+            InputError: for a damaged line that isn't the last.
+        """
+        rows, predictions = [], {}
+        if self.folder is None:
+            return rows, predictions
+        known = {one.name for one in fields(Row)}
+        for number, line in enumerate(read_lines(self.file), start=1):
+            if not isinstance(line, dict) or set(line) != known:
+                raise InputError(
+                    f"Line {number} of {self.file} isn't a row of this version of hpt: give another output_dir."
+                )
+            rows.append(Row(**line))
+        for file in sorted(self.folder.glob("predictions-*.jsonl")):
+            for number, line in enumerate(read_lines(file), start=1):
+                if not isinstance(line, dict) or not {"row", "batch", "predictions", "seconds"} <= set(line):
+                    raise InputError(f"Line {number} of {file} isn't one of predictions: give another output_dir.")
+                predictions.setdefault(line["row"], {})[line["batch"]] = line
+        return rows, predictions
+
+    def take_up(self, rows: list[Row], predictions: dict[str, dict[int, dict]]) -> None:
+        """Go on from what was read."""
+        self.predictions = predictions
+        for row in rows:
+            self._index(row)
+
+    def _index(self, row: Row) -> None:
+        self.rows[digest(row.settings())] = row
+        self.expect(row.settings())
+
+    def expect(self, settings: dict) -> None:
+        """From here on, rows that contradict these settings are refused."""
+        for keys, determined in DETERMINED_BY.items():
+            values = {name: settings[name] for name in determined}
+            self._determined[keys, tuple(settings[key] for key in keys)] = values
+
+    def add_row(self, row: Row) -> None:
+        self._index(row)
+        if self.folder is not None and self.rank == 0:
+            append_line(self.file, asdict(row))
+
+    def add_predictions(self, row: str, batch: int, record: dict) -> dict:
+        """Keep the predictions of one batch of the row with that digest of its settings."""
+        record = {"row": row, "batch": batch} | record
+        self.predictions.setdefault(row, {})[batch] = record
+        if self.folder is not None:
+            append_line(self.folder / f"predictions-{self.rank}.jsonl", record)
+        return record
+
+    def save_samples(self, benchmark: Benchmark) -> None:
+        """Write the ids of a benchmark's samples, their numbers in the whole split, to `samples_BENCHMARK.json`."""
+        if self.folder is not None and self.rank == 0:
+            content = {"benchmark": benchmark.name, "split": benchmark.split, "ids": benchmark.ids().tolist()}
+            self.folder.mkdir(parents=True, exist_ok=True)
+            name = benchmark.name.replace("/", "_")
+            (self.folder / f"samples_{name}.json").write_text(json.dumps(content), encoding="utf-8")
+
+    def refuse_other_settings(self, settings: dict) -> None:
+        """Refuse settings that contradict a row in the folder, or one that is expected.
+
+        Raises:
+            InputError: naming the file and each difference.
+        """
+        if self.folder is None:
+            return
+        for keys in DETERMINED_BY:
+            there = self._determined.get((keys, tuple(settings[key] for key in keys)), {})
+            differences = [
+                f"{name} {there[name]!r} there, {settings[name]!r} here"
+                for name in there
+                if there[name] != settings[name]
+            ]
+            if differences:
+                what = f" for {keys[0]} {settings[keys[0]]}" if keys else ""
+                raise InputError(
+                    f"{self.file} has results from other settings{what} ({'; '.join(differences)}): use the same, or "
+                    "give another output_dir."
+                )
+
+
+def read_result_rows(path: str | Path) -> list[Row]:
+    """The rows of a `results.jsonl` or `results.json`, or of the former in a folder.
+
+    Raises:
+        InputError: if there is none, or a line isn't a row.
+    """
+    path = Path(path)
+    path = path / "results.jsonl" if path.is_dir() else path
+    if not path.is_file():
+        raise InputError(f"There are no results at {path}: give the output_dir of recipes/evaluate.py.")
+    known = {one.name for one in fields(Row)}
+    lines = json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else read_lines(path)
+    for number, line in enumerate(lines, start=1):
+        if not isinstance(line, dict) or set(line) != known:
+            raise InputError(f"Row {number} of {path} isn't one of this version of hpt: evaluate again.")
+    return [Row(**line) for line in lines]

@@ -1,0 +1,101 @@
+"""The text of a model card: hpt's sections, and what was written by hand around them."""
+
+import re
+from pathlib import Path
+
+from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.errors import (
+    RemoteEntryNotFoundError,
+)
+from yaml import YAMLError
+
+from hpt.errors import InputError
+from hpt.hub.folder import CARD_FILE
+
+
+BLOCK = re.compile(r"<!-- hpt:(\w+) -->.*?<!-- /hpt:\1 -->", re.DOTALL)
+INTRODUCTION = re.compile(r"<!-- Between each pair of hpt markers .*?-->\n*", re.DOTALL)
+
+
+def read_card(folder: Path) -> str | None:
+    """The card in a folder, or `None`."""
+    file = folder / CARD_FILE
+    try:
+        return file.read_text(encoding="utf-8") if file.is_file() else None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} isn't UTF-8: {error}.") from error
+
+
+def merge_cards(new: str, old: str) -> str:
+    """The new card with what the old one has beside hpt's sections, in its place, and its further metadata."""
+    before, card = _parse(old), _parse(new)
+    data, made = before.data.to_dict(), card.data.to_dict()
+    tags = list(dict.fromkeys([*made["tags"], *(data.get("tags") or [])]))
+    if "model-index" not in made:  # a model-index that hpt didn't measure isn't kept
+        data.pop("model-index", None)
+    data = data | {name: value for name, value in made.items() if value is not None} | {"tags": tags}
+    card.data = type(card.data)(ignore_metadata_errors=True, **data)
+    sections = {block[1]: block[0] for block in BLOCK.finditer(card.text)}
+    known = [block[1] for block in BLOCK.finditer(before.text)]
+    text = BLOCK.sub(lambda block: sections.get(block[1], ""), before.text)
+    missing = [text for name, text in sections.items() if name not in known]
+    text = "\n\n".join([text.strip(), *missing])
+    if not known:
+        text = f"{INTRODUCTION.search(card.text)[0]}{text}"
+    return f"---\n{card.data.to_yaml()}\n---\n\n{text.strip()}\n"
+
+
+def _parse(card: str) -> ModelCard:
+    try:
+        return ModelCard(card, ignore_metadata_errors=True)
+    except (ValueError, YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"The metadata of {CARD_FILE} can't be read ({reason}): repair or remove it.") from error
+
+
+def hand_written(card: str) -> str:
+    """What of a card isn't hpt's: its text beside the sections, without blank lines."""
+    body = INTRODUCTION.sub("", BLOCK.sub("", _parse(card).text))
+    return "\n".join(line.rstrip() for line in body.splitlines() if line.strip())
+
+
+def own_sections(card: str) -> str:
+    """What of a card's text is hpt's."""
+    return "\n".join(block[0] for block in BLOCK.finditer(card))
+
+
+def stated_license(card: str) -> str | None:
+    """The license that a card's metadata has."""
+    return _parse(card).data.to_dict().get("license")
+
+
+def is_own_card(card: str) -> bool:
+    """Whether hpt has written the card, or a part of it."""
+    return BLOCK.search(card) is not None
+
+
+def remote_card(api: HfApi, repo_id: str, revision: str | None = None) -> str | None:
+    """The card that a repository has at a commit, or on a branch; `None` if it has none."""
+    try:
+        file = api.hf_hub_download(repo_id, CARD_FILE, revision=revision)
+    except RemoteEntryNotFoundError:
+        return None
+    return Path(file).read_text(encoding="utf-8")
+
+
+def choose_card(folder: Path, remote: str | None) -> str | None:
+    """Of the card in a folder and that on the Hub, the one whose hand-written parts are kept.
+
+    Raises:
+        InputError: if both have such parts, and not the same.
+    """
+    local = read_card(folder)
+    if remote is None or local is None:
+        return remote or local
+    ours, theirs = hand_written(local), hand_written(remote)
+    if ours and theirs and ours != theirs:
+        raise InputError(
+            f"{folder / CARD_FILE} and the card on the Hub have different parts written by hand: bring them together "
+            "in the former, and put the same on the Hub."
+        )
+    return local if ours else remote

@@ -1,0 +1,261 @@
+"""Several checkpoints side by side, from the `model-index` of their cards, and never two different things in a column.
+
+boards = [read_board("robust=outputs/quickstart/robust"), read_board("me/another-clip@v2")]
+print(format_boards(boards, common_columns(boards)))
+"""
+
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from textwrap import fill
+
+from huggingface_hub import EvalResult, HfApi, ModelCard
+from matplotlib.figure import Figure
+from yaml import YAMLError
+
+from hpt.errors import InputError, explain_hub_error
+from hpt.evaluation.figures import (
+    COLORS,
+    error_bars,
+    save_figure,
+)
+from hpt.evaluation.report import attack_with_step, format_accuracy, markdown_table
+from hpt.evaluation.rows import CLEAN, WORST_CASE, Row
+from hpt.files import digest
+from hpt.hub.card_text import remote_card
+from hpt.hub.folder import CARD_FILE
+from hpt.hub.index import as_row
+from hpt.hub.rows import THIS, shown_rows
+from hpt.radius import describe_radius
+from hpt.references import name_and_source
+
+
+@dataclass(frozen=True)
+class Column:
+    """What has to be the same for two accuracies to be comparable: samples, attack and radius, with all settings.
+
+    Args:
+        sample_set (`tuple`): The samples and where they are attacked, as [`Row.sample_set`] has them.
+        n (`int`): How many there are.
+        attack (`str`): With its step size, or with the attacks of a worst case; `"clean"`.
+        eps (`float`), norm (`str`), *optional*: The radius.
+        settings (`str`): Hash of all settings of the attack: a proxy's weights, what was left out, and whether images
+            were attacked that are wrong already.
+    """
+
+    sample_set: tuple
+    n: int
+    attack: str
+    eps: float | None
+    norm: str | None
+    settings: str
+
+    @property
+    def samples_title(self) -> str:
+        benchmark, split, *_ = self.sample_set
+        return f"{benchmark} ({split}, n = {self.n})"
+
+    @property
+    def attack_title(self) -> str:
+        return self.attack if self.eps is None else f"{self.attack} at {describe_radius(self.eps, self.norm)}"
+
+
+def column_of(row: Row) -> Column:
+    """The only column that a row may stand in."""
+    attack = CLEAN if row.attack == CLEAN else attack_with_step(row)
+    if row.attack == WORST_CASE:
+        attack += f" over {', '.join(row.parameters['attacks'])}"
+    # A row of a comparison, which attacks images that are wrong already too, has no batch size of an evaluation
+    all_attacked = row.attack != CLEAN and row.batch_size is None
+    settings = digest([row.parameters, row.left_out, all_attacked])
+    return Column(row.sample_set, row.n, attack, row.eps, row.norm, settings)
+
+
+def title_columns(columns: Iterable[Column]) -> dict[Column, tuple[str, str]]:
+    """Titles of the samples and of the attack of each column; what differs never has the same ones."""
+    columns = list(columns)
+    sets: dict[str, list[tuple]] = {}
+    attacks: dict[tuple, list[Column]] = {}
+    for column in columns:
+        same = sets.setdefault(column.samples_title, [])
+        same += [] if column.sample_set in same else [column.sample_set]
+        attacks.setdefault((column.sample_set, column.attack_title), []).append(column)
+    titles = {}
+    for column in columns:
+        samples, attack = column.samples_title, column.attack_title
+        if len(sets[samples]) > 1:
+            samples += f", attacked at {column.sample_set[2]}, samples {column.sample_set[3]}"
+        if len(attacks[column.sample_set, attack]) > 1:
+            attack += f", settings {column.settings}"
+        titles[column] = (samples, attack)
+    return titles
+
+
+@dataclass(frozen=True)
+class Board:
+    """A checkpoint's name, its measured rows by column, and how many results on its card can't be compared."""
+
+    name: str
+    rows: dict[Column, Row]
+    unusable: int
+
+
+def read_board(text: str) -> Board:
+    """The rows in the card of a checkpoint that is named as `NAME=PATH`, `PATH`, or `ID@REVISION` on the Hub.
+
+    Results of other tools can't be compared, nor those on images made against another model that isn't known by its
+    weights.
+
+    Raises:
+        InputError: if there is no card, it can't be read, or it has no results that hpt has measured.
+    """
+    name, source = name_and_source(text)
+    results, rows = read_results(source), []
+    for result in results:
+        with suppress(ValueError):
+            rows.append(as_row(result, THIS))
+    rows = [row for row in rows if row.attacked in (None, THIS) or "proxy_weights" in row.parameters]
+    if not rows:
+        raise InputError(
+            f"The card of {source} has no results of hpt in its model-index: evaluate and publish it first."
+        )
+    return Board(name, {column_of(row): row for row in shown_rows(rows)}, len(results) - len(rows))
+
+
+def read_results(source: str) -> list[EvalResult]:
+    """The `model-index` of a local folder's card, or of one on the Hub."""
+    path = Path(source)
+    if not source:
+        raise InputError("A model's path is empty: give a folder or a Hub id.")
+    text = _read_local(path) if path.exists() else _read_from_hub(source)
+    if not text.startswith("---"):
+        return []
+    try:
+        return ModelCard(text).data.eval_results or []
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        YAMLError,
+    ) as error:  # as huggingface_hub lets them through
+        reason = " ".join(str(error).split())
+        raise InputError(f"The metadata of the card of {source} can't be read ({reason}): repair it.") from error
+
+
+def _read_local(path: Path) -> str:
+    file = path / CARD_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise InputError(f"{path} has no {CARD_FILE}: give a folder that recipes/publish.py has written a card in.")
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} isn't UTF-8: {error}.") from error
+
+
+def _read_from_hub(source: str) -> str:
+    repo_id, _, revision = source.partition("@")
+    try:
+        text = remote_card(HfApi(), repo_id, revision or None)
+    except Exception as error:  # whatever huggingface_hub and its transport raise
+        raise explain_hub_error("model card", repo_id, error) from error
+    if text is None:
+        raise InputError(f"{repo_id} has no card on the Hub.")
+    return text
+
+
+def select_columns(
+    boards: list[Board],
+    benchmarks: list[str] | None = None,
+    attacks: list[str] | None = None,
+    eps: list[float] | None = None,
+) -> list[Column]:
+    """The columns that all boards have, of the benchmarks, attacks and radii that are asked for, clean ones first.
+
+    Args:
+        boards (`list[Board]`): What is compared.
+        benchmarks, attacks (`list[str]`, *optional*): Names; of attacks without settings, such as `"worst case"`.
+        eps (`list[float]`, *optional*): Radii.
+
+    Raises:
+        InputError: if no attack was measured on all in the same way, saying how they differ.
+    """
+    wanted = {}
+    for board in boards:
+        for column, row in board.rows.items():
+            if (
+                (benchmarks is None or row.benchmark in benchmarks)
+                and (attacks is None or row.attack.partition(":")[0] in (CLEAN, *attacks))
+                and (eps is None or column.eps is None or any(abs(column.eps - one) < 1e-6 for one in eps))
+            ):
+                wanted.setdefault(column, []).append(board.name)
+    shared = [column for column, names in wanted.items() if len(names) == len(boards)]
+    if not any(column.attack != CLEAN for column in shared):
+        titles = title_columns(wanted)
+        attacks = {column: names for column, names in wanted.items() if column.attack != CLEAN}
+        lines = [f"{', '.join(names)}: {': '.join(titles[column])}" for column, names in attacks.items()]
+        raise InputError(
+            "No attack was measured on all of them with the same settings, and different ones don't go into a column. "
+            f"There is {'; '.join(lines) or 'no attack at all'}. Evaluate them together by recipes/evaluate.py."
+        )
+    return sorted(
+        shared, key=lambda column: (str(column.sample_set), column.norm or "", column.eps or 0, column.attack)
+    )
+
+
+def left_out(boards: list[Board], columns: list[Column]) -> list[str]:
+    """A line for each column that not all boards have, with those that have it, and for results of other tools."""
+    titles = title_columns(column for board in boards for column in board.rows)
+    others = [column for column in titles if column not in columns]
+    having = {column: ", ".join(board.name for board in boards if column in board.rows) for column in others}
+    lines = [f"{': '.join(titles[column])} (only {names})" for column, names in having.items()]
+    return lines + [
+        f"{one.unusable} of the results of {one.name}, which can't be compared" for one in boards if one.unusable
+    ]
+
+
+def make_panels(columns: list[Column]) -> dict[str, dict[str, Column]]:
+    """Columns by the titles of their samples and of their attacks."""
+    panels: dict[str, dict[str, Column]] = {}
+    for column, (samples, attack) in title_columns(columns).items():
+        panels.setdefault(samples, {})[attack] = column
+    return panels
+
+
+def format_boards(boards: list[Board], columns: list[Column]) -> str:
+    """A Markdown table for each set of samples: a line per attack, checkpoints side by side, the most robust first."""
+    hardest = max(columns, key=lambda one: (one.attack.startswith(WORST_CASE), one.norm == "linf", one.eps or 0))
+    boards = sorted(boards, key=lambda board: -board.rows[hardest].accuracy)
+    tables = []
+    for title, own in make_panels(columns).items():
+        lines = [[attack, *(format_accuracy(board.rows[one]) for board in boards)] for attack, one in own.items()]
+        tables.append(f"{title}\n\n{markdown_table([['attack', *(board.name for board in boards)], *lines])}")
+    return "\n\n".join(tables)
+
+
+def draw_leaderboard(boards: list, panels: dict[str, dict], path: str | Path) -> None:
+    """Accuracy of each checkpoint in each column of a leaderboard, as bars with 95 % intervals, a panel per benchmark.
+
+    Args:
+        boards (`list[Board]`): From `hpt.hub.leaderboard`.
+        panels (`dict[str, dict[str, Column]]`): From its `make_panels`; all boards have all columns.
+    """
+    heights = [len(own) * (0.12 + 0.16 * len(boards)) + 0.6 for own in panels.values()]
+    figure = Figure(figsize=(8, sum(heights) + 0.5))
+    axes_of = figure.subplots(len(panels), squeeze=False, height_ratios=heights).flatten()
+    width = 0.8 / len(boards)
+    for axes, (title, own) in zip(axes_of, panels.items(), strict=True):
+        for number, (board, color) in enumerate(zip(boards, cycle(COLORS), strict=False)):
+            rows = [board.rows[column] for column in own.values()]
+            places = [place + (number - (len(boards) - 1) / 2) * width for place in range(len(own))]
+            values = [100 * row.accuracy for row in rows]
+            axes.barh(places, values, 0.9 * width, color=color, label=board.name)
+            axes.errorbar(values, places, xerr=error_bars(rows), fmt="none", ecolor="black", capsize=2)
+        axes.set_yticks(range(len(own)), [fill(attack, 52) for attack in own], fontsize=8)
+        axes.set(xlim=(0, 100), xlabel="accuracy (%)")
+        axes.invert_yaxis()
+        axes.set_title(title, fontsize=10)
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=9, ncols=4, loc="lower left")
+    save_figure(figure, path)

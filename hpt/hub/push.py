@@ -1,0 +1,183 @@
+"""Pushing a trained model's folder to the Hub, so that an interrupted push goes on and nothing by hand is lost.
+
+publish("outputs/quickstart/robust", "me/robust-digits", private=True)
+"""
+
+import shlex
+from contextlib import contextmanager
+from glob import escape
+from pathlib import Path
+
+from huggingface_hub import CommitInfo, HfApi, constants, get_token
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalTokenNotFoundError,
+)
+
+from hpt.errors import InputError, PushFailed, causes
+from hpt.hub.card import write_card
+from hpt.hub.card_text import choose_card, is_own_card, remote_card, stated_license
+from hpt.hub.contents import CONFIGS, published_files, stale_files
+from hpt.hub.folder import read_run
+
+
+WEIGHTS_OF_ANY = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
+
+
+def prepare_repository(
+    repo_id: str, *, private: bool | None = None, revision: str | None = None, token: str | None = None
+) -> str:
+    """Make the repository, and a branch for a revision, unless they are there; its full id, with the namespace.
+
+    Args:
+        repo_id (`str`): `NAME`, `USER/NAME` or `ORGANISATION/NAME`.
+        private (`bool`, *optional*): Of a repository that is made; public unless the organisation says otherwise.
+        revision (`str`, *optional*): Branch to push to, instead of main.
+        token (`str`, *optional*): Instead of the one that is logged in.
+
+    Raises:
+        InputError: without a token or permission, if the repository holds another model, or is public against
+            `private`.
+        PushFailed: if the Hub can't be reached.
+    """
+    api = HfApi(token=token)
+    if not (token or get_token()):
+        raise InputError("There is no token for the Hub: run `hf auth login` or set HF_TOKEN.")
+    with _push_errors_explained(repo_id):
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        api.auth_check(repo_id, write=True)
+        if private and not api.model_info(repo_id).private:
+            raise InputError(
+                f"{repo_id} is there already and public: make it private in its settings, or don't ask for that."
+            )
+        if revision is not None and not revision.startswith("refs/"):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        _refuse_other_model(api, repo_id, revision)
+    return repo_id
+
+
+def _refuse_other_model(api: HfApi, repo_id: str, revision: str | None) -> None:
+    """Refuse to write over a model that hpt didn't push there."""
+    about = api.model_info(repo_id, revision=revision)
+    names = [file.rfilename for file in about.siblings]
+    if not any(name in CONFIGS or name.endswith(WEIGHTS_OF_ANY) for name in names):
+        return
+    card = remote_card(api, repo_id, about.sha)
+    if card is None or not is_own_card(card):
+        raise InputError(
+            f"{repo_id} holds a model that hpt didn't push: give another hub_model_id, or delete that repository."
+        )
+
+
+def publish(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    message: str = "Upload by hpt",
+    license: str | None = None,
+) -> CommitInfo:
+    """Push a trained model's folder into a repository, which is made where there is none.
+
+    What was written by hand on the repository's card is kept, and the folder's card then has it too. Files that hpt
+    pushed before and that the folder doesn't have are deleted there. Large files that an interrupted push has brought
+    to the Hub aren't sent again.
+
+    Args:
+        folder (`str` or `Path`): As [`HPTTrainer`] or its recipe saved it.
+        repo_id, private, revision, token: see [`prepare_repository`].
+        message (`str`, *optional*): Of the commit.
+        license (`str`, *optional*): Of the weights, as the Hub spells it; otherwise what the run's recipe says, or
+            the card that there is, or the target's.
+
+    Raises:
+        InputError: for a folder without a trained model, hand-written parts of both cards that differ, or what
+            [`prepare_repository`] refuses.
+        PushFailed: if the Hub can't be reached, or the repository has changed meanwhile; the folder stays complete.
+    """
+    folder = Path(folder)
+    published_files(folder, token)
+    repo_id = prepare_repository(repo_id, private=private, revision=revision, token=token)
+    api = HfApi(token=token)
+    with _push_errors_explained(repo_id):
+        there = api.model_info(repo_id, revision=revision)
+        old = choose_card(folder, remote_card(api, repo_id, there.sha))
+        write_card(folder, repo_id, old, license or _find_license(api, folder, old))
+        names = published_files(folder, token)
+        return api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message=message,
+            revision=revision,
+            parent_commit=there.sha,  # so that a card that somebody writes right now isn't overwritten
+            allow_patterns=[escape(name) for name in names],
+            delete_patterns=[escape(name) for name in stale_files([file.rfilename for file in there.siblings], names)],
+        )
+
+
+def _find_license(api: HfApi, folder: Path, old: str | None) -> str | None:
+    """What the run's recipe says, or the card that there is, or that of the target, if the Hub has it."""
+    record = read_run(folder)
+    stated = (record and record["license"]) or (old and stated_license(old))
+    if stated or record is None or record["target"]["hub_id"] is None:
+        return stated
+    try:
+        data = api.model_info(record["target"]["hub_id"]).card_data
+    except HfHubHTTPError:
+        return None
+    return data and data.license
+
+
+def push_later(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    license: str | None = None,
+) -> str:
+    """The command that does what [`publish`] does with these arguments, once the Hub can be reached."""
+    options = {"run": folder, "hub_model_id": repo_id, "hub_private_repo": private}
+    options |= {"hub_revision": revision, "license": license}
+    record = read_run(Path(folder))
+    options["unfinished"] = True if record and record["step"] < record["steps"] else None
+    given = [part for name, value in options.items() if value is not None for part in (f"--{name}", str(value))]
+    return shlex.join(["python", "recipes/publish.py", *given])
+
+
+@contextmanager
+def _push_errors_explained(repo_id: str):
+    """Within, what keeps a push from the Hub is raised as one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # huggingface_hub lets through those of its transport, which has changed before
+        raise explain_push_error(repo_id, error) from error
+
+
+def explain_push_error(repo_id: str, error: Exception) -> Exception:
+    """What kept a push from the Hub, in one line: [`InputError`] for what the user can mend, or [`PushFailed`]."""
+    names = {base.__name__ for cause in causes(error) for base in type(cause).__mro__}
+    answered = [one for one in causes(error) if isinstance(one, HfHubHTTPError) and one.response is not None]
+    status = answered[-1].response.status_code if answered else None
+    said = " ".join(str(error).split()).rstrip(".")
+    if isinstance(error, HFValidationError):
+        return InputError(f"hub_model_id is {repo_id!r}, but must be NAME, USER/NAME or ORGANISATION/NAME.")
+    if isinstance(error, LocalTokenNotFoundError) or status == 401:
+        return InputError(f"The Hub doesn't take the token: run `hf auth login` or set HF_TOKEN to push to {repo_id}.")
+    if status in (403, 404):
+        return InputError(
+            f"The token may not write to {repo_id}: give a hub_model_id under your name, or under an organisation's "
+            f"that lets you, and a token with write permission. The Hub says: {said}."
+        )
+    if status == 412:
+        reason = "somebody else has changed it meanwhile"
+    elif names & {"TransportError", "ConnectionError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"}:
+        reason = "it can't be reached, or HF_HUB_OFFLINE is set"
+    else:
+        reason = f"{type(error).__name__}: {said or 'no message'}"
+    return PushFailed(f"Nothing was pushed to {repo_id} on {constants.ENDPOINT}: {reason}.")

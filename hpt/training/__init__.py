@@ -1,0 +1,1 @@
+"""HPT-GPD as a `Trainer`: settings, objectives, schedule, and runs that survive being killed."""

@@ -1,0 +1,257 @@
+"""`HPTConfig`, and the parsing of flat YAML plus command line that all recipes share."""
+
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy, SchedulerType
+
+from hpt.errors import InputError
+from hpt.prompts import DEFAULT_TEMPLATE
+from hpt.radius import Fraction, check_eps, check_step_size
+from hpt.training.gpd import GPDSchedule, check_epochs
+from hpt.training.objectives import check_objective
+
+
+TRAINABLE = ("vision", "all")
+SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")  # what accelerate can be told to launch with
+DTYPES = ("float32", "bfloat16", "float16")
+FRACTIONS = ("attack_eps", "attack_step_size", "temperature", "anchor_learning_rate", "learning_rate", "warmup_steps")
+FRACTIONS += ("ema_decay", "pull_ratio")
+# Fields that can't change between a checkpoint and the run that resumes from it.
+MATHEMATICS = (
+    "objective kl_direction kl_reduction temperature anchor_epochs transfer_epochs anchor_learning_rate learning_rate "
+    "warmup_steps ema_decay pull_ratio attack_eps attack_steps attack_step_size attack_random_start trainable "
+    "prompt_template optim optim_args adam_beta1 adam_beta2 adam_epsilon max_grad_norm weight_decay seed "
+    "train_sampling_strategy mixed_precision tf32 attack_dtype steps_per_epoch"
+).split()
+
+
+@dataclass
+class HPTConfig(TrainingArguments):
+    r"""Settings of [`HPTTrainer`], beside those of [`~transformers.TrainingArguments`].
+
+    Defaults are the paper's (arXiv 2601.12865). Floats may be written as fractions in text, such as `"1/255"`.
+    Defaults of `TrainingArguments` that change: `num_train_epochs` (derived from the stages), `learning_rate`,
+    `warmup_steps`, `lr_scheduler_type`, `optim`, `optim_args`, `max_grad_norm`, `weight_decay`,
+    `per_device_train_batch_size`, `remove_unused_columns`, `label_names`, `logging_nan_inf_filter` (a non-finite loss
+    stops the run instead) and `ddp_find_unused_parameters`.
+
+    Args:
+        objective (`str`, *optional*, defaults to `"hpt"`):
+            What the transfer stage minimises: `"hpt"` is Eq. 5, `"anchor"` Eq. 8.
+        kl_direction (`str`, *optional*, defaults to `"proxy_to_target"`):
+            `"proxy_to_target"` is KL(P || T), which the paper's code computes; `"target_to_proxy"` is KL(T || P),
+            which the paper writes.
+        kl_reduction (`str`, *optional*, defaults to `"mean"`):
+            `"mean"` over the batch as the paper writes, or `"sum"` as its code has it, which makes the effective
+            learning rate grow with the batch.
+        temperature (`float`, *optional*, defaults to 1.0):
+            Divides both logits; the loss is multiplied by its square.
+        anchor_epochs, transfer_epochs (`int`, *optional*, default to 5 and 5):
+            Length of the two stages. `anchor_epochs=0` is plain HPT, without EMA and pull.
+        anchor_learning_rate, learning_rate (`float`, *optional*, default to 5e-5 and 5e-2):
+            Peak rates of the two stages.
+        warmup_steps (`float`, *optional*, defaults to 1000):
+            Linear warm-up in each stage; below 1, a share of the stage.
+        ema_decay (`float`, *optional*, defaults to 0.9):
+            g of Eq. 9.
+        pull_ratio (`float`, *optional*, defaults to 0.5):
+            b of Eq. 10, the share that the current weights keep.
+        attack_eps, attack_step_size (`float`, *optional*, default to 1/255 and 1/255):
+            l_inf radius and step of PGD, in [0, 1] pixels.
+        attack_steps (`int`, *optional*, defaults to 2):
+            PGD steps in training.
+        attack_random_start (`bool`, *optional*, defaults to `True`):
+            Whether PGD starts at a random point of the ball.
+        eval_attack_steps (`int`, *optional*, defaults to 10):
+            PGD steps in `evaluate()`, which always attacks in float32.
+        attack_dtype (`str`, *optional*):
+            Precision of the vision tower in training's PGD: `"float32"`, `"bfloat16"` or `"float16"`, the latter two
+            by autocast. By default that of the training.
+        steps_per_epoch (`int`, *optional*):
+            Optimizer steps in an epoch of a streaming training set, which has no length of its own. Each epoch goes on
+            where the one before it ended.
+        shuffle_buffer_size (`int`, *optional*, defaults to 1000):
+            Encoded images among which the next of a streaming training set is drawn; its files come in random order.
+        trainable (`str`, *optional*, defaults to `"vision"`):
+            `"vision"` trains `vision_model` and `visual_projection`, `"all"` everything. A PEFT model trains its
+            adapters.
+        prompt_template (`str`, *optional*, defaults to `"This is a photo of a {}"`):
+            Template of the class prompts in training.
+
+    Raises:
+        InputError: for values out of range, unknown names, or settings that contradict each other.
+    """
+
+    # Objective
+    objective: str = field(default="hpt", metadata={"help": "What the transfer stage minimises: hpt or anchor."})
+    kl_direction: str = field(
+        default="proxy_to_target", metadata={"help": "proxy_to_target is KL(P||T), target_to_proxy KL(T||P)."}
+    )
+    kl_reduction: str = field(default="mean", metadata={"help": "Over the batch: mean or sum."})
+    temperature: Fraction = field(default=1.0, metadata={"help": "Divides both logits."})
+
+    # Stages
+    anchor_epochs: int = field(default=5, metadata={"help": "Epochs of stage 1; 0 is plain HPT."})
+    transfer_epochs: int = field(default=5, metadata={"help": "Epochs of stage 2."})
+    anchor_learning_rate: Fraction = field(default=5e-5, metadata={"help": "Peak learning rate of stage 1."})
+    learning_rate: Fraction = field(default=5e-2, metadata={"help": "Peak learning rate of stage 2."})
+    warmup_steps: Fraction = field(default=1000, metadata={"help": "Warm-up of each stage; below 1, a share of it."})
+    ema_decay: Fraction = field(default=0.9, metadata={"help": "g of Eq. 9."})
+    pull_ratio: Fraction = field(default=0.5, metadata={"help": "b of Eq. 10, the share the current weights keep."})
+    num_train_epochs: float | None = field(
+        default=None, metadata={"help": "Derived: anchor_epochs + transfer_epochs; refused if given and different."}
+    )
+
+    # Attack
+    attack_eps: Fraction = field(default=Fraction("1/255"), metadata={"help": "l_inf radius in [0, 1] pixels."})
+    attack_steps: int = field(default=2, metadata={"help": "PGD steps in training."})
+    attack_step_size: Fraction = field(default=Fraction("1/255"), metadata={"help": "PGD step in [0, 1] pixels."})
+    attack_random_start: bool = field(default=True, metadata={"help": "Start PGD at a random point of the ball."})
+    eval_attack_steps: int = field(default=10, metadata={"help": "PGD steps in evaluate()."})
+
+    attack_dtype: str | None = field(
+        default=None, metadata={"help": "float32, bfloat16 or float16; the training's own unless given."}
+    )
+
+    # Streams
+    steps_per_epoch: int | None = field(default=None, metadata={"help": "For a streaming training set: its epochs."})
+    shuffle_buffer_size: int = field(
+        default=1000, metadata={"help": "For a streaming training set: images drawn among."}
+    )
+
+    # Model
+    trainable: str = field(default="vision", metadata={"help": "vision or all."})
+    prompt_template: str = field(default=DEFAULT_TEMPLATE, metadata={"help": "Template of the class prompts."})
+
+    # Changed defaults
+    lr_scheduler_type: SchedulerType | str = field(
+        default="cosine", metadata={"help": "Each stage's decay after its warm-up; only cosine."}
+    )
+    optim: str = field(default="sgd", metadata={"help": "The optimizer to use."})
+    optim_args: str | None = field(default="momentum=0.9", metadata={"help": "Optional arguments of the optimizer."})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0 for none."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Batch size per device in training."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Batch size per device in evaluation."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Kept False: the transform needs them."})
+    label_names: list[str] | None = field(
+        default_factory=lambda: ["labels"], metadata={"help": "The keys of the labels in a batch."}
+    )
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Kept False: a NaN stops the run."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "False: every parameter that isn't frozen is used in each step."}
+    )
+
+    def __post_init__(self):
+        self._refuse_sharding()
+        self._parse_numbers()
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            self.metric_for_best_model = "robust_accuracy"
+        self._check()
+        if self.steps_per_epoch is not None and self.dataloader_num_workers > 0:
+            self.dataloader_persistent_workers = True  # they keep their place in the stream from epoch to epoch
+        self.num_train_epochs = float(self.anchor_epochs + self.transfer_epochs)
+        if self.optim_args == "momentum=0.9" and not str(getattr(self.optim, "value", self.optim)) == "sgd":
+            self.optim_args = None  # SGD's default, meaningless to another optimizer
+        super().__post_init__()
+
+    def schedule(self, num_examples: int | None) -> GPDSchedule:
+        """The run's stages over a training set of `num_examples`, or over a stream for `None`.
+
+        Raises:
+            InputError: if a warm-up outlasts its stage, or `steps_per_epoch` is missing, or given without a stream.
+        """
+        if num_examples is None and self.steps_per_epoch is None:
+            raise InputError("A streaming training set has no epochs of its own: give steps_per_epoch.")
+        if num_examples is not None and self.steps_per_epoch is not None:
+            raise InputError(
+                "steps_per_epoch is for streaming training sets; this one has epochs of its own: leave it out."
+            )
+        return GPDSchedule(
+            steps_per_epoch=self.steps_per_epoch or self._steps_over(num_examples),
+            anchor_epochs=self.anchor_epochs,
+            transfer_epochs=self.transfer_epochs,
+            anchor_learning_rate=self.anchor_learning_rate,
+            learning_rate=self.learning_rate,
+            warmup_steps=self.warmup_steps,
+        )
+
+    def _steps_over(self, num_examples: int) -> int:
+        """Optimizer steps in an epoch of a dataset."""
+        batch_size, world_size = self.per_device_train_batch_size, self.world_size
+        if self.dataloader_drop_last:
+            batches = num_examples // batch_size // world_size
+        else:
+            batches = math.ceil(math.ceil(num_examples / batch_size) / world_size)
+        return max(1, math.ceil(batches / self.gradient_accumulation_steps))
+
+    def _refuse_sharding(self):
+        """Attacks run on the model past its wrapper, which needs all weights on each process."""
+        launched = {name: os.environ.get(f"ACCELERATE_USE_{name}", "false") for name in SHARDING}
+        given = [name for name, value in launched.items() if value.lower() in ("1", "true", "yes", "on")]
+        fields_given = (
+            ("FSDP", self.fsdp),
+            ("DEEPSPEED", self.deepspeed),
+            ("parallelism_config", self.parallelism_config),
+        )
+        given += [name for name, value in fields_given if value]
+        if given:
+            raise InputError(
+                f"{given[0]} isn't supported: dual encoders fit one GPU, so use plain DDP, as "
+                "`accelerate launch --config_file recipes/accelerate/ddp.yaml SCRIPT` does."
+            )
+
+    def _parse_numbers(self):
+        """Python and YAML callers may give text where a number is meant, as the command line always does."""
+        for name in FRACTIONS:
+            try:
+                setattr(self, name, float(Fraction(getattr(self, name))))
+            except (ValueError, ZeroDivisionError):
+                raise InputError(
+                    f"{name} is {getattr(self, name)!r}, but must be a number or a fraction such as 1/255."
+                ) from None
+
+    def _check(self):
+        check_objective(self.objective, self.kl_direction, self.kl_reduction, self.temperature)
+        check_eps(self.attack_eps)
+        check_step_size(self.attack_step_size, self.attack_eps)
+        check_epochs(self.anchor_epochs, self.transfer_epochs)
+        epochs = self.anchor_epochs + self.transfer_epochs
+        if self.num_train_epochs is not None and float(self.num_train_epochs) != epochs:
+            raise InputError(
+                f"num_train_epochs is {self.num_train_epochs}, but the stages have {self.anchor_epochs} + "
+                f"{self.transfer_epochs} = {epochs} epochs: leave it out, or change anchor_epochs and transfer_epochs."
+            )
+        for name in ("attack_steps", "eval_attack_steps", "steps_per_epoch", "shuffle_buffer_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}, but must be at least 1.")
+        for name in ("ema_decay", "pull_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} is {getattr(self, name):g}, but must be between 0 and 1.")
+        if self.trainable not in TRAINABLE:
+            raise InputError(f"Unknown trainable {self.trainable!r}; known: {', '.join(TRAINABLE)}.")
+        if self.attack_dtype not in (None, *DTYPES):
+            raise InputError(f"Unknown attack_dtype {self.attack_dtype!r}; known: {', '.join(DTYPES)}.")
+        if SchedulerType(self.lr_scheduler_type) != SchedulerType.COSINE:
+            raise InputError(f"lr_scheduler_type is {self.lr_scheduler_type!r}, but GPD's stages are cosine.")
+        if self.bf16_full_eval or self.fp16_full_eval:
+            raise InputError(
+                "bf16_full_eval and fp16_full_eval would weaken the attack in evaluate(): leave them out."
+            )
+        if self.warmup_steps < 0:
+            raise InputError(f"warmup_steps is {self.warmup_steps:g}, but must be at least 0.")
+        if self.remove_unused_columns:
+            raise InputError("remove_unused_columns would drop what the attack needs: leave it out.")
+        if Path(self.output_dir or ".").is_file():
+            raise InputError(f"output_dir is {self.output_dir!r}, which is a file: give a folder.")
+        if "checkpoint" in (strategy := HubStrategy(self.hub_strategy).value):
+            raise InputError(
+                f"hub_strategy is {strategy!r}, which would push optimizer states: give every_save or end."
+            )
+        if self.ignore_data_skip:
+            raise InputError("ignore_data_skip would make a resumed run another run: leave it out.")
+        if self.auto_find_batch_size:
+            raise InputError("auto_find_batch_size would change the mathematics of a run halfway: set a batch size.")

@@ -1,0 +1,143 @@
+"""Checks of a target, its proxy and the launch, made before any long work."""
+
+import warnings
+
+import datasets
+import torch
+from transformers import TrainingArguments
+
+from hpt.data.benchmark import Benchmark, StreamingBenchmark
+from hpt.data.images import ImageTransform, check_images, check_labels
+from hpt.data.streams import EpochStream
+from hpt.errors import InputError
+from hpt.models.classifier import ZeroShotClassifier, check_dual_encoder
+from hpt.models.weights import architecture, plain_weights
+from hpt.training.config import HPTConfig
+from hpt.training.gpd import GPDSchedule
+
+
+def check_launch(args: TrainingArguments) -> None:
+    """Raise [`InputError`] for several GPUs in one process, which Trainer would use through DataParallel."""
+    if args.n_gpu > 1:
+        raise InputError(
+            f"One process sees {args.n_gpu} GPUs: start with `accelerate launch --num_processes {args.n_gpu} SCRIPT`, "
+            "or set CUDA_VISIBLE_DEVICES=0."
+        )
+
+
+def check_pair(target, proxy: ZeroShotClassifier) -> None:
+    """Refuse a target that isn't a float32 dual encoder or that is its own proxy; warn of the same architecture.
+
+    Raises:
+        InputError: naming what is wrong with the pair.
+    """
+    check_dual_encoder(target)
+    if not isinstance(proxy, ZeroShotClassifier):
+        raise InputError(f"The proxy is a {type(proxy).__name__}: load it with load_proxy(name).")
+    if target.dtype not in (torch.float32, torch.float64):
+        raise InputError(
+            f"The target's weights are {target.dtype}: load it with dtype=torch.float32 and train with bf16=True."
+        )
+    adapters = list(getattr(target, "peft_config", ["default"]))
+    if adapters != ["default"]:
+        raise InputError(
+            f"The target has adapters named {', '.join(adapters)}, but only one named default is trained and saved: "
+            "make it without an adapter_name."
+        )
+    if target is proxy.model or _same_weights(target, proxy.model):
+        raise InputError("Target and proxy are the same weights: HPT needs a proxy of another architecture.")
+    if architecture(target) == architecture(proxy.model):
+        warnings.warn(
+            "Target and proxy have the same architecture: adversarial images carry over between them, while HPT "
+            "relies on a heterogeneous proxy, such as ViT-B/16 for ViT-B/32.",
+            stacklevel=3,
+        )
+
+
+def check_steps(schedule: GPDSchedule, max_steps: int) -> None:
+    """Refuse to train beyond the stages, where the learning rate is 0 and only the pull acts."""
+    steps = schedule.num_epochs * schedule.steps_per_epoch
+    if max_steps > steps:
+        raise InputError(
+            f"max_steps is {max_steps}, but the stages have {steps} steps: raise transfer_epochs instead."
+        )
+
+
+def check_best_metric(args: HPTConfig, eval_dataset) -> None:
+    """Refuse a metric for the best model that no evaluation set will report."""
+    prefixes = [f"eval_{name}_" for name in eval_dataset] if isinstance(eval_dataset, dict) else ["eval_"]
+    known = [f"{prefix}{kind}_accuracy" for prefix in prefixes for kind in ("clean", "robust")]
+    metric = args.metric_for_best_model
+    if metric is not None and f"eval_{metric.removeprefix('eval_')}" not in known:
+        raise InputError(f"metric_for_best_model is {metric!r}; known: {', '.join(known)}.")
+
+
+def _same_weights(one, other) -> bool:
+    first, second = plain_weights(one), plain_weights(other)
+    return first.keys() == second.keys() and all(
+        weight.shape == second[name].shape and torch.equal(weight.to(second[name]), second[name])
+        for name, weight in first.items()
+    )
+
+
+def own_class_names(train_dataset, eval_dataset) -> list[str]:
+    """The class names of the training set, or of the first evaluation set where there is none; else [`InputError`]."""
+    dataset = train_dataset
+    if dataset is None:
+        dataset = next(iter(eval_dataset.values()), None) if isinstance(eval_dataset, dict) else eval_dataset
+    if isinstance(dataset, (Benchmark, StreamingBenchmark)):
+        return dataset.class_names
+    features = None if dataset is None else dataset.features
+    if features is None or not isinstance(features.get("label"), datasets.ClassLabel):
+        raise InputError("Class names are missing: give class_names, or a dataset whose labels are a ClassLabel.")
+    return features["label"].names
+
+
+def as_benchmark(dataset, name: str, class_names: list[str], transform: ImageTransform) -> Benchmark:
+    """A benchmark as it is, a plain dataset with the training classes and the target's input size.
+
+    Raises:
+        InputError: for a stream, images that can't be read, or labels that don't fit the classes.
+    """
+    if isinstance(dataset, (datasets.IterableDataset, StreamingBenchmark)):
+        raise InputError(f"{name} is a stream: give a part of it, load_benchmark(..., streaming=True).take(rows).")
+    if not isinstance(dataset, Benchmark):
+        check_labels(dataset, class_names, name)
+        dataset = Benchmark(name, "given", dataset, class_names, None, transform)
+    check_images(dataset.dataset, name)
+    return dataset
+
+
+def as_training_set(dataset, args: HPTConfig, class_names: list[str], transform: ImageTransform):
+    """A [`Benchmark`], or of a stream an [`EpochStream`] with as many images as the processes take in an epoch.
+
+    Raises:
+        InputError: for a dataset that doesn't fit the classes, or a stream without `steps_per_epoch`.
+    """
+    name = "the training set"
+    if isinstance(dataset, datasets.IterableDataset):
+        if dataset.features is None:
+            raise InputError(f"{name} doesn't say its features: give them to from_generator or map as features=.")
+        if missing := {"image", "label"} - set(dataset.features):
+            raise InputError(f"{name} has columns {list(dataset.features)}, but needs {sorted(missing)}: rename them.")
+        dataset = StreamingBenchmark(name, "given", dataset, class_names, None, transform)
+    if not isinstance(dataset, StreamingBenchmark):
+        dataset = as_benchmark(dataset, name, class_names, transform)
+        check_labels(dataset.dataset, class_names, name)
+        return dataset
+    if len(dataset.class_names) != len(class_names):
+        raise InputError(f"{name} has {len(dataset.class_names)} classes, but there are {len(class_names)} names.")
+    kind = dataset.dataset.features["label"]
+    if not isinstance(kind, datasets.ClassLabel) and not str(getattr(kind, "dtype", kind)).startswith(("int", "uint")):
+        raise InputError(f"The labels of {name} are {kind}, but must be integers from 0.")
+    if args.accelerator_config.dispatch_batches is False or args.accelerator_config.split_batches:
+        raise InputError("A stream is read by one process for all: leave dispatch_batches and split_batches alone.")
+    batches = args.schedule(None).steps_per_epoch * args.gradient_accumulation_steps * args.world_size
+    return EpochStream(
+        dataset,
+        num_batches=batches,
+        batch_size=args.per_device_train_batch_size,
+        buffer_size=args.shuffle_buffer_size,
+        seed=args.seed if args.data_seed is None else args.data_seed,
+        num_workers=args.dataloader_num_workers,
+    )

@@ -1,0 +1,259 @@
+"""Contrastive pretraining of small dual encoders, for those who have no pretrained ones at hand.
+
+Images and captions of one class are all positives of each other. The captions come from templates over class names,
+the tokenizer works on bytes, and every shape is a setting, so that targets and proxies of different architecture, CLIP
+or SigLIP, come out of an image-classification dataset alone.
+"""
+
+import math
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTokenizer,
+    SiglipConfig,
+    SiglipImageProcessorPil,
+    SiglipModel,
+    SiglipProcessor,
+    TrainingArguments,
+)
+
+from hpt.data.benchmark import Benchmark
+from hpt.data.images import collate, to_unit_range
+from hpt.data.loading import load_training_data
+from hpt.errors import InputError
+from hpt.models.classifier import ZeroShotClassifier
+from hpt.models.loading import save_finished
+from hpt.models.weights import LogitScaleCallback, forward_redirected
+from hpt.prompts import DEFAULT_TEMPLATE
+from hpt.training.identity import describe_training
+from hpt.training.inputs import check_launch
+from hpt.training.resumable import ResumableTrainer
+
+
+# Fields of TrainingArguments that can't change between a checkpoint and the run that resumes from it
+MATHEMATICS = (
+    "learning_rate lr_scheduler_type warmup_steps num_train_epochs optim adam_beta1 adam_beta2 adam_epsilon "
+    "max_grad_norm weight_decay seed mixed_precision"
+).split()
+
+
+@dataclass
+class PretrainingConfig(TrainingArguments):
+    """Settings of a small dual encoder's data, architecture and pretraining.
+
+    They stand beside those of [`~transformers.TrainingArguments`].
+    """
+
+    train_dataset: str = field(default="digits", metadata={"help": "Benchmark to train on, or NAME=PATH."})
+    validation_size: int = field(default=0, metadata={"help": "Training images held out, the same in every recipe."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use so many training images."})
+
+    family: str = field(
+        default="clip", metadata={"help": "clip (softmax loss), or siglip (sigmoid loss, attention pooling)."}
+    )
+    image_size: int = field(default=32, metadata={"help": "Side of the vision tower's input in pixels."})
+    patch_size: int = field(default=8, metadata={"help": "Side of a patch in pixels."})
+    vision_hidden_size: int = field(default=64, metadata={"help": "Width of the vision tower."})
+    vision_layers: int = field(default=2, metadata={"help": "Depth of the vision tower."})
+    vision_heads: int = field(default=2, metadata={"help": "Attention heads of the vision tower."})
+    text_hidden_size: int = field(default=64, metadata={"help": "Width of the text tower."})
+    text_layers: int = field(default=1, metadata={"help": "Depth of the text tower."})
+    text_heads: int = field(default=2, metadata={"help": "Attention heads of the text tower."})
+    projection_dim: int = field(default=64, metadata={"help": "Dimension of CLIP's common embedding."})
+    caption_templates: list[str] = field(
+        default_factory=lambda: [DEFAULT_TEMPLATE, "a picture of a {}", "{}"],
+        metadata={"help": "Captions: templates that take a class name."},
+    )
+    random_flip: bool = field(default=False, metadata={"help": "Mirror half of the training images."})
+    random_shift: int = field(default=0, metadata={"help": "Shift training images by up to so many pixels."})
+
+    # Changed defaults
+    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up steps, or below 1 their share."})
+    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Batch size per device."})
+    save_strategy: str = field(default="no", metadata={"help": "When to write checkpoints to resume from."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Kept False: batches are made here."})
+    label_names: list[str] | None = field(
+        default_factory=lambda: ["labels"], metadata={"help": "The keys of the labels in a batch."}
+    )
+
+    def __post_init__(self):
+        if self.push_to_hub:
+            raise InputError("push_to_hub is for robust models: push a pretrained one by model.push_to_hub(name).")
+        if self.family not in FAMILIES:
+            raise InputError(f"Unknown family {self.family!r}; known: {', '.join(FAMILIES)}.")
+        if self.image_size % self.patch_size:
+            raise InputError(f"patch_size {self.patch_size} doesn't divide image_size {self.image_size}.")
+        for tower in ("vision", "text"):
+            size, heads = getattr(self, f"{tower}_hidden_size"), getattr(self, f"{tower}_heads")
+            if size % heads:
+                raise InputError(f"{tower}_heads {heads} doesn't divide {tower}_hidden_size {size}.")
+        super().__post_init__()
+
+
+def byte_tokenizer(max_length: int = 77, **settings) -> CLIPTokenizer:
+    """CLIP's tokenizer with bytes for tokens: any text, no merges, 514 entries, nothing to download."""
+    characters = sorted(ByteLevel.alphabet())
+    entries = [*characters, *(f"{character}</w>" for character in characters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(
+        vocab={entry: index for index, entry in enumerate(entries)}, merges=[], model_max_length=max_length, **settings
+    )
+
+
+def build_clip(args: PretrainingConfig) -> tuple[CLIPModel, CLIPProcessor]:
+    """A CLIP of the given architecture with random weights, and its processor."""
+    tokenizer = byte_tokenizer()
+    projection = {"projection_dim": args.projection_dim}
+    vision, text = _tower_shapes(args, tokenizer)
+    config = CLIPConfig(vision_config=vision | projection, text_config=text | projection, **projection)
+    side = {"height": args.image_size, "width": args.image_size}
+    image_processor = CLIPImageProcessorPil(size={"shortest_edge": args.image_size}, crop_size=side)
+    return CLIPModel(config), CLIPProcessor(image_processor, tokenizer)
+
+
+def build_siglip(args: PretrainingConfig) -> tuple[SiglipModel, SiglipProcessor]:
+    """A SigLIP of the given architecture with random weights, and its processor.
+
+    Its common embedding is as wide as its vision tower. The scale starts at 10 and the bias near the log-odds of a
+    positive pair, which are -2 among ten classes, and -10 among the 32,768 different captions of Zhai et al., 2023.
+    """
+    tokenizer = byte_tokenizer(64, model_input_names=["input_ids"])
+    vision, text = _tower_shapes(args, tokenizer)
+    text["projection_size"] = args.vision_hidden_size
+    model = SiglipModel(SiglipConfig(vision_config=vision, text_config=text))
+    with torch.no_grad():
+        model.logit_scale.fill_(math.log(10))
+        model.logit_bias.fill_(-2)
+    side = {"height": args.image_size, "width": args.image_size}
+    return model, SiglipProcessor(SiglipImageProcessorPil(size=side), tokenizer)
+
+
+def _tower_shapes(args: PretrainingConfig, tokenizer: CLIPTokenizer) -> tuple[dict, dict]:
+    """What the configurations of the vision and the text tower have in common over the families."""
+    vision, text = (
+        {
+            "hidden_size": getattr(args, f"{tower}_hidden_size"),
+            "intermediate_size": 4 * getattr(args, f"{tower}_hidden_size"),
+            "num_hidden_layers": getattr(args, f"{tower}_layers"),
+            "num_attention_heads": getattr(args, f"{tower}_heads"),
+        }
+        for tower in ("vision", "text")
+    )
+    vision |= {"image_size": args.image_size, "patch_size": args.patch_size}
+    text |= {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
+    text |= {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    text["eos_token_id"] = tokenizer.eos_token_id  # CLIP's default, 2, would pool at the largest token id
+    return vision, text
+
+
+def contrastive_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Symmetric contrastive loss in which all pairs of one class are positives (UniCL: Yang et al., 2022, Eq. 4-6).
+
+    Args:
+        logits (`torch.Tensor` of shape `(batch, batch)`): Scaled cosine of image `i` and caption `j`.
+        labels (`torch.Tensor` of shape `(batch,)`): Class of each pair.
+    """
+    positives = (labels[:, None] == labels).to(logits.dtype)
+    positives = positives / positives.sum(1, keepdim=True)
+    return (F.cross_entropy(logits, positives) + F.cross_entropy(logits.T, positives)) / 2
+
+
+def sigmoid_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Sigmoid loss (Zhai et al., 2023, Eq. 1) in which all pairs of one class are positives; arguments as above."""
+    signs = 2 * (labels[:, None] == labels).to(logits.dtype) - 1
+    return -F.logsigmoid(signs * logits).sum(1).mean()
+
+
+# Family -> (how its models are built, its loss)
+FAMILIES = {"clip": (build_clip, contrastive_loss), "siglip": (build_siglip, sigmoid_loss)}
+
+
+class ContrastiveTrainer(ResumableTrainer):
+    """Trainer of a dual encoder on (image, caption) pairs, the captions drawn anew from templates in each step.
+
+    Args:
+        model, processor: from [`build_clip`] or [`build_siglip`].
+        args ([`PretrainingConfig`]): Settings.
+        train_dataset ([`Benchmark`]): Images and labels.
+    """
+
+    loss_is_scaled_for_ga = False
+
+    def __init__(self, model, processor, args: PretrainingConfig, train_dataset: Benchmark):
+        check_launch(args)
+        classifier = ZeroShotClassifier(model, processor, train_dataset.class_names, args.caption_templates)
+        super().__init__(model, args, collate, train_dataset, callbacks=[LogitScaleCallback()])
+        self.model_accepts_loss_kwargs = False
+        self.classifier = classifier.to(args.device)
+        self.captions = [
+            template.format(name) for template in args.caption_templates for name in train_dataset.class_names
+        ]
+        self.tokens = {name: ids.to(args.device) for name, ids in classifier.tokenize(self.captions).items()}
+
+    def mathematics(self) -> dict:
+        """See [`ResumableTrainer`]."""
+        theirs = {one.name for one in fields(TrainingArguments)} | {"train_dataset"}
+        own = [one.name for one in fields(PretrainingConfig) if one.name not in theirs]
+        return describe_training(self.args, own + MATHEMATICS, self.train_dataset)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        images, labels = self.augment(to_unit_range(inputs["pixel_values"])), inputs["labels"]
+        templates = torch.randint(len(self.args.caption_templates), labels.shape, device=labels.device)
+        captions = templates * len(self.classifier.class_names) + labels
+        with self.accelerator.autocast(), forward_redirected(self.model, self._logits):
+            loss = FAMILIES[self.args.family][1](model(images, captions), labels)
+        return (loss, {}) if return_outputs else loss
+
+    def _logits(self, images: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:
+        """Logits `(batch, batch)` of images against captions, each different caption encoded once."""
+        different, place = captions.unique(return_inverse=True)
+        features = self.model.get_text_features(**{name: values[different] for name, values in self.tokens.items()})
+        text_embeds = F.normalize(features.pooler_output.float(), dim=-1)[place]
+        scaled = self.classifier.logit_scale() * self.classifier.image_embeds(images)
+        return scaled @ text_embeds.T + self.classifier.logit_bias()
+
+    def augment(self, images: torch.Tensor) -> torch.Tensor:
+        """Mirror and shift a batch `(batch, 3, height, width)` at random, each image by itself."""
+        if self.args.random_flip:
+            mirrored = torch.rand(len(images), device=images.device) < 0.5
+            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+        if self.args.random_shift:
+            pad, (height, width) = self.args.random_shift, images.shape[-2:]
+            padded = F.pad(images, [pad] * 4)
+            top, left = torch.randint(2 * pad + 1, (2, len(images), 1), device=images.device)
+            rows, columns = (
+                start + torch.arange(size, device=images.device) for start, size in ((top, height), (left, width))
+            )
+            image = torch.arange(len(images), device=images.device)
+            images = padded[image[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        return images
+
+
+def pretrain(args: PretrainingConfig) -> None:
+    """Pretrain a small dual encoder into `args.output_dir`, from its last checkpoint there if it was cut off.
+
+    The folder then loads with `AutoModel.from_pretrained` and `AutoProcessor.from_pretrained`.
+    """
+    train_dataset, _ = load_training_data(args.train_dataset, args.validation_size)
+    torch.manual_seed(args.seed)
+    model, processor = FAMILIES[args.family][0](args)
+    trainer = ContrastiveTrainer(model, processor, args, train_dataset.subset(args.max_train_samples))
+    trainer.train(resume_from_checkpoint="last")
+    if trainer.is_world_process_zero():
+        save_finished(trainer.model, processor, args.output_dir)
+    trainer.accelerator.wait_for_everyone()
+
+
+def is_finished(folder: str | Path) -> bool:
+    """Whether a folder holds a model that [`~hpt.models.loading.save_finished`] completed."""
+    return (Path(folder) / "config.json").is_file()

@@ -1,0 +1,307 @@
+"""`ResumableTrainer`: a Trainer whose runs survive being killed, and go on as if nothing had happened.
+
+trainer.train(resume_from_checkpoint="last")  # the newest complete checkpoint in output_dir, or else from the start
+"""
+
+import json
+import logging
+import shutil
+import signal
+import threading
+import time
+from abc import abstractmethod
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
+from transformers import Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
+
+from hpt.errors import InputError, TrainingStopped
+from hpt.training.checkpoints import (
+    check_same_settings,
+    checkpoint_folder,
+    delete_older,
+    last_checkpoint,
+    read_manifest,
+    write_manifest,
+)
+from hpt.training.identity import describe_launch
+
+
+logger = logging.getLogger(__name__)
+
+SETTINGS_FILE = "training_args.json"
+LOSS_FILE = "loss_window.json"
+TERMINATED = 75  # exit code after SIGTERM: EX_TEMPFAIL of sysexits.h, which asks to try again
+UNWRITABLE = (OSError, RuntimeError, SafetensorError)  # what Python, torch and safetensors raise for a full disk
+
+
+class CheckpointError(TrainingStopped):
+    """A checkpoint couldn't be written; what there was of it has been removed, and older ones are untouched."""
+
+
+class _Terminated(BaseException):
+    """SIGTERM has come, and the state is saved."""
+
+
+class ResumableTrainer(Trainer):
+    """A Trainer with checkpoints that are complete or don't count, and from which a run goes on bit for bit.
+
+    - A checkpoint is complete once its manifest is there, which is written when all ranks have finished; only then
+      are older ones deleted. See `hpt.training.checkpoints`.
+    - SIGTERM lets the step that is under way end, saves, and ends the process with exit code 75.
+    - What falls due at an epoch's last step is saved after the epoch's evaluation, which would be left out of a run
+      that goes on from there otherwise. The mean loss that is logged next is that of the whole window.
+    - Settings are saved as readable JSON in place of Trainer's pickle.
+
+    Raises:
+        InputError: by `train()`, for a checkpoint that is incomplete, damaged, or of a run with other settings.
+        CheckpointError: by `train()`, when a checkpoint can't be written.
+    """
+
+    best_step: int | None = None  # of the weights that `load_best_model_at_end` has loaded
+    _seconds_before, _started, _sigterm = 0.0, None, False
+
+    @abstractmethod
+    def mathematics(self) -> dict:
+        """What fixes the numbers of a run, by readable name: no checkpoint is resumed with another."""
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        """See [`~transformers.Trainer.train`].
+
+        `resume_from_checkpoint=True` and `"last"` take the newest complete checkpoint of `output_dir`; where there is
+        none, `True` is an error, while `"last"` starts anew.
+        """
+        self._identity, self._last_saved, self.best_step = None, None, None
+        self._seconds_before, self._started = 0.0, time.monotonic()
+        self._epoch_ends_next, self._save_is_due = False, False
+        if resume_from_checkpoint:
+            resume_from_checkpoint = self._choose_checkpoint(resume_from_checkpoint)
+            self._last_saved = resume_from_checkpoint and Path(resume_from_checkpoint).resolve()
+        try:
+            with self._sigterm_noticed():
+                return super().train(resume_from_checkpoint or None, *args, **kwargs)
+        except _Terminated:
+            pass  # only now, without its frames, are the workers of the data loader let go
+        finally:
+            self._seconds_before, self._started = self.train_seconds(), None
+        raise SystemExit(TERMINATED)
+
+    def train_seconds(self) -> float:
+        """How long the run has taken so far, without what was lost when it was cut off."""
+        return self._seconds_before + (time.monotonic() - self._started if self._started else 0.0)
+
+    # Checkpoints: which to resume from
+
+    def _choose_checkpoint(self, wanted: str | bool) -> str | None:
+        """On every rank alike, the checkpoint that the main process finds complete and of this run."""
+        found = [None, None]
+        if self.is_world_process_zero():
+            try:
+                found[0] = self._check_checkpoint(wanted)
+            except InputError as error:
+                found[1] = str(error)
+        broadcast_object_list(found)
+        if found[1] is not None:
+            raise InputError(found[1])
+        return found[0]
+
+    def _check_checkpoint(self, wanted: str | bool) -> str | None:
+        output_dir = self.args.output_dir
+        if wanted in (True, "True", "last"):  # the text is what a command line makes of it
+            checkpoint = last_checkpoint(output_dir)
+            if checkpoint is None and wanted == "last":
+                return None
+            if checkpoint is None:
+                raise InputError(f"{output_dir} has no complete checkpoint: leave resume_from_checkpoint out.")
+        else:
+            checkpoint = str(wanted)
+            if not Path(checkpoint).is_dir():
+                raise InputError(f"There is no checkpoint {checkpoint!r}.")
+        check_same_settings(checkpoint, read_manifest(checkpoint), self._run_identity(), describe_launch(self.args))
+        return checkpoint
+
+    def _run_identity(self) -> dict:
+        """[`mathematics`], as JSON has it, made once a run."""
+        if self._identity is None:
+            self._identity = json.loads(json.dumps(self.mathematics(), default=_as_json))
+        return self._identity
+
+    # Checkpoints: writing them
+
+    def set_initial_training_values(self, args, dataloader, *others):
+        values = super().set_initial_training_values(args, dataloader, *others)
+        self._steps_per_epoch = values[1]
+        return values
+
+    def _run_epoch(self, *args, **kwargs):
+        if self.state.global_step >= self.state.max_steps:  # resumed at its end, where Trainer takes one more step
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs):
+        """Trainer calls this after each optimizer step, and once more at an epoch's end."""
+        at_epoch_end, self._epoch_ends_next = self._epoch_ends_next, False
+        if not at_epoch_end and self.state.global_step % self._steps_per_epoch == 0:
+            self._epoch_ends_next, self._save_is_due = True, self.control.should_save
+            self.control.should_save = False
+        elif at_epoch_end:
+            self.control.should_save |= self._save_is_due
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        if not self._epoch_ends_next:
+            self._leave_if_terminated()
+
+    def _finalize_training(self, *args, **kwargs):
+        """Trainer logs its last entry here and loads the best weights, after which the last can't be saved."""
+        self._leave_if_terminated()
+        if self.args.load_best_model_at_end and self.state.best_global_step:
+            best = checkpoint_folder(self.args.output_dir, self.state.best_global_step)
+            read_manifest(best)
+            self.state.best_model_checkpoint = str(best)  # Trainer forgets it when the folder has been moved
+        output = super()._finalize_training(*args, **kwargs)
+        self.best_step = self.state.best_global_step if self.args.load_best_model_at_end else None
+        return output
+
+    def _leave_if_terminated(self) -> None:
+        """If SIGTERM has reached any rank, save on all of them, and leave."""
+        if not self._on_any_rank(self._sigterm):
+            return
+        folder = self._save_now()
+        if self.is_world_process_zero():
+            logger.warning(f"Stopped by SIGTERM after step {self.state.global_step}, which is saved in {folder}.")
+        raise _Terminated
+
+    def _save_now(self) -> Path:
+        """Where the state after the last step is saved, now if it wasn't yet."""
+        folder = checkpoint_folder(self.args.output_dir, self.state.global_step)
+        if self._last_saved != folder.resolve():
+            self._save_checkpoint(self.model, trial=None)
+        return folder
+
+    def _save_checkpoint(self, model, trial):
+        folder = checkpoint_folder(self.args.output_dir, self.state.global_step)
+        limit = self.args.save_total_limit
+        self._loss_sums = self.accelerator.gather(self._tr_loss.reshape(1)).tolist()
+        with self._written_on_all_ranks(folder):
+            if self.args.should_save and folder.exists():  # of a run that was cut off
+                shutil.rmtree(folder)
+            try:
+                self.args.save_total_limit = None  # Trainer would delete older ones before this one is complete
+                super()._save_checkpoint(model, trial)
+            finally:
+                self.args.save_total_limit = limit
+        with self._written_on_all_ranks(folder):
+            if self.args.should_save:
+                self._save_settings(folder)
+                write_manifest(folder, self._run_identity(), describe_launch(self.args))
+        self._last_saved = folder.resolve()
+        if self.args.should_save:
+            delete_older(self.args.output_dir, limit, newest=folder, best=self.state.best_model_checkpoint)
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        """See [`~transformers.Trainer.save_model`]."""
+        with self._written_on_all_ranks(Path(output_dir or self.args.output_dir), remove=_internal_call):
+            super().save_model(output_dir, _internal_call=True)  # which keeps Trainer from pushing within
+
+    def _save(self, output_dir=None, state_dict=None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            (folder / TRAINING_ARGS_NAME).unlink()
+            self._save_settings(folder)
+
+    def _save_settings(self, folder: Path) -> None:
+        (folder / SETTINGS_FILE).write_text(self.args.to_json_string(), encoding="utf-8")
+
+    @contextmanager
+    def _written_on_all_ranks(self, folder: Path, remove: bool = True):
+        """Go on once all ranks have written their part; if one couldn't, raise [`CheckpointError`] on all of them.
+
+        Nothing within may wait for other ranks, except for what is guarded in the same way by itself.
+        """
+        failure = None
+        try:
+            yield
+        except (CheckpointError, torch.OutOfMemoryError):
+            raise
+        except UNWRITABLE as error:
+            failure = error
+        if not self._on_any_rank(failure is not None):
+            return
+        if remove and self.args.should_save:
+            shutil.rmtree(folder, ignore_errors=True)
+        last = last_checkpoint(self.args.output_dir) if self.is_world_process_zero() else None
+        free = shutil.disk_usage(self.args.output_dir).free / 1e6
+        raise CheckpointError(
+            f"{folder} can't be written ({failure or 'on another rank'}); {free:,.0f} MB are free there. "
+            + (f"Make room and resume from {last}, which is intact." if last else "There is no complete checkpoint.")
+        ) from failure
+
+    def _on_any_rank(self, flag: bool) -> bool:
+        """Whether `flag` is true on any rank; waits for all of them."""
+        count = torch.tensor(float(flag), device=self.args.device)
+        return self.accelerator.reduce(count, "sum").item() > 0
+
+    # The loss since it was last logged, which Trainer forgets
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if self.args.should_save:
+            window = {"sum_per_rank": self._loss_sums, "last_logged": self._globalstep_last_logged}
+            window["seconds"] = self.train_seconds()
+            (Path(output_dir) / LOSS_FILE).write_text(json.dumps(window), encoding="utf-8")
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Trainer calls this once when a run goes on, on every rank, right before its first step."""
+        super()._load_rng_state(checkpoint)
+        window = json.loads((Path(checkpoint) / LOSS_FILE).read_text(encoding="utf-8"))
+        sums, rank = window["sum_per_rank"], self.args.process_index
+        mean = sum(sums) / len(sums)
+        self._tr_loss.fill_(sums[rank] if len(sums) == self.args.world_size else mean)
+        self._globalstep_last_logged, self._seconds_before = window["last_logged"], window["seconds"]
+        self._total_loss_scalar = -mean  # of the final train_loss, which is over the steps of this call alone
+
+    # SIGTERM
+
+    @contextmanager
+    def _sigterm_noticed(self):
+        """Within, SIGTERM only sets `_sigterm`, which is looked at after each optimizer step."""
+        self._sigterm = False
+        if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
+            yield
+            return
+        before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_sigterm", True))
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        if self._sigterm:  # it came after training's end
+            signal.raise_signal(signal.SIGTERM)
+
+    def _get_dataloader(self, *args, **kwargs):
+        """Trainer's, with workers that don't die of a SIGTERM, which often reaches all processes at once."""
+        loader = super()._get_dataloader(*args, **kwargs)
+        workers = loader.base_dataloader  # which accelerate has wrapped
+        workers.worker_init_fn = partial(_survive_sigterm, workers.worker_init_fn)
+        return loader
+
+
+def _survive_sigterm(init_worker, worker_id: int) -> None:
+    """Let a loader's worker outlive one SIGTERM by half a minute, the grace that torchrun and others give."""
+
+    def outlive(*_):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.alarm(30)
+
+    signal.signal(signal.SIGTERM, outlive)
+    if init_worker is not None:
+        init_worker(worker_id)
+
+
+def _as_json(value):
+    return sorted(value) if isinstance(value, set) else str(value)

@@ -1,0 +1,406 @@
+"""`HPTTrainer`: HPT-GPD fine-tuning of a dual encoder against a frozen, vanilla proxy, in one `train()` call.
+
+trainer = HPTTrainer(
+    model=clip, args=HPTConfig("outputs/robust"), proxy=load_proxy("openai/clip-vit-base-patch16"),
+    processing_class=processor, train_dataset=load_benchmark("tiny_imagenet", "train"),
+    eval_dataset={"cifar10": load_benchmark("cifar10")},
+)
+trainer.train()
+"""
+
+import logging
+from pathlib import Path
+
+import torch
+from accelerate.utils import DynamoBackend
+from torch.optim.lr_scheduler import LambdaLR
+from transformers.trainer_utils import IntervalStrategy
+
+from hpt.attacks import PGD
+from hpt.attacks.base import batch_norm_untouched
+from hpt.data.benchmark import Benchmark
+from hpt.data.images import ImageTransform, collate, resize_as_trained, to_unit_range
+from hpt.data.streams import EpochStream
+from hpt.errors import InputError, TrainingStopped
+from hpt.evaluation.figures import draw_training_curves
+from hpt.hub.folder import CURVES
+from hpt.models.classifier import ZeroShotClassifier
+from hpt.models.weights import LogitScaleCallback, forward_redirected, freeze_untrained, hash_weights, plain_weights
+from hpt.training.config import MATHEMATICS, HPTConfig
+from hpt.training.gpd import ANCHOR, TRANSFER, GPDCallback, get_gpd_schedule
+from hpt.training.identity import describe_proxy, describe_target, describe_training
+from hpt.training.inputs import (
+    as_benchmark,
+    as_training_set,
+    check_best_metric,
+    check_launch,
+    check_pair,
+    check_steps,
+    own_class_names,
+)
+from hpt.training.objectives import OBJECTIVES, GeneralizationAnchor
+from hpt.training.publishing import PublishingTrainer
+from hpt.training.record import describe_run
+
+
+logger = logging.getLogger(__name__)
+
+DIAGNOSTICS = ("train_clean_accuracy", "train_robust_accuracy", "proxy_robust_accuracy", "zero_gradient_share")
+
+
+class NonFiniteLossError(TrainingStopped):
+    """The loss or a gradient became NaN or infinite; the last good state has been saved."""
+
+
+class HPTTrainer(PublishingTrainer):
+    """Trainer for HPT-GPD (arXiv 2601.12865). `trainer.model` stays the plain model that was given.
+
+    In each step PGD attacks the target, the target learns from the proxy's logits by the stage's objective, and
+    [`GPDCallback`] keeps the EMA, restarts and pulls. The log has, beside Trainer's entries, `stage` (1 anchor,
+    2 transfer) and, of the images of the logged step, `train_clean_accuracy`, `train_robust_accuracy`,
+    `proxy_robust_accuracy` (the proxy on the images that attack the target) and `zero_gradient_share`.
+
+    Args:
+        model (`PreTrainedModel` or `PeftModel`): The target `T`, a dual encoder with float32 weights.
+        args ([`HPTConfig`]): Settings.
+        proxy ([`ZeroShotClassifier`]): The proxy `P`, from [`load_proxy`]; it is frozen and stays in its own dtype.
+        processing_class (`ProcessorMixin`): The target's processor. If it doesn't resize bicubically, as is done in
+            training, it does so from then on, with a warning.
+        train_dataset (dataset, *optional*): A [`Benchmark`], or a `datasets.Dataset` with columns `image` and `label`,
+            whose images are resized and cropped to the target's input size; or a [`StreamingBenchmark`] or
+            `datasets.IterableDataset` likewise, with `steps_per_epoch` in `args`.
+        eval_dataset (dataset or dict of them, *optional*): Not streaming. `evaluate()` reports `clean_accuracy` and
+            `robust_accuracy` (under PGD in float32), in [0, 1], of each. A benchmark has classes of its own; a plain
+            dataset uses those of the training set.
+        class_names (`list[str]`, *optional*): Names of the training set's classes, instead of its own.
+        kwargs: Passed on to [`~transformers.Trainer`].
+
+    Raises:
+        InputError: for a model, proxy, dataset or setting that can't be meant, before anything is trained.
+        NonFiniteLossError: by `train()`, when the loss or a gradient isn't finite; the last good state is saved.
+    """
+
+    loss_is_scaled_for_ga = False
+    recipe: dict = {}  # fields of a recipe, which the `run.yaml` of every save has beside the trainer's settings
+
+    def __init__(
+        self,
+        model,
+        args: HPTConfig,
+        proxy: ZeroShotClassifier,
+        processing_class,
+        train_dataset=None,
+        eval_dataset=None,
+        class_names: list[str] | None = None,
+        **kwargs,
+    ):
+        check_launch(args)
+        check_pair(model, proxy)
+        self._described = None
+        self._class_names = class_names or own_class_names(train_dataset, eval_dataset)
+        classifier = ZeroShotClassifier(model, processing_class, self._class_names, args.prompt_template)
+        self._plain_transform = ImageTransform(round(classifier.image_size * 256 / 224), classifier.image_size)
+        if train_dataset is not None:
+            train_dataset = as_training_set(train_dataset, args, self._class_names, self._plain_transform)
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {name: self._as_benchmark(one, name) for name, one in eval_dataset.items()}
+        elif eval_dataset is not None:
+            eval_dataset = self._as_benchmark(eval_dataset, "the evaluation set")
+        trained = freeze_untrained(model, args.trainable)
+        if train_dataset is not None:
+            self.schedule = args.schedule(None if isinstance(train_dataset, EpochStream) else len(train_dataset))
+            check_steps(self.schedule, args.max_steps)
+        resize_as_trained(processing_class.image_processor)
+        self._vanilla_weights = hash_weights(plain_weights(model))
+        if "compute_metrics" not in kwargs:
+            check_best_metric(args, eval_dataset)
+        kwargs = {"compute_metrics": _accuracies, "preprocess_logits_for_metrics": _predictions} | kwargs
+        super().__init__(
+            model=model,
+            args=args,
+            processing_class=processing_class,
+            data_collator=collate,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            **kwargs,
+        )
+        self.model_accepts_loss_kwargs = False  # CLIPModel takes **kwargs, but the loss is ours and a mean per batch
+        self.classifier = self.eval_classifier = classifier.to(args.device)
+        proxy = proxy.with_classes(self._class_names, args.prompt_template)
+        self.proxy = proxy.to(args.device).requires_grad_(False).eval()
+        self._make_objectives(args)
+        self._compile_towers()
+        if args.mixed_precision == "fp16" and args.device.type == "cpu":  # accelerate would train in float32, silently
+            self.accelerator.native_amp, self.accelerator.scaler = True, torch.amp.GradScaler("cpu")
+        self._trains_text = any("text" in name for name in trained)
+        if train_dataset is not None:
+            self.gpd = GPDCallback(self.schedule, args.ema_decay, args.pull_ratio)
+            self.add_callback(self.gpd)
+        if "logit_scale" in trained and "logit_bias" not in trained:  # SigLIP's, with a bias, begins above ln 100
+            self.add_callback(LogitScaleCallback())
+
+    def _as_benchmark(self, dataset, name: str) -> Benchmark:
+        return as_benchmark(dataset, name, self._class_names, self._plain_transform)
+
+    def _make_objectives(self, args: HPTConfig) -> None:
+        kl = {"kl_direction": args.kl_direction, "kl_reduction": args.kl_reduction, "temperature": args.temperature}
+        self.objectives = {ANCHOR: GeneralizationAnchor(**kl), TRANSFER: OBJECTIVES[args.objective](**kl)}
+        pgd = {"eps": args.attack_eps, "step_size": args.attack_step_size, "seed": args.seed}
+        self.attacks = {
+            stage: PGD(
+                **pgd, steps=args.attack_steps, random_start=args.attack_random_start, loss=objective.attack_loss
+            )
+            for stage, objective in self.objectives.items()
+        }
+        self.eval_attack = PGD(**pgd, steps=args.eval_attack_steps)
+        if args.eval_attack_steps * args.attack_step_size < args.attack_eps:
+            logger.warning("PGD in evaluate() takes too few steps to reach the edge of the eps-ball from its centre.")
+
+    def _compile_towers(self) -> None:
+        """Compile what `torch_compile` would: not the whole model, since attacks go past its wrapper, but its towers.
+
+        Dynamic shapes are left to torch, which compiles anew for the second batch size that it sees.
+        """
+        plugin = self.accelerator.state.dynamo_plugin
+        if plugin.backend == DynamoBackend.NO:
+            return
+        for tower in (self.model.vision_model, self.model.text_model, self.proxy.model.vision_model):
+            tower.compile(**plugin.to_kwargs())
+        plugin.backend = DynamoBackend.NO  # accelerate would compile the whole model as well
+
+    # Training
+
+    def train(self, *args, **kwargs):
+        """See [`~transformers.Trainer.train`]; one call goes through both stages."""
+        self._micro_batches = 0  # of the current optimizer step, seen so far
+        self._diagnostics = []  # of the micro-batches of a step that is logged
+        try:
+            output = super().train(*args, **kwargs)
+        finally:
+            if isinstance(self.train_dataset, EpochStream):
+                self.train_dataset.close()
+        if self._trains_text:
+            with torch.no_grad():
+                self.classifier.encode_anew()
+        return output
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None) -> LambdaLR:
+        """GPD's schedule, over the epochs of the stages; `max_steps` cuts it, and doesn't shorten the stages."""
+        steps = self.schedule.num_epochs * self.schedule.steps_per_epoch
+        if self.args.max_steps < 0 and num_training_steps != steps:
+            raise InputError(
+                f"The data loader has {num_training_steps} steps, GPD's schedule {steps}: leave split_batches and "
+                "even_batches of accelerator_config as they are."
+            )
+        if self.lr_scheduler is None:
+            self.lr_scheduler = get_gpd_schedule(
+                optimizer or self.optimizer,
+                self.schedule.steps_per_epoch,
+                self.schedule.anchor_epochs,
+                self.schedule.transfer_epochs,
+                self.schedule.anchor_learning_rate,
+                self.schedule.warmup_steps,
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        if self._micro_batches == 0:
+            self._loss_before_step = self._tr_loss.clone()
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._micro_batches = (self._micro_batches + 1) % self.current_gradient_accumulation_steps
+        return loss
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Attack the target on the batch, and compare target and proxy by the stage's objective."""
+        stage = self.schedule.stage(self.state.global_step)
+        objective, labels = self.objectives[stage], inputs["labels"]
+        images = to_unit_range(inputs["pixel_values"], torch.promote_types(self.model.dtype, torch.float32))
+        with self.accelerator.autocast():
+            text_embeds = self.classifier.encode_anew() if self._trains_text else None
+        with self._attack_precision():
+            result = self.attacks[stage].perturb(self.classifier, images, labels, self._noise_ids(len(labels)))
+        adversarial = result.images  # x_a
+        with torch.no_grad():
+            proxy_logits = self.proxy(adversarial if objective.proxy_sees == "adversarial" else images)
+        # Redirecting the forward bypasses the autocast that accelerate puts around it
+        with self.accelerator.autocast(), forward_redirected(self.model, self.classifier.forward):
+            target_logits = model(adversarial, text_embeds)
+        loss = objective(target_logits, proxy_logits)  # Eq. 8 in the anchor stage, Eq. 5 in the transfer stage
+        self._stop_unless_finite(loss, "loss")
+        if self._is_logged(self.state.global_step + 1):
+            proxy_logits = proxy_logits if objective.proxy_sees == "adversarial" else None
+            self._diagnose(images, labels, result, target_logits, proxy_logits)
+        if self.args.kl_reduction == "sum":  # over the global batch: undo the averages over micro-batches and ranks
+            loss = loss * self.current_gradient_accumulation_steps * self.args.world_size
+        return (loss, {"logits": target_logits}) if return_outputs else loss
+
+    def _attack_precision(self):
+        """The autocast that PGD runs in: that of the training, or what `attack_dtype` says."""
+        dtype = self.args.attack_dtype
+        if dtype is None:
+            return self.accelerator.autocast()
+        return torch.autocast(self.args.device.type, getattr(torch, dtype), enabled=dtype != "float32")
+
+    def _noise_ids(self, batch_size: int) -> torch.Tensor:
+        """Ids that fix an image's noise by its place in the run, for any number of ranks and micro-batches."""
+        args = self.args
+        micro_step = self.state.global_step * args.gradient_accumulation_steps + self._micro_batches
+        first = (micro_step * args.world_size + args.process_index) * args.per_device_train_batch_size
+        return first + torch.arange(batch_size)
+
+    def _stop_unless_finite(self, value: torch.Tensor, what: str) -> None:
+        """On every rank alike, save the last good state and raise [`NonFiniteLossError`] if `value` isn't finite."""
+        finite = torch.isfinite(value.detach()).all().float()
+        if self.accelerator.reduce(finite, "mean").item() == 1:
+            return
+        step, args = self.state.global_step, self.args
+        self._tr_loss.copy_(self._loss_before_step)  # what is saved is the state before this step
+        checkpoint = self._save_now() if step > 0 else None
+        stage = self.schedule.stage(step)
+        rate = "anchor_learning_rate" if stage == ANCHOR else "learning_rate"
+        raise NonFiniteLossError(
+            f"The {what} of step {step + 1} ({stage} stage) isn't finite. Try, in another output_dir, a lower {rate} "
+            f"(now {getattr(args, rate):g}), a longer warmup_steps, or max_grad_norm=1"
+            + (", kl_reduction='mean'" if args.kl_reduction == "sum" else "")
+            + (", bf16 instead of fp16" if args.fp16 else "")
+            + (f". The state before that step is in {checkpoint}." if step > 0 else ". No step was taken yet.")
+        )
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        if not self.args.fp16:  # its gradient scaler skips such steps and lowers its scale
+            self._stop_unless_finite(torch.as_tensor(grad_norm, device=self.args.device), "gradient")
+        return grad_norm
+
+    # Logging
+
+    def _is_logged(self, step: int) -> bool:
+        """Whether Trainer logs after optimizer step `step`, counted from 1."""
+        if self.args.logging_strategy == IntervalStrategy.EPOCH:
+            return step % self.schedule.steps_per_epoch == 0
+        if self.args.logging_strategy == IntervalStrategy.STEPS:
+            return step % self.state.logging_steps == 0 or (step == 1 and self.args.logging_first_step)
+        return False
+
+    @torch.no_grad()
+    def _diagnose(self, images, labels, result, target_logits, proxy_logits) -> None:
+        """Note what costs a further forward pass, and is therefore computed for logged steps only."""
+        with batch_norm_untouched(self.classifier), self.accelerator.autocast():
+            clean_logits = self.classifier(images)
+        proxy_logits = self.proxy(result.images) if proxy_logits is None else proxy_logits
+        accuracies = [(logits.argmax(-1) == labels) for logits in (clean_logits, target_logits, proxy_logits)]
+        self._diagnostics.append(torch.stack([*accuracies, result.zero_gradient]).float().mean(1))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._diagnostics:
+            logs["stage"] = 1 if self.schedule.stage(self.state.global_step - 1) == ANCHOR else 2
+            means = self.accelerator.reduce(torch.stack(self._diagnostics).mean(0), "mean")
+            logs |= dict(zip(DIAGNOSTICS, means.tolist(), strict=True))
+            self._diagnostics = []
+        super().log(logs, start_time)
+
+    # Evaluation
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
+        """`*_clean_accuracy` and `*_robust_accuracy` of each evaluation set, over its own classes."""
+        if eval_dataset is None and isinstance(self.eval_dataset, dict):
+            eval_dataset = {name: name for name in self.eval_dataset}
+        if isinstance(eval_dataset, dict):
+            metrics = {}
+            for name, one in eval_dataset.items():
+                metrics |= self.evaluate(one, ignore_keys, f"{metric_key_prefix}_{name}")
+            return metrics
+        if isinstance(eval_dataset, str):
+            benchmark = self.eval_dataset[eval_dataset]
+        elif eval_dataset is not None:
+            benchmark = eval_dataset = self._as_benchmark(eval_dataset, "the evaluation set")
+        elif self.eval_dataset is not None:
+            benchmark = self.eval_dataset
+        else:
+            raise InputError("There is nothing to evaluate: give the trainer or evaluate() an eval_dataset.")
+        loaders = vars(self).get("_eval_dataloaders", {})  # where Trainer keeps those whose workers persist
+        if not isinstance(eval_dataset, str) and "eval" in loaders and loaders["eval"].dataset is not benchmark:
+            del loaders["eval"]  # of another set
+        self._classify_as(benchmark)
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def get_test_dataloader(self, test_dataset):
+        benchmark = self._as_benchmark(test_dataset, "the test set")
+        self._classify_as(benchmark)
+        return super().get_test_dataloader(benchmark)
+
+    def _classify_as(self, benchmark: Benchmark) -> None:
+        """Predict the classes of a benchmark from here on."""
+        template = benchmark.template or self.args.prompt_template
+        self.eval_classifier = self.classifier.with_classes(benchmark.class_names, template)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Logits of the clean and of the adversarial images; an image that is already wrong stays as it is.
+
+        The classifier attacked is the one scored: unwrapped, not compiled, and outside autocast, so in float32.
+        """
+        with torch.compiler.set_stance("force_eager"):
+            return None, *self._attack_and_score(self._prepare_inputs(inputs))
+
+    def _attack_and_score(self, inputs) -> tuple:
+        images, labels, ids = to_unit_range(inputs["pixel_values"]), inputs["labels"], inputs["sample_ids"]
+        with torch.no_grad():
+            clean_logits = self.eval_classifier(images)
+        robust_logits, right = clean_logits.clone(), clean_logits.argmax(-1) == labels
+        if right.any():
+            adversarial = self.eval_attack(self.eval_classifier, images[right], labels[right], ids[right])
+            with torch.no_grad():
+                robust_logits[right] = self.eval_classifier(adversarial)
+        return (clean_logits, robust_logits), labels
+
+    # Checkpoints
+
+    def _determine_best_metric(self, metrics, trial) -> bool:
+        """Only checkpoints of the transfer stage can be the best: the anchor stage's weights are thrown away."""
+        if self.schedule.stage(self.state.global_step - 1) == ANCHOR:
+            return False
+        return super()._determine_best_metric(metrics, trial)
+
+    def mathematics(self) -> dict:
+        """See [`~hpt.training.resumable.ResumableTrainer`]."""
+        described = describe_training(self.args, MATHEMATICS, self.train_dataset)
+        return described | describe_target(self.classifier) | {"proxy": describe_proxy(self.proxy)}
+
+    def describe_run(self) -> dict:
+        """See [`~hpt.training.publishing.PublishingTrainer`]."""
+        if self.train_dataset is None:
+            raise InputError("There is no run to describe on a card: the trainer has no train_dataset.")
+        if self._described is None:
+            parts = (self.args, self.recipe, self.classifier, self.proxy, self.train_dataset, self.schedule)
+            self._described = describe_run(*parts, self._vanilla_weights)
+        steps = self.schedule.num_epochs * self.schedule.steps_per_epoch
+        steps = min(steps, self.args.max_steps) if self.args.max_steps > 0 else steps
+        step = self.state.global_step
+        progress = {"step": step, "steps": steps, "stage": self.schedule.stage(max(step - 1, 0))}
+        return self._described | progress | {"seconds": round(self.train_seconds(), 1), "best_step": self.best_step}
+
+    def draw_figures(self, folder: Path) -> None:
+        """Training curves, once there is something to see."""
+        if any("train_clean_accuracy" in entry for entry in self.state.log_history):
+            draw_training_curves(self.state.log_history, self.schedule.boundary, folder / CURVES)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            self.gpd.save(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self.gpd.load(checkpoint, self.args.device)
+
+
+def _predictions(logits, labels):
+    """What is kept of each batch's logits: the predicted classes, clean and adversarial."""
+    return tuple(one.argmax(-1) for one in logits)
+
+
+def _accuracies(prediction) -> dict[str, float]:
+    clean, robust = ((one == prediction.label_ids).mean().item() for one in prediction.predictions)
+    return {"clean_accuracy": clean, "robust_accuracy": robust}

@@ -1,0 +1,160 @@
+import io
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Value
+from helpers import CLASSES, make_dataset
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from hpt import InputError, load_benchmark
+from hpt.data.benchmark import Benchmark
+from hpt.data.images import ImageTransform, check_images, check_labels, collate, stratified_split, to_unit_range
+
+
+def encoded(image, kind="PNG"):
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def test_digits_are_split_by_class_without_overlap():
+    splits = {name: load_benchmark("digits", name) for name in ("train", "validation", "test")}
+    assert [len(one) for one in splits.values()] == [1077, 360, 360]
+    assert sum(len(one) for one in splits.values()) == 1797
+    for one in splits.values():
+        counts = np.bincount(one.dataset["label"])
+        assert counts.max() - counts.min() <= 0.1 * len(one) / 10 + 2
+    images = [image.tobytes() for one in splits.values() for image in one.dataset["image"]]
+    assert len(set(images)) >= 1790  # a few digits are identical
+    assert splits["test"].dataset["label"][:] == load_benchmark("digits").dataset["label"][:]
+    assert splits["test"].class_names[7] == "seven"
+
+
+def test_splits_and_subsets_are_stratified_and_reproducible():
+    train = load_benchmark("digits", "train")
+    rest, held_out = train.hold_out(200)
+    assert (len(rest), len(held_out), held_out.split) == (877, 200, "validation")
+    assert np.ptp(np.bincount(held_out.dataset["label"])) <= 2
+    assert held_out.dataset["label"][:] == train.hold_out(200)[1].dataset["label"][:]
+    assert len(train.subset(50)) == 50 and train.subset(None) is train and train.subset(5000) is train
+    first, second = (train.subset(50, seed).dataset["image"][0].tobytes() for seed in (0, 1))
+    assert first != second
+    nearly_all = train.subset(1075)  # what is left can't have every class
+    assert (
+        len(set(nearly_all.ids().tolist())) == 1075 and nearly_all.ids().tolist() == train.subset(1075).ids().tolist()
+    )
+    row = 3  # of a subset of a subset, ids are still numbers in the whole split
+    twice = nearly_all.subset(50)
+    assert twice.dataset[row]["image"].tobytes() == train.dataset[int(twice.ids()[row])]["image"].tobytes()
+    with pytest.raises(InputError, match="Can't take 2000 of 1077 rows"):
+        stratified_split(train.dataset, 2000)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "CMYK", "1", "LA"])
+def test_converts_what_can_be_converted(mode):
+    image = Image.new("RGB", (8, 8), (255, 0, 0)).convert(mode)
+    pixels = ImageTransform()(image)
+    assert pixels.shape == (3, 8, 8) and pixels.dtype == torch.uint8
+    assert torch.equal(pixels, ImageTransform()(image.convert("RGB")))
+
+
+def test_resizes_the_shorter_side_and_crops_the_centre():
+    image = Image.new("RGB", (40, 20))
+    image.paste((255, 255, 255), (15, 0, 25, 20))  # a white stripe in the middle
+    pixels = ImageTransform(resize=10, crop=6)(image)
+    assert pixels.shape == (3, 6, 6)
+    assert pixels[:, :, 1:5].float().mean() > 200
+    assert ImageTransform(resize=10)(image).shape == (3, 10, 20)
+    assert ImageTransform(resize=7)(Image.new("RGB", (9, 8))).shape == (3, 7, 8)
+
+
+def broken_benchmark(content):
+    features = Features({"image": datasets.Image(), "label": ClassLabel(names=CLASSES)})
+    rows = {"image": [encoded(Image.new("RGB", (8, 8))), content], "label": [0, 1]}
+    table = Dataset.from_dict(
+        {"image": [{"bytes": one, "path": None} for one in rows["image"]], "label": rows["label"]}, features=features
+    )
+    return Benchmark("odd", "test", table, CLASSES, None, ImageTransform())
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"not an image", "cannot identify image file"),
+        (encoded(Image.new("I;16", (8, 8))), "its mode 'I;16' has more than 8 bits"),
+        (encoded(Image.new("F", (8, 8)), "TIFF"), "its mode 'F' has more than 8 bits"),
+    ],
+)
+def test_unusable_image_is_named_by_dataset_and_row(content, reason):
+    benchmark = broken_benchmark(content)
+    with pytest.raises(InputError, match=rf"The image in row 1 of odd \(test\) can't be used: {reason}"):
+        benchmark[1]
+    with pytest.raises(InputError, match=f"The image in row 1 of the set can't be used: {reason}"):
+        check_images(benchmark.dataset, "the set")
+
+
+def test_truncated_image_is_named_when_it_is_decoded():
+    whole = encoded(Image.effect_noise((64, 64), 50).convert("RGB"), "JPEG")
+    benchmark = broken_benchmark(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"The image in row 1 of odd \(test\) can't be used: image file is truncated"):
+        benchmark[1]
+
+
+def test_batches_travel_as_uint8_from_workers():
+    benchmark = Benchmark("random", "test", make_dataset(6), CLASSES, None, ImageTransform())
+    (batch,) = DataLoader(benchmark, 6, collate_fn=collate, num_workers=2)
+    assert batch["pixel_values"].dtype == torch.uint8
+    assert batch["sample_ids"].tolist() == list(range(6)) and batch["labels"].tolist() == [0, 1, 2] * 2
+    images = to_unit_range(batch["pixel_values"])
+    assert images.dtype == torch.float32 and 0 <= images.min() and images.max() <= 1
+    assert torch.equal((images * 255).round().byte(), batch["pixel_values"])
+
+
+def test_missing_image_and_odd_labels_are_named():
+    features = Features({"image": datasets.Image(), "label": Value("string")})
+    table = Dataset.from_dict({"image": [None], "label": ["cat"]}, features=features)
+    with pytest.raises(InputError, match="Row 0 of set has no image"):
+        check_images(table, "set")
+    with pytest.raises(InputError, match="labels of set are .*, but must be integers"):
+        check_labels(table, CLASSES, "set")
+
+
+def test_images_of_different_sizes_cannot_share_a_batch():
+    rows = [{"pixel_values": torch.zeros(3, side, 8), "labels": 0, "sample_ids": 0} for side in (8, 9)]
+    with pytest.raises(InputError, match=r"different sizes \[\(8, 8\), \(9, 8\)\]"):
+        collate(rows)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.rename_column("image", "img"), r"set has columns \['img', 'label'\], but needs \['image'\]"),
+        (lambda d: d.select([]), "set has no rows"),
+        (
+            lambda d: d.cast_column("label", Value("int64")).map(lambda row: {"label": row["label"] - 1}),
+            r"Row 0 of set has label -1.*unlabelled",
+        ),
+        (
+            lambda d: d.cast_column("label", ClassLabel(names=[*CLASSES, "x"])),
+            "set has 4 classes, but there are 3 class names",
+        ),
+    ],
+)
+def test_odd_datasets_are_refused(change, message):
+    with pytest.raises(InputError, match=message):
+        check_labels(change(make_dataset(6)), CLASSES, "set")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("digits", "dev"), "digits has no split 'dev'; known: train, validation, test"),
+        (("digits", "test", None, "mine"), "Unknown protocol 'mine'; known: hpt, pmg"),
+    ],
+)
+def test_unknown_names_list_the_known(arguments, message):
+    with pytest.raises(InputError, match=message):
+        load_benchmark(*arguments)

@@ -1,0 +1,132 @@
+"""The network path, by real ids: datasets and models from a stand-in for the Hub, in a process of their own."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from helpers import make_clip
+from hub_layouts import LAYOUTS, write_repository
+from stand_in_hub import COMMIT, TOKEN, stand_in_hub
+
+from hpt import BENCHMARKS
+from hpt.data.records import SIXTEEN
+from hpt.models.loading import save_finished
+
+
+SCRIPT = """
+import json, sys, warnings
+from hpt import InputError, load_benchmark, load_proxy
+warnings.simplefilter("always")
+found = {}
+for text in sys.argv[1:]:
+    name, _, mode = text.partition("+")
+    with warnings.catch_warnings(record=True) as caught:
+        try:
+            if mode == "proxy":
+                found[text] = load_proxy(name).model.config._commit_hash
+                continue
+            one = load_benchmark(name, streaming=mode == "streaming")
+            more = one if isinstance(one, dict) else {name: one}
+            found[text] = {
+                key: [next(iter(each))["labels"], each.source, each.class_names[1]] for key, each in more.items()
+            }
+        except InputError as error:
+            found[text] = str(error)
+        found[text + " warned"] = [str(one.message) for one in caught if "instead of" not in str(one.message)]
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """All sixteen but one, ImageNet gated; and a proxy, beside a gated one."""
+    root = tmp_path_factory.mktemp("hub")
+    for name in LAYOUTS:
+        if name != "dtd":
+            write_repository(root / "datasets" / BENCHMARKS[name].hub_id, name, card=name != "tiny_imagenet")
+    for name in ("org/proxy", "org/gated"):
+        save_finished(*make_clip(1, patch_size=4), root / "models" / name)
+    with stand_in_hub(root, gated={BENCHMARKS["imagenet"].hub_id, "org/gated"}) as server:
+        yield server
+
+
+@pytest.fixture
+def load_from(hub, tmp_path):
+    """Loads benchmarks in a process of its own, which sees the stand-in as the Hub, and gives what became of each."""
+
+    def load(*texts, **environment):
+        environment = {
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        } | environment
+        hub.requests.clear()
+        run = subprocess.run(
+            [sys.executable, "-c", SCRIPT, *texts], env=os.environ | environment, capture_output=True, text=True
+        )
+        assert run.returncode == 0, run.stderr
+        assert TOKEN not in run.stdout + run.stderr
+        return json.loads(run.stdout)
+
+    return load
+
+
+def downloaded(hub) -> list[str]:
+    return sorted({path.partition(COMMIT)[2] for kind, path in hub.requests if kind == "GET" and ".parquet" in path})
+
+
+def test_all_are_loaded_from_the_hub_but_what_cannot_be_had(hub, load_from):
+    """Found, missing, gated with and without a token; then from the cache without the Hub."""
+    found = load_from("all")
+    assert list(found["all"]) == [name for name in SIXTEEN if name not in ("imagenet", "dtd")]
+    assert found["all"]["cifar10"] == [0, f"uoft-cs/cifar10@{COMMIT}", "automobile"]
+    (left_out,) = [one for one in found["all warned"] if one.startswith("Left out: ")]
+    first, second = left_out.split(" dtd: ")
+    assert first.startswith("Left out: imagenet: Can't load the dataset 'ILSVRC/imagenet-1k': it is gated: accept")
+    assert "https://huggingface.co/datasets/ILSVRC/imagenet-1k, then run `hf auth login` or set HF_TOKEN" in first
+    assert second.startswith("Can't load the dataset 'tanganke/dtd': no such Hub id or local folder")
+    files = [path for kind, path in hub.requests if kind == "GET" and path.endswith(".parquet")]
+    splits = {path.rsplit("/", 1)[1].partition("-")[0] for path in files if "stanford_cars" in path}
+    assert splits == {"test"}  # neither its training images nor its corrupted ones
+    assert len([path for path in files if "sun397" in path]) == 3  # train, validation and test make up the protocol's
+
+    hub_was_asked = len(hub.requests)
+    offline = load_from("all", HF_HUB_OFFLINE="1")
+    assert hub_was_asked and not hub.requests and offline["all"] == found["all"]
+    assert f"isn't in the cache, and the Hub can't be reached at {hub.url}" in offline["all warned"][-1]
+
+    with_token = load_from("imagenet", HF_TOKEN=TOKEN)
+    assert with_token["imagenet"]["imagenet"] == [0, f"ILSVRC/imagenet-1k@{COMMIT}", "goldfish"]
+    assert downloaded(hub) == ["/data/validation-00000-of-00001.parquet"]
+
+
+def test_streaming_reads_from_the_hub_without_a_cache(hub, load_from, tmp_path):
+    found = load_from("food101+streaming", "caltech256+streaming", "stl10+streaming")
+    assert found["food101+streaming"] == {"food101": [0, f"ethz/food101@{COMMIT}", "baby back ribs"]}
+    assert found["caltech256+streaming"]["caltech256"][2] == "american flag"
+    assert not list((tmp_path / "home" / "hub").rglob("*.parquet"))
+    assert downloaded(hub)[0] == "/data/test-00000-of-00001.parquet"
+    offline = load_from("food101+streaming", "dtd", HF_HUB_OFFLINE="1")
+    assert all("the Hub can't be reached" in offline[one] for one in ("food101+streaming", "dtd"))
+
+
+def test_a_pinned_revision_is_kept_apart_in_the_cache(hub, load_from):
+    pinned = f"cifar10=uoft-cs/cifar10@{COMMIT}"
+    missing = "cifar10=uoft-cs/cifar10@v9"
+    found = load_from(pinned, missing)
+    assert found[pinned][pinned][1] == f"uoft-cs/cifar10@{COMMIT}"
+    assert "Can't load the dataset 'uoft-cs/cifar10@v9': no such" in found[missing]
+    offline = load_from(pinned, "cifar10", HF_HUB_OFFLINE="1")
+    assert offline[pinned][pinned][0] == 0 and "can't be reached" in offline["cifar10"]
+
+
+def test_proxies_are_found_missing_or_gated(load_from):
+    found = load_from("org/proxy+proxy", "org/gated+proxy", "org/missing+proxy")
+    assert found["org/proxy+proxy"] == COMMIT
+    assert "'org/missing': no such Hub id or local folder" in found["org/missing+proxy"]
+    assert "'org/gated': it is gated: accept its terms at" in found["org/gated+proxy"]
+    assert "hf auth login" in found["org/gated+proxy"]

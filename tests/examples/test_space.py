@@ -1,0 +1,121 @@
+"""What the demo Space computes, without the page around it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import CLASSES, ROOT, make_clip
+from PIL import Image
+
+from hpt import InputError, ZeroShotClassifier
+
+
+SPACE = ROOT / "examples" / "space"
+
+
+@pytest.fixture
+def live_attack(monkeypatch):
+    monkeypatch.syspath_prepend(SPACE)
+    import live_attack
+
+    return live_attack
+
+
+@pytest.fixture
+def model() -> ZeroShotClassifier:
+    clip, processor = make_clip(0)
+    return ZeroShotClassifier(clip.eval(), processor)
+
+
+def noise(width: int = 40, height: int = 30) -> Image.Image:
+    generator = torch.Generator().manual_seed(0)
+    return Image.fromarray(torch.randint(256, (height, width, 3), generator=generator).byte().numpy())
+
+
+def test_the_attack_moves_the_prediction_within_eps(live_attack, model):
+    found = live_attack.attack_model(model, noise(), CLASSES, eps=16 / 255)
+    assert found.clean.shape == found.adversarial.shape == (3, 16, 16)
+    assert (found.adversarial - found.clean).abs().max() <= 16 / 255 + 1e-6
+    assert found.label == max(found.before, key=found.before.get)
+    assert found.after[found.label] < found.before[found.label]
+    for view in (found.before, found.after):
+        assert list(view) == CLASSES and sum(view.values()) == pytest.approx(1)
+    assert found.magnification == pytest.approx(255 / 32) and found.perturbation.min() >= 0
+    again = live_attack.attack_model(model, noise(), CLASSES, eps=16 / 255)
+    assert torch.equal(again.adversarial, found.adversarial)
+
+
+def test_the_true_class_is_what_is_left(live_attack, model):
+    own = live_attack.attack_model(model, noise(), CLASSES, eps=0).label
+    other = next(name for name in CLASSES if name != own)
+    found = live_attack.attack_model(model, noise(), CLASSES, eps=16 / 255, true_class=other)
+    assert found.label == other and found.after[other] < found.before[other]
+
+
+def test_eps_0_changes_nothing(live_attack, model):
+    found = live_attack.attack_model(model, noise(), CLASSES, eps=0)
+    assert found.after == found.before and torch.equal(found.adversarial, found.clean)
+    assert (found.perturbation == 0.5).all() and found.magnification == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"true_class": "cow"}, "'cow' isn't one of the class names: cat, dog, grey heron"),
+        ({"template": "a photo"}, "must have one {}"),
+        ({"eps": -0.1}, "eps is -0.1, but must be 0 or above"),
+        ({"eps": float("nan")}, "eps is nan, but must be 0 or above"),
+        ({"class_names": ["cat"]}, "one class alone"),
+        ({"template": "a {} of {}"}, "must have one {}"),
+        ({"class_names": ["cat", "d" * 200]}, "A class name is too long"),
+        ({"image": noise(3000, 1)}, "too long a strip"),
+        ({"image": Image.new("I;16", (20, 20))}, "more than 8 bits a channel"),
+    ],
+    ids=["class", "no name", "negative", "nan", "one name", "two names", "long name", "strip", "16 bits"],
+)
+def test_what_cannot_be_attacked_is_refused(live_attack, model, change, line):
+    given = {"image": noise(), "class_names": CLASSES, "eps": 4 / 255} | change
+    with pytest.raises(InputError, match=line):
+        live_attack.attack_model(model, **given)
+
+
+def test_class_names_are_read(live_attack):
+    assert live_attack.parse_class_names(" cat, dog\ncar,") == ["cat", "dog", "car"]
+    with pytest.raises(InputError, match="at least two"):
+        live_attack.parse_class_names("cat")
+    for twice in ("Cat, cat", "cat, a  cat, a cat"):
+        with pytest.raises(InputError, match="more than once.*: (a )?cat"):
+            live_attack.parse_class_names(twice)
+
+
+def test_images_are_read_and_enlarged(live_attack, tmp_path):
+    with pytest.raises(InputError, match="no image yet"):
+        live_attack.read_image(None)
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG")
+    with pytest.raises(InputError, match="can't be read as an image"):
+        live_attack.read_image(tmp_path / "broken.png")
+    Image.new("1", (10000, 5001)).save(tmp_path / "large.png")
+    with pytest.raises(InputError, match="has 10000 x 5001 pixels, but may have 50 million at most"):
+        live_attack.read_image(tmp_path / "large.png")
+    picture = live_attack.enlarge(torch.rand(3, 32, 32))
+    assert picture.size == (448, 448) and len(picture.getcolors(10**6)) <= 32 * 32
+    assert live_attack.enlarge(torch.rand(3, 336, 336)).size == (336, 336)
+
+
+def test_missing_models_are_told_before_the_page_starts(tmp_path):
+    run = subprocess.run(
+        [sys.executable, str(SPACE / "app.py")], cwd=tmp_path, capture_output=True, text=True, env=os.environ
+    )
+    assert run.returncode == 2 and len(run.stderr.splitlines()) == 1
+    assert run.stderr.startswith("error: There is no outputs/quickstart/target yet: run `accelerate launch")
+
+
+def test_missing_gradio_is_told_in_a_line(monkeypatch):
+    monkeypatch.syspath_prepend(SPACE)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    import app
+
+    with pytest.raises(InputError, match="gradio isn't installed: pip install -r .*/requirements.txt"):
+        app.find_page()

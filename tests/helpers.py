@@ -1,0 +1,215 @@
+"""What tests share: tiny models and datasets, made on the spot, and how runs are compared and recipes run."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from runpy import run_path
+
+import datasets
+import numpy as np
+import torch
+import torch.nn.functional as F
+import transformers
+from PIL import Image
+from torch import nn
+from transformers import CLIPImageProcessorPil, CLIPProcessor, TrainerCallback
+
+from hpt import HPTConfig, HPTTrainer, ZeroShotClassifier
+from hpt.evaluation.rows import LARGE_EPS, WORST_CASE, Row
+from hpt.training.pretraining import PretrainingConfig, build_clip, byte_tokenizer
+
+
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+# For programs that tests start: tests run beside each other, and what they share is found here
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(TESTS), str(ROOT)])}
+
+
+CLASSES = ["cat", "dog", "grey heron"]
+
+
+def make_clip(seed: int = 0, **architecture):
+    """A two-layer CLIP at 16 pixels with random weights, and its processor."""
+    torch.manual_seed(seed)
+    shape = {"image_size": 16, "patch_size": 8, "vision_hidden_size": 16, "vision_layers": 2, "projection_dim": 8}
+    shape |= {"text_hidden_size": 16} | architecture
+    return build_clip(PretrainingConfig(output_dir="unused", use_cpu=True, **shape))
+
+
+def make_dataset(rows: int = 12, size: int = 16, seed: int = 0) -> datasets.Dataset:
+    """Random images with labels 0, 1, 2, 0, ... that name [`CLASSES`]."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (rows, size, size, 3), dtype=np.uint8)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES)})
+    labels = [row % len(CLASSES) for row in range(rows)]
+    return datasets.Dataset.from_dict({"image": list(pixels), "label": labels}, features=features)
+
+
+def save_images(folder, splits=("train",), kinds=("cat", "dog")):
+    """A folder of images with a subfolder for each split, and in it one for each class."""
+    for split in splits:
+        for label, kind in enumerate(kinds):
+            (folder / split / kind).mkdir(parents=True)
+            for number in range(2):
+                Image.new("RGB", (20, 16), (90 * label, 40 * number, 0)).save(folder / split / kind / f"{number}.png")
+    return folder
+
+
+def make_trainer(
+    folder, model=None, dataset=None, eval_dataset=None, proxy=None, processor=None, **settings
+) -> HPTTrainer:
+    """A trainer of a tiny pair over 12 images: 3 steps an epoch, 2 + 2 epochs, unless told otherwise."""
+    target, own_processor = make_clip(0)
+    settings = {
+        "anchor_epochs": 2,
+        "transfer_epochs": 2,
+        "anchor_learning_rate": 0.05,
+        "learning_rate": 0.5,
+        "warmup_steps": 1,
+        "attack_eps": 8 / 255,
+        "attack_step_size": 4 / 255,
+        "per_device_train_batch_size": 4,
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "use_cpu": True,
+    } | settings
+    return HPTTrainer(
+        model=target if model is None else model,
+        args=HPTConfig(output_dir=str(folder), **settings),
+        proxy=ZeroShotClassifier(*make_clip(1, patch_size=4)) if proxy is None else proxy,
+        processing_class=own_processor if processor is None else processor,
+        train_dataset=make_dataset() if dataset is None else dataset,
+        eval_dataset=eval_dataset,
+    )
+
+
+def weights(model):
+    return {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+
+def assert_same(one, other, atol=0.0):
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(
+            one[name], other[name], rtol=0, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def reference_pgd(classifier, images, labels, eps, steps, step_size):
+    """PGD without random start, in the fewest lines: Madry et al., section 2.1."""
+    adversarial = images.clone()
+    for _ in range(steps):
+        adversarial.requires_grad_(True)
+        gradient = torch.autograd.grad(F.cross_entropy(classifier(adversarial), labels), adversarial)[0]
+        adversarial = adversarial.detach() + step_size * gradient.sign()
+        adversarial = torch.max(torch.min(adversarial, images + eps), images - eps)
+        adversarial = torch.clip(adversarial, 0, 1)
+    return adversarial
+
+
+ALWAYS = {"README.md", "config.json", "model.safetensors", "processor_config.json", "run.yaml", "tokenizer.json"}
+
+
+ALWAYS |= {"tokenizer_config.json", "training.json"}
+
+
+def run_recipe(script: str, *arguments) -> None:
+    """A recipe in this process, which has the stand-in for the Hub."""
+    recipe = ROOT / "recipes" / script
+    before, sys.argv = sys.argv, [str(recipe), *map(str, arguments)]
+    try:
+        run_path(str(recipe))["main"]()
+    finally:
+        sys.argv = before
+
+
+class TerminateAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step + 1 == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+TEXT = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 77,
+    "projection_dim": 8,
+    "vocab_size": 514,
+    "bos_token_id": 512,
+    "eos_token_id": 513,
+    "pad_token_id": 513,
+}
+
+
+VISION = {
+    "image_size": 16,
+    "patch_size": 8,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "projection_dim": 8,
+}
+
+
+GROUPS = {"depths": [1, 1, 0], "num_group_tokens": [4, 2, 0], "num_output_groups": [4, 2, 0]}
+
+EFFICIENT_NET = {"image_size": 64, "width_coefficient": 0.1, "depth_coefficient": 0.1, "hidden_dim": 16}
+
+# Family -> (model class, text overrides, vision overrides, top-level settings)
+FAMILIES = {
+    "CLIP": ({}, {}, {"projection_dim": 8}),
+    "Siglip": ({"projection_size": 16}, {}, {}),
+    "MetaClip2": ({}, {}, {"projection_dim": 8}),
+    "Align": ({"hidden_size": 16}, EFFICIENT_NET, {"projection_dim": 32}),
+    "AltCLIP": ({"project_dim": 16, "max_position_embeddings": 90, "pad_token_id": 1}, {}, {"projection_dim": 8}),
+    "ChineseCLIP": ({}, {}, {"projection_dim": 8}),
+    "Blip": ({"encoder_hidden_size": 16}, {}, {"projection_dim": 8, "image_text_hidden_size": 16}),
+    "GroupViT": ({}, GROUPS, {"projection_dim": 8, "projection_intermediate_dim": 16}),
+    "Aimv2": ({}, {}, {"projection_dim": 8}),
+    "CLIPSeg": ({}, {}, {"projection_dim": 8}),
+    "OwlViT": ({"max_position_embeddings": 77}, {}, {"projection_dim": 8}),
+}
+
+
+def make_family(name):
+    """A tiny model of a family with random weights, and a processor for it."""
+    text, vision, top = FAMILIES[name]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(text_config=TEXT | text, vision_config=VISION | vision, **top)
+    model = getattr(transformers, f"{name}Model")(config).eval()
+    for weight in model.parameters():
+        if weight.dim() == 4:  # convolutions start so small that a stack of them underflows
+            nn.init.kaiming_normal_(weight)
+    side = config.vision_config.image_size
+    image_processor = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    return model, CLIPProcessor(image_processor, byte_tokenizer())
+
+
+def row(attack, accuracy, eps=0.1, n=1000, **more):
+    attacked = None if attack == "clean" else "m"
+    steps = None if attack in ("clean", "worst case") else 10
+    benchmark = more.pop("benchmark", "b")
+    more = {"eps": None if attack == "clean" else eps, "norm": "linf", "steps": steps} | more
+    return Row(
+        "m", attacked, accuracy, accuracy - 0.03, accuracy + 0.03, n, benchmark, "test", "native", attack, **more
+    )
+
+
+SOUND = [
+    row("clean", 0.9, stochastic=False),
+    row(LARGE_EPS, 0.0, eps=0.5, zero_gradient=0),
+    row("pgd", 0.52, zero_gradient=10),  # as much as is allowed
+    row("pgd:steps=2", 0.6, zero_gradient=0, steps=2),
+    row("apgd", 0.505, zero_gradient=0, broken_by={"apgd-ce": 380, "apgd-dlr": 5}),
+    row("square", 0.6, zero_gradient=0),
+    row("transfer-to-proxy", 0.9, zero_gradient=0),
+    row("autoattack", 0.5, zero_gradient=0, broken_by={"apgd-ce": 380, "apgd-t": 20, "fab-t": 0, "square": 10}),
+    row(WORST_CASE, 0.5, parameters={"attacks": ["apgd", "pgd"]}),
+]

@@ -1,0 +1,278 @@
+"""What the sections of a card say of a run and of rows that were measured."""
+
+from dataclasses import replace
+
+import pytest
+
+from hpt.evaluation.rows import CLEAN, LARGE_EPS, WORST_CASE, Row
+from hpt.hub.folder import add_rows, read_rows
+from hpt.hub.rows import THIS, VANILLA, shown_rows
+from hpt.hub.sections import (
+    describe_limits,
+    describe_reproduction,
+    describe_results,
+    describe_summary,
+    describe_training,
+)
+
+
+MODEL = {"name": "org/clip", "hub_id": "org/clip", "revision": "c0ffee", "architecture": "CLIPModel"}
+MODEL |= {"image_size": 224, "patch_size": 32, "parameters": 151_000_000, "dtype": "float32"}
+SCHEDULE = {"steps_per_epoch": 10, "anchor_epochs": 1, "transfer_epochs": 2, "anchor_learning_rate": 1e-5}
+SCHEDULE |= {"learning_rate": 5e-5, "warmup_steps": 3, "ema_decay": 0.9, "pull_ratio": 0.5}
+RECORD = {
+    "target": MODEL,
+    "proxy": MODEL | {"name": "org/proxy", "hub_id": "org/proxy", "patch_size": 16},
+    "data": {"name": "images", "split": "train", "source": None, "images_per_epoch": 2560, "streamed": False},
+    "prompt_template": "a {}",
+    "trainable": "vision",
+    "adapter": None,
+    "schedule": SCHEDULE,
+    "objective": "hpt",
+    "divergence": "KL, forward, mean, temperature 1",
+    "attack": "PGD-2 at l_inf eps 1/255 in steps of 1/255",
+    "batch_size": 256,
+    "processes": 1,
+    "optimizer": "sgd",
+    "precision": "float32",
+    "hardware": "1 x NVIDIA H200",
+    "seconds": 42,
+    "step": 30,
+    "steps": 30,
+    "stage": "transfer",
+    "best_step": None,
+    "seed": 7,
+    "settings": {"target": "org/clip", "train_dataset": "images", "attack_eps": "4/255"},
+    "pretrained_by": {},
+    "versions": {"hpt": "0.1.0", "torch": "2.13.0", "commit": "abcdef"},
+}
+
+ROW = Row(THIS, None, 0.9, 0.85, 0.95, 100, "digits", "test", "native", samples="s", weights="own")
+PGD = replace(ROW, attack="pgd", attacked=THIS, eps=4 / 255, norm="linf", steps=10, accuracy=0.5, low=0.4, high=0.6)
+WORST = replace(PGD, attack=WORST_CASE, steps=None, parameters={"attacks": ["apgd", "pgd"]}, accuracy=0.45)
+
+
+def of_vanilla(row: Row) -> Row:
+    attacked = VANILLA if row.attacked == THIS else row.attacked
+    return replace(row, model=VANILLA, attacked=attacked, accuracy=0.1, low=0.05, high=0.2, weights="vanilla")
+
+
+def summarise(*rows, **record) -> str:
+    return describe_summary(RECORD | record, "CLIPModel", list(rows), adapter=False)
+
+
+# Summary
+
+
+def test_the_summary_says_what_was_measured():
+    found = summarise(ROW, PGD, WORST, *map(of_vanilla, (ROW, PGD, WORST)))
+    assert found.endswith(
+        "On 100 images of digits (test) it is right on 90.0 % [85.0, 95.0], and under the worst case at l_inf eps "
+        "4/255 on 45.0 % [40.0, 60.0], where the vanilla model is on 10.0 % [5.0, 20.0]."
+    )
+
+
+def test_the_radius_is_that_of_training_if_it_was_measured():
+    weaker, stronger = replace(PGD, eps=1 / 255, accuracy=0.8), replace(PGD, eps=8 / 255, accuracy=0.1, low=0.0)
+    assert "at l_inf eps 4/255 on 50.0 %" in summarise(ROW, weaker, PGD, stronger)
+    assert "at l_inf eps 8/255 on 10.0 %" in summarise(ROW, weaker, stronger)
+
+
+def test_clean_and_attacked_are_of_the_same_samples():
+    other = {"split": "validation", "samples": "t"}
+    few = {"n": 20, "samples": "few"}
+    found = summarise(
+        ROW, PGD, replace(PGD, **other, accuracy=0.1), replace(ROW, **few, accuracy=0.7), replace(WORST, **few)
+    )
+    assert "On 20 images of digits (test) it is right on 70.0 %" in found and "the worst case" in found
+    assert "On 100 images of digits (test) it is right on 90.0 %" in summarise(ROW, replace(PGD, **other), PGD)
+
+
+def test_what_is_not_trained_yet_is_not_called_fine_tuned():
+    assert summarise(step=0) == (
+        "A `CLIPModel` that isn't trained yet. It has not been evaluated: nothing is known of its accuracy and "
+        "robustness."
+    )
+
+
+def test_without_an_attack_the_summary_gives_the_clean_accuracy():
+    assert summarise(ROW).endswith("On 100 images of digits (test) it is right on 90.0 % [85.0, 95.0].")
+    assert summarise().endswith("It has not been evaluated: nothing is known of its accuracy and robustness.")
+
+
+@pytest.mark.parametrize(
+    ("objective", "anchor_epochs", "method"),
+    [
+        ("hpt", 1, "HPT-GPD"),
+        ("hpt", 0, "HPT without GPD"),
+        ("anchor", 1, "the objective `anchor` with GPD"),
+    ],
+)
+def test_only_what_ran_is_claimed(objective, anchor_epochs, method):
+    record = {"objective": objective, "schedule": SCHEDULE | {"anchor_epochs": anchor_epochs}}
+    assert f"fine-tuned by {method} (" in summarise(**record)
+    table = describe_training(RECORD | record, set())
+    assert ("EMA decay" in table) == ("generalization-anchored" in table) == (anchor_epochs > 0)
+
+
+def test_another_architecture_is_claimed_where_it_is_one():
+    assert "a frozen model of another architecture ([org/proxy]" in summarise()
+    assert "a frozen model ([org/proxy]" in summarise(proxy=MODEL | {"name": "org/proxy", "hub_id": "org/proxy"})
+    assert "robust itself" not in summarise()
+
+
+# Results
+
+
+def test_rows_on_different_samples_stand_in_different_tables(tmp_path):
+    few = [replace(row, n=20, samples="few") for row in (ROW, WORST)]
+    text = describe_results(tmp_path, [ROW, PGD, *map(of_vanilla, (ROW, PGD)), *few], set())
+    full, small = text.split("**digits**")[1:]
+    assert (
+        "(test, n = 100)" in full and "| none (clean) " in full and "| 10.0 [5.0, 20.0] | 50.0 [40.0, 60.0] |" in full
+    )
+    assert (
+        "(test, n = 20)" in small
+        and "vanilla" not in small
+        and "Worst case per sample, l_inf eps 4/255: over apgd, pgd." in small
+    )
+
+
+def test_samples_of_the_same_number_are_told_apart(tmp_path):
+    others = [replace(row, samples="t") for row in (ROW, PGD)]
+    text = describe_results(tmp_path, [ROW, PGD, *others], set())
+    assert "native resolution (samples s):" in text and "native resolution (samples t):" in text
+    lines = describe_limits([ROW, PGD, *others]).splitlines()
+    assert len(lines) == len(set(lines))
+
+
+def test_of_growing_worst_cases_the_largest_is_shown():
+    smaller = replace(WORST, parameters={"attacks": ["pgd"]})
+    native = replace(WORST, attack_space="224")
+    assert shown_rows([WORST, smaller, native]) == [WORST, native]
+    assert shown_rows([smaller, WORST]) == [WORST]
+
+
+def test_of_the_same_measured_again_the_later_is_shown():
+    again = replace(PGD, accuracy=0.48, hpt_version="2")
+    other_proxy = replace(PGD, parameters={"proxy_weights": "0"})
+    assert shown_rows([PGD, other_proxy, again, replace(PGD, attack=LARGE_EPS)]) == [again, other_proxy]
+
+
+def test_rows_of_other_weights_go(tmp_path):
+    old = replace(PGD, weights="old")
+    add_rows(tmp_path, [old, of_vanilla(PGD)], {"old", "vanilla"})
+    add_rows(tmp_path, [PGD], {"own", "vanilla"})
+    assert read_rows(tmp_path) == [of_vanilla(PGD), PGD]
+    again = replace(PGD, accuracy=0.48)
+    add_rows(tmp_path, [again], {"own", "vanilla"})
+    assert read_rows(tmp_path) == [of_vanilla(PGD), again]
+
+
+# Training
+
+
+def test_the_training_is_told():
+    table = describe_training(RECORD, {"training_curves.png"})
+    cells = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in table.splitlines() if "|" in line}
+    link = "[org/clip](https://huggingface.co/org/clip) at c0ffee, 151 M parameters, 224 pixels, 32-pixel patches"
+    assert cells["target"] == link
+    assert cells["generalization-anchored warm-up"] == (
+        "1 epoch, 10 steps, peak learning rate 1e-05, cosine after 3 warm-up steps"
+    )
+    assert cells["generalization-pulled HPT"].startswith("2 epochs, 20 steps, peak learning rate 5e-05")
+    assert cells["objective"] == "hpt (KL, forward, mean, temperature 1)"
+    assert cells["time"] == "42 seconds for 30 of 30 steps" and cells["batch"] == "256 images, sgd"
+    assert "![Training curves](figures/training_curves.png)" in table
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(59, "59 seconds"), (90, "1.5 minutes"), (7200, "2.0 hours")])
+def test_time_is_told_in_a_fitting_unit(seconds, told):
+    assert f" {told} for 30" in describe_training(RECORD | {"seconds": seconds}, set())
+
+
+# Limits
+
+
+def test_attacks_are_missed_by_samples_and_radius():
+    autoattack = replace(PGD, attack="autoattack", left_out=["apgd-t"], n=20, samples="few")
+    limits = describe_limits([ROW, PGD, replace(PGD, eps=8 / 255), autoattack])
+    untried = "cw, apgd-ce, apgd-dlr, apgd-t, fab-t, square, apgd, autoattack, adaptive, transfer"
+    assert f"At l_inf eps 4/255, 8/255 on 100 images of digits (test) it was not attacked by {untried}." in limits
+    assert (
+        "At l_inf eps 4/255 on 20 images of digits (test) it was not attacked by pgd, cw, apgd-dlr, apgd-t, apgd, "
+        "adaptive, transfer."
+    ) in limits
+
+
+def test_an_attack_on_another_model_is_none_on_this():
+    limits = describe_limits(
+        [ROW, PGD, replace(PGD, attack="cw", attacked=VANILLA), replace(PGD, attack="transfer", attacked="proxy")]
+    )
+    assert "not attacked by cw, apgd-ce, apgd-dlr, apgd-t, fab-t, square, apgd, autoattack, adaptive." in limits
+
+
+@pytest.mark.parametrize(
+    ("rows", "missing"),
+    [
+        ([PGD], "l_inf eps 4/255 on 100 images of digits (test)"),
+        ([PGD, replace(WORST, parameters={"attacks": ["pgd"]})], "l_inf eps 4/255 on 100 images of digits (test)"),
+        ([PGD, WORST, replace(PGD, eps=8 / 255)], "l_inf eps 8/255 on 100 images of digits (test)"),
+        ([PGD, WORST], None),
+    ],
+    ids=["none", "of one attack", "at one radius", "all"],
+)
+def test_a_missing_worst_case_is_told(rows, missing):
+    limits = describe_limits([ROW, *rows])
+    assert ("no worst case over several attacks was measured" in limits) == (missing is not None)
+    assert missing is None or f"At {missing} no worst case over several attacks" in limits
+
+
+def test_doubts_are_told_with_their_radius_and_not_across_samples():
+    few = [replace(row, n=20, samples="few") for row in (ROW, replace(WORST, accuracy=0.1, low=0.0))]
+    assert "pgd-too-weak" not in describe_limits([ROW, PGD, *few])
+    weak = describe_limits([ROW, PGD, replace(WORST, accuracy=0.2, low=0.1)])
+    assert "Doubt (`pgd-too-weak`) on digits at l_inf eps 4/255: PGD-10 leaves 50.0 %" in weak
+    survivors = replace(PGD, attack=LARGE_EPS, eps=0.5, accuracy=0.3)
+    assert "Doubt (`large-eps-survivors`) on digits at l_inf eps 127.5/255" in describe_limits([ROW, PGD, survivors])
+    assert describe_limits([ROW, *few]).count("few-samples") == 2
+
+
+def test_clean_alone_is_no_robustness():
+    assert "It was not attacked: nothing is known of its robustness." in describe_limits([ROW])
+    assert ROW.attack == CLEAN
+
+
+# Reproduction
+
+
+def test_the_command_gives_what_was_local_and_as_many_processes():
+    settings = {"target": "PATH/clip", "train_dataset": "birds=PATH/b:split=fit,class_names=PATH/names.txt"}
+    settings |= {"eval_datasets": ["digits", "birds=PATH/b:split=test"], "proxy": "org/proxy"}
+    text = describe_reproduction(RECORD | {"settings": settings, "processes": 2})
+    command = text.split("```bash\n")[1].split("\n```")[0].replace(" \\\n   ", "")
+    assert command == (
+        "accelerate launch --num_processes 2 recipes/hpt_gpd.py --config run.yaml --output_dir outputs/again "
+        "--target PATH/clip --train_dataset birds=PATH/b:split=fit,class_names=PATH/names.txt "
+        "--eval_datasets digits birds=PATH/b:split=test"
+    )
+    assert "`PATH` stands for folders of the machine that it ran on" in text and "recipes/pretrain_clip" not in text
+
+
+def test_only_what_a_recipe_made_is_said_to_be_made():
+    settings = {"target": "PATH/clip", "train_dataset": "digits"}
+    text = describe_reproduction(RECORD | {"settings": settings, "pretrained_by": {"target": "digits_target.yaml"}})
+    assert "The target was made by `recipes/pretrain_clip.py` from `digits_target.yaml`." in text
+
+
+@pytest.mark.parametrize(
+    ("commit", "told"),
+    [
+        ("abcdef", "at commit `abcdef`, with `run.yaml`"),
+        ("abcdef+changes", "at commit `abcdef`, from which files differed when it ran, with"),
+        (None, "of version 0.1.0, with `run.yaml`"),
+    ],
+)
+def test_the_commit_can_be_checked_out(commit, told):
+    text = describe_reproduction(RECORD | {"versions": RECORD["versions"] | {"commit": commit}})
+    assert f"In a checkout of hpt {told}" in text and "--num_processes" not in text

@@ -1,0 +1,189 @@
+"""LoRA adapters: what trains, what is saved, and that merging and loading give the same model."""
+
+import pytest
+import torch
+from helpers import CLASSES, make_clip, make_trainer, weights
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModel, CLIPModel, TrainerCallback
+
+from hpt import InputError, ZeroShotClassifier
+from hpt.models.loading import load_dual_encoder, save_finished
+from hpt.models.lora import add_lora, merged
+from hpt.training.gpd import trained_weights
+
+
+@pytest.mark.parametrize(("trainable", "layers"), [("vision", 12), ("all", 18)])
+def test_adapters_begin_as_the_vanilla_model(images, trainable, layers):
+    model, processor = make_clip(0)
+    expected = ZeroShotClassifier(model, processor, CLASSES)(images)
+    adapted = add_lora(model, rank=2, trainable=trainable)
+    torch.testing.assert_close(ZeroShotClassifier(adapted, processor, CLASSES)(images), expected, rtol=0, atol=0)
+    trained = trained_weights(adapted)
+    assert len(trained) == 2 * layers and all("lora_" in name for name in trained)
+    assert all(("vision_model" in name) or trainable == "all" for name in trained)
+
+
+def test_the_seed_fixes_the_adapters_and_leaves_the_generator_alone():
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    one, same, other = (trained_weights(add_lora(make_clip_quietly(), rank=2, seed=seed)) for seed in (1, 1, 2))
+    name = next(name for name in one if "lora_A" in name)
+    assert torch.equal(one[name], same[name]) and not torch.equal(one[name], other[name])
+    assert torch.equal(torch.rand(1), expected)
+
+
+def make_clip_quietly():
+    with torch.random.fork_rng():
+        return make_clip(0)[0]
+
+
+class KeepWeights(TrainerCallback):
+    """The trained weights at each step's begin, after GPD's callback, and at its end."""
+
+    def __init__(self):
+        self.begin, self.end = [], []
+
+    def on_step_begin(self, args, state, control, model, **kwargs):
+        self.begin.append({name: weight.detach().clone() for name, weight in trained_weights(model).items()})
+
+    def on_step_end(self, args, state, control, model, **kwargs):
+        self.end.append({name: weight.detach().clone() for name, weight in trained_weights(model).items()})
+
+
+@pytest.mark.parametrize("kind", ["lora", "all"])
+def test_average_restart_and_pull_act_on_exactly_the_trained_tensors(tmp_path, kind):
+    """2 + 2 epochs of 3 steps; g = 0.7, b = 0.6."""
+    g, b = 0.7, 0.6
+    model = add_lora(make_clip(0)[0], rank=2) if kind == "lora" else make_clip(0)[0]
+    trainer = make_trainer(tmp_path, model, ema_decay=g, pull_ratio=b, trainable="vision" if kind == "lora" else "all")
+    frozen = {name: weight.detach().clone() for name, weight in model.named_parameters() if not weight.requires_grad}
+    kept = KeepWeights()
+    trainer.add_callback(kept)
+    trainer.train()
+    assert trainer.gpd.ema.keys() == trained_weights(model).keys()
+    for name in trainer.gpd.ema:
+        vanilla = kept.begin[0][name]
+        ema = g * (g * vanilla + (1 - g) * kept.end[2][name]) + (1 - g) * kept.end[5][name]
+        torch.testing.assert_close(trainer.gpd.ema[name], ema)
+        assert torch.equal(kept.begin[6][name], vanilla), name
+        torch.testing.assert_close(kept.begin[9][name], b * kept.end[8][name] + (1 - b) * ema)
+        assert not torch.equal(kept.end[5][name], vanilla) or name.endswith("k_proj.bias") or "text_model" in name
+    for name, weight in frozen.items():
+        assert torch.equal(dict(model.named_parameters())[name], weight), name
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A LoRA run with its last checkpoint, and the vanilla model beside it."""
+    folder = tmp_path_factory.mktemp("lora")
+    vanilla, processor = make_clip(0)
+    save_finished(vanilla, processor, folder / "vanilla")
+    model = add_lora(load_dual_encoder(str(folder / "vanilla"))[0], rank=2, alpha=4)
+    trainer = make_trainer(folder / "run", model, save_strategy="steps", save_steps=4)
+    trainer.train()
+    save_finished(trainer.model, processor, folder / "adapter")
+    save_finished(merged(trainer.model), processor, folder / "robust")
+    return folder, trainer
+
+
+def test_adapters_are_small_and_load_on_the_vanilla_model(trained, images):
+    folder, trainer = trained
+    assert not (folder / "adapter" / "model.safetensors").exists()
+    size = (folder / "adapter" / "adapter_model.safetensors").stat().st_size
+    assert size < (folder / "vanilla" / "model.safetensors").stat().st_size / 2
+    expected = ZeroShotClassifier(trainer.model.eval(), trainer.processing_class, CLASSES)(images)
+    vanilla = CLIPModel.from_pretrained(folder / "vanilla")
+    before = ZeroShotClassifier(vanilla, trainer.processing_class, CLASSES)(images)
+    loaded = PeftModel.from_pretrained(vanilla, folder / "adapter")
+    found = ZeroShotClassifier(loaded.eval(), trainer.processing_class, CLASSES)(images)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert not torch.allclose(found, before, atol=1e-3)
+
+
+def test_merging_gives_the_same_logits_and_leaves_the_trained_model(trained, images):
+    folder, trainer = trained
+    expected = ZeroShotClassifier(trainer.model.eval(), trainer.processing_class, CLASSES)(images)
+    plain, report = CLIPModel.from_pretrained(folder / "robust", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    found = ZeroShotClassifier(plain.eval(), trainer.processing_class, CLASSES)(images)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    double = trainer.model.double()
+    exact = ZeroShotClassifier(merged(double), trainer.processing_class, CLASSES)(images.double())
+    there = ZeroShotClassifier(double, trainer.processing_class, CLASSES)(images.double())
+    torch.testing.assert_close(exact, there, rtol=1e-12, atol=1e-12)
+    trainer.model.float()
+
+
+@pytest.mark.parametrize("step", [4, 8])
+def test_a_run_with_adapters_resumes_bit_for_bit(trained, step, tmp_path):
+    folder, trainer = trained
+    model = add_lora(load_dual_encoder(str(folder / "vanilla"))[0], rank=2, alpha=4, seed=9)
+    again = make_trainer(tmp_path, model)
+    again.train(resume_from_checkpoint=str(folder / "run" / f"checkpoint-{step}"))
+    for name, weight in weights(again.model).items():
+        assert torch.equal(weight, dict(trainer.model.named_parameters())[name]), name
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"alpha": 8}, "adapter.lora_alpha 4 there, 8 here"),
+        ({"base": 3}, r"adapter_base \w+ there, \w+ here"),
+    ],
+    ids=["alpha", "base"],
+)
+def test_resuming_with_another_adapter_or_base_is_refused(trained, tmp_path, change, line):
+    folder, _ = trained
+    base = make_clip(change["base"])[0] if "base" in change else load_dual_encoder(str(folder / "vanilla"))[0]
+    again = make_trainer(tmp_path, add_lora(base, rank=2, alpha=change.get("alpha", 4)))
+    with pytest.raises(InputError, match=line):
+        again.train(resume_from_checkpoint=str(folder / "run" / "checkpoint-4"))
+
+
+def test_bad_adapters():
+    with pytest.raises(InputError, match="rank of the LoRA adapters is 0, but must be at least 1"):
+        add_lora(make_clip(0)[0], rank=0)
+    with pytest.raises(InputError, match="alpha of the LoRA adapters is 0, but must be above 0"):
+        add_lora(make_clip(0)[0], alpha=0)
+    with pytest.raises(InputError, match="Unknown trainable 'text'; known: vision, all"):
+        add_lora(make_clip(0)[0], trainable="text")
+    with pytest.raises(InputError, match="has adapters already"):
+        add_lora(add_lora(make_clip(0)[0]))
+    with pytest.raises(InputError, match="The vision_model of Linear has no layers named as CLIP's are"):
+        add_lora(torch.nn.Linear(2, 2))
+    model = make_clip(0)[0]
+    model.text_model.encoder.layers = torch.nn.ModuleList()
+    with pytest.raises(InputError, match="The text_model of CLIPModel has no layers"):
+        add_lora(model, trainable="all")
+
+
+@pytest.mark.parametrize("settings", [{"modules_to_save": ["visual_projection"]}, {"bias": "lora_only"}], ids=str)
+def test_adapters_of_ones_own_resume_too(tmp_path, settings):
+    def make():
+        config = LoraConfig(r=2, target_modules=r"vision_model.*\.(q_proj|v_proj)", **settings)
+        torch.manual_seed(0)
+        return get_peft_model(make_clip(0)[0], config)
+
+    whole = make_trainer(tmp_path, make(), save_strategy="steps", save_steps=4)
+    whole.train()
+    again = make_trainer(tmp_path, make())
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    for name, weight in weights(again.model).items():
+        assert torch.equal(weight, dict(whole.model.named_parameters())[name]), name
+
+
+def test_adapters_that_do_not_train_are_refused(tmp_path, trained):
+    folder, _ = trained
+    frozen = PeftModel.from_pretrained(CLIPModel.from_pretrained(folder / "vanilla"), folder / "adapter")
+    with pytest.raises(InputError, match="Nothing in the target trains: load adapters with is_trainable=True"):
+        make_trainer(tmp_path, frozen)
+
+
+def test_siglip_can_be_adapted():
+    from transformers import SiglipConfig
+
+    small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    vision = small | {"image_size": 16, "patch_size": 8}
+    model = AutoModel.from_config(SiglipConfig(text_config=small | {"vocab_size": 20}, vision_config=vision))
+    assert len(trained_weights(add_lora(model, rank=2))) == 12

@@ -1,0 +1,329 @@
+"""The recipes as a user runs them, cut down to seconds."""
+
+import json
+import os
+import subprocess
+import sys
+from runpy import run_path
+
+import pytest
+import torch
+from helpers import ROOT, make_clip, save_images
+from peft import PeftModel
+from stand_in_hub import messages, pushed
+from transformers import CLIPModel, CLIPProcessor
+
+from hpt import load_benchmark
+from hpt.models.loading import save_finished
+
+
+RECIPES = ROOT / "recipes"
+
+PRETRAINING = """
+train_dataset: digits
+output_dir: {folder}
+image_size: 16
+patch_size: {patch}
+vision_hidden_size: 16
+text_hidden_size: 16
+num_train_epochs: 1
+max_train_samples: 64
+seed: {patch}
+"""
+
+QUICK = """
+target: {folder}/target
+pretrain_target: target.yaml
+proxy: {folder}/proxy
+pretrain_proxy: proxy.yaml
+train_dataset: digits
+eval_datasets: [digits]
+max_train_samples: 64
+max_eval_samples: 30
+proxy_eps: [8/255, 16/255]
+anchor_epochs: 1
+transfer_epochs: 1
+warmup_steps: 0.5
+attack_eps: 16/255
+attack_step_size: 8/255
+eval_attack_steps: 2
+output_dir: {folder}
+per_device_train_batch_size: 32
+save_strategy: epoch
+logging_steps: 1
+bf16: true
+use_cpu: true
+"""
+
+
+LAUNCH_FILES = sorted((RECIPES / "accelerate").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", LAUNCH_FILES, ids=lambda file: file.stem)
+def test_launch_files_are_accelerates(file):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    text = file.read_text()
+    assert f"accelerate launch --config_file recipes/accelerate/{file.name}" in text
+    config = load_config_from_file(str(file))
+    processes = {"cpu": 1, "single_gpu": 1, "ddp": 2, "multi_node": 16}[file.stem]
+    assert config.num_processes == processes and config.use_cpu == (file.stem == "cpu")
+    assert "never run" in text or file.stem != "multi_node"
+
+
+def test_two_processes_train_adapters_by_the_launch_file(hub, tmp_path):
+    """Two ranks, as the world size in the manifest says; adapter and merged model are saved and pushed once."""
+    for name, patch_size in (("target", 8), ("proxy", 4)):
+        save_finished(*make_clip(patch_size, patch_size=patch_size), tmp_path / name)
+    (tmp_path / "quick.yaml").write_text(QUICK.format(folder=tmp_path).replace("pretrain_", "# pretrain_"))
+    launcher = ["--config_file", RECIPES / "accelerate" / "ddp.yaml"]
+    arguments = ["--config", tmp_path / "quick.yaml", "--lora_rank", 2, "--per_device_train_batch_size", 16]
+    arguments += ["--push_to_hub", True, "--hub_model_id", "org/adapter", "--hub_always_push", True]
+    there = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf")}
+    run = launch("hpt_gpd.py", *arguments, launcher=launcher, **there)
+    assert run.returncode == 0, run.stderr
+    steps = [f"Training in progress, step {step}" for step in (2, 4)]
+    assert messages(hub, "org/adapter") == [*steps, "End of training"] and run.stdout.count("Pushed to ") == 1
+    assert {"adapter_config.json", "adapter_model.safetensors", "evaluation.jsonl"} <= pushed(hub, "org/adapter")
+    assert not {"config.json", "model.safetensors"} & pushed(hub, "org/adapter")
+    assert "--num_processes 2 " in (hub.root / "models" / "org" / "adapter" / "README.md").read_text()
+    manifest = json.loads((tmp_path / "checkpoint-4" / "manifest.json").read_text())
+    assert manifest["launch"]["world_size"] == 2 and manifest["settings"]["adapter.r"] == 2
+    assert run.stdout.count("| robust target ") == 1
+    merged = CLIPModel.from_pretrained(tmp_path / "robust")
+    adapted = PeftModel.from_pretrained(CLIPModel.from_pretrained(tmp_path / "target"), tmp_path / "adapter")
+    pixels = torch.rand(2, 3, 16, 16)
+    found, expected = (one.get_image_features(pixel_values=pixels).pooler_output for one in (merged, adapted))
+    torch.testing.assert_close(found, expected)
+
+
+def test_parquet_shards_are_streamed(tmp_path):
+    for name, patch_size in (("target", 8), ("proxy", 4)):
+        save_finished(*make_clip(patch_size, patch_size=patch_size), tmp_path / name)
+    rows = load_benchmark("digits", "train").dataset
+    (tmp_path / "shards").mkdir()
+    for number in range(2):
+        rows.shard(20, number).to_parquet(tmp_path / "shards" / f"train-{number:05}-of-00002.parquet")
+    (tmp_path / "quick.yaml").write_text(QUICK.format(folder=tmp_path).replace("pretrain_", "# pretrain_"))
+    arguments = ["--config", tmp_path / "quick.yaml", "--train_dataset", f"shards={tmp_path / 'shards'}"]
+    text = (tmp_path / "quick.yaml").read_text().replace("max_train_samples: 64\n", "")
+    (tmp_path / "quick.yaml").write_text(text)
+    run = launch(
+        "hpt_gpd.py", *arguments, "--streaming", "True", "--steps_per_epoch", 3, "--dataloader_num_workers", 2
+    )
+    assert run.returncode == 0, run.stderr
+    state = json.loads((tmp_path / "checkpoint-6" / "trainer_state.json").read_text())
+    assert state["global_step"] == 6 and state["epoch"] == 2
+
+
+def launch(script, *arguments, launcher=("--cpu",), **environment):
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        *map(str, launcher),
+        str(RECIPES / script),
+        *map(str, arguments),
+    ]
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | environment
+    return subprocess.run(command, capture_output=True, text=True, env=env)
+
+
+def test_quickstart_end_to_end(tmp_path):
+    (tmp_path / "target.yaml").write_text(PRETRAINING.format(patch=8, folder=tmp_path / "target"))
+    (tmp_path / "proxy.yaml").write_text(PRETRAINING.format(patch=4, folder=tmp_path / "proxy"))
+    (tmp_path / "quick.yaml").write_text(QUICK.format(folder=tmp_path))
+    first = launch("hpt_gpd.py", "--config", tmp_path / "quick.yaml")
+    assert first.returncode == 0, first.stderr
+    for name in ("target", "proxy", "robust"):
+        CLIPModel.from_pretrained(tmp_path / name)
+        CLIPProcessor.from_pretrained(tmp_path / name)
+    for line in ("| vanilla target |", "| proxy ", "| robust target ", "--config recipes/vit_b32_eps1.yaml"):
+        assert line in first.stdout
+    rows = json.loads((tmp_path / "results.json").read_text())
+    assert {row["n"] for row in rows} == {30} and len(rows) == 14
+    card = (tmp_path / "robust" / "README.md").read_text()
+    assert "| PGD-2 (steps of 8/255), l_inf eps 16/255" in card and "figures/robustness_digits_linf.png" in card
+    assert "The target was made by `recipes/pretrain_clip.py` from `target.yaml`." in card
+    assert str(tmp_path) not in card + (tmp_path / "robust" / "run.yaml").read_text()
+    for row in rows:
+        assert row["low"] <= row["accuracy"] <= row["high"]
+    for picture in ("accuracy_digits.png", "proxy_robustness_digits.png", "training_curves.png"):
+        assert (tmp_path / picture).read_bytes()[:4] == b"\x89PNG"
+    vanilla, robust = (CLIPModel.from_pretrained(tmp_path / name).state_dict() for name in ("target", "robust"))
+    changed = {name for name in vanilla if not torch.equal(vanilla[name], robust[name])}
+    assert changed and all(name.startswith(("vision_model.", "visual_projection.")) for name in changed)
+
+    stamp = (tmp_path / "target" / "model.safetensors").stat().st_mtime_ns
+    second = launch("hpt_gpd.py", "--config", tmp_path / "quick.yaml")
+    assert second.returncode == 0, second.stderr
+    assert (tmp_path / "target" / "model.safetensors").stat().st_mtime_ns == stamp
+    other = launch("hpt_gpd.py", "--config", tmp_path / "quick.yaml", "--pull_ratio", "0.9")
+    assert other.returncode != 0 and "error: " in other.stderr and "pull_ratio 0.5 there, 0.9 here" in other.stderr
+    elsewhere = launch("hpt_gpd.py", "--config", tmp_path / "quick.yaml", "--target", "some/clip")
+    assert "error: Can't load the model 'some/clip'" in elsewhere.stderr  # not pretrained under that name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--atack_eps", "1/255"], "Unknown field 'atack_eps' in the command line: did you mean attack_eps?"),
+        (["--attack_eps", "16"], "did you mean 16/255?"),
+        (["--warmup_steps", "1000"], "warmup_steps is 1000, but the anchor stage has only"),
+        (["--proxy_eps", "16"], "did you mean 16/255?"),
+        (["--max_eval_samples", "3"], "Can't take 3 of 360 rows with every class in both parts"),
+        (["--train_dataset", "mnist"], "Unknown benchmark 'mnist'; known: digits"),
+        (["--proxy_dtype", "int8"], "Unknown proxy_dtype 'int8'; known: float32, bfloat16, float16"),
+        (["--streaming", "True"], "A streaming training set has no epochs of its own: give steps_per_epoch"),
+        (["--streaming", "True", "--validation_size", "9"], "No images can be held out of a stream"),
+    ],
+    ids=["key", "eps", "warm-up", "proxy eps", "subset", "benchmark", "dtype", "epochs", "held out"],
+)
+def test_bad_input_is_one_line_before_anything_is_written(tmp_path, arguments, line):
+    run = subprocess.run(
+        [sys.executable, str(RECIPES / "hpt_gpd.py"), *arguments, "--output_dir", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert run.returncode == 2
+    assert line in run.stderr.splitlines()[-1] and run.stderr.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in run.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_yaml_files_are_valid(file, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(RECIPES)
+    from hpt_gpd import Recipe
+
+    from hpt import HPTConfig
+    from hpt.cli import parse_config
+    from hpt.training.pretraining import PretrainingConfig
+
+    types = (Recipe, HPTConfig)
+    if file.stem.endswith(("_target", "_proxy")):
+        types = (PretrainingConfig,)
+    elif file.stem.startswith("evaluate"):
+        types = (run_path(str(RECIPES / "evaluate.py"))["Evaluation"],)
+    elif file.stem.startswith("rank_proxies"):
+        types = (run_path(str(RECIPES / "rank_proxies.py"))["Ranking"],)
+    *_, args, path = parse_config(types, file, ["--use_cpu"])
+    assert args.output_dir.startswith("outputs/")
+
+
+def evaluation(models, folder, *arguments):
+    """Arguments of a short evaluation of two models made on the spot."""
+    listed = [f"{name}={folder / name}" for name in models]
+    arguments = ["--models", *listed, "--attacks", "pgd:steps=1", "--eps", "4/255", "16/255", *arguments]
+    return [*arguments, "--max_samples", "30", "--batch_size", "8", "--output_dir", folder / "results", "--use_cpu"]
+
+
+@pytest.fixture(scope="module")
+def two_models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("first", "second")):
+        save_finished(*make_clip(seed), folder / name)
+    return folder
+
+
+def run_evaluation(*arguments):
+    command = [sys.executable, str(RECIPES / "evaluate.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def test_evaluation_end_to_end(two_models):
+    arguments = evaluation(["first", "second"], two_models, "--benchmarks", "digits", "cifar10=nowhere")
+    run = run_evaluation(*arguments)
+    assert run.returncode == 1, run.stderr  # one benchmark is missing, the other was evaluated
+    assert "Missing: cifar10: There is no folder or file 'nowhere'" in run.stdout
+    output = two_models / "results"
+    assert (output / "table.md").read_text() in run.stdout
+    for line in ("| model  | attack     | digits", "| second | worst case | ", "few-samples: first on digits"):
+        assert line in run.stdout
+    rows = [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 * (2 + 2 + 2)
+    assert len((output / "results.csv").read_text().splitlines()) == len(rows) + 1
+    assert {flag["name"] for flag in json.loads((output / "flags.json").read_text())} >= {"few-samples"}
+    assert len(json.loads((output / "samples_digits.json").read_text())["ids"]) == 30
+    radii = [f"clean_against_robust_linf_{eps}_255" for eps in (4, 16)]
+    for picture in ("robustness_digits_linf", *radii):
+        assert (output / f"{picture}.png").read_bytes()[:4] == b"\x89PNG"
+
+    arguments = evaluation(["second"], two_models, "--benchmarks", "digits")
+    again = run_evaluation(*arguments, "--attacks", "cw:steps=1", "--eps", "4/255")
+    assert again.returncode == 0, again.stderr
+    for line in (
+        "| first  | PGD-1      |",
+        "| second | CW-1       |",
+        "l_inf eps = 16/255",
+    ):  # all that the folder has
+        assert line in again.stdout
+    assert json.loads((output / "results.jsonl").read_text().splitlines()[-1])["parameters"] == {
+        "attacks": ["cw:steps=1", "pgd:steps=1"]
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--benchmarks", "mnist"], "Unknown benchmark 'mnist'; known: digits"),
+        (["--benchmarks", "digits", "--attacks", "adaptive"], "The attack 'adaptive' needs a proxy"),
+        (["--benchmarks", "digits", "--proxy", "first=x"], "'first' is given twice"),
+        (["--benchmarks", "digits", "--max_samples", "3"], "Can't take 3 of 360 rows"),
+        (["--benchmarks", "cifar10=nowhere"], "There is no folder or file 'nowhere'"),
+        (["--benchmarks", "digits", "--models", "no/model"], "Can't load the model 'no/model'"),
+        (["--benchmarks", "digits", "--models", "a=x", "a=y"], "'a' is given twice"),
+    ],
+    ids=["benchmark", "proxy", "proxy's name", "samples", "nothing left", "model", "names"],
+)
+def test_evaluation_refuses_what_cannot_be_meant(two_models, tmp_path, arguments, line):
+    run = run_evaluation(*evaluation(["first"], two_models), *arguments, "--output_dir", tmp_path / "results")
+    assert run.returncode == 2
+    assert run.stderr.splitlines()[-1].startswith("error: ") and line in run.stderr.splitlines()[-1]
+    assert "Traceback" not in run.stderr and not list(tmp_path.iterdir())
+
+
+def test_loading_is_timed_beside_its_floor(capsys):
+    run_path(str(RECIPES / "benchmark.py"))["time_loading"](load_benchmark("digits").subset(60), 16, 1)
+    first, floor, *loaders = capsys.readouterr().out.splitlines()
+    assert first == "60 images of digits (test), batches of 16, 1 rounds:"
+    assert floor.startswith("decoding and transforming alone: ") and floor.endswith("1.00 [1.00-1.00] of the first")
+    assert [line.partition(":")[0] for line in loaders] == [
+        f"DataLoader, {how}" for how in ("in the main process", "num_workers=1", "num_workers=2")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ["--train_dataset", "{pets}", "--eval_datasets", "{pets}"],
+            "pets would be tested on its training images (train)",
+        ),
+        (
+            ["--train_dataset", "{pets}", "--eval_datasets", "digits", "--eval_strategy", "epoch"],
+            "pets has no validation",
+        ),
+        (["--train_dataset", "all"], "all is sixteen benchmarks, where one is needed"),
+    ],
+    ids=["test", "validation", "all"],
+)
+def test_training_on_a_folder_of_images_refuses_what_would_mislead(tmp_path, arguments, line):
+    pets = save_images(tmp_path / "pets")
+    arguments = [one.format(pets=pets) for one in arguments]
+    run = subprocess.run(
+        [sys.executable, str(RECIPES / "hpt_gpd.py"), *arguments, "--output_dir", str(tmp_path / "run"), "--use_cpu"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"HF_HOME": str(tmp_path / "home")},
+    )
+    assert run.returncode == 2 and "Traceback" not in run.stderr and not (tmp_path / "run").exists()
+    assert run.stderr.splitlines()[-1].startswith("error: ") and line in run.stderr.splitlines()[-1]
+
+
+def test_import_costs_nothing():
+    """`import hpt` loads neither torch nor transformers."""
+    code = "import sys, hpt; print({'torch', 'transformers', 'datasets', 'evaluate'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"

@@ -1,0 +1,453 @@
+"""Checkpoints are complete or don't count, and a run goes on from them as if it had never stopped."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import transformers
+from fault_injection import STEPS, VARIANTS, assert_same_run, finish, kill_in_step
+from helpers import TerminateAt, assert_same, make_clip, make_dataset, make_trainer, weights
+from packaging import version
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from hpt import InputError, ZeroShotClassifier
+from hpt.data.benchmark import Benchmark
+from hpt.data.images import ImageTransform
+from hpt.training.checkpoints import MANIFEST, last_checkpoint, read_manifest, write_manifest
+from hpt.training.resumable import TERMINATED, CheckpointError
+from hpt.training.trainer import NonFiniteLossError
+
+
+def make_checkpoint(output_dir: Path, step: int) -> Path:
+    folder = output_dir / f"checkpoint-{step}"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "sub" / "state.json").write_text("{}")
+    write_manifest(folder, {"seed": 1}, {})
+    return folder
+
+
+DAMAGE = {
+    "no manifest": (lambda folder: (folder / MANIFEST).unlink(), "is incomplete: it has no manifest.json"),
+    "broken manifest": (
+        lambda folder: (folder / MANIFEST).write_text('{"files": '),
+        "its manifest.json can't be read",
+    ),
+    "no settings": (lambda folder: (folder / MANIFEST).write_text('{"files": {}}'), "its manifest.json can't be read"),
+    "no size": (
+        lambda folder: (folder / MANIFEST).write_text('{"files": {"x": null}, "settings": {}, "launch": {}}'),
+        "its manifest.json can't be read",
+    ),
+    "list": (lambda folder: (folder / MANIFEST).write_text("[]"), "its manifest.json can't be read"),
+    "missing": (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
+    "cut": (lambda folder: os.truncate(folder / "model.safetensors", 3), "model.safetensors has 3 of 7 bytes"),
+    "changed": (
+        lambda folder: (folder / "model.safetensors").write_bytes(b"Weights"),
+        "the content of model.safetensors isn't what was written",
+    ),
+    "subfolder": (lambda folder: shutil.rmtree(folder / "sub"), "sub/state.json is missing"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage_is_named_and_an_older_checkpoint_taken(tmp_path, kind, caplog):
+    older, newer = make_checkpoint(tmp_path, 9), make_checkpoint(tmp_path, 10)
+    assert last_checkpoint(tmp_path) == str(newer)
+    damage, line = DAMAGE[kind]
+    damage(newer)
+    with pytest.raises(InputError) as error:
+        read_manifest(newer)
+    assert line in str(error.value) and str(newer) in str(error.value)
+    assert last_checkpoint(tmp_path) == str(older)
+    assert f"Ignored: {error.value}" in caplog.text
+    damage(older)
+    assert last_checkpoint(tmp_path) is None
+
+
+def test_a_folder_without_checkpoints_has_no_last_one(tmp_path):
+    (tmp_path / "checkpoint-best").mkdir()
+    (tmp_path / "checkpoint-3x").mkdir()
+    assert last_checkpoint(tmp_path) is None
+    assert last_checkpoint(tmp_path / "missing") is None
+
+
+SAVING = {"save_strategy": "steps", "save_steps": 2, "logging_steps": 5}
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """12 steps, saved after each second, with an evaluation after each epoch of 3."""
+    folder = tmp_path_factory.mktemp("whole")
+    make_trainer(folder, eval_dataset=make_dataset(6), eval_strategy="epoch", **SAVING).train()
+    return folder
+
+
+def resume(folder, wanted="last", **settings):
+    trainer = make_trainer(
+        folder, make_clip(5)[0], eval_dataset=make_dataset(6), eval_strategy="epoch", **SAVING | settings
+    )
+    trainer.train(resume_from_checkpoint=wanted)
+    return trainer
+
+
+def log_of(folder, step=12):
+    log = json.loads((folder / f"checkpoint-{step}" / "trainer_state.json").read_text())["log_history"]
+    return [{key: value for key, value in entry.items() if "time" not in key and "second" not in key} for entry in log]
+
+
+def test_the_manifest_lists_everything_but_the_card_and_the_settings(whole_run):
+    folder = whole_run / "checkpoint-4"
+    manifest = read_manifest(folder)
+    assert set(manifest["files"]) == {file.name for file in folder.iterdir()} - {MANIFEST, "README.md"}
+    assert manifest["settings"]["attack_eps"] == pytest.approx(8 / 255)
+    assert manifest["settings"]["train_dataset"].startswith("12 images, 3 classes, ")
+    assert manifest["launch"]["world_size"] == 1
+
+
+def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(whole_run, tmp_path, caplog):
+    folder = tmp_path / "run"
+    for step in (6, 8):
+        shutil.copytree(whole_run / f"checkpoint-{step}", folder / f"checkpoint-{step}")
+    os.truncate(folder / "checkpoint-8" / "optimizer.pt", 100)
+    with pytest.raises(InputError, match="optimizer.pt has 100 of"):
+        resume(folder, folder / "checkpoint-8")
+    trainer = resume(folder)
+    assert "checkpoint-8 is damaged: optimizer.pt has 100 of" in caplog.text
+    assert trainer.state.global_step == 12
+    assert_same_files(folder, whole_run)
+
+
+def assert_same_files(folder, other, step=12):
+    """The last checkpoints agree in weights, optimizer, EMA and log."""
+    for name in ("model.safetensors", "optimizer.pt", "gpd_state.safetensors"):
+        one, another = (read_manifest(run / f"checkpoint-{step}")["files"][name] for run in (folder, other))
+        assert one == another, name
+    assert log_of(folder) == log_of(other)
+
+
+@pytest.mark.parametrize("step", [2, 4, 6, 8, 10])
+def test_the_log_goes_on_too(whole_run, tmp_path, step):
+    """Losses are means since the last entry, and an epoch's evaluation isn't lost with a save at its last step."""
+    shutil.copytree(whole_run / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
+    resume(tmp_path)
+    assert_same_files(tmp_path, whole_run)
+    assert len([entry for entry in log_of(tmp_path) if "eval_clean_accuracy" in entry]) == 4
+
+
+def test_without_a_complete_checkpoint(tmp_path, whole_run):
+    (tmp_path / "checkpoint-2").mkdir()
+    with pytest.raises(InputError, match="has no complete checkpoint: leave resume_from_checkpoint out"):
+        resume(tmp_path, True)
+    with pytest.raises(InputError, match="There is no checkpoint 'nowhere'"):
+        resume(tmp_path, "nowhere")
+    trainer = make_trainer(tmp_path, eval_dataset=make_dataset(6), eval_strategy="epoch", **SAVING)
+    trainer.train(resume_from_checkpoint="last")  # from the start
+    assert_same_files(tmp_path, whole_run)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"pull_ratio": 0.9}, "pull_ratio 0.5 there, 0.9 here"),
+        ({"attack_dtype": "bfloat16"}, "attack_dtype None there, bfloat16 here"),
+        ({"bf16": True}, "mixed_precision no there, bf16 here"),
+        ({"seed": 1, "pull_ratio": 0.9}, "pull_ratio 0.5 there, 0.9 here; seed 42 there, 1 here"),
+        ({"per_device_train_batch_size": 2}, "global_batch_size 4 there, 2 here"),
+        ({"dataset": make_dataset(12, seed=1)}, r"train_dataset 12 images, 3 classes, \w+ there, 12 images"),
+        ({"proxy": 3}, r"proxy clip of shape \w+, weights \w+ there, clip of shape"),
+        ({"class_names": ["a", "b", "c"]}, r"classes \w+ there, \w+ here"),
+        ({"accelerator_config": {"use_seedable_sampler": False}}, "use_seedable_sampler True there, False here"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_other_mathematics_is_refused(whole_run, change, line):
+    change = dict(change)
+    if "proxy" in change:
+        change["proxy"] = ZeroShotClassifier(*make_clip(change["proxy"], patch_size=4))
+    if "class_names" in change:
+        transform = ImageTransform(18, 16)  # that of a plain dataset
+        change = {"dataset": Benchmark("mine", "train", make_dataset(), change["class_names"], None, transform)}
+    trainer = make_trainer(whole_run, **SAVING | change)
+    with pytest.raises(InputError, match=line + ".*use the same, or give another output_dir"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_another_division_of_the_same_batch_is_said_and_allowed(whole_run, tmp_path, caplog):
+    shutil.copytree(whole_run / "checkpoint-4", tmp_path / "checkpoint-4")
+    trainer = resume(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    assert "per_device_train_batch_size 4 there, 2 here" in caplog.text and "not bit for bit" in caplog.text
+    whole = make_clip(0)[0].from_pretrained(whole_run / "checkpoint-12")
+    assert_same(weights(trainer.model), weights(whole), atol=1e-4)
+
+
+def test_a_label_that_changes_anywhere_is_noticed(tmp_path):
+    rows = make_dataset(40)
+    make_trainer(tmp_path, dataset=rows, save_strategy="steps", save_steps=2, max_steps=2).train()
+    labels = rows["label"][:]
+    labels[1] = (labels[1] + 1) % 3  # of an image that isn't looked at
+    other = rows.remove_columns("label").add_column("label", labels).cast_column("label", rows.features["label"])
+    with pytest.raises(InputError, match=r"train_dataset 40 images, 3 classes, \w+ there, 40 images"):
+        make_trainer(tmp_path, dataset=other, max_steps=2).train(resume_from_checkpoint=True)
+
+
+def test_the_same_mathematics_said_otherwise_is_the_same(whole_run, tmp_path):
+    shutil.copytree(whole_run / "checkpoint-4", tmp_path / "checkpoint-4")
+    resume(tmp_path, "True", data_seed=42, adam_beta1=0.5, shuffle_buffer_size=5)
+    assert_same_files(tmp_path, whole_run)
+
+
+def test_another_division_of_an_unequal_last_batch_is_refused(tmp_path):
+    rows = make_dataset(14)
+    make_trainer(tmp_path, dataset=rows, save_strategy="steps", save_steps=2, max_steps=2).train()
+    again = make_trainer(tmp_path, dataset=rows, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    with pytest.raises(InputError, match="division of the last batch"):
+        again.train(resume_from_checkpoint=True)
+
+
+def test_a_run_cut_by_max_steps_stays_at_its_end(tmp_path):
+    settings = {"max_steps": 5, "save_strategy": "steps", "save_steps": 5}
+    trainer = make_trainer(tmp_path, **settings)
+    trainer.train()
+    again = make_trainer(tmp_path, make_clip(5)[0], **settings)
+    again.train(resume_from_checkpoint="last")
+    assert again.state.global_step == 5
+    assert_same(weights(again.model), weights(trainer.model))
+
+
+@pytest.mark.parametrize("left_over", [100, 1])
+def test_what_is_incomplete_takes_no_place_among_the_checkpoints_kept(tmp_path, left_over):
+    (tmp_path / f"checkpoint-{left_over}").mkdir()
+    os.utime(tmp_path / f"checkpoint-{left_over}", (4e9, 4e9))  # by a clock that was ahead
+    (tmp_path / "checkpoint-6-backup").mkdir()
+    make_trainer(tmp_path, **SAVING | {"save_total_limit": 1}).train()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-12")
+    names = {folder.name for folder in tmp_path.iterdir()}
+    assert names == {"checkpoint-12", f"checkpoint-{left_over}", "checkpoint-6-backup"}
+
+
+def best_run(folder, scores, **settings):
+    trainer = make_trainer(
+        folder,
+        eval_dataset=make_dataset(6),
+        save_strategy="epoch",
+        eval_strategy="epoch",
+        load_best_model_at_end=True,
+        metric_for_best_model="clean_accuracy",
+        **settings,
+    )
+    scores = iter(scores)
+    trainer.compute_metrics = lambda prediction: {"clean_accuracy": next(scores)}
+    return trainer
+
+
+def test_best_model_comes_from_the_transfer_stage(tmp_path):
+    trainer = best_run(tmp_path, [0.9, 0.8, 0.3, 0.2])
+    trainer.train()
+    assert trainer.state.best_metric == 0.3
+    assert Path(trainer.state.best_model_checkpoint).name == "checkpoint-9"
+    assert_same(weights(trainer.model), load_file(tmp_path / "checkpoint-9" / "model.safetensors"))
+
+
+def test_the_best_checkpoint_is_kept_and_found_again(tmp_path):
+    trainer = best_run(tmp_path / "run", [0.1, 0.1, 0.9, 0.2], save_total_limit=1)
+    trainer.train()
+    best = weights(trainer.model)
+    assert {folder.name for folder in (tmp_path / "run").iterdir()} >= {"checkpoint-9"}
+    shutil.move(tmp_path / "run", tmp_path / "moved")
+    again = best_run(tmp_path / "moved", [0.2] * 4, save_total_limit=2)
+    again.train(resume_from_checkpoint="last")
+    assert_same(weights(again.model), best)
+    os.truncate(tmp_path / "moved" / "checkpoint-9" / "optimizer.pt", 10)
+    with pytest.raises(InputError, match="checkpoint-9 is damaged: optimizer.pt has 10 of"):
+        third = best_run(tmp_path / "moved", [0.2] * 4, save_total_limit=2)
+        third.train(resume_from_checkpoint="last")
+
+
+def test_the_checkpoint_resumed_from_is_not_written_again(whole_run, tmp_path, monkeypatch):
+    """However its path is written."""
+    shutil.copytree(whole_run / "checkpoint-4", tmp_path / "checkpoint-4")
+    stamp = (tmp_path / "checkpoint-4" / MANIFEST).stat().st_mtime_ns
+    monkeypatch.chdir(tmp_path)
+    trainer = make_trainer(tmp_path, **SAVING)
+    trainer.add_callback(TerminateAt(5))
+    monkeypatch.setattr(trainer, "compute_loss", lambda *batch, **settings: trainer._stop_unless_finite(NAN, "loss"))
+    with pytest.raises(NonFiniteLossError, match="The loss of step 5"):
+        trainer.train(resume_from_checkpoint="checkpoint-4")
+    assert (tmp_path / "checkpoint-4" / MANIFEST).stat().st_mtime_ns == stamp
+
+
+NAN = torch.tensor(float("nan"))
+
+
+def test_a_model_that_cannot_be_saved_by_hand_leaves_its_folder_alone(tmp_path):
+    trainer = make_trainer(tmp_path / "run", save_total_limit=3)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("kept")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(CheckpointError, match="mine can't be written"):
+            trainer.save_model(str(tmp_path / "mine"))
+        with pytest.raises(CheckpointError):
+            trainer.args.save_strategy = "epoch"
+            trainer.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "kept"
+    assert trainer.args.save_total_limit == 3
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_older_checkpoints_are_deleted_only_once_the_new_one_is_complete(tmp_path, monkeypatch, limit):
+    settings = SAVING | {"save_total_limit": limit}
+    trainer, kept = make_trainer(tmp_path, **settings), []
+
+    def complete(folder, *args):
+        kept.append(last_checkpoint(tmp_path))
+        write_manifest(folder, *args)
+
+    monkeypatch.setattr("hpt.training.resumable.write_manifest", complete)
+    trainer.train()
+    assert kept == [None, *(str(tmp_path / f"checkpoint-{step}") for step in (2, 4, 6, 8, 10))]
+    assert len(list(tmp_path.glob("checkpoint-*"))) == limit
+    saved = json.loads((tmp_path / "checkpoint-12" / "training_args.json").read_text())
+    assert saved["save_total_limit"] == limit
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
+def test_a_full_disk_ends_with_a_line_and_the_last_checkpoint_intact(whole_run, tmp_path, share):
+    """Files can't grow beyond a size here, which fails as a full disk does, in one of the checkpoint's files."""
+    shutil.copytree(whole_run / "checkpoint-4", tmp_path / "checkpoint-4")
+    sizes = [described["size"] for described in read_manifest(tmp_path / "checkpoint-4")["files"].values()]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(share * max(sizes)), before[1]))
+    try:
+        with pytest.raises(CheckpointError) as error:
+            resume(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    line = str(error.value)
+    assert "checkpoint-6 can't be written" in line and "MB are free there" in line
+    assert f"Make room and resume from {tmp_path / 'checkpoint-4'}, which is intact." in line
+    assert [folder.name for folder in tmp_path.iterdir()] == ["checkpoint-4"]
+    resume(tmp_path)
+    assert_same_files(tmp_path, whole_run)
+
+
+class TerminateAtTheEnd(TrainerCallback):
+    def on_epoch_end(self, args, state, control, **kwargs):
+        control.should_training_stop |= state.global_step == 12  # as the last event before the run is finished
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        if "train_loss" in logs:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_behind_the_last_step_ends_the_process_with_the_run_saved(tmp_path):
+    """While Trainer logs its last entry: too late to save, so the signal does what it does without training."""
+    received, trainer = [], make_trainer(tmp_path, save_strategy="epoch")
+    before = signal.signal(signal.SIGTERM, lambda *_: received.append(True))
+    try:
+        trainer.add_callback(TerminateAtTheEnd())
+        trainer.train()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert received == [True] and last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-12")
+
+
+def test_sigterm_between_the_last_step_and_the_end_saves(tmp_path):
+    trainer = make_trainer(tmp_path)
+    finalize = trainer.callback_handler.on_epoch_end
+
+    def on_epoch_end(args, state, control):
+        control = finalize(args, state, control)
+        if state.global_step == 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return control
+
+    trainer.callback_handler.on_epoch_end = on_epoch_end
+    with pytest.raises(SystemExit) as stop:
+        trainer.train()
+    assert stop.value.code == TERMINATED and last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-12")
+
+
+def test_sigterm_to_all_processes_leaves_the_loaders_workers_alive(tmp_path):
+    trainer = make_trainer(tmp_path, dataloader_num_workers=2)
+    trainer.add_callback(TerminateChildrenToo(4))
+    with pytest.raises(SystemExit) as stop:
+        trainer.train()
+    assert stop.value.code == TERMINATED and last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+
+
+class TerminateChildrenToo(TerminateAt):
+    def __init__(self, step):
+        super().__init__(step)
+        self.before = psutil.Process().children()
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        super().on_step_begin(args, state, control, **kwargs)
+        if state.global_step + 1 == self.step:
+            children = [one for one in psutil.Process().children() if one not in self.before]
+            assert len(children) == 2
+            for child in children:
+                child.terminate()
+            time.sleep(0.3)
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 7, 9, 12])
+def test_sigterm_saves_and_exits_with_its_own_code(whole_run, tmp_path, step, caplog):
+    before = signal.getsignal(signal.SIGTERM)
+    trainer = make_trainer(tmp_path, eval_dataset=make_dataset(6), eval_strategy="epoch", **SAVING)
+    trainer.add_callback(TerminateAt(step))
+    with pytest.raises(SystemExit) as stop:
+        trainer.train()
+    assert stop.value.code == TERMINATED == 75
+    assert signal.getsignal(signal.SIGTERM) is before
+    folder = tmp_path / f"checkpoint-{step}"
+    assert f"Stopped by SIGTERM after step {step}, which is saved in {folder}." in caplog.text
+    assert last_checkpoint(tmp_path) == str(folder)
+    resume(tmp_path)
+    assert_same_files(tmp_path, whole_run)
+
+
+def test_what_a_killed_run_left_is_replaced(whole_run, tmp_path):
+    shutil.copytree(whole_run / "checkpoint-4", tmp_path / "checkpoint-4")
+    (tmp_path / "checkpoint-6").mkdir()
+    (tmp_path / "checkpoint-6" / "rng_state_7.pth").write_bytes(b"of another launch")
+    resume(tmp_path)
+    assert "rng_state_7.pth" not in read_manifest(tmp_path / "checkpoint-6")["files"]
+    assert_same_files(tmp_path, whole_run)
+
+
+@pytest.mark.skipif(
+    version.parse(transformers.__version__) < version.parse("5.23"), reason="Trainer counted otherwise"
+)
+def test_final_loss_is_over_the_steps_of_the_call(whole_run, tmp_path):
+    """Although the first logged loss after resuming is a mean that goes back beyond it."""
+    single = make_trainer(tmp_path / "single", **SAVING | {"logging_steps": 1})
+    single.train()
+    losses = [entry["loss"] for entry in single.state.log_history if "loss" in entry]
+    shutil.copytree(whole_run / "checkpoint-6", tmp_path / "checkpoint-6")
+    caught = resume(tmp_path).state.log_history[-1]
+    assert caught["train_loss"] == pytest.approx(sum(losses[6:]) / 6, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("variant", "processes", "step", "delay"),
+    [("plain", 1, 13, 0.03), ("accumulation, bf16, workers", 2, 7, 0.1)],
+)
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, variant, processes, step, delay):
+    """Two of the kills that `fault_injection.py` makes by the dozen."""
+    assert variant in VARIANTS and step <= STEPS
+    kill_in_step(tmp_path / "killed", variant, processes, step, delay)
+    for name in ("whole", "killed"):
+        finish(tmp_path / name, variant, processes)
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")

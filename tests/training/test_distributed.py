@@ -1,0 +1,263 @@
+"""Two real processes train and evaluate as one does."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import CLASSES, ONE_THREAD, TerminateAt, make_clip, make_dataset, make_trainer
+from safetensors.torch import load_file, save_file
+from transformers import TrainerCallback
+
+from hpt import InputError, RobustnessEvaluator, ZeroShotClassifier
+from hpt.cli import run_recipe
+from hpt.data.benchmark import Benchmark
+from hpt.data.images import ImageTransform
+from hpt.training.checkpoints import last_checkpoint
+from hpt.training.resumable import CheckpointError
+
+
+def run(folder: Path, dtype: str = "float64", dataset=None, **settings) -> None:
+    """Train 2 + 2 epochs of 5 steps at a global batch of 8; write each rank's weights and metrics."""
+    world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    proxy, processor = make_clip(1, patch_size=4)
+    settings = {
+        "attack_random_start": False,
+        "kl_reduction": "sum",  # the reduction that has averages to undo
+        "learning_rate": 0.05,
+    } | settings
+    trainer = make_trainer(
+        folder,
+        make_clip(0)[0].to(getattr(torch, dtype)),
+        make_dataset(40) if dataset is None else dataset,
+        proxy=ZeroShotClassifier(proxy.to(getattr(torch, dtype)), processor),
+        eval_dataset=make_dataset(7, seed=5),
+        per_device_train_batch_size=8 // world_size,
+        per_device_eval_batch_size=2,
+        **settings,
+    )
+    assert trainer.args.world_size == world_size
+    trainer.train()
+    assert trainer.state.global_step == 20
+    metrics = trainer.evaluate()
+    values = [metrics["eval_clean_accuracy"], metrics["eval_robust_accuracy"]]
+    values += [
+        entry[key]
+        for entry in trainer.state.log_history
+        if "loss" in entry
+        for key in ("loss", "train_robust_accuracy", "proxy_robust_accuracy")
+    ]
+    weights = {name: weight.detach().contiguous() for name, weight in trainer.model.named_parameters()}
+    save_file(weights | {"metrics": torch.tensor(values)}, folder / f"{world_size}-{rank}.safetensors")
+
+
+def run_with_text(folder: Path) -> None:
+    """The same with both towers, from random starts, which belong to an image's place in the run."""
+    run(folder, trainable="all", kl_reduction="mean", attack_random_start=True)
+
+
+def run_with_stream(folder: Path) -> None:
+    """The same over a stream, which one process reads for both."""
+    stream = make_dataset(40).to_iterable_dataset(num_shards=2)
+    run(folder, dataset=stream, steps_per_epoch=5, shuffle_buffer_size=7)
+
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="two processes on CPU need gloo")
+@pytest.mark.parametrize("how", ["run", "run_with_text", "run_with_stream"])
+def test_two_processes_train_as_one(tmp_path, how):
+    for launcher in ([sys.executable], TORCHRUN):
+        subprocess.run([*launcher, __file__, str(tmp_path), how], check=True, env=ONE_THREAD, capture_output=True)
+    alone, first, second = (load_file(tmp_path / f"{name}.safetensors") for name in ("1-0", "2-0", "2-1"))
+    torch.testing.assert_close(
+        first.pop("metrics"), alone.pop("metrics"), rtol=1e-6, atol=1e-6
+    )  # Trainer's are float32
+    for name in alone:
+        torch.testing.assert_close(
+            first[name], alone[name], rtol=0, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
+        )
+        assert torch.equal(first[name], second[name]), name
+
+
+class CompareGradients(TrainerCallback):
+    """Before each optimizer step, every rank has the same gradients, and there are some."""
+
+    def __init__(self):
+        self.steps = 0
+
+    def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+        for name, weight in model.named_parameters():
+            if weight.requires_grad:
+                assert weight.dtype == weight.grad.dtype == torch.float32
+                there = [torch.empty_like(weight.grad) for _ in range(2)]
+                torch.distributed.all_gather(there, weight.grad)
+                assert torch.equal(*there), name
+                assert there[0].abs().sum() > 0 or name.endswith("k_proj.bias"), name  # which softmax doesn't see
+        self.steps += 1
+
+
+def compare_gradients(folder: Path) -> None:
+    """Under bf16 autocast, with two micro-batches a step; only rank 0 writes, but for each rank's random state."""
+    written = []
+    sys.addaudithook(lambda event, args: written.append(args) if event == "open" else None)
+    trainer = make_trainer(
+        folder,
+        dataset=make_dataset(16),
+        bf16=True,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        save_strategy="epoch",
+    )
+    comparison = CompareGradients()
+    trainer.add_callback(comparison)
+    images = set()
+    loss = trainer.compute_loss
+
+    def keep(model, inputs, **kwargs):
+        images.update((trainer.state.global_step, row) for row in inputs["sample_ids"].tolist())
+        return loss(model, inputs, **kwargs)
+
+    trainer.compute_loss = keep
+    trainer.train()
+    assert comparison.steps == 8
+    both = [None, None]
+    torch.distributed.all_gather_object(both, images)
+    assert len(both[0]) == len(both[1]) == 32 and not both[0] & both[1]
+    opened = {
+        str(path) for path, mode, _ in written if mode and mode[0] in "wax" and str(path).startswith(str(folder))
+    }
+    if trainer.args.process_index == 1:
+        assert {Path(path).name for path in opened} <= {"rng_state_1.pth"}, opened
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="two processes on CPU need gloo")
+def test_gradients_agree_under_autocast_and_rank_0_writes(tmp_path):
+    subprocess.run(
+        [*TORCHRUN, __file__, str(tmp_path), "compare_gradients"], check=True, env=ONE_THREAD, capture_output=True
+    )
+    assert {"rng_state_0.pth", "rng_state_1.pth", "manifest.json"} <= {
+        file.name for file in (tmp_path / "checkpoint-8").iterdir()
+    }
+
+
+def terminate_one_rank(folder: Path) -> None:
+    """SIGTERM reaches rank 1 alone; both save and leave."""
+    trainer = make_trainer(folder, dataset=make_dataset(16), per_device_train_batch_size=2)
+    if trainer.args.process_index == 1:
+        trainer.add_callback(TerminateAt(3))
+    with pytest.raises(SystemExit) as stop:
+        trainer.train()
+    assert stop.value.code == 75
+    assert last_checkpoint(folder) == str(folder / "checkpoint-3")
+
+
+def fill_the_disk(folder: Path, rank: int, limit: int) -> None:
+    """What one rank can't write stops both with the same kind of line, whichever of its files it is."""
+    settings = {"trainable": "all", "optim": "adamw_torch", "learning_rate": 1e-3}
+    trainer = make_trainer(
+        folder, dataset=make_dataset(16), per_device_train_batch_size=2, save_strategy="epoch", **settings
+    )
+    if trainer.args.process_index == rank:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    with pytest.raises(CheckpointError, match="checkpoint-4 can't be written"):
+        trainer.train()
+    torch.distributed.barrier()
+    assert not list(folder.glob("checkpoint-*"))
+
+
+def fill_the_disk_for_the_optimizer(folder: Path) -> None:
+    fill_the_disk(folder, 0, 200_000)
+
+
+def fill_the_disk_of_the_other_rank(folder: Path) -> None:
+    fill_the_disk(folder, 1, 100)
+
+
+FULL_DISKS = ["fill_the_disk_for_the_optimizer", "fill_the_disk_of_the_other_rank"]
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="two processes on CPU need gloo")
+@pytest.mark.parametrize("what", ["terminate_one_rank", *FULL_DISKS])
+def test_what_stops_one_rank_stops_both(tmp_path, what):
+    command = [*TORCHRUN, __file__, str(tmp_path), what]
+    subprocess.run(command, check=True, env=ONE_THREAD, capture_output=True, timeout=120)  # rather than wait for ever
+
+
+def evaluate(folder: Path) -> None:
+    """Evaluate robustness; the rows land in the folder, and each rank checks that it was given them all."""
+    benchmark = Benchmark("random", "test", make_dataset(26), CLASSES, "{}", ImageTransform())
+    evaluator = RobustnessEvaluator(
+        attacks=["pgd:steps=2", "apgd"], eps=[2 / 255, 16 / 255], batch_size=4, output_dir=folder
+    )
+    assert evaluator.state.num_processes == int(os.environ.get("WORLD_SIZE", 1))
+    model, processor = make_clip(0)
+    rows = evaluator(model, processor, benchmark, name="mine")
+    assert [row.attack for row in rows] == [
+        "clean",
+        "large-eps check",
+        *2 * ["pgd:steps=2", "apgd"],
+        *2 * ["worst case"],
+    ]
+
+
+def read_results(folder: Path) -> tuple[list, dict]:
+    """The rows without their times, and what was predicted in each batch of each row."""
+    rows = [json.loads(line) | {"seconds": None} for line in (folder / "results.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for file in folder.glob("predictions-*") for line in file.read_text().splitlines()]
+    return rows, {(line["row"], line["batch"]): line["predictions"] for line in lines}
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="two processes on CPU need gloo")
+def test_two_processes_evaluate_as_one(tmp_path):
+    """Also where they go on with what one has begun."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    alone, shared, continued = (tmp_path / name for name in ("alone", "shared", "continued"))
+    subprocess.run([sys.executable, __file__, alone, "evaluate"], check=True, env=ONE_THREAD, capture_output=True)
+    continued.mkdir()
+    for name, kept in (("results.jsonl", 3), ("predictions-0.jsonl", 24)):
+        lines = (alone / name).read_text().splitlines(keepends=True)
+        assert len(lines) > kept
+        (continued / name).write_text("".join(lines[:kept]))
+    for folder in (shared, continued):
+        subprocess.run([*torchrun, __file__, folder, "evaluate"], check=True, env=ONE_THREAD, capture_output=True)
+        assert len(list(folder.glob("predictions-*.jsonl"))) == 2
+        assert read_results(folder) == read_results(alone)
+
+
+def fail_on_one_rank(folder: Path) -> None:
+    """An image that only one rank gets breaks the model; both ranks say so, and go on alike."""
+    model, processor = make_clip(0)
+    image_features = type(model).get_image_features
+    rank = int(os.environ["RANK"])
+
+    def broken(self, pixel_values, **kwargs):
+        output = image_features(self, pixel_values, **kwargs)
+        output.pooler_output = output.pooler_output * (torch.nan if rank == 1 else 1)
+        return output
+
+    type(model).get_image_features = broken
+    benchmark = Benchmark("random", "test", make_dataset(26), CLASSES, "{}", ImageTransform())
+    evaluator = RobustnessEvaluator(attacks=["pgd:steps=1"], batch_size=4, output_dir=folder)
+    for _ in range(2):
+        with pytest.raises(InputError, match="mine, random, clean: the logits of the model"):
+            evaluator(model, processor, benchmark, name="mine")
+    type(model).get_image_features = image_features
+    assert [row.attack for row in evaluator(model, processor, benchmark, name="mine")][-1] == "worst case"
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="two processes on CPU need gloo")
+def test_what_fails_in_one_process_fails_in_all(tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    subprocess.run(
+        [*torchrun, __file__, tmp_path, "fail_on_one_rank"], check=True, env=ONE_THREAD, capture_output=True
+    )
+
+
+if __name__ == "__main__":
+    run_recipe(lambda: globals()[sys.argv[2]](Path(sys.argv[1])))

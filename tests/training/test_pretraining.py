@@ -1,0 +1,139 @@
+import math
+import shutil
+
+import pytest
+import torch
+from helpers import make_clip
+from transformers import CLIPModel, CLIPProcessor, SiglipModel, SiglipProcessor
+
+from hpt import InputError, load_benchmark, load_proxy
+from hpt.evaluation.comparison import measure
+from hpt.training.pretraining import (
+    ContrastiveTrainer,
+    PretrainingConfig,
+    byte_tokenizer,
+    contrastive_loss,
+    is_finished,
+    pretrain,
+    sigmoid_loss,
+)
+
+
+def config(folder, **settings):
+    tiny = {"image_size": 16, "patch_size": 8, "vision_hidden_size": 16, "text_hidden_size": 16, "projection_dim": 8}
+    run = {"num_train_epochs": 1, "max_train_samples": 60, "disable_tqdm": True, "use_cpu": True, "warmup_steps": 1}
+    return PretrainingConfig(output_dir=str(folder), **(tiny | run | settings))
+
+
+def test_all_pairs_of_a_class_are_positives():
+    logits = torch.randn(5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels = torch.tensor([0, 1, 0, 2, 1])
+    total = 0.0
+    for matrix in (logits, logits.T):
+        for row in range(5):
+            positives = [column for column in range(5) if labels[column] == labels[row]]
+            log_probabilities = matrix[row] - matrix[row].exp().sum().log()
+            total -= sum(log_probabilities[column] for column in positives) / len(positives)
+    assert contrastive_loss(logits, labels).item() == pytest.approx(total.item() / 10)
+
+
+def test_sigmoid_loss_scores_each_pair_by_itself():
+    logits = torch.randn(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels = torch.tensor([0, 1, 0, 2])
+    total = 0.0
+    for row in range(4):
+        for column in range(4):
+            probability = 1 / (1 + math.exp(-logits[row, column]))
+            total -= math.log(probability if labels[row] == labels[column] else 1 - probability)
+    assert sigmoid_loss(logits, labels).item() == pytest.approx(total / 4)
+
+
+def test_each_caption_is_encoded_once(tmp_path):
+    trainer = ContrastiveTrainer(*make_clip(0), config(tmp_path), load_benchmark("digits", "train"))
+    trainer.model.eval()
+    encode, encoded = trainer.model.get_text_features, []
+    trainer.model.get_text_features = lambda **tokens: (encoded.append(len(tokens["input_ids"])), encode(**tokens))[1]
+    images, captions = torch.rand(4, 3, 16, 16), torch.tensor([3, 0, 3, 21])
+    with torch.no_grad():
+        logits = trainer._logits(images, captions)
+        assert encoded == [3]
+        tokens = trainer.classifier.processor.tokenizer(
+            [trainer.captions[index] for index in captions], padding=True, return_tensors="pt"
+        )
+        pixels = (images - trainer.classifier.image_mean) / trainer.classifier.image_std
+        expected = trainer.model(pixel_values=pixels, **tokens).logits_per_image
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+    assert [trainer.captions[index] for index in (0, 21)] == ["This is a photo of a zero", "one"]
+
+
+def test_augmentation_mirrors_and_shifts(tmp_path):
+    trainer = ContrastiveTrainer(
+        *make_clip(0), config(tmp_path, random_flip=True, random_shift=2), load_benchmark("digits", "train")
+    )
+    image = torch.rand(3, 6, 8)
+    padded = torch.nn.functional.pad(image, [2] * 4)
+    possible = [
+        one[:, top : top + 6, left : left + 8]
+        for one in (padded, padded.flip(-1))
+        for top in range(5)
+        for left in range(5)
+    ]
+    augmented = trainer.augment(image.expand(200, 3, 6, 8))
+    found = {next(i for i, one in enumerate(possible) if torch.equal(one, each)) for each in augmented}
+    assert len(found) > 40
+
+
+def test_tokenizer_tells_any_text_apart(tmp_path):
+    byte_tokenizer().save_pretrained(tmp_path)
+    tokenizer = byte_tokenizer().from_pretrained(tmp_path)
+    assert len(tokenizer) == 514
+    texts = ["a cat", "a dog", "é 猫", "CAT"]
+    ids = [tokenizer(text)["input_ids"] for text in texts]
+    assert len({tuple(one) for one in ids}) == 4
+    assert all(one[0] == tokenizer.bos_token_id and one[-1] == tokenizer.eos_token_id for one in ids)
+    assert [tokenizer.decode(one, skip_special_tokens=True) for one in ids] == ["a cat", "a dog", "é 猫", "cat"]
+
+
+@pytest.mark.parametrize(
+    ("family", "learning_rate", "model_class", "processor_class"),
+    [("clip", 5e-3, CLIPModel, CLIPProcessor), ("siglip", 2e-3, SiglipModel, SiglipProcessor)],
+)
+def test_pretrained_folder_loads_and_learned(tmp_path, family, learning_rate, model_class, processor_class):
+    folder = tmp_path / family
+    assert not is_finished(folder)
+    run = {"num_train_epochs": 5, "max_train_samples": None, "per_device_train_batch_size": 16}
+    pretrain(config(folder, family=family, learning_rate=learning_rate, **run))
+    assert is_finished(folder)
+    test = load_benchmark("digits")
+    (row,) = measure({family: load_proxy(str(folder))}, test)
+    assert row.accuracy > 0.25  # chance is 0.1
+    model, processor = model_class.from_pretrained(folder), processor_class.from_pretrained(folder)
+    assert load_proxy(str(folder)).model.config.model_type == family
+    if family == "clip":
+        assert model.config.text_config.eos_token_id == processor.tokenizer.eos_token_id
+    assert not any(file.suffix in (".bin", ".pt", ".pth") for file in folder.iterdir())
+
+
+def test_a_cut_off_pretraining_continues(tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    pretrain(config(whole, num_train_epochs=2, save_strategy="epoch"))
+    pretrain(config(cut, num_train_epochs=2, save_strategy="epoch"))
+    shutil.rmtree(cut / "checkpoint-2")
+    (cut / "config.json").unlink()
+    pretrain(config(cut, num_train_epochs=2, save_strategy="epoch"))
+    first, second = (CLIPModel.from_pretrained(folder).state_dict() for folder in (whole, cut))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"patch_size": 7}, "patch_size 7 doesn't divide image_size 16"),
+        ({"vision_heads": 3}, "vision_heads 3 doesn't divide vision_hidden_size 16"),
+        ({"family": "flava"}, "Unknown family 'flava'; known: clip, siglip"),
+        ({"train_dataset": "mnist"}, "Unknown benchmark 'mnist'"),
+    ],
+)
+def test_refuses_impossible_shapes(tmp_path, settings, message):
+    with pytest.raises(InputError, match=message):
+        pretrain(config(tmp_path, **settings))
