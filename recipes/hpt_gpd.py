@@ -104,7 +104,8 @@ def main():
     target, processor = load_dual_encoder(recipe.target, recipe.target_revision)
     if recipe.lora_rank is not None:
         target = add_lora(target, recipe.lora_rank, recipe.lora_alpha, args.trainable, args.seed)
-    proxy = load_proxy(recipe.proxy, recipe.proxy_revision, getattr(torch, recipe.proxy_dtype))
+    dtype = getattr(torch, recipe.proxy_dtype)
+    proxy = load_proxy(recipe.proxy, recipe.proxy_revision, dtype) if args.needs_proxy else None
 
     # Train
     trainer = HPTTrainer(

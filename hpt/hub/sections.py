@@ -32,9 +32,7 @@ def describe_summary(record: dict | None, architecture: str, rows: list[Row], ad
     parts = "both towers were" if record["trainable"] == "all" else "the vision tower was"
     sentences = [
         f"A {'LoRA adapter for a ' if adapter else ''}{what}, of which {parts} fine-tuned by {_method(record)} "
-        f"({PAPER}) to withstand small adversarial changes of its input, by learning from a frozen model"
-        f"{' of another architecture' if _differ(record['target'], record['proxy']) else ''} "
-        f"({_name(record['proxy'])}).",
+        f"({PAPER}) to withstand small adversarial changes of its input{_taught_by(record)}.",
         "It classifies images by any class names, as the vanilla model does that it was made from "
         f"({_name(record['target'])}).",
         _measured(rows, record["settings"].get("attack_eps", "1/255")),
@@ -54,6 +52,14 @@ def _method(record: dict) -> str:
     name = "HPT" if record["objective"] == "hpt" else f"the objective `{record['objective']}`"
     gpd = record["schedule"]["anchor_epochs"] > 0
     return f"{name}-GPD" if name == "HPT" and gpd else f"{name} {'with' if gpd else 'without'} GPD"
+
+
+def _taught_by(record: dict) -> str:
+    """Which frozen model it learned from, if it did."""
+    target, proxy = record["target"], record["proxy"]
+    if proxy is None:
+        return ""
+    return f", by learning from a frozen model{' of another architecture' * _differ(target, proxy)} ({_name(proxy)})"
 
 
 def _differ(target: dict, proxy: dict) -> bool:
@@ -148,7 +154,7 @@ def describe_training(record: dict, pictures: set[str]) -> str:
     trained = {"vision": "vision tower and its projection", "all": "both towers"}[record["trainable"]]
     lines = [
         ["target", f"{_origin(record['target'])}, {_shape(record['target'])}"],
-        ["proxy", f"{_origin(proxy)}, {_shape(proxy)}, {proxy['dtype']}"],
+        *([["proxy", f"{_origin(proxy)}, {_shape(proxy)}, {proxy['dtype']}"]] if proxy else []),
         ["trained", record["adapter"] or trained],
         ["data", _data(data)],
         ["prompts", f"`{record['prompt_template']}`"],

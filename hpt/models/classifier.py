@@ -6,7 +6,9 @@
 Resizing and normalising happen inside, differentiably, so that an attack's eps means the same for every model.
 """
 
+import copy
 import warnings
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +59,20 @@ def pixel_statistics(image_processor) -> tuple[list[float], list[float]]:
     offset = 1.0 if getattr(image_processor, "rescale_offset", False) else 0.0
     scale = 255 * image_processor.rescale_factor if image_processor.do_rescale else 255.0
     return [(offset + one) / scale for one in mean], [s * a / scale for s, a in zip(std, again, strict=True)]
+
+
+class Outputs(NamedTuple):
+    """What a dual encoder makes of a batch of images over its class prompts.
+
+    Args:
+        logits (`torch.Tensor` of shape `(batch, classes)`): `scale * cos(image, text) + bias`, at least float32.
+        image_embeds (`torch.Tensor` of shape `(batch, dim)`): Embeddings of unit length.
+        image_features (`torch.Tensor` of shape `(batch, dim)`): Embeddings before they are normalised.
+    """
+
+    logits: torch.Tensor
+    image_embeds: torch.Tensor
+    image_features: torch.Tensor
 
 
 class ZeroShotClassifier(nn.Module):
@@ -116,17 +132,27 @@ class ZeroShotClassifier(nn.Module):
         Returns:
             `torch.Tensor` of shape `(batch, num_classes)`: logits, at least float32.
         """
-        image_embeds = self.image_embeds(images)
+        return self.outputs(images, text_embeds).logits
+
+    def outputs(self, images: torch.Tensor, text_embeds: torch.Tensor | None = None) -> "Outputs":
+        """Logits and embeddings of images; arguments as of [`forward`]."""
+        features = self.image_features(images)
+        image_embeds = F.normalize(features, dim=-1)
         text_embeds = self.text_embeds() if text_embeds is None else text_embeds
         with torch.autocast(images.device.type, enabled=False):  # logits keep float32 whatever the towers run in
-            return self.logit_scale() * image_embeds @ text_embeds.to(image_embeds.dtype).T + self.logit_bias()
+            logits = self.logit_scale() * image_embeds @ text_embeds.to(image_embeds.dtype).T + self.logit_bias()
+        return Outputs(logits, image_embeds, features)
 
     def image_embeds(self, images: torch.Tensor) -> torch.Tensor:
         """Unit-length embeddings `(batch, dim)` of images `(batch, 3, height, width)` in [0, 1]."""
+        return F.normalize(self.image_features(images), dim=-1)
+
+    def image_features(self, images: torch.Tensor) -> torch.Tensor:
+        """Embeddings `(batch, dim)` before they are normalised, in float32 or wider, of images in [0, 1]."""
         if images.shape[-2:] != (self.image_size, self.image_size):
             images = F.interpolate(images, (self.image_size, self.image_size), mode="bicubic", antialias=True)
         pixel_values = (images - self.image_mean) / self.image_std
-        return _unit_length(self.model.get_image_features(pixel_values=pixel_values.to(self.model.dtype)))
+        return _pooled(self.model.get_image_features(pixel_values=pixel_values.to(self.model.dtype)))
 
     def text_embeds(self) -> torch.Tensor:
         """Unit-length class embeddings `(num_classes, dim)` without gradients, cached while no text weight changes.
@@ -159,7 +185,8 @@ class ZeroShotClassifier(nn.Module):
         tokens = self.tokenize([template.format(name) for template in self.templates for name in self.class_names])
         chunks = zip(*(values.to(self.model.device).split(chunk_size) for values in tokens.values()), strict=True)
         embeds = [
-            _unit_length(self.model.get_text_features(**dict(zip(tokens, chunk, strict=True)))) for chunk in chunks
+            F.normalize(_pooled(self.model.get_text_features(**dict(zip(tokens, chunk, strict=True)))), dim=-1)
+            for chunk in chunks
         ]
         return F.normalize(torch.cat(embeds).unflatten(0, (len(self.templates), -1)).mean(0), dim=-1)
 
@@ -188,7 +215,16 @@ class ZeroShotClassifier(nn.Module):
         return self.model.logit_bias if hasattr(self.model, "logit_bias") else 0.0
 
 
-def _unit_length(features) -> torch.Tensor:
-    """Unit-length rows of `get_*_features`' output, in float32 or wider: its `pooler_output` isn't normalised."""
+def _pooled(features) -> torch.Tensor:
+    """The embeddings in `get_*_features`' output, which aren't normalised, in float32 or wider."""
     embeds = features.pooler_output
-    return F.normalize(embeds.to(torch.promote_types(embeds.dtype, torch.float32)), dim=-1)
+    return embeds.to(torch.promote_types(embeds.dtype, torch.float32))
+
+
+def frozen_copy(classifier: ZeroShotClassifier) -> ZeroShotClassifier:
+    """The classifier over a frozen copy of its weights as they are now; of a PEFT model, without its adapters."""
+    model = copy.deepcopy(classifier.model)
+    model = model.unload() if hasattr(model, "peft_config") else model
+    mean, std = classifier.image_mean.flatten().tolist(), classifier.image_std.flatten().tolist()
+    model.requires_grad_(False).eval()
+    return ZeroShotClassifier(model, classifier.processor, classifier.class_names, classifier.templates, mean, std)

@@ -25,15 +25,13 @@ def check_launch(args: TrainingArguments) -> None:
         )
 
 
-def check_pair(target, proxy: ZeroShotClassifier) -> None:
-    """Refuse a target that isn't a float32 dual encoder or that is its own proxy; warn of the same architecture.
+def check_target(target) -> None:
+    """Refuse a target that isn't a float32 dual encoder, or whose adapters wouldn't all be saved.
 
     Raises:
-        InputError: naming what is wrong with the pair.
+        InputError: naming what is wrong with it.
     """
     check_dual_encoder(target)
-    if not isinstance(proxy, ZeroShotClassifier):
-        raise InputError(f"The proxy is a {type(proxy).__name__}: load it with load_proxy(name).")
     if target.dtype not in (torch.float32, torch.float64):
         raise InputError(
             f"The target's weights are {target.dtype}: load it with dtype=torch.float32 and train with bf16=True."
@@ -44,6 +42,16 @@ def check_pair(target, proxy: ZeroShotClassifier) -> None:
             f"The target has adapters named {', '.join(adapters)}, but only one named default is trained and saved: "
             "make it without an adapter_name."
         )
+
+
+def check_proxy(proxy: ZeroShotClassifier, target) -> None:
+    """Refuse a proxy that isn't a classifier or is the target itself; warn of the same architecture.
+
+    Raises:
+        InputError: naming what is wrong with it.
+    """
+    if not isinstance(proxy, ZeroShotClassifier):
+        raise InputError(f"The proxy is a {type(proxy).__name__}: load it with load_proxy(name).")
     if target is proxy.model or _same_weights(target, proxy.model):
         raise InputError("Target and proxy are the same weights: HPT needs a proxy of another architecture.")
     if architecture(target) == architecture(proxy.model):

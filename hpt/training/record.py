@@ -24,7 +24,7 @@ from hpt.models.weights import plain_model
 from hpt.radius import Fraction, describe_eps
 from hpt.references import without_local_folder
 from hpt.training.config import HPTConfig
-from hpt.training.gpd import GPDSchedule
+from hpt.training.gpd import TRANSFER, GPDSchedule
 
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft")
@@ -42,7 +42,7 @@ def describe_run(
     args: HPTConfig,
     recipe: dict,
     classifier: ZeroShotClassifier,
-    proxy: ZeroShotClassifier,
+    proxy: ZeroShotClassifier | None,
     train: Benchmark | EpochStream,
     schedule: GPDSchedule,
     vanilla_weights: str,
@@ -57,7 +57,7 @@ def describe_run(
     batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     return {
         "target": describe_model(classifier),
-        "proxy": describe_model(proxy),
+        "proxy": describe_model(proxy) if args.needs_proxy else None,
         "vanilla_weights": vanilla_weights,
         "data": describe_data(train),
         "prompt_template": args.prompt_template,
@@ -67,7 +67,8 @@ def describe_run(
         "attack": f"PGD-{args.attack_steps} at l_inf eps {describe_eps(args.attack_eps)} in steps of "
         f"{describe_eps(args.attack_step_size)}{start}",
         "objective": args.objective,
-        "divergence": f"KL, {args.kl_direction}, {args.kl_reduction}, temperature {args.temperature:g}",
+        "anchor_objective": args.anchor_objective if args.anchor_epochs else None,
+        "divergence": args.make_objectives()[TRANSFER].describe(args.kl_reduction),
         "batch_size": batch_size,
         "processes": args.world_size,
         "optimizer": f"{optimizer}, weight decay {args.weight_decay:g}",
