@@ -18,7 +18,7 @@ def dtypes_by_part(trainer) -> dict[str, set]:
     seen, part = {"attack": set(), "training": set(), "proxy": set()}, ["training"]
     trainer.model.visual_projection.register_forward_hook(lambda *call: seen[part[0]].add(call[-1].dtype))
     trainer.proxy.model.visual_projection.register_forward_hook(lambda *call: seen["proxy"].add(call[-1].dtype))
-    perturb = trainer.attacks["anchor"].perturb
+    perturb = trainer.attack.perturb
 
     def attack(*batch):
         part[0] = "attack"
@@ -26,7 +26,7 @@ def dtypes_by_part(trainer) -> dict[str, set]:
         part[0] = "training"
         return result
 
-    trainer.attacks["anchor"].perturb = attack
+    trainer.attack.perturb = attack
     trainer.train()
     return seen
 
