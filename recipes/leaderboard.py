@@ -36,11 +36,11 @@ def main():
     refuse_same_names(name_and_source(text)[0] for text in comparison.models)
     output = check_folder(Path(comparison.output_dir))
     boards = [read_board(text) for text in comparison.models]
-    eps = comparison.eps and [float(Fraction(one)) for one in comparison.eps]
+    eps = comparison.eps and [float(Fraction(radius)) for radius in comparison.eps]
     columns = select_columns(boards, comparison.benchmarks, comparison.attacks, eps)
 
     page = f"Accuracy in %, with its 95 % interval\n\n{format_boards(boards, columns)}\n"
-    page += "".join(f"\n- Left out: {one}" for one in left_out(boards, columns))
+    page += "".join(f"\n- Left out: {line}" for line in left_out(boards, columns))
     print(f"{page}\n")
     output.mkdir(parents=True, exist_ok=True)
     (output / "leaderboard.md").write_text(f"{page}\n", encoding="utf-8")

@@ -16,16 +16,12 @@ from matplotlib.figure import Figure
 from yaml import YAMLError
 
 from hpt.errors import InputError, explain_hub_error
-from hpt.evaluation.figures import (
-    COLORS,
-    error_bars,
-    save_figure,
-)
+from hpt.evaluation.figures import COLORS, error_bars, save_figure
 from hpt.evaluation.report import attack_with_step, format_accuracy, markdown_table
 from hpt.evaluation.rows import CLEAN, WORST_CASE, Row
-from hpt.files import digest
+from hpt.files import digest, read_text
 from hpt.hub.card_text import remote_card
-from hpt.hub.folder import CARD_FILE
+from hpt.hub.folder import CARD_FILE, ModelFolder
 from hpt.hub.index import as_row
 from hpt.hub.rows import THIS, shown_rows
 from hpt.radius import describe_radius
@@ -134,25 +130,16 @@ def read_results(source: str) -> list[EvalResult]:
         return []
     try:
         return ModelCard(text).data.eval_results or []
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        YAMLError,
-    ) as error:  # as huggingface_hub lets them through
+    except (ValueError, TypeError, KeyError, AttributeError, YAMLError) as error:  # huggingface_hub lets them through
         reason = " ".join(str(error).split())
         raise InputError(f"The metadata of the card of {source} can't be read ({reason}): repair it.") from error
 
 
 def _read_local(path: Path) -> str:
-    file = path / CARD_FILE if path.is_dir() else path
-    if not file.is_file():
+    card = ModelFolder(path).card if path.is_dir() else read_text(path)
+    if card is None:
         raise InputError(f"{path} has no {CARD_FILE}: give a folder that recipes/publish.py has written a card in.")
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} isn't UTF-8: {error}.") from error
+    return card
 
 
 def _read_from_hub(source: str) -> str:
@@ -188,7 +175,7 @@ def select_columns(
             if (
                 (benchmarks is None or row.benchmark in benchmarks)
                 and (attacks is None or row.attack.partition(":")[0] in (CLEAN, *attacks))
-                and (eps is None or column.eps is None or any(abs(column.eps - one) < 1e-6 for one in eps))
+                and (eps is None or column.eps is None or any(abs(column.eps - radius) < 1e-6 for radius in eps))
             ):
                 wanted.setdefault(column, []).append(board.name)
     shared = [column for column, names in wanted.items() if len(names) == len(boards)]
@@ -212,7 +199,9 @@ def left_out(boards: list[Board], columns: list[Column]) -> list[str]:
     having = {column: ", ".join(board.name for board in boards if column in board.rows) for column in others}
     lines = [f"{': '.join(titles[column])} (only {names})" for column, names in having.items()]
     return lines + [
-        f"{one.unusable} of the results of {one.name}, which can't be compared" for one in boards if one.unusable
+        f"{board.unusable} of the results of {board.name}, which can't be compared"
+        for board in boards
+        if board.unusable
     ]
 
 
@@ -226,21 +215,29 @@ def make_panels(columns: list[Column]) -> dict[str, dict[str, Column]]:
 
 def format_boards(boards: list[Board], columns: list[Column]) -> str:
     """A Markdown table for each set of samples: a line per attack, checkpoints side by side, the most robust first."""
-    hardest = max(columns, key=lambda one: (one.attack.startswith(WORST_CASE), one.norm == "linf", one.eps or 0))
+    hardest = max(columns, key=_hardness)
     boards = sorted(boards, key=lambda board: -board.rows[hardest].accuracy)
     tables = []
     for title, own in make_panels(columns).items():
-        lines = [[attack, *(format_accuracy(board.rows[one]) for board in boards)] for attack, one in own.items()]
+        lines = [
+            [attack, *(format_accuracy(board.rows[column]) for board in boards)] for attack, column in own.items()
+        ]
         tables.append(f"{title}\n\n{markdown_table([['attack', *(board.name for board in boards)], *lines])}")
     return "\n\n".join(tables)
 
 
-def draw_leaderboard(boards: list, panels: dict[str, dict], path: str | Path) -> None:
+def _hardness(column: Column) -> tuple:
+    """Sorts columns from the weakest attack to the strongest."""
+    return column.attack.startswith(WORST_CASE), column.norm == "linf", column.eps or 0
+
+
+def draw_leaderboard(boards: list[Board], panels: dict[str, dict[str, Column]], path: str | Path) -> None:
     """Accuracy of each checkpoint in each column of a leaderboard, as bars with 95 % intervals, a panel per benchmark.
 
     Args:
-        boards (`list[Board]`): From `hpt.hub.leaderboard`.
-        panels (`dict[str, dict[str, Column]]`): From its `make_panels`; all boards have all columns.
+        boards (`list[Board]`): What is compared.
+        panels (`dict[str, dict[str, Column]]`): From [`make_panels`]; all boards have all columns.
+        path (`str` or `Path`): Of the picture.
     """
     heights = [len(own) * (0.12 + 0.16 * len(boards)) + 0.6 for own in panels.values()]
     figure = Figure(figsize=(8, sum(heights) + 0.5))

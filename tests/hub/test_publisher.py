@@ -10,10 +10,10 @@ from stand_in_hub import TOKEN, messages, pushed
 
 from hpt import InputError
 from hpt.errors import PushFailed
-from hpt.hub.folder import hash_saved_weights
+from hpt.hub import publisher
+from hpt.hub.folder import ModelFolder
 from hpt.models.lora import add_lora
 from hpt.models.weights import hash_weights
-from hpt.training import publishing as publishing_trainer
 from hpt.training.checkpoints import read_manifest
 
 
@@ -24,13 +24,13 @@ STEPS = [f"Training in progress, step {step}" for step in (3, 6, 9, 12)]
 @pytest.fixture
 def slow_hub(monkeypatch):
     """The first push waits until the event is set."""
-    released, publish = threading.Event(), publishing_trainer.publish
+    released, publish = threading.Event(), publisher.publish
 
-    def wait_and_publish(*arguments, **how):
+    def wait_and_publish(*arguments, **options):
         released.wait(20)
-        return publish(*arguments, **how)
+        return publish(*arguments, **options)
 
-    monkeypatch.setattr(publishing_trainer, "publish", wait_and_publish)
+    monkeypatch.setattr(publisher, "publish", wait_and_publish)
     yield released
     released.set()
 
@@ -88,12 +88,13 @@ def test_a_push_that_is_not_waited_for_holds_what_was_there(hub, tmp_path, slow_
     trainer = make_trainer(tmp_path / "run", **PUSHING | {"save_strategy": "no", "max_steps": 1})
     trainer.train()
     push = trainer.push_to_hub(blocking=False)
-    weights = hash_saved_weights(tmp_path / "run")
+    weights = ModelFolder(tmp_path / "run").saved_weights
     trainer.model.visual_projection.weight.data.zero_()
     trainer.save_model(_internal_call=True)
     slow_hub.set()
     assert push.result(20).repo_url.repo_id == "me/run"
-    assert hash_saved_weights(hub.root / "models" / "me" / "run") == weights != hash_saved_weights(tmp_path / "run")
+    assert ModelFolder(hub.root / "models" / "me" / "run").saved_weights == weights
+    assert ModelFolder(tmp_path / "run").saved_weights != weights
     assert not (tmp_path / "run" / ".push").exists()
 
 
@@ -143,7 +144,7 @@ def test_a_save_that_cannot_be_pushed_is_complete(hub, tmp_path, monkeypatch, ca
         assert (folder.parent / "model.safetensors").is_file()  # the copy, all but the curves
         raise error
 
-    monkeypatch.setattr(trainer, "draw_figures", refuse)
+    monkeypatch.setattr(trainer.publisher, "draw_figures", refuse)
     trainer.train()
     assert trainer.state.global_step == 12 and f"Step 12 isn't pushed: {error}" in caplog.text
     assert not (tmp_path / "run" / ".push").exists()
@@ -151,7 +152,7 @@ def test_a_save_that_cannot_be_pushed_is_complete(hub, tmp_path, monkeypatch, ca
 
 
 def test_nothing_that_a_push_raises_is_lost(hub, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(publishing_trainer, "publish", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(publisher, "publish", lambda *_, **__: 1 / 0)
     make_trainer(tmp_path / "run", **PUSHING).train()
     assert "division by zero Training goes on, and the next save is pushed again." in caplog.text
 
@@ -183,7 +184,7 @@ def test_a_card_says_whose_weights_the_best_are(tmp_path):
     assert trainer.state.best_global_step == 9
     assert "Of the steps evaluated in training, its weights are those after the best, 9." in card
     best = json.loads((tmp_path / "run" / "checkpoint-9" / "training.json").read_text())
-    assert hash_saved_weights(tmp_path / "run") == best["weights"] and best["best_step"] is None
+    assert ModelFolder(tmp_path / "run").saved_weights == best["weights"] and best["best_step"] is None
 
 
 @pytest.mark.parametrize(("resample", "name"), [(2, "bilinear"), (None, "an unknown filter")])
