@@ -79,6 +79,13 @@ _RECORDS = (
     # SigLIP 2 of fixed size is of this type too, and comes with a tokenizer that keeps the case
     Family("siglip", "SiglipModel", has_bias=True, pads_to_full_length=True, lowercases=True),
     Family("align", "AlignModel", has_temperature=True),
+    # Any two towers, such as a ViT and a BERT, whose layers have names of their own
+    Family(
+        "vision-text-dual-encoder",
+        "VisionTextDualEncoderModel",
+        linear_layers=r"(encoder\.)?layers?\.\d+\.(.+\.)?"
+        r"(q_proj|k_proj|v_proj|o_proj|out_proj|query|key|value|dense|fc1|fc2)",
+    ),
 )
 FAMILIES = {family.model_type: family for family in _RECORDS}
 

@@ -182,6 +182,13 @@ def test_adapters_that_do_not_train_are_refused(tmp_path, trained):
         make_trainer(tmp_path, frozen)
 
 
+@pytest.mark.parametrize(("trainable", "layers"), [("vision", 12), ("all", 24)])
+def test_layers_of_other_names_are_adapted(trainable, layers):
+    """Six in each of the two layers of a ViT and of a BERT; their poolers and projections stay as they are."""
+    adapted = add_lora(make_family("VisionTextDualEncoder")[0], rank=2, trainable=trainable)
+    assert len(trained_weights(adapted)) == 2 * layers
+
+
 def test_siglip_can_be_adapted():
     from transformers import SiglipConfig
 
