@@ -33,6 +33,7 @@ from hpt.hub.sections import (
     describe_summary,
     describe_training,
 )
+from hpt.models.families import family_by_architecture
 from hpt.prompts import DEFAULT_TEMPLATE
 
 
@@ -73,14 +74,15 @@ def render_card(folder: Path, model_id: str, license: str | None = None) -> str:
     pictures = {file.name for file in (folder / "figures").glob("*.png")}
     model = record["target"] if record else _describe_config(folder)
     architecture = model["architecture"]
+    family = family_by_architecture(architecture)
     card = ModelCard.from_template(
         card_metadata(record, rows, model_id, architecture, adapter, license),
         template_path=str(TEMPLATE),
         model_id=model_id,
         adapter=adapter,
         architecture=architecture,
-        processor="CLIPProcessor" if architecture == "CLIPModel" else "AutoProcessor",
-        padding="True" if architecture == "CLIPModel" else '"max_length"',
+        processor=family.processor,
+        padding='"max_length"' if family.pads_to_full_length else "True",
         load=_load_call(model, model_id, adapter),
         labels=json.dumps(record["data"]["class_names"][:3] if record else EXAMPLE_LABELS, ensure_ascii=False),
         template=json.dumps(record["prompt_template"] if record else DEFAULT_TEMPLATE, ensure_ascii=False),
@@ -160,7 +162,7 @@ def card_metadata(
         base_model_relation=base and ("adapter" if adapter else "finetune"),
         datasets=source and [source.partition("@")[0]],
         license=license or (record and record["license"]),
-        tags=[*(TAGS if record else []), TAG_OF_ANY, *(["clip"] if architecture.startswith("CLIP") else [])],
+        tags=[*(TAGS if record else []), TAG_OF_ANY, *family_by_architecture(architecture).tags],
         model_name=model_id.split("/")[-1],
         eval_results=results or None,
     )

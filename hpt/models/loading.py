@@ -7,7 +7,8 @@ import torch
 from safetensors import SafetensorError
 
 from hpt.errors import explain_hub_error
-from hpt.models.classifier import ZeroShotClassifier, check_dual_encoder
+from hpt.models.classifier import ZeroShotClassifier
+from hpt.models.families import check_dual_encoder
 from hpt.references import name_and_source
 
 

@@ -20,7 +20,7 @@ from hpt.data.records import BENCHMARKS
 from hpt.data.streams import EpochStream
 from hpt.hub.folder import MAY_BE_LOCAL, MODELS
 from hpt.models.classifier import ZeroShotClassifier
-from hpt.models.weights import plain_model
+from hpt.models.families import plain_model
 from hpt.radius import Fraction, describe_eps
 from hpt.references import without_local_folder
 from hpt.training.config import HPTConfig

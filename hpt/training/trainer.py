@@ -26,13 +26,8 @@ from hpt.errors import InputError, TrainingStopped
 from hpt.evaluation.figures import draw_training_curves
 from hpt.hub.folder import CURVES
 from hpt.models.classifier import ZeroShotClassifier, frozen_copy
-from hpt.models.weights import (
-    LogitScaleCallback,
-    forward_redirected,
-    freeze_untrained,
-    hash_weights,
-    plain_weights,
-)
+from hpt.models.weights import forward_redirected, freeze_untrained, hash_weights, plain_weights
+from hpt.training.callbacks import LogitScaleCallback
 from hpt.training.config import MATHEMATICS, HPTConfig
 from hpt.training.gpd import ANCHOR, GPDCallback, get_gpd_schedule
 from hpt.training.identity import describe_proxy, describe_target, describe_training
@@ -150,11 +145,11 @@ class HPTTrainer(PublishingTrainer):
         self._compile_towers()
         if args.mixed_precision == "fp16" and args.device.type == "cpu":  # accelerate would train in float32, silently
             self.accelerator.native_amp, self.accelerator.scaler = True, torch.amp.GradScaler("cpu")
-        self._trains_text = any("text" in name for name in trained)
+        self._trains_text = any(weight.requires_grad for weight in self.classifier.text_parameters)
         if train_dataset is not None:
             self.gpd = GPDCallback(self.schedule, args.ema_decay, args.pull_ratio)
             self.add_callback(self.gpd)
-        if "logit_scale" in trained and "logit_bias" not in trained:  # SigLIP's, with a bias, begins above ln 100
+        if "logit_scale" in trained and self.classifier.family.clamps_logit_scale:
             self.add_callback(LogitScaleCallback())
 
     def _as_benchmark(self, dataset, name: str) -> Benchmark:
@@ -178,7 +173,8 @@ class HPTTrainer(PublishingTrainer):
         plugin = self.accelerator.state.dynamo_plugin
         if plugin.backend == DynamoBackend.NO:
             return
-        for tower in (self.model.vision_model, self.model.text_model, self.proxy.model.vision_model):
+        target, proxy = self.classifier, self.proxy
+        for tower in (*target.family.towers(target.model), *proxy.family.towers(proxy.model)[:1]):
             tower.compile(**plugin.to_kwargs())
         plugin.backend = DynamoBackend.NO  # accelerate would compile the whole model as well
 
