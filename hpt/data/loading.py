@@ -187,20 +187,7 @@ def _load(reference: Reference, record: BenchmarkRecord, split: str, protocol: s
     check_class_names(class_names)
     if not streaming:
         check_labels(dataset, class_names, f"{name} ({split})")
-        if split == "test" and record.num_rows not in (None, len(dataset)):
-            warnings.warn(
-                f"{name} has {len(dataset)} rows in {place} instead of {record.num_rows}: results on it aren't "
-                "comparable with published ones.",
-                stacklevel=3,
-            )
-        smallest = min(dataset[0]["image"].size) if record.num_classes is None and not native else 224
-        if smallest < 224:
-            warnings.warn(
-                f"{name} ({split}) has images of {smallest} pixels, which are enlarged to 256, cropped to 224 and "
-                "attacked there: with native_resolution they are attacked as they are.",
-                stacklevel=3,
-            )
-    return (StreamingBenchmark if streaming else Benchmark)(
+    benchmark = (StreamingBenchmark if streaming else Benchmark)(
         name,
         split,
         dataset,
@@ -210,6 +197,29 @@ def _load(reference: Reference, record: BenchmarkRecord, split: str, protocol: s
         record.mean_per_class,
         source=commit and f"{reference.source}@{commit}",
     )
+    if not streaming:
+        _warn_of_rows(benchmark, record, place)
+    return benchmark
+
+
+def _warn_of_rows(benchmark: Benchmark, record: BenchmarkRecord, place: str | None) -> None:
+    """Say where results can't be compared with published ones, and where small images are enlarged."""
+    name, rows = benchmark.name, len(benchmark)
+    if benchmark.split == "test" and record.num_rows not in (None, rows):
+        warnings.warn(
+            f"{name} has {rows} rows in {place} instead of {record.num_rows}: results on it aren't comparable with "
+            "published ones.",
+            stacklevel=4,
+        )
+    if record.num_classes is not None or benchmark.attack_space == "native":
+        return
+    smallest = min(benchmark.dataset[0]["image"].size)
+    if smallest < 224:
+        warnings.warn(
+            f"{name} ({benchmark.split}) has images of {smallest} pixels, which are enlarged to 256, cropped to 224 "
+            "and attacked there: with native_resolution they are attacked as they are.",
+            stacklevel=4,
+        )
 
 
 def _read(reference: Reference, record: BenchmarkRecord, split: str, streaming: bool):
