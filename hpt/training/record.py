@@ -22,7 +22,7 @@ from hpt.hub.folder import MAY_BE_LOCAL, MODELS
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.families import plain_model
 from hpt.radius import Fraction, describe_eps
-from hpt.references import without_local_folder
+from hpt.references import Reference
 from hpt.training.config import HPTConfig
 from hpt.training.gpd import TRANSFER, GPDSchedule
 
@@ -35,7 +35,6 @@ NOT_OF_THE_RUN = (
     "dataloader_pin_memory accelerator_config"
 ).split()
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-OPTIONS = re.compile(r"(.*?)(?::(\w+=.*))?")  # behind a benchmark, as `hpt.data.names.parse_benchmark` reads them
 
 
 def describe_run(
@@ -145,17 +144,9 @@ def _as_yaml(name: str, value):
         text = describe_eps(value)
         return text if name in IN_PIXELS and Fraction(text) == value else float(value)
     text = str(getattr(value, "value", value))
-    return _without_local_path(text) if name in MAY_BE_LOCAL else text
-
-
-def _without_local_path(text: str) -> str:
-    """A model or benchmark as recipes name it, with local paths given by their last part alone: `PATH/cifar10`."""
-    if text in BENCHMARKS:  # whatever folders there are
-        return text
-    source, listed = (text, None) if Path(text).exists() else OPTIONS.fullmatch(text).groups()
-    parts = [source, *re.split(r",(?=\w+=)", listed)] if listed else [source]
-    source, *options = (without_local_folder(part) for part in parts)
-    return f"{source}:{','.join(options)}" if options else source
+    if name in MAY_BE_LOCAL and text not in BENCHMARKS:  # a record goes by its name, whatever folders there are
+        return Reference.parse(text).without_local_paths()
+    return text
 
 
 def describe_versions() -> dict:
