@@ -24,6 +24,7 @@ _MODULE_OF = {
     "get_gpd_schedule": "training.gpd",
     "OBJECTIVES": "training.objectives",
     "GeneralizationAnchor": "training.objectives",
+    "Objective": "training.objectives",
     "RobustTransfer": "training.objectives",
     "HPTTrainer": "training.trainer",
 }

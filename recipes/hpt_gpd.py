@@ -83,14 +83,14 @@ def main():
 
     # Data
     check_recipe(recipe)
+    benchmarks = expand_all(recipe.eval_datasets)
     train, validation = load_training_data(
         recipe.train_dataset, recipe.validation_size, recipe.protocol, recipe.streaming
     )
     train = train if recipe.streaming else train.subset(recipe.max_train_samples)
     args.schedule(None if recipe.streaming else len(train))  # refuses what doesn't fit, before anything takes long
     tests = [
-        load_benchmark(text, protocol=recipe.protocol).subset(recipe.max_eval_samples)
-        for text in expand_all(recipe.eval_datasets)
+        load_benchmark(benchmark, protocol=recipe.protocol).subset(recipe.max_eval_samples) for benchmark in benchmarks
     ]
     check_data(train, validation, tests, args)
 
@@ -104,7 +104,8 @@ def main():
     target, processor = load_dual_encoder(recipe.target, recipe.target_revision)
     if recipe.lora_rank is not None:
         target = add_lora(target, recipe.lora_rank, recipe.lora_alpha, args.trainable, args.seed)
-    proxy = load_proxy(recipe.proxy, recipe.proxy_revision, getattr(torch, recipe.proxy_dtype))
+    dtype = getattr(torch, recipe.proxy_dtype)
+    proxy = load_proxy(recipe.proxy, recipe.proxy_revision, dtype) if args.needs_proxy else None
 
     # Train
     trainer = HPTTrainer(

@@ -56,7 +56,7 @@ def save_images(folder, splits=("train",), kinds=("cat", "dog")):
 
 
 def make_trainer(
-    folder, model=None, dataset=None, eval_dataset=None, proxy=None, processor=None, **settings
+    folder, model=None, dataset=None, eval_dataset=None, proxy="another", processor=None, **settings
 ) -> HPTTrainer:
     """A trainer of a tiny pair over 12 images: 3 steps an epoch, 2 + 2 epochs, unless told otherwise."""
     target, own_processor = make_clip(0)
@@ -77,7 +77,7 @@ def make_trainer(
     return HPTTrainer(
         model=target if model is None else model,
         args=HPTConfig(output_dir=str(folder), **settings),
-        proxy=ZeroShotClassifier(*make_clip(1, patch_size=4)) if proxy is None else proxy,
+        proxy=ZeroShotClassifier(*make_clip(1, patch_size=4)) if proxy == "another" else proxy,
         processing_class=own_processor if processor is None else processor,
         train_dataset=make_dataset() if dataset is None else dataset,
         eval_dataset=eval_dataset,
@@ -174,6 +174,7 @@ FAMILIES = {
     "GroupViT": ({}, GROUPS, {"projection_dim": 8, "projection_intermediate_dim": 16}),
     "Aimv2": ({}, {}, {"projection_dim": 8}),
     "CLIPSeg": ({}, {}, {"projection_dim": 8}),
+    "VisionTextDualEncoder": ({"model_type": "bert"}, {"model_type": "vit"}, {"projection_dim": 8}),
     "OwlViT": ({"max_position_embeddings": 77}, {}, {"projection_dim": 8}),
 }
 

@@ -13,6 +13,7 @@ from hpt.hub.folder import EVALUATION_FILE, TRAINING_FILE, ModelFolder
 from hpt.hub.index import TASK, as_eval_result
 from hpt.hub.rows import THIS
 from hpt.hub.sections import SECTIONS, Section
+from hpt.models.families import family_by_architecture
 
 
 TAG_OF_ANY, TAGS = "adversarial-robustness", ["hpt-gpd", "robust"]
@@ -70,7 +71,7 @@ def card_metadata(folder: ModelFolder, model_id: str, license: str | None = None
         base_model_relation=base and ("adapter" if folder.is_adapter else "finetune"),
         datasets=source and [source.partition("@")[0]],
         license=license or (run and run["license"]),
-        tags=[*(TAGS if run else []), TAG_OF_ANY, *(["clip"] if architecture.startswith("CLIP") else [])],
+        tags=[*(TAGS if run else []), TAG_OF_ANY, *family_by_architecture(architecture).tags],
         model_name=model_id.split("/")[-1],
         eval_results=results or None,
     )

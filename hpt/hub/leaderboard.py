@@ -1,7 +1,7 @@
 """Several checkpoints side by side, from the `model-index` of their cards, and never two different things in a column.
 
-boards = [read_board("robust=outputs/quickstart/robust"), read_board("me/another-clip@v2")]
-print(format_boards(boards, common_columns(boards)))
+boards = [read_board(parse_model(text)) for text in ("robust=outputs/quickstart/robust", "me/another-clip@v2")]
+print(format_boards(boards, shared_columns(boards)))
 """
 
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ from hpt.hub.folder import CARD_FILE, ModelFolder
 from hpt.hub.index import as_row
 from hpt.hub.rows import THIS, shown_rows
 from hpt.radius import describe_radius
-from hpt.references import name_and_source
+from hpt.references import Reference
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ class Board:
     unusable: int
 
 
-def read_board(text: str) -> Board:
-    """The rows in the card of a checkpoint that is named as `NAME=PATH`, `PATH`, or `ID@REVISION` on the Hub.
+def read_board(model: Reference) -> Board:
+    """The rows in the card of a checkpoint, from a folder or from the Hub.
 
     Results of other tools can't be compared, nor those on images made against another model that isn't known by its
     weights.
@@ -107,32 +107,31 @@ def read_board(text: str) -> Board:
     Raises:
         InputError: if there is no card, it can't be read, or it has no results that hpt has measured.
     """
-    name, source = name_and_source(text)
-    results, rows = read_results(source), []
+    results, rows = read_results(model), []
     for result in results:
         with suppress(ValueError):
             rows.append(as_row(result, THIS))
     rows = [row for row in rows if row.attacked in (None, THIS) or "proxy_weights" in row.parameters]
     if not rows:
         raise InputError(
-            f"The card of {source} has no results of hpt in its model-index: evaluate and publish it first."
+            f"The card of {model.place} has no results of hpt in its model-index: evaluate and publish it first."
         )
-    return Board(name, {column_of(row): row for row in shown_rows(rows)}, len(results) - len(rows))
+    return Board(model.name, {column_of(row): row for row in shown_rows(rows)}, len(results) - len(rows))
 
 
-def read_results(source: str) -> list[EvalResult]:
+def read_results(model: Reference) -> list[EvalResult]:
     """The `model-index` of a local folder's card, or of one on the Hub."""
-    path = Path(source)
-    if not source:
+    if not model.source:
         raise InputError("A model's path is empty: give a folder or a Hub id.")
-    text = _read_local(path) if path.exists() else _read_from_hub(source)
+    path = Path(model.place)
+    text = _read_local(path) if path.exists() else _read_from_hub(model)
     if not text.startswith("---"):
         return []
     try:
         return ModelCard(text).data.eval_results or []
     except (ValueError, TypeError, KeyError, AttributeError, YAMLError) as error:  # huggingface_hub lets them through
         reason = " ".join(str(error).split())
-        raise InputError(f"The metadata of the card of {source} can't be read ({reason}): repair it.") from error
+        raise InputError(f"The metadata of the card of {model.place} can't be read ({reason}): repair it.") from error
 
 
 def _read_local(path: Path) -> str:
@@ -142,18 +141,17 @@ def _read_local(path: Path) -> str:
     return card
 
 
-def _read_from_hub(source: str) -> str:
-    repo_id, _, revision = source.partition("@")
+def _read_from_hub(model: Reference) -> str:
     try:
-        text = remote_card(HfApi(), repo_id, revision or None)
+        text = remote_card(HfApi(), model.source, model.revision)
     except Exception as error:  # whatever huggingface_hub and its transport raise
-        raise explain_hub_error("model card", repo_id, error) from error
+        raise explain_hub_error("model card", model.source, error) from error
     if text is None:
-        raise InputError(f"{repo_id} has no card on the Hub.")
+        raise InputError(f"{model.source} has no card on the Hub.")
     return text
 
 
-def select_columns(
+def shared_columns(
     boards: list[Board],
     benchmarks: list[str] | None = None,
     attacks: list[str] | None = None,

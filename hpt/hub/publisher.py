@@ -18,6 +18,7 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo, run_as_future
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
 from hpt.errors import InputError, PushFailed
@@ -59,7 +60,10 @@ class Publisher:
         self.interrupted = interrupted
         self.repo_id = args.hub_model_id or Path(args.output_dir).name
         self.in_progress = PushInProgress([])
-        self._staging = Path(args.output_dir) / STAGING
+
+    @property
+    def _staging(self) -> Path:
+        return Path(self.args.output_dir) / STAGING
 
     # What a folder says
 
@@ -114,8 +118,13 @@ class Publisher:
 
     # Pushes in training
 
-    def may_push_now(self) -> bool:
-        """Whether no push is on its way, for which `hub_always_push` waits, unless the process is to end."""
+    def may_push_save(self) -> bool:
+        """Whether saves are pushed, and none is on its way, for which `hub_always_push` waits.
+
+        None is pushed by a process that is to end.
+        """
+        if self.args.hub_strategy == HubStrategy.END:
+            return False
         while not self.in_progress.is_done() and self.args.hub_always_push and not self.interrupted():
             time.sleep(0.05)
         return self.in_progress.is_done() and not self.interrupted()

@@ -39,9 +39,8 @@ def _of_trained(folder: ModelFolder) -> str:
     parts = "both towers were" if run["trainable"] == "all" else "the vision tower was"
     sentences = [
         f"A {'LoRA adapter for a ' if folder.is_adapter else ''}`{folder.model['architecture']}`, of which {parts} "
-        f"fine-tuned by {_method(run)} ({PAPER}) to withstand small adversarial changes of its input, by learning "
-        f"from a frozen model{' of another architecture' if _differ(run['target'], run['proxy']) else ''} "
-        f"({_name(run['proxy'])}).",
+        f"fine-tuned by {_method(run)} ({PAPER}) to withstand small adversarial changes of its input"
+        f"{_taught_by(run)}.",
         "It classifies images by any class names, as the vanilla model does that it was made from "
         f"({_name(run['target'])}).",
         strongest_result(folder.rows, run["settings"].get("attack_eps", "1/255")),
@@ -63,6 +62,14 @@ def _method(record: dict) -> str:
     return f"{name}-GPD" if name == "HPT" and gpd else f"{name} {'with' if gpd else 'without'} GPD"
 
 
+def _taught_by(run: dict) -> str:
+    """Which frozen model it learned from, if it did."""
+    target, proxy = run["target"], run["proxy"]
+    if proxy is None:
+        return ""
+    return f", by learning from a frozen model{' of another architecture' * _differ(target, proxy)} ({_name(proxy)})"
+
+
 def _differ(target: dict, proxy: dict) -> bool:
     """Whether two models are of different architecture, as far as it is recorded."""
     return any(target[key] != proxy[key] for key in ("architecture", "image_size", "patch_size", "parameters"))
@@ -73,10 +80,11 @@ def training(folder: ModelFolder, model_id: str) -> str:
     run = folder.run
     if run is None:
         return "How it was trained isn't recorded here."
+    proxy = run["proxy"]
     towers = {"vision": "vision tower and its projection", "all": "both towers"}[run["trainable"]]
     lines = [
         ["target", f"{_origin(run['target'])}, {_shape(run['target'])}"],
-        ["proxy", f"{_origin(run['proxy'])}, {_shape(run['proxy'])}, {run['proxy']['dtype']}"],
+        *([["proxy", f"{_origin(proxy)}, {_shape(proxy)}, {proxy['dtype']}"]] if proxy else []),
         ["trained", run["adapter"] or towers],
         ["data", _data(run["data"])],
         ["prompts", f"`{run['prompt_template']}`"],

@@ -3,6 +3,7 @@
 import json
 
 from hpt.hub.folder import ModelFolder
+from hpt.models.families import family_by_architecture
 from hpt.prompts import DEFAULT_TEMPLATE
 
 
@@ -71,16 +72,16 @@ BASE_NOTE = " `PATH/{name}` stands for the folder of the base, which isn't on th
 def usage(folder: ModelFolder, model_id: str) -> str:
     """Three snippets: a pipeline of transformers, the model itself, and an attack on it by hpt."""
     run, model, adapter = folder.run, folder.model, folder.is_adapter
-    is_clip = model["architecture"] == "CLIPModel"
+    family = family_by_architecture(model["architecture"])
     names = {"model_id": model_id, "architecture": model["architecture"], "load": _load_call(folder, model_id)}
-    names["processor"] = "CLIPProcessor" if is_clip else "AutoProcessor"
+    names["processor"] = family.processor
     imports = "from transformers import {architecture}, {processor}".format(**names)
     return TEXT.format(
         **names,
         base_note=BASE_NOTE.format(name=model["name"]) if adapter and model["hub_id"] is None else "",
         pipeline=(PIPELINE_OF_ADAPTER if adapter else PIPELINE).format(**names),
         imports=f"from peft import PeftModel\n{imports}" if adapter else imports,
-        padding="True" if is_clip else '"max_length"',
+        padding='"max_length"' if family.pads_to_full_length else "True",
         labels=json.dumps(run["data"]["class_names"][:3] if run else EXAMPLE_LABELS, ensure_ascii=False),
         template=json.dumps(run["prompt_template"] if run else DEFAULT_TEMPLATE, ensure_ascii=False),
         image_size=model["image_size"],

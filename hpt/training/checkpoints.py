@@ -21,6 +21,8 @@ from hpt.errors import InputError
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+# Settings that checkpoints of hpt 0.1.0 don't name, with what they were
+ADDED_SETTINGS = {"objective_args": None, "anchor_objective": "anchor", "anchor_objective_args": None}
 
 
 def checkpoint_folder(output_dir: str | Path, step: int) -> Path:
@@ -115,7 +117,8 @@ def check_same_settings(checkpoint: str | Path, manifest: dict, settings: dict, 
     Raises:
         InputError: listing each difference.
     """
-    if differences := _differences(manifest["settings"], settings):
+    added = {name: value for name, value in ADDED_SETTINGS.items() if name in settings}
+    if differences := _differences(added | manifest["settings"], settings):
         raise InputError(
             f"{checkpoint} was trained with other settings ({differences}): use the same, or give another output_dir."
         )

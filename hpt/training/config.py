@@ -11,18 +11,20 @@ from transformers.trainer_utils import HubStrategy, SchedulerType
 from hpt.errors import InputError
 from hpt.prompts import DEFAULT_TEMPLATE
 from hpt.radius import Fraction, check_eps, check_step_size
-from hpt.training.gpd import GPDSchedule, check_epochs
-from hpt.training.objectives import check_objective
+from hpt.training.gpd import ANCHOR, TRANSFER, GPDSchedule, check_epochs
+from hpt.training.objectives import OBJECTIVES, Objective, RobustTransfer, check_known, make_objective
 
 
 TRAINABLE = ("vision", "all")
 SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")  # what accelerate can be told to launch with
 DTYPES = ("float32", "bfloat16", "float16")
+KL_REDUCTIONS = ("mean", "sum")
 FRACTIONS = ("attack_eps", "attack_step_size", "temperature", "anchor_learning_rate", "learning_rate", "warmup_steps")
 FRACTIONS += ("ema_decay", "pull_ratio")
 # Fields that can't change between a checkpoint and the run that resumes from it.
 MATHEMATICS = (
-    "objective kl_direction kl_reduction temperature anchor_epochs transfer_epochs anchor_learning_rate learning_rate "
+    "objective objective_args anchor_objective anchor_objective_args kl_direction kl_reduction temperature "
+    "anchor_epochs transfer_epochs anchor_learning_rate learning_rate "
     "warmup_steps ema_decay pull_ratio attack_eps attack_steps attack_step_size attack_random_start trainable "
     "prompt_template optim optim_args adam_beta1 adam_beta2 adam_epsilon max_grad_norm weight_decay seed "
     "train_sampling_strategy mixed_precision tf32 attack_dtype steps_per_epoch"
@@ -40,14 +42,17 @@ class HPTConfig(TrainingArguments):
     stops the run instead) and `ddp_find_unused_parameters`.
 
     Args:
-        objective (`str`, *optional*, defaults to `"hpt"`):
-            What the transfer stage minimises: `"hpt"` is Eq. 5, `"anchor"` Eq. 8.
+        objective, anchor_objective (`str`, *optional*, default to `"hpt"` and `"anchor"`):
+            What the transfer and the anchor stage minimise, by their keys in [`OBJECTIVES`]: `"hpt"` is Eq. 5,
+            `"anchor"` Eq. 8.
+        objective_args, anchor_objective_args (`str`, *optional*):
+            Settings of the two objectives, such as `"temperature=2,kl_direction=target_to_proxy"`.
         kl_direction (`str`, *optional*, defaults to `"proxy_to_target"`):
             `"proxy_to_target"` is KL(P || T), which the paper's code computes; `"target_to_proxy"` is KL(T || P),
             which the paper writes.
         kl_reduction (`str`, *optional*, defaults to `"mean"`):
-            `"mean"` over the batch as the paper writes, or `"sum"` as its code has it, which makes the effective
-            learning rate grow with the batch.
+            Of any objective: `"mean"` over the batch as the paper writes, or `"sum"` as its code has it, which makes
+            the effective learning rate grow with the batch.
         temperature (`float`, *optional*, defaults to 1.0):
             Divides both logits; the loss is multiplied by its square.
         anchor_epochs, transfer_epochs (`int`, *optional*, default to 5 and 5):
@@ -87,7 +92,10 @@ class HPTConfig(TrainingArguments):
     """
 
     # Objective
-    objective: str = field(default="hpt", metadata={"help": "What the transfer stage minimises: hpt or anchor."})
+    objective: str = field(default="hpt", metadata={"help": "What the transfer stage minimises."})
+    objective_args: str | None = field(default=None, metadata={"help": "Its settings, such as temperature=2."})
+    anchor_objective: str = field(default="anchor", metadata={"help": "What the anchor stage minimises."})
+    anchor_objective_args: str | None = field(default=None, metadata={"help": "Its settings, likewise."})
     kl_direction: str = field(
         default="proxy_to_target", metadata={"help": "proxy_to_target is KL(P||T), target_to_proxy KL(T||P)."}
     )
@@ -179,6 +187,39 @@ class HPTConfig(TrainingArguments):
             warmup_steps=self.warmup_steps,
         )
 
+    def make_objectives(self) -> dict[str, Objective]:
+        """The objective of each stage that has epochs.
+
+        Raises:
+            InputError: for unknown names or settings, or values out of range.
+        """
+        stages = {ANCHOR: "anchor_objective", TRANSFER: "objective"} if self.anchor_epochs else {TRANSFER: "objective"}
+        return {stage: self._make_objective(field_name) for stage, field_name in stages.items()}
+
+    @property
+    def needs_proxy(self) -> bool:
+        """Whether an objective of the run learns from a proxy."""
+        return any(objective.needs_proxy for objective in self.make_objectives().values())
+
+    @property
+    def needs_original(self) -> bool:
+        """Whether an objective of the run compares with the target's vanilla copy."""
+        return any(objective.needs_original for objective in self.make_objectives().values())
+
+    def _make_objective(self, field_name: str) -> Objective:
+        name = getattr(self, field_name)
+        check_known(field_name, name, OBJECTIVES)
+        defaults = {setting: getattr(self, setting) for setting in OBJECTIVES[name].fields}
+        return make_objective(name, defaults, field_name, getattr(self, f"{field_name}_args"))
+
+    def _check_objectives(self) -> None:
+        """Refuse objectives that can't be made, and settings in fields of their own that neither objective has."""
+        check_known("kl_reduction", self.kl_reduction, KL_REDUCTIONS)
+        used = {setting for objective in self.make_objectives().values() for setting in objective.fields}
+        for setting in RobustTransfer.fields:
+            if setting not in used and getattr(self, setting) != getattr(HPTConfig, setting):
+                raise InputError(f"{setting} is {getattr(self, setting)!r}, but no objective of this run has it.")
+
     def _steps_over(self, num_examples: int) -> int:
         """Optimizer steps in an epoch of a dataset."""
         batch_size, world_size = self.per_device_train_batch_size, self.world_size
@@ -215,10 +256,10 @@ class HPTConfig(TrainingArguments):
                 ) from None
 
     def _check(self):
-        check_objective(self.objective, self.kl_direction, self.kl_reduction, self.temperature)
+        check_epochs(self.anchor_epochs, self.transfer_epochs)
+        self._check_objectives()
         check_eps(self.attack_eps)
         check_step_size(self.attack_step_size, self.attack_eps)
-        check_epochs(self.anchor_epochs, self.transfer_epochs)
         epochs = self.anchor_epochs + self.transfer_epochs
         if self.num_train_epochs is not None and float(self.num_train_epochs) != epochs:
             raise InputError(

@@ -1,82 +1,168 @@
-"""Training losses of HPT-GPD: what the target learns from the frozen proxy.
+"""What a training step minimises, and what its attack maximises: a class for each objective, by name in `OBJECTIVES`.
 
-`T` is the target, `P` the proxy, `x` a clean image and `x_a` its adversarial version made against `T`. An objective
-says which image the proxy sees (`proxy_sees`), which loss the attack on `T` maximises (`attack_loss`), and maps both
-models' logits to the training loss.
+`T` is the target, `P` the proxy, `x` a clean image with label `y`, and `x_a` its adversarial version made against `T`.
+To add an objective, write a class like those below, with its equation and its source, and its line in `OBJECTIVES`.
 """
+
+import inspect
+from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
 
 from hpt.attacks.losses import cross_entropy
 from hpt.errors import InputError
+from hpt.radius import Fraction
+from hpt.training.step import TrainingStep
 
 
 KL_DIRECTIONS = ("proxy_to_target", "target_to_proxy")
-KL_REDUCTIONS = ("mean", "sum")
 
 
-def kl_divergence(target_logits, proxy_logits, direction="proxy_to_target", reduction="mean", temperature=1.0):
-    """KL divergence between the softmax of target and proxy.
+class Objective(ABC):
+    """What a training step minimises, and what its attack maximises.
 
-    The paper writes `KL(T || P)` averaged over the batch; its code computes `KL(P || T)` summed over it. The default
-    is the code's direction (standard distillation) with the paper's mean.
+    Its settings are keyword arguments of its constructor, and can be given in text as `objective_args`.
+
+    Attributes:
+        needs_proxy (`bool`): Whether it asks the step for `step.proxy(images)`.
+        needs_original (`bool`): Whether it asks for `step.original(images)`, the target's frozen vanilla copy.
+        needs_labels (`bool`): Whether it asks for `step.labels`.
+        fields (`tuple[str]`): Settings that stand in fields of [`HPTConfig`] of the same name too.
+    """
+
+    needs_proxy = needs_original = needs_labels = False
+    fields: tuple[str, ...] = ()
+
+    def attack_loss(self, step: TrainingStep, images: torch.Tensor) -> torch.Tensor:
+        """What the attack maximises over images `(batch, 3, height, width)`: `(batch,)`; by default, cross-entropy."""
+        return cross_entropy(step.target(images).logits, step.labels)  # CE(T(x), y)
+
+    @abstractmethod
+    def __call__(self, step: TrainingStep) -> torch.Tensor:
+        """The loss of each image, `(batch,)`: the trainer averages, so that micro-batches weigh right."""
+
+    def describe(self, reduction: str) -> str:
+        """Its settings in words, with how the trainer takes it over the batch, for records and cards."""
+        return ", ".join([f"{reduction} over the batch", *(f"{name} {value}" for name, value in vars(self).items())])
+
+
+def kl_divergence(target_logits, proxy_logits, direction="proxy_to_target", temperature=1.0) -> torch.Tensor:
+    """KL divergence between the softmax of target and proxy, for each image.
+
+    The paper writes `KL(T || P)`; its code computes `KL(P || T)`, standard distillation, which is the default here.
 
     Args:
         target_logits, proxy_logits (`torch.Tensor` of shape `(batch, classes)`): `T`'s and `P`'s logits.
         direction (`str`): `"proxy_to_target"` is `KL(P || T)`, `"target_to_proxy"` is `KL(T || P)`.
-        reduction (`str`): `"mean"` or `"sum"` over the batch.
         temperature (`float`): Divides both logits; the loss is multiplied by its square, which keeps the gradient's
             size (Hinton et al., 2015, arXiv 1503.02531).
 
     Returns:
-        `torch.Tensor`: a scalar.
+        `torch.Tensor` of shape `(batch,)`.
     """
     target = F.log_softmax(target_logits / temperature, dim=-1)
     proxy = F.log_softmax(proxy_logits / temperature, dim=-1)
-    reduction = "batchmean" if reduction == "mean" else reduction
     if direction == "proxy_to_target":  # KL(P || T) = sum_c P_c (log P_c - log T_c)
-        loss = F.kl_div(target, proxy, reduction=reduction, log_target=True)
+        loss = F.kl_div(target, proxy, reduction="none", log_target=True)
     else:  # KL(T || P) = sum_c T_c (log T_c - log P_c)
-        loss = F.kl_div(proxy, target, reduction=reduction, log_target=True)
-    return loss * temperature**2
+        loss = F.kl_div(proxy, target, reduction="none", log_target=True)
+    return loss.sum(-1) * temperature**2
 
 
-class RobustTransfer:
+class RobustTransfer(Objective):
     """HPT's robust transfer (arXiv 2601.12865, Eq. 5): `L_RT = mean_i KL(softmax T(x_a) || softmax P(x_a))`.
 
     Args:
-        kl_direction, kl_reduction, temperature: see [`kl_divergence`].
+        kl_direction, temperature: see [`kl_divergence`].
+
+    Raises:
+        InputError: for an unknown direction, or a temperature that isn't above 0.
     """
 
-    proxy_sees = "adversarial"
-    attack_loss = staticmethod(cross_entropy)
+    needs_proxy = needs_labels = True
+    fields = ("kl_direction", "temperature")
 
-    def __init__(self, kl_direction="proxy_to_target", kl_reduction="mean", temperature=1.0):
-        self.kl = {"direction": kl_direction, "reduction": kl_reduction, "temperature": temperature}
+    def __init__(self, *, kl_direction: str = "proxy_to_target", temperature: float = 1.0):
+        check_known("kl_direction", kl_direction, KL_DIRECTIONS)
+        if not temperature > 0:
+            raise InputError(f"temperature is {temperature:g}, but must be above 0.")
+        self.kl_direction, self.temperature = kl_direction, temperature
 
-    def __call__(self, target_logits: torch.Tensor, proxy_logits: torch.Tensor) -> torch.Tensor:
-        """Scalar loss of `T(x_a)` and `P` at what it sees, both of shape `(batch, classes)`."""
-        return kl_divergence(target_logits, proxy_logits, **self.kl)
+    def __call__(self, step: TrainingStep) -> torch.Tensor:
+        return self._divergence(step, step.adversarial)  # KL(T(x_a) || P(x_a))
+
+    def _divergence(self, step: TrainingStep, proxy_sees: torch.Tensor) -> torch.Tensor:
+        target_logits, proxy_logits = step.target(step.adversarial).logits, step.proxy(proxy_sees).logits
+        return kl_divergence(target_logits, proxy_logits, self.kl_direction, self.temperature)
+
+    def describe(self, reduction: str) -> str:
+        return f"KL, {self.kl_direction}, {reduction}, temperature {self.temperature:g}"
 
 
 class GeneralizationAnchor(RobustTransfer):
     """The generalization anchor (arXiv 2601.12865, Eq. 8): `L_GA = mean_i KL(softmax T(x_a) || softmax P(x))`."""
 
-    proxy_sees = "clean"
+    def __call__(self, step: TrainingStep) -> torch.Tensor:
+        return self._divergence(step, step.images)  # KL(T(x_a) || P(x))
 
 
-OBJECTIVES = {"hpt": RobustTransfer, "anchor": GeneralizationAnchor}
+class TeCoA(Objective):
+    """Text-guided contrastive adversarial training (Mao et al., 2023, arXiv 2212.07016): `mean_i CE(T(x_a), y)`."""
+
+    needs_labels = True
+
+    def __call__(self, step: TrainingStep) -> torch.Tensor:
+        return cross_entropy(step.target(step.adversarial).logits, step.labels)  # CE(T(x_a), y)
 
 
-def check_objective(name: str, kl_direction: str, kl_reduction: str, temperature: float) -> None:
-    """Raise [`InputError`], listing what is known, unless all four are usable."""
-    for what, value, known in (
-        ("objective", name, OBJECTIVES),
-        ("kl_direction", kl_direction, KL_DIRECTIONS),
-        ("kl_reduction", kl_reduction, KL_REDUCTIONS),
-    ):
-        if value not in known:
-            raise InputError(f"Unknown {what} {value!r}; known: {', '.join(known)}.")
-    if not temperature > 0:
-        raise InputError(f"temperature is {temperature:g}, but must be above 0.")
+OBJECTIVES = {"hpt": RobustTransfer, "anchor": GeneralizationAnchor, "tecoa": TeCoA}
+
+
+def make_objective(name: str, defaults: dict, field: str = "objective", settings: str | None = None) -> Objective:
+    """The objective of that name, with the settings that a text gives it.
+
+    Args:
+        name (`str`): Key in [`OBJECTIVES`].
+        defaults (`dict`): Settings that stand in fields of their own.
+        field (`str`, *optional*): What messages call it; its settings stand in `{field}_args`.
+        settings (`str`, *optional*): `"temperature=2,kl_direction=target_to_proxy"`; they win over the defaults.
+
+    Raises:
+        InputError: for an unknown setting, with the known ones; a value that can't be meant; or two values for a
+            setting, in its own field and in `settings`.
+    """
+    known = inspect.signature(OBJECTIVES[name]).parameters
+    values = dict(defaults)
+    for item in filter(None, (settings or "").split(",")):
+        key, _, text = item.partition("=")
+        if key not in known:
+            raise InputError(f"{field}_args sets {key!r}; known of {name}: {', '.join(known) or 'no settings'}.")
+        value = _parse(f"{field}_args", key, text, known[key].annotation)
+        if values.get(key, value) not in (value, known[key].default):
+            raise InputError(f"{key} is {values[key]!r}, but {field}_args sets it to {value!r}: give it once.")
+        values[key] = value
+    return OBJECTIVES[name](**values)
+
+
+def check_known(what: str, value: str, known) -> None:
+    """Refuse a name that isn't one of the known ones, which are listed."""
+    if value not in known:
+        raise InputError(f"Unknown {what} {value!r}; known: {', '.join(known)}.")
+
+
+def _parse(field: str, key: str, text: str, kind: type):
+    """A setting's value as its constructor wants it: a number, which may be a fraction, `true` or `false`, or text."""
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise InputError(f"{field} sets {key} to {text!r}, which must be true or false.")
+        return text.lower() == "true"
+    if kind not in (int, float):
+        return text
+    try:
+        number = Fraction(text)
+    except ValueError:
+        raise InputError(f"{field} sets {key} to {text!r}, which isn't a number.") from None
+    if kind is int and not number.is_integer():
+        raise InputError(f"{field} sets {key} to {text}, but it must be a whole number.")
+    return kind(number)

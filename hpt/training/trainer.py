@@ -10,15 +10,16 @@ trainer.train()
 
 import logging
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate.utils import DynamoBackend
 from huggingface_hub import CommitInfo
 from torch.optim.lr_scheduler import LambdaLR
-from transformers.trainer_utils import HubStrategy, IntervalStrategy
+from transformers.trainer_utils import IntervalStrategy
 
-from hpt.attacks import PGD
+from hpt.attacks import PGD, AttackResult
 from hpt.attacks.base import batch_norm_untouched
 from hpt.data.benchmark import Benchmark
 from hpt.data.images import ImageTransform, collate, resize_as_trained, to_unit_range
@@ -27,24 +28,27 @@ from hpt.errors import InputError, TrainingStopped
 from hpt.evaluation.figures import draw_training_curves
 from hpt.hub.folder import CURVES, ModelFolder
 from hpt.hub.publisher import Publisher
-from hpt.models.classifier import ZeroShotClassifier
-from hpt.models.weights import LogitScaleCallback, forward_redirected, freeze_untrained, hash_weights, plain_weights
+from hpt.models.classifier import ZeroShotClassifier, frozen_copy
+from hpt.models.weights import forward_redirected, freeze_untrained, hash_weights, plain_weights
+from hpt.training.callbacks import LogitScaleCallback
 from hpt.training.checkpoints import checkpoint_folder
 from hpt.training.config import MATHEMATICS, HPTConfig
-from hpt.training.gpd import ANCHOR, TRANSFER, GPDCallback, get_gpd_schedule
+from hpt.training.gpd import ANCHOR, GPDCallback, get_gpd_schedule
 from hpt.training.identity import describe_proxy, describe_target, describe_training
 from hpt.training.inputs import (
     as_benchmark,
     as_training_set,
     check_best_metric,
     check_launch,
-    check_pair,
+    check_proxy,
     check_steps,
+    check_target,
     own_class_names,
 )
-from hpt.training.objectives import OBJECTIVES, GeneralizationAnchor
+from hpt.training.objectives import Objective
 from hpt.training.record import describe_run
 from hpt.training.resumable import ResumableTrainer
+from hpt.training.step import TrainingStep
 
 
 logger = logging.getLogger(__name__)
@@ -59,10 +63,10 @@ class NonFiniteLossError(TrainingStopped):
 class HPTTrainer(ResumableTrainer):
     """Trainer for HPT-GPD (arXiv 2601.12865). `trainer.model` stays the plain model that was given.
 
-    In each step PGD attacks the target, the target learns from the proxy's logits by the stage's objective, and
+    In each step PGD attacks the target, the target learns by the stage's objective, in HPT-GPD from the proxy, and
     [`GPDCallback`] keeps the EMA, restarts and pulls. The log has, beside Trainer's entries, `stage` (1 anchor,
     2 transfer) and, of the images of the logged step, `train_clean_accuracy`, `train_robust_accuracy`,
-    `proxy_robust_accuracy` (the proxy on the images that attack the target) and `zero_gradient_share`.
+    `proxy_robust_accuracy` (a proxy on the images that attack the target) and `zero_gradient_share`.
 
     Every save has a model card. With `push_to_hub`, the repository is made before anything long begins, and saves are
     pushed in the background. One that comes while the last is still on its way isn't, unless `hub_always_push`: then
@@ -71,7 +75,8 @@ class HPTTrainer(ResumableTrainer):
     Args:
         model (`PreTrainedModel` or `PeftModel`): The target `T`, a dual encoder with float32 weights.
         args ([`HPTConfig`]): Settings.
-        proxy ([`ZeroShotClassifier`]): The proxy `P`, from [`load_proxy`]; it is frozen and stays in its own dtype.
+        proxy ([`ZeroShotClassifier`] or `None`): The proxy `P`, from [`load_proxy`]; it is frozen and stays in its own
+            dtype. Objectives that don't learn from a proxy, such as `"tecoa"`, do without.
         processing_class (`ProcessorMixin`): The target's processor. If it doesn't resize bicubically, as is done in
             training, it does so from then on, with a warning.
         train_dataset (dataset, *optional*): A [`Benchmark`], or a `datasets.Dataset` with columns `image` and `label`,
@@ -91,13 +96,14 @@ class HPTTrainer(ResumableTrainer):
     """
 
     loss_is_scaled_for_ga = False
+    _micro_batches = 0  # of the current optimizer step, seen so far
     recipe: dict = {}  # fields of a recipe, which the `run.yaml` of every save has beside the trainer's settings
 
     def __init__(
         self,
         model,
         args: HPTConfig,
-        proxy: ZeroShotClassifier,
+        proxy: ZeroShotClassifier | None,
         processing_class,
         train_dataset=None,
         eval_dataset=None,
@@ -105,7 +111,11 @@ class HPTTrainer(ResumableTrainer):
         **kwargs,
     ):
         check_launch(args)
-        check_pair(model, proxy)
+        check_target(model)
+        if proxy is not None:
+            check_proxy(proxy, model)
+        elif args.needs_proxy:
+            raise InputError("There is no proxy, but the objective learns from one: load it with load_proxy(name).")
         self._described = None
         self._class_names = class_names or own_class_names(train_dataset, eval_dataset)
         classifier = ZeroShotClassifier(model, processing_class, self._class_names, args.prompt_template)
@@ -122,6 +132,7 @@ class HPTTrainer(ResumableTrainer):
             check_steps(self.schedule, args.max_steps)
         resize_as_trained(processing_class.image_processor)
         self._vanilla_weights = hash_weights(plain_weights(model))
+        original = frozen_copy(classifier) if args.needs_original else None
         if "compute_metrics" not in kwargs:
             check_best_metric(args, eval_dataset)
         self.publisher = Publisher(
@@ -143,32 +154,30 @@ class HPTTrainer(ResumableTrainer):
         )
         self.model_accepts_loss_kwargs = False  # CLIPModel takes **kwargs, but the loss is ours and a mean per batch
         self.classifier = self.eval_classifier = classifier.to(args.device)
-        proxy = proxy.with_classes(self._class_names, args.prompt_template)
-        self.proxy = proxy.to(args.device).requires_grad_(False).eval()
-        self._make_objectives(args)
+        if proxy is not None:
+            proxy = proxy.with_classes(self._class_names, args.prompt_template).requires_grad_(False).eval()
+        self.proxy, self.original = (one if one is None else one.to(args.device) for one in (proxy, original))
+        self.objectives = args.make_objectives()
+        self._make_attacks(args)
         self._compile_towers()
         if args.mixed_precision == "fp16" and args.device.type == "cpu":  # accelerate would train in float32, silently
             self.accelerator.native_amp, self.accelerator.scaler = True, torch.amp.GradScaler("cpu")
-        self._trains_text = any("text" in name for name in trained)
+        self._trains_text = any(weight.requires_grad for weight in self.classifier.text_parameters)
         if train_dataset is not None:
             self.gpd = GPDCallback(self.schedule, args.ema_decay, args.pull_ratio)
             self.add_callback(self.gpd)
-        if "logit_scale" in trained and "logit_bias" not in trained:  # SigLIP's, with a bias, begins above ln 100
+        if "logit_scale" in trained and self.classifier.family.clamps_logit_scale:
             self.add_callback(LogitScaleCallback())
 
     def _as_benchmark(self, dataset, name: str) -> Benchmark:
         return as_benchmark(dataset, name, self._class_names, self._plain_transform)
 
-    def _make_objectives(self, args: HPTConfig) -> None:
-        kl = {"kl_direction": args.kl_direction, "kl_reduction": args.kl_reduction, "temperature": args.temperature}
-        self.objectives = {ANCHOR: GeneralizationAnchor(**kl), TRANSFER: OBJECTIVES[args.objective](**kl)}
+    def _make_attacks(self, args: HPTConfig) -> None:
+        """PGD for training, on what the stage's objective says, and for `evaluate()`, on cross-entropy."""
         pgd = {"eps": args.attack_eps, "step_size": args.attack_step_size, "seed": args.seed}
-        self.attacks = {
-            stage: PGD(
-                **pgd, steps=args.attack_steps, random_start=args.attack_random_start, loss=objective.attack_loss
-            )
-            for stage, objective in self.objectives.items()
-        }
+        self.attack = PGD(
+            **pgd, steps=args.attack_steps, random_start=args.attack_random_start, loss=lambda losses, labels: losses
+        )
         self.eval_attack = PGD(**pgd, steps=args.eval_attack_steps)
         if args.eval_attack_steps * args.attack_step_size < args.attack_eps:
             logger.warning("PGD in evaluate() takes too few steps to reach the edge of the eps-ball from its centre.")
@@ -181,7 +190,8 @@ class HPTTrainer(ResumableTrainer):
         plugin = self.accelerator.state.dynamo_plugin
         if plugin.backend == DynamoBackend.NO:
             return
-        for tower in (self.model.vision_model, self.model.text_model, self.proxy.model.vision_model):
+        target, proxy = self.classifier, self.proxy
+        for tower in (*target.family.towers(target.model), *proxy.family.towers(proxy.model)[:1]):
             tower.compile(**plugin.to_kwargs())
         plugin.backend = DynamoBackend.NO  # accelerate would compile the whole model as well
 
@@ -191,7 +201,7 @@ class HPTTrainer(ResumableTrainer):
         """See [`~transformers.Trainer.train`]; one call goes through both stages."""
         if self.args.push_to_hub:
             self.publisher.refuse_private_run()
-        self._micro_batches = 0  # of the current optimizer step, seen so far
+        self._micro_batches = 0
         self._diagnostics = []  # of the micro-batches of a step that is logged
         try:
             output = super().train(*args, **kwargs)
@@ -231,28 +241,45 @@ class HPTTrainer(ResumableTrainer):
         return loss
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Attack the target on the batch, and compare target and proxy by the stage's objective."""
-        stage = self.schedule.stage(self.state.global_step)
-        objective, labels = self.objectives[stage], inputs["labels"]
-        images = to_unit_range(inputs["pixel_values"], torch.promote_types(self.model.dtype, torch.float32))
+        """Attack the target on the batch, and take the stage's objective over it."""
+        objective = self.objectives[self.schedule.stage(self.state.global_step)]
+        step = self._make_step(inputs)
+        step.attacked = self._attack(objective, step)
+        # All of the objective runs in one forward of the wrapper, whose hooks average the gradients. Redirecting it
+        # bypasses the autocast that accelerate puts around it.
+        with self.accelerator.autocast(), forward_redirected(self.model, objective):
+            losses = model(step)
+        if losses.shape != step.labels.shape:
+            raise InputError(
+                f"{type(objective).__name__} gives losses of shape {tuple(losses.shape)} for {len(step.labels)} "
+                "images: it must give one for each."
+            )
+        self._stop_unless_finite(losses, "loss")
+        if self._is_logged(self.state.global_step + 1):
+            self._diagnose(step)
+        if self.args.kl_reduction == "sum":  # over the global batch: undo the averages over micro-batches and ranks
+            loss = losses.sum() * self.current_gradient_accumulation_steps * self.args.world_size
+        else:
+            loss = losses.mean()
+        return (loss, {"logits": step.target(step.adversarial).logits}) if return_outputs else loss
+
+    def _make_step(self, inputs) -> TrainingStep:
         with self.accelerator.autocast():
             text_embeds = self.classifier.encode_anew() if self._trains_text else None
-        with self._attack_precision():
-            result = self.attacks[stage].perturb(self.classifier, images, labels, self._noise_ids(len(labels)))
-        adversarial = result.images  # x_a
-        with torch.no_grad():
-            proxy_logits = self.proxy(adversarial if objective.proxy_sees == "adversarial" else images)
-        # Redirecting the forward bypasses the autocast that accelerate puts around it
-        with self.accelerator.autocast(), forward_redirected(self.model, self.classifier.forward):
-            target_logits = model(adversarial, text_embeds)
-        loss = objective(target_logits, proxy_logits)  # Eq. 8 in the anchor stage, Eq. 5 in the transfer stage
-        self._stop_unless_finite(loss, "loss")
-        if self._is_logged(self.state.global_step + 1):
-            proxy_logits = proxy_logits if objective.proxy_sees == "adversarial" else None
-            self._diagnose(images, labels, result, target_logits, proxy_logits)
-        if self.args.kl_reduction == "sum":  # over the global batch: undo the averages over micro-batches and ranks
-            loss = loss * self.current_gradient_accumulation_steps * self.args.world_size
-        return (loss, {"logits": target_logits}) if return_outputs else loss
+        return TrainingStep(
+            to_unit_range(inputs["pixel_values"], torch.promote_types(self.model.dtype, torch.float32)),
+            inputs["labels"],
+            target=self.classifier,
+            proxy=self.proxy,
+            original=self.original,
+            text_embeds=text_embeds,
+        )
+
+    def _attack(self, objective: Objective, step: TrainingStep) -> AttackResult:
+        """PGD on the objective's attack loss, with noise that belongs to the images' places in the run."""
+        attack_loss = partial(objective.attack_loss, step)
+        with self._attack_precision(), batch_norm_untouched(self.classifier):
+            return self.attack.perturb(attack_loss, step.images, step.labels, self._noise_ids(len(step.labels)))
 
     def _attack_precision(self):
         """The autocast that PGD runs in: that of the training, or what `attack_dtype` says."""
@@ -303,19 +330,21 @@ class HPTTrainer(ResumableTrainer):
         return False
 
     @torch.no_grad()
-    def _diagnose(self, images, labels, result, target_logits, proxy_logits) -> None:
-        """Note what costs a further forward pass, and is therefore computed for logged steps only."""
+    def _diagnose(self, step: TrainingStep) -> None:
+        """Note how target and proxy do on the images of a logged step, with what the objective has computed of it."""
         with batch_norm_untouched(self.classifier), self.accelerator.autocast():
-            clean_logits = self.classifier(images)
-        proxy_logits = self.proxy(result.images) if proxy_logits is None else proxy_logits
-        accuracies = [(logits.argmax(-1) == labels) for logits in (clean_logits, target_logits, proxy_logits)]
-        self._diagnostics.append(torch.stack([*accuracies, result.zero_gradient]).float().mean(1))
+            logits = [step.target(images).logits for images in (step.images, step.adversarial)]
+        if self.proxy is not None:
+            logits.append(step.proxy(step.adversarial).logits)
+        shares = [*(scores.argmax(-1) == step.labels for scores in logits), step.attacked.zero_gradient]
+        self._diagnostics.append(torch.stack(shares).float().mean(1))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._diagnostics:
             logs["stage"] = 1 if self.schedule.stage(self.state.global_step - 1) == ANCHOR else 2
             means = self.accelerator.reduce(torch.stack(self._diagnostics).mean(0), "mean")
-            logs |= dict(zip(DIAGNOSTICS, means.tolist(), strict=True))
+            names = [name for name in DIAGNOSTICS if self.proxy is not None or name != "proxy_robust_accuracy"]
+            logs |= dict(zip(names, means.tolist(), strict=True))
             self._diagnostics = []
         super().log(logs, start_time)
 
@@ -384,7 +413,12 @@ class HPTTrainer(ResumableTrainer):
     def mathematics(self) -> dict:
         """See [`~hpt.training.resumable.ResumableTrainer`]."""
         described = describe_training(self.args, MATHEMATICS, self.train_dataset)
-        return described | describe_target(self.classifier) | {"proxy": describe_proxy(self.proxy)}
+        described |= describe_target(self.classifier)
+        if self.args.needs_proxy:
+            described["proxy"] = describe_proxy(self.proxy)
+        if self.original is not None:
+            described["original"] = self._vanilla_weights
+        return described
 
     def describe_run(self) -> dict:
         """What `training.json` and the card say of the run so far."""
@@ -451,8 +485,7 @@ class HPTTrainer(ResumableTrainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         super()._save_checkpoint(model, trial)
-        wanted = self.args.push_to_hub and self.args.hub_strategy != HubStrategy.END
-        if wanted and self.is_world_process_zero() and self.publisher.may_push_now():
+        if self.args.push_to_hub and self.is_world_process_zero() and self.publisher.may_push_save():
             self.callback_handler.on_push_begin(self.args, self.state, self.control)
             step = self.state.global_step
             self.publisher.push_save(ModelFolder(checkpoint_folder(self.args.output_dir, step)), step)

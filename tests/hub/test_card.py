@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
-from helpers import CLASSES, make_clip, make_dataset, make_trainer
+from helpers import CLASSES, make_clip, make_dataset, make_family, make_trainer
 from huggingface_hub import ModelCard
 from PIL import Image
 
@@ -217,6 +217,16 @@ def test_a_model_that_hpt_did_not_train_gets_a_card_of_its_evaluation(tmp_path):
     assert len(card.data.eval_results) == 8 and "How to reproduce" not in card.text
     with pytest.raises(InputError, match="has no training.json and no evaluation"):
         write_card(ModelFolder(tmp_path))
+
+
+@pytest.mark.parametrize(("family", "padding"), [("Siglip", '"max_length"'), ("VisionTextDualEncoder", "True")])
+def test_a_familys_card_names_its_class_and_pads_prompts_as_hpt_does(tmp_path, family, padding):
+    model, processor = make_family(family)
+    save_finished(model, processor, tmp_path)
+    add_evaluation(ModelFolder(tmp_path), evaluate(model, processor, family), hash_weights(model.state_dict()))
+    card = ModelCard((tmp_path / "README.md").read_text())
+    assert f"from transformers import {family}Model, AutoProcessor" in card.text and f"padding={padding})" in card.text
+    assert card.data.tags == ["adversarial-robustness"]
 
 
 def test_the_id_that_it_is_loaded_by_stays(run, tmp_path):

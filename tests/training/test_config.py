@@ -49,7 +49,7 @@ def test_optimizer_arguments_are_sgds_alone():
         ({"attack_eps": "1/0"}, "attack_eps is '1/0'"),
         ({"attack_step_size": "3/255"}, "at most 2 . eps"),
         ({"num_train_epochs": 3}, r"num_train_epochs is 3, but the stages have 5 \+ 5 = 10 epochs"),
-        ({"objective": "tecoa"}, "Unknown objective 'tecoa'; known: hpt, anchor"),
+        ({"objective": "trades"}, "Unknown objective 'trades'; known: hpt, anchor, tecoa"),
         ({"kl_direction": "both"}, "Unknown kl_direction 'both'"),
         ({"trainable": "text"}, "Unknown trainable 'text'; known: vision, all"),
         ({"ema_decay": 1.5}, "ema_decay is 1.5, but must be between 0 and 1"),

@@ -10,6 +10,7 @@ import torch
 from helpers import ONE_THREAD, assert_same, make_clip, make_dataset, make_trainer, weights
 
 from hpt import ZeroShotClassifier
+from hpt.training.objectives import Objective
 
 
 def dtypes_by_part(trainer) -> dict[str, set]:
@@ -17,7 +18,7 @@ def dtypes_by_part(trainer) -> dict[str, set]:
     seen, part = {"attack": set(), "training": set(), "proxy": set()}, ["training"]
     trainer.model.visual_projection.register_forward_hook(lambda *call: seen[part[0]].add(call[-1].dtype))
     trainer.proxy.model.visual_projection.register_forward_hook(lambda *call: seen["proxy"].add(call[-1].dtype))
-    perturb = trainer.attacks["anchor"].perturb
+    perturb = trainer.attack.perturb
 
     def attack(*batch):
         part[0] = "attack"
@@ -25,7 +26,7 @@ def dtypes_by_part(trainer) -> dict[str, set]:
         part[0] = "training"
         return result
 
-    trainer.attacks["anchor"].perturb = attack
+    trainer.attack.perturb = attack
     trainer.train()
     return seen
 
@@ -113,12 +114,9 @@ def test_fp16_skips_a_step_that_overflows_and_resumes_with_its_scale(tmp_path):
     trainer = make_trainer(tmp_path, **settings)
     objective = trainer.objectives["anchor"]
 
-    class Overflow:
-        proxy_sees = objective.proxy_sees
-
-        def __call__(self, target_logits, proxy_logits):
-            loss = objective(target_logits, proxy_logits)
-            return loss * (1e38 if trainer.state.global_step == 2 else 1)  # finite, but not times the scale
+    class Overflow(Objective):
+        def __call__(self, step):
+            return objective(step) * (1e38 if trainer.state.global_step == 2 else 1)  # finite, but not times the scale
 
     trainer.objectives["anchor"] = Overflow()
     trainer.train()

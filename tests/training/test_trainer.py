@@ -17,6 +17,7 @@ from transformers import CLIPModel, TrainerCallback
 from hpt import InputError, ZeroShotClassifier
 from hpt.data.benchmark import Benchmark
 from hpt.data.images import ImageTransform
+from hpt.training.objectives import Objective
 from hpt.training.pretraining import PretrainingConfig, build_siglip
 from hpt.training.trainer import DIAGNOSTICS, NonFiniteLossError
 
@@ -298,7 +299,7 @@ def test_a_run_cut_off_between_micro_batches_can_be_resumed_by_the_same_trainer(
     uninterrupted = make_trainer(tmp_path / "whole", **settings)
     uninterrupted.train()
     trainer = make_trainer(tmp_path / "cut", **settings)
-    attack, calls = trainer.attacks["anchor"], []
+    attack, calls = trainer.attack, []
 
     def interrupt(*batch):
         calls.append(batch)
@@ -306,21 +307,20 @@ def test_a_run_cut_off_between_micro_batches_can_be_resumed_by_the_same_trainer(
             raise KeyboardInterrupt
         return attack.perturb(*batch)
 
-    trainer.attacks["anchor"] = SimpleNamespace(perturb=interrupt)
+    trainer.attack = SimpleNamespace(perturb=interrupt)
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     trainer.train(resume_from_checkpoint=True)
     assert_same(weights(trainer.model), weights(uninterrupted.model))
 
 
-class _NanAt:
+class _NanAt(Objective):
     def __init__(self, trainer, step, objective):
         self.trainer, self.step, self.objective = trainer, step, objective
-        self.proxy_sees = objective.proxy_sees
 
-    def __call__(self, target_logits, proxy_logits):
-        loss = self.objective(target_logits, proxy_logits)
-        return loss * (float("nan") if self.trainer.state.global_step + 1 == self.step else 1)
+    def __call__(self, step):
+        losses = self.objective(step)
+        return losses * (float("nan") if self.trainer.state.global_step + 1 == self.step else 1)
 
 
 def test_non_finite_gradient_stops_before_the_weights_break(tmp_path):

@@ -1,0 +1,77 @@
+"""One training step as an objective sees it: its images, and what the models make of them, each computed once."""
+
+from collections.abc import Callable
+
+import torch
+
+from hpt.attacks import AttackResult
+from hpt.models.classifier import Outputs, ZeroShotClassifier
+
+
+class TrainingStep:
+    """A micro-batch, its adversarial images, and the outputs of target, proxy and original on either.
+
+    Outputs on [`images`] and on [`adversarial`] are computed when they are first asked for, and kept for the step;
+    those on other images, such as an attack is trying, anew each time.
+
+    Args:
+        images (`torch.Tensor` of shape `(batch, 3, height, width)`): Clean images `x`, in [0, 1].
+        labels (`torch.Tensor` of shape `(batch,)`): Their classes `y`.
+        target ([`ZeroShotClassifier`]): `T`, which trains.
+        proxy ([`ZeroShotClassifier`], *optional*): `P`, frozen.
+        original ([`ZeroShotClassifier`], *optional*): `O`, the target's frozen vanilla copy.
+        text_embeds (`torch.Tensor` of shape `(classes, dim)`, *optional*): The target's class embeddings with
+            gradients, where its text tower trains.
+
+    Attributes:
+        attacked ([`AttackResult`]): What the attack on the target found; set once it has run.
+    """
+
+    attacked: AttackResult | None = None
+
+    def __init__(
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        *,
+        target: ZeroShotClassifier,
+        proxy: ZeroShotClassifier | None = None,
+        original: ZeroShotClassifier | None = None,
+        text_embeds: torch.Tensor | None = None,
+    ):
+        self.images, self.labels = images, labels
+        self._target, self._proxy, self._original = target, proxy, original
+        self._text_embeds = text_embeds
+        self._kept: dict[tuple[str, bool], Outputs] = {}
+
+    @property
+    def adversarial(self) -> torch.Tensor:
+        """Adversarial images `x_a`, `(batch, 3, height, width)` in [0, 1], made against the target."""
+        return self.attacked.images
+
+    def target(self, images: torch.Tensor) -> Outputs:
+        """`T` on images, with gradients wherever they are enabled."""
+        return self._kept_or_new("target", images, lambda: self._target.outputs(images, self._text_embeds))
+
+    def proxy(self, images: torch.Tensor) -> Outputs:
+        """`P` on images, without gradients, in its own dtype."""
+        return self._kept_or_new("proxy", images, lambda: _frozen_outputs(self._proxy, images))
+
+    def original(self, images: torch.Tensor) -> Outputs:
+        """`O` on images, without gradients."""
+        return self._kept_or_new("original", images, lambda: _frozen_outputs(self._original, images))
+
+    def _kept_or_new(self, model: str, images: torch.Tensor, compute: Callable[[], Outputs]) -> Outputs:
+        is_clean = images is self.images
+        is_adversarial = self.attacked is not None and images is self.attacked.images
+        if not is_clean and not is_adversarial:
+            return compute()
+        if (model, is_clean) not in self._kept:
+            self._kept[model, is_clean] = compute()
+        return self._kept[model, is_clean]
+
+
+@torch.no_grad()
+def _frozen_outputs(classifier: ZeroShotClassifier, images: torch.Tensor) -> Outputs:
+    with torch.autocast(images.device.type, enabled=False):
+        return classifier.outputs(images)
