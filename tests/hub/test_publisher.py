@@ -2,13 +2,14 @@
 
 import json
 import threading
+from concurrent.futures import Future
 
 import pytest
 from helpers import ALWAYS, make_clip, make_trainer
 from huggingface_hub import constants
 from stand_in_hub import TOKEN, messages, pushed
 
-from hpt import InputError
+from hpt import HPTConfig, InputError
 from hpt.errors import PushFailed
 from hpt.hub import publisher
 from hpt.hub.folder import ModelFolder
@@ -63,6 +64,14 @@ def test_the_last_push_waits_for_the_one_before(hub, tmp_path, slow_hub):
     threading.Timer(0.3, slow_hub.set).start()
     trainer.push_to_hub()
     assert messages(hub, "me/run") == [STEPS[0], "End of training"]
+
+
+def test_a_process_that_is_to_end_waits_for_no_push(tmp_path):
+    args = HPTConfig(str(tmp_path), hub_always_push=True, use_cpu=True)
+    ending = publisher.Publisher(args, describe_run=dict, draw_figures=print, interrupted=lambda: True)
+    assert not ending.may_push_save()
+    ending.in_progress.jobs = [Future()]  # which never ends
+    assert not ending.may_push_save()
 
 
 def test_saves_are_not_pushed_if_only_the_end_is(hub, tmp_path):
