@@ -16,7 +16,7 @@ from hpt.hub.sections import SECTIONS, Section
 from hpt.models.families import family_by_architecture
 
 
-TAG_OF_ANY, TAGS = "adversarial-robustness", ["hpt-gpd", "robust"]
+TAG_OF_ANY = "adversarial-robustness"
 
 
 def write_card(folder: ModelFolder, model_id: str | None = None, old: str | None = None, license: str | None = None):
@@ -71,7 +71,13 @@ def card_metadata(folder: ModelFolder, model_id: str, license: str | None = None
         base_model_relation=base and ("adapter" if folder.is_adapter else "finetune"),
         datasets=source and [source.partition("@")[0]],
         license=license or (run and run["license"]),
-        tags=[*(TAGS if run else []), TAG_OF_ANY, *family_by_architecture(architecture).tags],
+        tags=[*_tags_of_run(run), TAG_OF_ANY, *family_by_architecture(architecture).tags],
         model_name=model_id.split("/")[-1],
         eval_results=results or None,
     )
+
+
+def _tags_of_run(run: dict | None) -> list[str]:
+    if run is None:
+        return []
+    return ["hpt-gpd" if run["objective"] in ("hpt", "anchor") else run["objective"], "robust"]

@@ -11,7 +11,7 @@ from hpt.hub.measurements import limits, results, strongest_result
 from hpt.hub.usage import usage
 
 
-PAPER = "[arXiv 2601.12865](https://arxiv.org/abs/2601.12865)"
+HPT_GPD = "2601.12865"  # on arXiv
 CITATION = """\
 ```bibtex
 @article{fu2026proxy,
@@ -39,7 +39,7 @@ def _of_trained(folder: ModelFolder) -> str:
     parts = "both towers were" if run["trainable"] == "all" else "the vision tower was"
     sentences = [
         f"A {'LoRA adapter for a ' if folder.is_adapter else ''}`{folder.model['architecture']}`, of which {parts} "
-        f"fine-tuned by {_method(run)} ({PAPER}) to withstand small adversarial changes of its input"
+        f"fine-tuned by {_method(run)}{_cited(run)} to withstand small adversarial changes of its input"
         f"{_taught_by(run)}.",
         "It classifies images by any class names, as the vanilla model does that it was made from "
         f"({_name(run['target'])}).",
@@ -60,6 +60,16 @@ def _method(record: dict) -> str:
     name = "HPT" if record["objective"] == "hpt" else f"the objective `{record['objective']}`"
     gpd = record["schedule"]["anchor_epochs"] > 0
     return f"{name}-GPD" if name == "HPT" and gpd else f"{name} {'with' if gpd else 'without'} GPD"
+
+
+def _papers(run: dict) -> list[str]:
+    """Numbers on arXiv of what it was trained by, which was HPT-GPD where a run of hpt 0.1.0 doesn't say it."""
+    return run.get("papers", [HPT_GPD])
+
+
+def _cited(run: dict) -> str:
+    links = ", ".join(f"[arXiv {number}](https://arxiv.org/abs/{number})" for number in _papers(run))
+    return f" ({links})" if links else ""
 
 
 def _taught_by(run: dict) -> str:
@@ -89,6 +99,7 @@ def training(folder: ModelFolder, model_id: str) -> str:
         ["data", _data(run["data"])],
         ["prompts", f"`{run['prompt_template']}`"],
         ["objective", f"{run['objective']} ({run['divergence']})"],
+        *_other_anchor(run),
         *_stages(run["schedule"]),
         ["attack in training", run["attack"]],
         ["batch", f"{run['batch_size']} images, {run['optimizer']}"],
@@ -98,6 +109,12 @@ def training(folder: ModelFolder, model_id: str) -> str:
     ]
     table = markdown_table([["", ""], *lines])
     return f"{table}\n\n![Training curves]({FIGURES}/{CURVES})" if CURVES in folder.pictures else table
+
+
+def _other_anchor(run: dict) -> list[list[str]]:
+    """The anchor stage's objective, where it isn't HPT-GPD's."""
+    objective = run.get("anchor_objective")
+    return [["objective of the anchor stage", objective]] if objective not in (None, "anchor") else []
 
 
 def _stage(settings: dict, stage: str) -> str:
@@ -166,8 +183,10 @@ def _as_arguments(value: str | list[str]) -> str:
 
 
 def citation(folder: ModelFolder, model_id: str) -> str:
-    """The paper's, of a model that was trained by its method."""
-    return CITATION if folder.run else ""
+    """The papers that a model was trained by, the one of HPT-GPD as BibTeX."""
+    papers = _papers(folder.run) if folder.run else []
+    others = "\n".join(f"- [arXiv {number}](https://arxiv.org/abs/{number})" for number in papers if number != HPT_GPD)
+    return "\n\n".join(filter(None, [CITATION if HPT_GPD in papers else "", others]))
 
 
 # Words and cells

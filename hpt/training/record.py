@@ -24,7 +24,7 @@ from hpt.models.families import plain_model
 from hpt.radius import Fraction, describe_eps
 from hpt.references import Reference
 from hpt.training.config import HPTConfig
-from hpt.training.gpd import TRANSFER, GPDSchedule
+from hpt.training.gpd import ANCHOR, GPD_PAPER, TRANSFER, GPDSchedule
 
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft")
@@ -50,6 +50,8 @@ def describe_run(
 
     `recipe` has the recipe's fields, and `vanilla_weights` is the hash of what training began with.
     """
+    objectives = args.make_objectives()
+    papers = [objective.arxiv for objective in objectives.values()] + [GPD_PAPER] * (ANCHOR in objectives)
     adapter = getattr(classifier.model, "peft_config", {}).get("default")
     start = " from a random start" if args.attack_random_start else ""
     optimizer = " ".join(str(getattr(part, "value", part)) for part in (args.optim, args.optim_args) if part)
@@ -67,7 +69,8 @@ def describe_run(
         f"{describe_eps(args.attack_step_size)}{start}",
         "objective": args.objective,
         "anchor_objective": args.anchor_objective if args.anchor_epochs else None,
-        "divergence": args.make_objectives()[TRANSFER].describe(args.kl_reduction),
+        "divergence": objectives[TRANSFER].describe(args.kl_reduction),
+        "papers": list(dict.fromkeys(filter(None, papers))),
         "batch_size": batch_size,
         "processes": args.world_size,
         "optimizer": f"{optimizer}, weight decay {args.weight_decay:g}",
