@@ -19,6 +19,7 @@ from hpt.cli import parse_config, run_recipe
 from hpt.data.images import collate, to_unit_range
 from hpt.models.loading import load_named
 from hpt.radius import Fraction
+from hpt.references import parse_model
 from hpt.training.config import DTYPES
 
 
@@ -51,6 +52,7 @@ def attack_in(dtype: str, attack: PGD, classifier, batches: list[dict]) -> tuple
 
 def main():
     (comparison, _) = parse_config((Comparison,))
+    models = [parse_model(text) for text in comparison.models]
     eps, device = float(Fraction(comparison.eps)), "cuda" if torch.cuda.is_available() else "cpu"
     benchmark = load_benchmark(comparison.benchmark).subset(comparison.max_samples)
     loader = DataLoader(benchmark, comparison.batch_size, collate_fn=collate)
@@ -58,8 +60,8 @@ def main():
     print(f"{benchmark.name} {benchmark.split}, n = {len(benchmark)}, l_inf eps = {255 * eps:g}/255\n")
     print("| model | attack | attack_dtype | accuracy in % | mean loss | pixels that differ in % |")
     print("| --- | --- | --- | --- | --- | --- |")
-    for text in comparison.models:
-        name, model = load_named(text, device)
+    for reference in models:
+        name, model = load_named(reference, device)
         classifier = model.with_classes(benchmark.class_names, benchmark.template)
         for attack in (PGD(eps=eps, steps=2, step_size=eps / 2), PGD(eps=eps, steps=10)):
             exact = None

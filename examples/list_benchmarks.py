@@ -13,20 +13,21 @@ from pathlib import Path
 
 from hpt import BENCHMARKS, InputError, load_benchmark
 from hpt.cli import run_recipe
-from hpt.data.names import expand_all, parse_benchmark
+from hpt.data.names import expand_all
 from hpt.data.records import SIXTEEN
 from hpt.evaluation.report import markdown_table
+from hpt.references import Reference
 
 
 HEADER = ["benchmark", "Hub id (configuration)", "split", "rows", "classes", "attacked at (hpt, pmg)", "licence"]
 HEADER += ["first prompts"]
 
 
-def describe(text: str) -> tuple[list[str], str]:
+def describe(reference: Reference) -> tuple[list[str], str]:
     """A line of the table, and where the published protocols aren't followed."""
-    name, path, _ = parse_benchmark(text)
-    record, local = BENCHMARKS[name], path is not None and Path(path).exists()
-    benchmark = load_benchmark(text, streaming=not local)
+    name, record = reference.name, BENCHMARKS[reference.name]
+    local = reference.place is not None and Path(reference.place).exists()
+    benchmark = load_benchmark(reference, streaming=not local)
     spaces = ["own size" if benchmark.split in record.native_splits[one] else "224" for one in ("hpt", "pmg")]
     hub_id = record.hub_id + (f" ({record.config})" if record.config else "") + (", gated" if record.gated else "")
     rows = f"{len(benchmark)} of {record.num_rows}" if local else str(record.num_rows)
@@ -36,13 +37,13 @@ def describe(text: str) -> tuple[list[str], str]:
 
 
 def main():
-    lines, notes, texts = [HEADER], [], expand_all(sys.argv[1:] or ["all"])
-    for text in texts:
-        if parse_benchmark(text)[0] not in SIXTEEN:
-            raise InputError(f"{text!r} is none of the sixteen: {', '.join(SIXTEEN)}.")
-    for text in texts:
+    lines, notes, references = [HEADER], [], expand_all(sys.argv[1:] or ["all"])
+    for reference in references:
+        if reference.name not in SIXTEEN:
+            raise InputError(f"{str(reference)!r} is none of the sixteen: {', '.join(SIXTEEN)}.")
+    for reference in references:
         try:
-            line, deviation = describe(text)
+            line, deviation = describe(reference)
         except InputError as error:
             notes.append(f"Missing: {error}")
             continue

@@ -13,27 +13,50 @@ def digest(value) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def read_text(path: Path) -> str:
+    """What a file of text holds.
+
+    Raises:
+        InputError: if it isn't UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} isn't UTF-8: {error}.") from error
+
+
 def read_lines(path: Path) -> list:
     """The file's lines, after cutting off a last one that a kill left incomplete."""
     if not path.exists():
         return []
-    lines, size = [], 0
-    content = path.read_bytes().splitlines(keepends=True)
-    for number, line in enumerate(content, start=1):
-        try:
-            if not line.endswith(b"\n"):
-                raise ValueError("it has no end")
-            lines.append(json.loads(line))
-            size += len(line)
-        except ValueError as error:
-            if number == len(content):
-                with path.open("rb+") as file:
-                    file.truncate(size)
-                break
-            raise InputError(
-                f"Line {number} of {path} is damaged ({error}): remove it, or give another output_dir."
-            ) from error
+    content = path.read_bytes()
+    lines, size = parse_lines(content, path)
+    if size < len(content):
+        with path.open("rb+") as file:
+            file.truncate(size)
     return lines
+
+
+def parse_lines(content: bytes, path: Path) -> tuple[list, int]:
+    """The lines of JSON that a file has, and how many bytes they take: all, unless the last one was cut off.
+
+    Raises:
+        InputError: for another damaged line, naming the file at `path`.
+    """
+    lines, size = [], 0
+    texts = content.splitlines(keepends=True)
+    for number, text in enumerate(texts, start=1):
+        try:
+            if not text.endswith(b"\n"):
+                raise ValueError("it has no end")
+            lines.append(json.loads(text))
+            size += len(text)
+        except ValueError as error:
+            if number < len(texts):
+                raise InputError(
+                    f"Line {number} of {path} is damaged ({error}): remove it, or give another output_dir."
+                ) from error
+    return lines, size
 
 
 def check_folder(folder: Path) -> Path:

@@ -1,10 +1,12 @@
 """The processes of a launch."""
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from hpt.errors import InputError
 
@@ -23,3 +25,21 @@ def join_processes(use_cpu: bool = False) -> PartialState:
             "other use of accelerate, or launch on CPU by `torchrun --nproc_per_node N`."
         )
     return state
+
+
+def on_main_process(work: Callable):
+    """What the main process gets from `work`, which it does alone, on all processes.
+
+    Raises:
+        InputError: on all of them, if the main process does.
+    """
+    value, problem = None, None
+    if PartialState().is_main_process:
+        try:
+            value = work()
+        except InputError as error:
+            problem = str(error)
+    value, problem = broadcast_object_list([value, problem])
+    if problem is not None:
+        raise InputError(problem)
+    return value

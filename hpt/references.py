@@ -1,15 +1,88 @@
-"""How a command line names models and benchmarks: `NAME=PATH`, a path, or a Hub id."""
+"""How texts name models and benchmarks: `NAME=SOURCE@REVISION:key=value,...`, parsed once, where a text enters."""
 
+import re
 from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hpt.errors import InputError
 
 
-def name_and_source(text: str) -> tuple[str, str]:
-    """`NAME=PATH` apart; a path or Hub id alone is its own name."""
-    name, equals, source = text.partition("=")
-    return (name, source) if equals and not Path(text).exists() else (text, text)
+WITH_SETTINGS = re.compile(r"(.*?)(?::(\w+=.*))?", re.DOTALL)
+BETWEEN_SETTINGS = re.compile(r",(?=\w+=)")  # a comma may stand in a prompt template too
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A model or benchmark as a command line names it: `NAME=SOURCE@REVISION:key=value,...`, or a part of that.
+
+    `str` gives the text back.
+
+    Args:
+        name (`str`): What rows and messages call it.
+        source (`str`, *optional*): A path, or an id on the Hub; `None` for a benchmark that is read by its record.
+        revision (`str`, *optional*): Branch, tag or commit on the Hub.
+        settings (`dict[str, str]`, *optional*): What stands behind the colon.
+        named (`bool`, *optional*, defaults to `True`): Whether the text says the name, or it comes from the source.
+    """
+
+    name: str
+    source: str | None = None
+    revision: str | None = None
+    settings: dict[str, str] = field(default_factory=dict, hash=False)
+    named: bool = True
+
+    @classmethod
+    def parse(cls, text: str) -> "Reference":
+        """What a text names; what is on the disk is a path as it stands, whatever `=`, `@` and `:` it has."""
+        if Path(text).exists():
+            return cls(text, text, named=False)
+        name, equals, path = text.partition("=")
+        if equals and ":" not in name and Path(path).exists():
+            return cls(name, path)
+        head, listed = WITH_SETTINGS.fullmatch(text).groups()
+        settings = dict(item.split("=", 1) for item in BETWEEN_SETTINGS.split(listed)) if listed else {}
+        name, equals, place = head.partition("=")
+        if equals and not Path(head).exists():
+            return cls(name, settings=settings).at(place)
+        return cls(head, settings=settings, named=False).at(head)
+
+    def at(self, place: str) -> "Reference":
+        """The same, to be read from a path or from `ID` or `ID@REVISION` on the Hub."""
+        source, _, revision = (place, "", "") if Path(place).exists() else place.partition("@")
+        return replace(self, source=source, revision=revision or None)
+
+    @property
+    def place(self) -> str | None:
+        """Where it is read from, as messages say it: its source, with `@REVISION` if it has one."""
+        return f"{self.source}@{self.revision}" if self.revision else self.source
+
+    def __str__(self) -> str:
+        return self._write(self.place, self.settings)
+
+    def without_local_paths(self) -> str:
+        """Its text for other machines, with nothing but the last part of each local path: `cifar10=PATH/copy`."""
+        settings = {key: _without_folder(value) for key, value in self.settings.items()}
+        return self._write(self.place and _without_folder(self.place), settings)
+
+    def _write(self, place: str | None, settings: dict[str, str]) -> str:
+        named = self.name if place is None else f"{self.name}={place}"
+        listed = ",".join(f"{key}={value}" for key, value in settings.items())
+        return (named if self.named else place) + (f":{listed}" if listed else "")
+
+
+def _without_folder(text: str) -> str:
+    """`PATH/cifar10` for a local path to that, and any other text as it is."""
+    local = Path(text).is_absolute() or text.startswith(("./", "../", "~")) or (text and Path(text).exists())
+    return f"PATH/{Path(text).name}" if local else text
+
+
+def parse_model(text: str) -> Reference:
+    """A model as recipes name it, `NAME=PATH`, `PATH` or `ID@REVISION`; [`InputError`] if it has settings."""
+    model = Reference.parse(text)
+    for key in model.settings:
+        raise InputError(f"{text!r} sets {key!r}, but a model has no settings.")
+    return model
 
 
 def refuse_same_names(names: Iterable[str]) -> None:
@@ -18,10 +91,3 @@ def refuse_same_names(names: Iterable[str]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"{name!r} is given twice: rows of the two couldn't be told apart.")
-
-
-def without_local_folder(part: str) -> str:
-    name, equals, path = part.partition("=") if not Path(part).exists() else ("", "", part)
-    name, path = (name, path) if equals else ("", part)
-    local = Path(path).is_absolute() or path.startswith(("./", "../", "~")) or (path and Path(path).exists())
-    return f"{name}{equals}PATH/{Path(path).name}" if local else part

@@ -23,7 +23,7 @@ from hpt.attacks.registry import check_attacks
 from hpt.cli import parse_config, run_recipe
 from hpt.data.benchmark import Benchmark
 from hpt.data.images import check_images
-from hpt.data.names import expand_all, parse_benchmark
+from hpt.data.names import expand_all
 from hpt.evaluation.figures import draw_adversarial_images, draw_clean_against_robust, draw_robustness_curves
 from hpt.evaluation.flags import find_flags
 from hpt.evaluation.plan import Subject, Task
@@ -33,7 +33,7 @@ from hpt.files import check_folder
 from hpt.models.loading import load_named
 from hpt.processes import join_processes
 from hpt.radius import Fraction, describe_eps
-from hpt.references import name_and_source, refuse_same_names
+from hpt.references import Reference, parse_model, refuse_same_names
 
 
 HERE = Path(__file__).parent
@@ -69,15 +69,21 @@ def main():
     own_models = any(argument.partition("=")[0] == "--models" for argument in sys.argv)
     settings, _ = parse_config((Evaluation,), None if own_models else HERE / "evaluate.yaml")
     eps = [float(Fraction(one)) for one in settings.eps]
+    datasets = expand_all(settings.benchmarks)
+    models = [parse_model(text) for text in settings.models]
+    proxy_model = parse_model(settings.proxy) if settings.proxy else None
     check(settings, eps)
+    refuse_same_names(dataset.name for dataset in datasets)
+    named = models if proxy_model in (None, *models) else [*models, proxy_model]
+    refuse_same_names(model.name for model in named)
     state = join_processes(settings.use_cpu)
 
     # Data and models
-    benchmarks, missing = load_benchmarks(settings)
+    benchmarks, missing = load_benchmarks(datasets, settings.protocol)
     if not benchmarks:
         raise InputError("; ".join(missing.values()))
-    subjects = [load_subject(text, state.device) for text in settings.models]
-    proxy = load_subject(settings.proxy, state.device) if settings.proxy else None
+    subjects = [load_subject(model, state.device) for model in models]
+    proxy = load_subject(proxy_model, state.device) if proxy_model else None
 
     # Evaluate
     evaluator = RobustnessEvaluator(
@@ -110,29 +116,26 @@ def check(settings: Evaluation, eps: list[float]) -> None:
     """Refuse what can't be meant, before anything is downloaded."""
     check_attacks(settings.attacks, eps, settings.norm, settings.proxy)
     check_folder(Path(settings.output_dir))
-    refuse_same_names(parse_benchmark(text)[0] for text in expand_all(settings.benchmarks))
-    models = settings.models + ([settings.proxy] if settings.proxy and settings.proxy not in settings.models else [])
-    refuse_same_names(name_and_source(text)[0] for text in models)
 
 
-def load_benchmarks(settings: Evaluation) -> tuple[list[Benchmark], dict[str, str]]:
+def load_benchmarks(datasets: list[Reference], protocol: str) -> tuple[list[Benchmark], dict[str, str]]:
     """The benchmarks, and why others can't be had, on which all processes agree."""
     benchmarks, missing = [], {}
-    for text in expand_all(settings.benchmarks):
+    for dataset in datasets:
         try:
-            benchmark = load_benchmark(text, protocol=settings.protocol)
+            benchmark = load_benchmark(dataset, protocol=protocol)
             check_images(benchmark.dataset, benchmark.name, same_size=benchmark.attack_space == "native")
             benchmarks.append(benchmark)
         except InputError as error:
-            missing[parse_benchmark(text)[0]] = str(error)
+            missing[dataset.name] = str(error)
     for others in gather_object([missing]):
         missing |= others
     return [one for one in benchmarks if one.name not in missing], missing
 
 
-def load_subject(text: str, device) -> Subject:
-    """A model as `--models` names it."""
-    name, classifier = load_named(text, device)
+def load_subject(model: Reference, device) -> Subject:
+    """A model that `--models` names."""
+    name, classifier = load_named(model, device)
     return Subject(classifier, name)
 
 

@@ -27,8 +27,8 @@ from hpt.evaluation.figures import draw_accuracy_bars, draw_accuracy_over_eps
 from hpt.evaluation.processor_check import compare_with_processor
 from hpt.evaluation.report import format_table
 from hpt.evaluation.rows import hash_benchmark
-from hpt.hub.card import add_evaluation
-from hpt.hub.folder import write_agreement
+from hpt.hub.evaluations import add_evaluation
+from hpt.hub.folder import ModelFolder
 from hpt.models.loading import load_dual_encoder, save_finished
 from hpt.models.lora import add_lora, check_lora, merged
 from hpt.models.weights import hash_weights
@@ -83,14 +83,14 @@ def main():
 
     # Data
     check_recipe(recipe)
+    benchmarks = expand_all(recipe.eval_datasets)
     train, validation = load_training_data(
         recipe.train_dataset, recipe.validation_size, recipe.protocol, recipe.streaming
     )
     train = train if recipe.streaming else train.subset(recipe.max_train_samples)
     args.schedule(None if recipe.streaming else len(train))  # refuses what doesn't fit, before anything takes long
     tests = [
-        load_benchmark(text, protocol=recipe.protocol).subset(recipe.max_eval_samples)
-        for text in expand_all(recipe.eval_datasets)
+        load_benchmark(benchmark, protocol=recipe.protocol).subset(recipe.max_eval_samples) for benchmark in benchmarks
     ]
     check_data(train, validation, tests, args)
 
@@ -121,14 +121,15 @@ def main():
     if trainer.is_world_process_zero():
         finished = {"robust": trainer.model if recipe.lora_rank is None else merged(trainer.model)}
         finished |= {} if recipe.lora_rank is None else {"adapter": trainer.model}
+        folders = []
         for name, model in finished.items():
             save_finished(model, processor, output / name)
-            trainer.describe(output / name)
+            folders.append(trainer.describe(output / name))
         trainer.state.save_to_json(output / "trainer_state.json")
         trainer.draw_figures(output)
-        report(recipe, args, tests, [output / name for name in finished])
+        report(recipe, args, tests, folders)
         if args.push_to_hub:
-            info = trainer.push_to_hub(folder=output / list(finished)[-1])
+            info = trainer.push_to_hub(folder=folders[-1])
             print(f"Pushed to {info.repo_url}")
 
 
@@ -174,9 +175,9 @@ def pretrainings(recipe: Recipe, args: HPTConfig, folder: Path) -> dict[str, Pre
     return made
 
 
-def report(recipe: Recipe, args: HPTConfig, tests: list, finished: list[Path]):
+def report(recipe: Recipe, args: HPTConfig, tests: list, finished: list[ModelFolder]):
     """Measure the models as they lie on disk; write `results.json`, cards and pictures, and print the table."""
-    output, robust, rows = Path(args.output_dir), finished[0], []
+    output, robust, rows = Path(args.output_dir), finished[0].path, []
     vanilla, proxy = load_proxy(recipe.target, recipe.target_revision), load_proxy(recipe.proxy, recipe.proxy_revision)
     models = {"vanilla target": vanilla, "proxy": proxy, "robust target": load_proxy(str(robust))}
     models = {name: model.to(args.device) for name, model in models.items()}
@@ -204,7 +205,7 @@ def report(recipe: Recipe, args: HPTConfig, tests: list, finished: list[Path]):
             draw_accuracy_over_eps(curve, title, output / f"proxy_robustness_{test.name}.png")
     agreement = compare_with_processor(models["robust target"], tests[0])
     for folder in finished:
-        write_agreement(folder, agreement)
+        folder.write_agreement(agreement)
         add_evaluation(folder, rows, weights["robust target"])
     print(f"Robust model: {robust}, with a model card, loaded by CLIPModel.from_pretrained({str(robust)!r})")
     print(

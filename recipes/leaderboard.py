@@ -15,9 +15,9 @@ from pathlib import Path
 
 from hpt.cli import parse_config, run_recipe
 from hpt.files import check_folder
-from hpt.hub.leaderboard import draw_leaderboard, format_boards, left_out, make_panels, read_board, select_columns
+from hpt.hub.leaderboard import draw_leaderboard, format_boards, left_out, make_panels, read_board, shared_columns
 from hpt.radius import Fraction
-from hpt.references import name_and_source, refuse_same_names
+from hpt.references import parse_model, refuse_same_names
 
 
 @dataclass
@@ -33,14 +33,15 @@ class Comparison:
 
 def main():
     comparison, _ = parse_config((Comparison,))
-    refuse_same_names(name_and_source(text)[0] for text in comparison.models)
+    models = [parse_model(text) for text in comparison.models]
+    refuse_same_names(model.name for model in models)
     output = check_folder(Path(comparison.output_dir))
-    boards = [read_board(text) for text in comparison.models]
-    eps = comparison.eps and [float(Fraction(one)) for one in comparison.eps]
-    columns = select_columns(boards, comparison.benchmarks, comparison.attacks, eps)
+    boards = [read_board(model) for model in models]
+    eps = comparison.eps and [float(Fraction(radius)) for radius in comparison.eps]
+    columns = shared_columns(boards, comparison.benchmarks, comparison.attacks, eps)
 
     page = f"Accuracy in %, with its 95 % interval\n\n{format_boards(boards, columns)}\n"
-    page += "".join(f"\n- Left out: {one}" for one in left_out(boards, columns))
+    page += "".join(f"\n- Left out: {line}" for line in left_out(boards, columns))
     print(f"{page}\n")
     output.mkdir(parents=True, exist_ok=True)
     (output / "leaderboard.md").write_text(f"{page}\n", encoding="utf-8")

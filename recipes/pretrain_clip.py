@@ -16,12 +16,13 @@ from hpt.errors import MissingSplit
 from hpt.evaluation.comparison import measure
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.loading import load_dual_encoder
+from hpt.references import Reference
 from hpt.training.pretraining import PretrainingConfig, pretrain
 
 
 def main():
     args, _ = parse_config((PretrainingConfig,))
-    test = load_test(args.train_dataset)
+    test = load_test(parse_benchmark(args.train_dataset))
     pretrain(args)
     if args.process_index == 0 and test is not None:
         model, processor = load_dual_encoder(args.output_dir)
@@ -30,14 +31,14 @@ def main():
         print(f"{args.output_dir}: {100 * row.accuracy:.1f} {interval} % of {row.n} {test.name} {test.split} images")
 
 
-def load_test(text: str) -> Benchmark | None:
+def load_test(benchmark: Reference) -> Benchmark | None:
     """The test split, if there is one besides what is trained on."""
     try:
-        test = load_benchmark(text)
+        test = load_benchmark(benchmark)
     except MissingSplit as error:
         print(f"The model won't be tested: {error}")
         return None
-    return None if test.split == "train" or "split" in parse_benchmark(text)[2] else test
+    return None if test.split == "train" or "split" in benchmark.settings else test
 
 
 if __name__ == "__main__":

@@ -12,16 +12,13 @@ evaluation, the card is brought up to date.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpt import InputError
 from hpt.cli import parse_config, run_recipe
 from hpt.errors import PushFailed
-from hpt.evaluation.results import read_result_rows
-from hpt.evaluation.rows import Row
-from hpt.hub.card import add_evaluation, write_card
-from hpt.hub.folder import TRAINING_FILE, read_run
-from hpt.hub.push import publish, published_files
-from hpt.models.loading import load_dual_encoder
-from hpt.models.weights import hash_weights
+from hpt.hub.card import write_card
+from hpt.hub.contents import published_files
+from hpt.hub.evaluations import add_saved_evaluations
+from hpt.hub.folder import ModelFolder
+from hpt.hub.push import publish
 
 
 @dataclass
@@ -46,71 +43,30 @@ class Publication:
 def main():
     publication, _ = parse_config((Publication,))
     run = Path(publication.run)
-    folder = find_model(run, publication.merged, bool(publication.evaluations), publication.unfinished)
-    repo_id = publication.hub_model_id or run.resolve().name
+    evaluated, repo_id = bool(publication.evaluations), publication.hub_model_id or run.resolve().name
 
-    evaluations = read_evaluations(run, publication.evaluations)
-    add_evaluations(folder, evaluations, asked_for=publication.evaluations is not None)
+    # The model, with its evaluations and card
+    folder = ModelFolder.of_run(run, merged=publication.merged, evaluated=evaluated, unfinished=publication.unfinished)
+    for path in add_saved_evaluations(folder, run, publication.evaluations):
+        print(f"Left out: {path} has no results of the weights in {folder.evaluated_path}.")
     write_card(folder, repo_id, license=publication.license)
-    files = published_files(folder)
+
+    # What goes
+    names = published_files(folder)
     print(f"{folder} -> {repo_id}{f' ({publication.hub_revision})' if publication.hub_revision else ''}")
-    for name in files:
-        print(f"{(folder / name).stat().st_size:>13,}  {name}")
+    for name in names:
+        print(f"{(folder.path / name).stat().st_size:>13,}  {name}")
     if publication.dry_run:
         print("Nothing was pushed: leave out --dry_run.")
         return
 
-    where = {"private": publication.hub_private_repo, "revision": publication.hub_revision}
+    # The Hub
+    options = {"private": publication.hub_private_repo, "revision": publication.hub_revision}
     try:
-        info = publish(folder, repo_id, message=publication.message, license=publication.license, **where)
+        info = publish(folder, repo_id, message=publication.message, license=publication.license, **options)
     except PushFailed as error:
         raise PushFailed(f"{error} All of it lies in {folder}: give the same command again.") from error
     print(f"Pushed to {info.repo_url}")
-
-
-def find_model(run: Path, merged: bool, evaluated: bool, unfinished: bool) -> Path:
-    """The folder to publish of a run: its adapter or its model; [`InputError`] unless it is finished."""
-    names = ["robust", "adapter"] if merged else ["adapter", "robust"]
-    folder = next((one for one in (run, *(run / name for name in names)) if (one / TRAINING_FILE).is_file()), None)
-    if folder is None and evaluated and (run / "config.json").is_file():
-        return run
-    if folder is None:
-        raise InputError(
-            f"{run} isn't a finished run: neither it nor its robust/ has a {TRAINING_FILE}, which recipes/hpt_gpd.py "
-            "and HPTTrainer write beside a model. A model that hpt only measured needs --evaluations."
-        )
-    record = read_run(folder)
-    if record["step"] < record["steps"] and not unfinished:
-        raise InputError(
-            f"{folder} isn't a finished run: it stopped after step {record['step']} of {record['steps']}. With "
-            "--unfinished True it is published as what it is."
-        )
-    return folder
-
-
-def read_evaluations(run: Path, given: list[str] | None) -> dict[str, list[Row]]:
-    """The rows of each evaluation."""
-    own = [str(run / "evaluation")] if (run / "evaluation" / "results.jsonl").is_file() else []
-    return {one: read_result_rows(one) for one in (own if given is None else given)}
-
-
-def add_evaluations(folder: Path, evaluations: dict[str, list[Row]], asked_for: bool) -> None:
-    """Add rows to the card; one that has none of this model is refused if it was asked for, or else left out."""
-    if not evaluations:
-        return
-    # Of an adapter, the merged model beside it is evaluated
-    evaluated = folder.parent / "robust" if (folder / "adapter_config.json").is_file() else folder
-    weights = hash_weights(load_dual_encoder(str(evaluated))[0].state_dict())
-    others = [name for name, rows in evaluations.items() if not any(row.weights == weights for row in rows)]
-    if others and asked_for:
-        raise InputError(
-            f"{others[0]} has no results of the weights in {evaluated}: evaluate this model, or leave it out."
-        )
-    for name, rows in evaluations.items():
-        if name in others:
-            print(f"Left out: {name} has no results of the weights in {evaluated}.")
-        else:
-            add_evaluation(folder, rows, weights)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from hpt.files import check_folder
 from hpt.models.loading import load_named
 from hpt.processes import join_processes
 from hpt.radius import Fraction, check_eps
-from hpt.references import name_and_source, refuse_same_names
+from hpt.references import Reference, parse_model, refuse_same_names
 
 
 @dataclass
@@ -58,28 +58,30 @@ class Ranking:
 def main():
     (settings, _) = parse_config((Ranking,))
     eps = sorted({float(Fraction(one)) for one in settings.eps})
-    check(settings, eps)
+    dataset = parse_benchmark(settings.dataset)
+    target, *candidates = [parse_model(text) for text in (settings.target, *settings.proxies)]
+    check(settings, eps, dataset, [target, *candidates])
     state = join_processes(settings.use_cpu)
 
     # Data and models
-    benchmark = load_images(settings)
-    models = dict(load_named(text, state.device) for text in (settings.target, *settings.proxies))
+    benchmark = load_images(settings, dataset)
+    models = dict(load_named(model, state.device) for model in (target, *candidates))
 
     # Measure
-    target, output = name_and_source(settings.target)[0], Path(settings.output_dir)
+    output = Path(settings.output_dir)
     matrix = TransferMatrix(models, benchmark, eps, settings.steps, settings.seed, output)
     matrix.measure(settings.batch_size, settings.num_workers, state)
     if state.is_main_process:
-        report(matrix, target, output)
+        report(matrix, target.name, output)
     state.wait_for_everyone()  # or the launcher would end a process that is still drawing
 
 
-def check(settings: Ranking, eps: list[float]) -> None:
+def check(settings: Ranking, eps: list[float], dataset: Reference, models: list[Reference]) -> None:
     """Refuse what can't be meant, before anything is downloaded."""
     check_folder(Path(settings.output_dir))
-    if "split" in parse_benchmark(settings.dataset)[2] and settings.validation_size:
+    if "split" in dataset.settings and settings.validation_size:
         raise InputError("The dataset names its split, so nothing is held out: leave out validation_size.")
-    refuse_same_names(name_and_source(text)[0] for text in (settings.target, *settings.proxies))
+    refuse_same_names(model.name for model in models)
     if not settings.proxies or not eps:
         raise InputError("There are no proxies, or no eps: give one or several of each.")
     for one in eps:
@@ -90,15 +92,15 @@ def check(settings: Ranking, eps: list[float]) -> None:
             raise InputError(f"{name} is {getattr(settings, name)}, but must be at least {value}.")
 
 
-def load_images(settings: Ranking) -> Benchmark:
+def load_images(settings: Ranking, dataset: Reference) -> Benchmark:
     """The images to choose by: a validation split, images held out of the training split, or a split that is named."""
-    if "split" in parse_benchmark(settings.dataset)[2]:
-        benchmark = load_benchmark(settings.dataset, protocol=settings.protocol)
+    if "split" in dataset.settings:
+        benchmark = load_benchmark(dataset, protocol=settings.protocol)
     else:
-        _, benchmark = load_training_data(settings.dataset, settings.validation_size, settings.protocol)
+        _, benchmark = load_training_data(dataset, settings.validation_size, settings.protocol)
     if benchmark is None:
         raise InputError(
-            f"{settings.dataset} has no validation split to choose on: give --validation_size N, training images that "
+            f"{dataset} has no validation split to choose on: give --validation_size N, training images that "
             "no candidate was trained on."
         )
     benchmark = benchmark.subset(settings.max_samples, settings.seed)

@@ -174,6 +174,7 @@ FAMILIES = {
     "GroupViT": ({}, GROUPS, {"projection_dim": 8, "projection_intermediate_dim": 16}),
     "Aimv2": ({}, {}, {"projection_dim": 8}),
     "CLIPSeg": ({}, {}, {"projection_dim": 8}),
+    "VisionTextDualEncoder": ({"model_type": "bert"}, {"model_type": "vit"}, {"projection_dim": 8}),
     "OwlViT": ({"max_position_embeddings": 77}, {}, {"projection_dim": 8}),
 }
 

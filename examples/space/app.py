@@ -16,6 +16,7 @@ import torch
 
 from hpt import InputError, ZeroShotClassifier
 from hpt.models.loading import load_named
+from hpt.references import parse_model
 
 
 QUICKSTART = {"vanilla": "outputs/quickstart/target", "robust": "outputs/quickstart/robust"}
@@ -56,7 +57,7 @@ def load_models(sources: dict[str, str]) -> dict[str, ZeroShotClassifier]:
                 "--vanilla and --robust, or by the variables VANILLA and ROBUST."
             )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return {name: load_named(source, device)[1] for name, source in sources.items()}
+    return {name: load_named(parse_model(source), device)[1] for name, source in sources.items()}
 
 
 if __name__ == "__main__":

@@ -10,11 +10,8 @@ import torch
 from datasets import Dataset, IterableDataset
 from PIL import Image
 
-from hpt.data.images import ImageTransform, check_labels, stratified_rows
+from hpt.data.images import UNUSABLE_IMAGE, ImageTransform, check_labels, stratified_rows
 from hpt.errors import InputError
-
-
-UNUSABLE_IMAGE = (OSError, SyntaxError, Image.DecompressionBombError)  # what PIL raises for broken files
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +69,8 @@ class Benchmark(torch.utils.data.Dataset):
             ) from error
         ids = rows if self.sample_ids is None else self.sample_ids[rows].tolist()
         return [
-            {"pixel_values": pixels, "labels": label, "sample_ids": number}
-            for pixels, label, number in zip(pixel_values, examples["label"], ids, strict=True)
+            {"pixel_values": pixels, "labels": label, "sample_ids": sample_id}
+            for pixels, label, sample_id in zip(pixel_values, examples["label"], ids, strict=True)
         ]
 
     def ids(self) -> np.ndarray:
@@ -131,8 +128,8 @@ class StreamingBenchmark(torch.utils.data.IterableDataset):
         """A row of [`encoded_rows`] as an item; messages call it `row`, or else by its file or checksum."""
         image, label = example["image"], example["label"]
         if row is None:
-            named = isinstance(image, dict) and image["path"]
-            row = f"the row named {named!r}" if named else f"the row with CRC-32 {_stream_id(image):08x}"
+            file = isinstance(image, dict) and image["path"]
+            row = f"the row named {file!r}" if file else f"the row with CRC-32 {_stream_id(image):08x}"
         if not isinstance(label, int) or not 0 <= label < len(self.class_names):
             raise InputError(
                 f"{row[0].upper()}{row[1:]} of {self.name} ({self.split}) has label {label!r}, but labels go from 0 "
@@ -152,11 +149,13 @@ class StreamingBenchmark(torch.utils.data.IterableDataset):
         if rows < 1:
             raise InputError(f"Can't take {rows} rows of {self.name} ({self.split}): give at least 1.")
         encoded = self.dataset.cast_column("image", datasets.Image(decode=False)).take(rows)
-        taken = list(encoded)
-        dataset = Dataset.from_list(taken, encoded.features).cast_column("image", datasets.Image())
+        examples = list(encoded)
+        dataset = Dataset.from_list(examples, encoded.features).cast_column("image", datasets.Image())
         check_labels(dataset, self.class_names, f"{self.name} ({self.split})")
-        ids = np.array([_stream_id(one["image"]) for one in taken])
-        return Benchmark(dataset=dataset, sample_ids=ids, **{k: v for k, v in vars(self).items() if k != "dataset"})
+        ids = np.array([_stream_id(example["image"]) for example in examples])
+        return Benchmark(
+            dataset=dataset, sample_ids=ids, **{name: value for name, value in vars(self).items() if name != "dataset"}
+        )
 
 
 def _stream_id(image: dict | Image.Image | None) -> int:

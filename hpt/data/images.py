@@ -20,6 +20,7 @@ from hpt.errors import InputError
 
 # Modes whose conversion to 8-bit RGB would clip or rescale the values rather than keep them.
 UNCONVERTIBLE_MODES = ("I", "F")
+UNUSABLE_IMAGE = (OSError, SyntaxError, Image.DecompressionBombError)  # what PIL raises for broken files
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,10 @@ class ImageTransform:
 def resize_as_trained(image_processor) -> None:
     """Let a processor resize bicubically, as [`ImageTransform`] and `ZeroShotClassifier` do, with a warning."""
     if image_processor.do_resize and image_processor.resample != Image.BICUBIC:
-        number = image_processor.resample
-        before = "an unknown filter" if number is None else Image.Resampling(number).name.lower()
+        resample = image_processor.resample
+        filter_name = "an unknown filter" if resample is None else Image.Resampling(resample).name.lower()
         warnings.warn(
-            f"The target's processor resizes by {before}, but images are resized bicubically here: so does the "
+            f"The target's processor resizes by {filter_name}, but images are resized bicubically here: so does the "
             "processor that is saved.",
             stacklevel=3,
         )
@@ -114,8 +115,8 @@ def hash_samples(dataset: datasets.Dataset) -> str:
     """64 hexadecimal digits that stand for the encoded images and labels of a dataset, in order."""
     state = hashlib.sha256(read_labels(dataset).astype(np.int64).tobytes())
     for example in dataset.select_columns("image").cast_column("image", datasets.Image(decode=False)):
-        source = example["image"]
-        content = source["bytes"] if source["bytes"] is not None else Path(source["path"]).read_bytes()
+        image = example["image"]
+        content = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
         state.update(len(content).to_bytes(8, "little") + content)
     return state.hexdigest()
 
@@ -138,7 +139,7 @@ def check_images(dataset: datasets.Dataset, name: str, same_size: bool = False) 
         try:
             image = Image.open(io.BytesIO(source["bytes"]) if source["bytes"] is not None else source["path"])
             check_mode(image)
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        except UNUSABLE_IMAGE as error:
             raise InputError(f"The image in row {row} of {name} can't be used: {error}.") from error
         sizes.add(image.size)
         if same_size and len(sizes) > 1:

@@ -13,18 +13,19 @@ from pathlib import Path
 
 from hpt.data.benchmark import Benchmark, StreamingBenchmark
 from hpt.data.images import ImageTransform, check_labels
-from hpt.data.names import parse_benchmark
-from hpt.data.records import BENCHMARKS, SIXTEEN, BenchmarkRecord
+from hpt.data.names import as_benchmark, loading_arguments, stands_for_all, the_sixteen
+from hpt.data.records import BENCHMARKS, BenchmarkRecord
 from hpt.data.sources import number_labels, read_splits, select_columns
 from hpt.errors import InputError, MissingSplit
 from hpt.prompts import check_class_names
+from hpt.references import Reference
 
 
 PROTOCOLS = ("hpt", "pmg")
 
 
 def load_benchmark(
-    name: str,
+    name: str | Reference,
     split: str = "test",
     path: str | None = None,
     protocol: str = "hpt",
@@ -40,9 +41,10 @@ def load_benchmark(
     """Load a benchmark's split by its record, or a split of any other image-classification set.
 
     Args:
-        name (`str`): Key in [`BENCHMARKS`]; `"all"` for the sixteen; or, of any other dataset, its Hub id, a folder
-            that `datasets` can load (of images, a subfolder per class, or of parquet files) or a `.parquet` file.
-            `"NAME=PATH"` gives `path` too, and `"birds=PATH:split=val,class_names=birds.txt"` the arguments below.
+        name (`str` or [`Reference`]): Key in [`BENCHMARKS`]; `"all"` for the sixteen; or, of any other dataset, its
+            Hub id, a folder that `datasets` can load (of images, a subfolder per class, or of parquet files) or a
+            `.parquet` file. `"NAME=PATH"` gives `path` too, and `"birds=PATH:split=val,class_names=birds.txt"` the
+            arguments below.
         split (`str`, *optional*, defaults to `"test"`): `"train"`, `"test"` (what the protocol evaluates, whatever
             the Hub calls it) or, where there is one, `"validation"`. Of other datasets, what they call it; for
             `"test"`, one that has a single split gives that.
@@ -70,26 +72,31 @@ def load_benchmark(
         raise InputError(f"Unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}.")
     settings = {"class_names": class_names, "image_column": image_column, "label_column": label_column}
     settings |= {"config": config, "template": template, "native_resolution": native_resolution}
-    if name == "all" or name.startswith("all="):
+    reference = name if isinstance(name, Reference) else Reference.parse(name)
+    if stands_for_all(reference):
         if given := [key for key, value in settings.items() if value]:
             raise InputError(
                 f"all takes its records as they are, but {given[0]} is given: load one benchmark by itself."
             )
-        return _load_all(split, name[4:] or path, protocol, streaming)
-    name, given, in_text = parse_benchmark(name)
-    settings |= in_text
-    path, split = given or path, settings.pop("split", split)
-    record = _find_record(name, path, split, **settings)
-    return _load(name, record, split, path or record.hub_id, protocol, streaming)
+        folder = reference.place if reference.named else None
+        return _load_all(split, folder or path, protocol, streaming)
+    reference = as_benchmark(reference)
+    settings |= loading_arguments(reference)
+    split = settings.pop("split", split)
+    record = _find_record(reference.name, split, **settings)
+    place = path or record.hub_id
+    if reference.source is None and place is not None:
+        reference = reference.at(place)
+    return _load(reference, record, split, protocol, streaming)
 
 
 def load_training_data(
-    text: str, validation_size: int = 0, protocol: str = "hpt", streaming: bool = False
+    name: str | Reference, validation_size: int = 0, protocol: str = "hpt", streaming: bool = False
 ) -> tuple[Benchmark | StreamingBenchmark, Benchmark | None]:
     """A training set, and a validation set that is never tested on, for choosing checkpoints, rates and proxies.
 
     Args:
-        text (`str`): A benchmark as recipes name it.
+        name (`str` or [`Reference`]): A benchmark, as of [`load_benchmark`], but not `"all"`.
         validation_size (`int`, *optional*, defaults to 0): Training images to hold out, the same in every recipe; at
             0, the dataset's own validation split is taken, if it has one.
         protocol (`str`, *optional*, defaults to `"hpt"`): As of [`load_benchmark`].
@@ -98,18 +105,18 @@ def load_training_data(
     Raises:
         InputError: as [`load_benchmark`], and for images to be held out of a stream.
     """
-    settings = parse_benchmark(text)[2]
+    benchmark = as_benchmark(name if isinstance(name, Reference) else Reference.parse(name))
     if streaming and validation_size:
         raise InputError("No images can be held out of a stream: leave validation_size out, or don't stream.")
-    train = load_benchmark(text, "train", protocol=protocol, streaming=streaming)
+    train = load_benchmark(benchmark, "train", protocol=protocol, streaming=streaming)
     if streaming:
         return train, None
     if validation_size:
         return train.hold_out(validation_size)
-    if "split" in settings:
+    if "split" in benchmark.settings:
         return train, None
     try:
-        return train, load_benchmark(text, "validation", protocol=protocol)
+        return train, load_benchmark(benchmark, "validation", protocol=protocol)
     except MissingSplit:
         return train, None
 
@@ -117,27 +124,27 @@ def load_training_data(
 def _load_all(split: str, path: str | None, protocol: str, streaming: bool) -> dict:
     if path is not None and not Path(path).is_dir():
         raise InputError(f"There is no folder {path!r} with copies of the benchmarks.")
-    found, missing = {}, []
-    for name in SIXTEEN:
+    loaded, missing = {}, []
+    for benchmark in the_sixteen(path):
         try:
-            found[name] = load_benchmark(name, split, path and f"{path}/{name}", protocol, streaming)
+            loaded[benchmark.name] = load_benchmark(benchmark, split, protocol=protocol, streaming=streaming)
         except InputError as error:
-            missing.append(f"{name}: {error}")
-    if not found:
+            missing.append(f"{benchmark.name}: {error}")
+    if not loaded:
         raise InputError(f"None of the sixteen benchmarks can be had, the first because: {missing[0]}")
     if missing:
         warnings.warn("Left out: " + " ".join(missing), stacklevel=3)
-    return found
+    return loaded
 
 
-def _find_record(name: str, source: str | None, split: str, *, template: str | None, **settings) -> BenchmarkRecord:
+def _find_record(name: str, split: str, *, template: str | None, **settings) -> BenchmarkRecord:
     """The record of that name, or one for a dataset that has none."""
     if name in BENCHMARKS:
         if changed := [key for key, value in settings.items() if value]:
             raise InputError(f"{name} has a record, which says its {changed[0]}: call the dataset by another name.")
         record = BENCHMARKS[name]
     else:
-        record = _make_record(split, source, **settings)
+        record = _make_record(split, **settings)
     if split not in record.splits:
         raise MissingSplit(f"{name} has no split {split!r}; known: {', '.join(record.splits)}.")
     if template is not None and "{}" not in template:
@@ -145,7 +152,7 @@ def _find_record(name: str, source: str | None, split: str, *, template: str | N
     return record if template is None else replace(record, template=template)
 
 
-def _make_record(split: str, source: str | None, *, class_names, native_resolution: bool, **fields) -> BenchmarkRecord:
+def _make_record(split: str, *, class_names, native_resolution: bool, **fields) -> BenchmarkRecord:
     """A record for a dataset that has none."""
     if isinstance(class_names, str):
         if not Path(class_names).is_file():
@@ -155,7 +162,6 @@ def _make_record(split: str, source: str | None, *, class_names, native_resoluti
         except UnicodeDecodeError as error:
             raise InputError(f"The class names in {class_names} aren't UTF-8: {error}.") from error
     return BenchmarkRecord(
-        hub_id=source,
         splits={split: split},
         native_splits=dict.fromkeys(PROTOCOLS, (split,) if native_resolution else ()),
         class_names=None if class_names is None else tuple(class_names),
@@ -163,36 +169,25 @@ def _make_record(split: str, source: str | None, *, class_names, native_resoluti
     )
 
 
-def _load(name: str, record: BenchmarkRecord, split: str, source: str | None, protocol: str, streaming: bool):
+def _load(reference: Reference, record: BenchmarkRecord, split: str, protocol: str, streaming: bool):
+    """The split, from where the reference says."""
+    name, place = reference.name, reference.place
     native = split in record.native_splits[protocol]
     if record.load is None:
-        dataset, class_names, split, commit = _read(record, split, source, streaming)
-    elif source is None:
+        dataset, class_names, split, commit = _read(reference, record, split, streaming)
+    elif place is None:
         dataset, commit = record.load(split), None
         class_names = dataset.features["label"].names
         dataset = dataset.to_iterable_dataset() if streaming else dataset
     else:
         raise InputError(f"{name} is embedded in its library: give no path.")
-    class_names = [record.clean_name(one) for one in class_names]
+    class_names = [record.clean_name(class_name) for class_name in class_names]
     if record.num_classes not in (None, len(class_names)):
-        raise InputError(f"{source} has {len(class_names)} classes, but {name} has {record.num_classes}.")
+        raise InputError(f"{place} has {len(class_names)} classes, but {name} has {record.num_classes}.")
     check_class_names(class_names)
     if not streaming:
         check_labels(dataset, class_names, f"{name} ({split})")
-        if split == "test" and record.num_rows not in (None, len(dataset)):
-            warnings.warn(
-                f"{name} has {len(dataset)} rows in {source} instead of {record.num_rows}: results on it aren't "
-                "comparable with published ones.",
-                stacklevel=3,
-            )
-        smallest = min(dataset[0]["image"].size) if record.num_classes is None and not native else 224
-        if smallest < 224:
-            warnings.warn(
-                f"{name} ({split}) has images of {smallest} pixels, which are enlarged to 256, cropped to 224 and "
-                "attacked there: with native_resolution they are attacked as they are.",
-                stacklevel=3,
-            )
-    return (StreamingBenchmark if streaming else Benchmark)(
+    benchmark = (StreamingBenchmark if streaming else Benchmark)(
         name,
         split,
         dataset,
@@ -200,16 +195,39 @@ def _load(name: str, record: BenchmarkRecord, split: str, source: str | None, pr
         record.template,
         ImageTransform() if native else ImageTransform(resize=256, crop=224),
         record.mean_per_class,
-        source=commit and f"{source.partition('@')[0]}@{commit}",
+        source=commit and f"{reference.source}@{commit}",
     )
+    if not streaming:
+        _warn_of_rows(benchmark, record, place)
+    return benchmark
 
 
-def _read(record: BenchmarkRecord, split: str, source: str, streaming: bool):
+def _warn_of_rows(benchmark: Benchmark, record: BenchmarkRecord, place: str | None) -> None:
+    """Say where results can't be compared with published ones, and where small images are enlarged."""
+    name, rows = benchmark.name, len(benchmark)
+    if benchmark.split == "test" and record.num_rows not in (None, rows):
+        warnings.warn(
+            f"{name} has {rows} rows in {place} instead of {record.num_rows}: results on it aren't comparable with "
+            "published ones.",
+            stacklevel=4,
+        )
+    if record.num_classes is not None or benchmark.attack_space == "native":
+        return
+    smallest = min(benchmark.dataset[0]["image"].size)
+    if smallest < 224:
+        warnings.warn(
+            f"{name} ({benchmark.split}) has images of {smallest} pixels, which are enlarged to 256, cropped to 224 "
+            "and attacked there: with native_resolution they are attacked as they are.",
+            stacklevel=4,
+        )
+
+
+def _read(reference: Reference, record: BenchmarkRecord, split: str, streaming: bool):
     """Dataset with columns `image` and `label`, its class names, the split that it is, and its commit on the Hub."""
-    wanted = record.splits[split].split("+")
+    wanted, place = record.splits[split].split("+"), reference.place
     any_split = record.num_classes is None and split == "test"
-    dataset, splits, known, commit = read_splits(source, record.config, wanted, streaming, any_split)
-    dataset = select_columns(dataset, record.image_column, record.label_column, source)
-    given = record.class_names and [one.strip() for one in record.class_names]
-    dataset, class_names = number_labels(dataset, given, source, whole=set(known) == set(splits))
+    dataset, splits, available, commit = read_splits(reference, record.config, wanted, streaming, any_split)
+    dataset = select_columns(dataset, record.image_column, record.label_column, place)
+    class_names = record.class_names and [class_name.strip() for class_name in record.class_names]
+    dataset, class_names = number_labels(dataset, class_names, place, whole=set(available) == set(splits))
     return dataset, class_names, split if splits == wanted else splits[0], commit

@@ -1,66 +1,105 @@
-"""How a command line names benchmarks: `cifar10`, `cifar10=PATH`, `owner/birds:label_column=species`."""
+"""How a command line names benchmarks: `cifar10`, `cifar10=PATH`, `owner/birds:label_column=species`, `all`."""
 
-import re
+from dataclasses import replace
 from pathlib import Path
 
-from hpt.data.records import (
-    BENCHMARKS,
-    SIXTEEN,
-)
+from hpt.data.records import BENCHMARKS, SIXTEEN
 from hpt.errors import InputError
+from hpt.references import Reference
 
 
 # What can stand behind the colon in "birds=PATH:label_column=species,class_names=birds.txt"
 SETTINGS = ("split", "config", "image_column", "label_column", "class_names", "template", "native_resolution")
 
 
-def parse_benchmark(text: str) -> tuple[str, str | None, dict]:
+def parse_benchmark(text: str) -> Reference:
     """A benchmark as recipes name it, `NAME`, `NAME=PATH` or `PATH`, with settings behind a colon or without.
-
-    Returns:
-        `tuple`: the name, where to read it if that is said, and the settings.
 
     Raises:
         InputError: for a name that is neither a record's nor a place to read from, or an unknown setting.
     """
-    source, listed = (text, None) if Path(text).exists() else re.fullmatch(r"(.*?)(?::(\w+=.*))?", text).groups()
-    settings = dict(item.split("=", 1) for item in re.split(r",(?=\w+=)", listed or "") if item)
-    for key in settings:
-        if key not in SETTINGS:
-            raise InputError(f"{text!r} sets {key!r}; known: {', '.join(SETTINGS)}.")
-    if "native_resolution" in settings:
-        if settings["native_resolution"] not in ("true", "false"):
-            raise InputError(f"{text!r} sets native_resolution, which must be true or false.")
-        settings["native_resolution"] = settings["native_resolution"] == "true"
-    name, equals, path = source.partition("=")
-    if name == "all":
+    return as_benchmark(Reference.parse(text))
+
+
+def as_benchmark(reference: Reference) -> Reference:
+    """The benchmark that a reference stands for: without a source if its record says that, and called by its own name.
+
+    Raises:
+        InputError: as [`parse_benchmark`].
+    """
+    _check_settings(reference)
+    if _first_word(reference) == "all":
         raise InputError(f"all is sixteen benchmarks, where one is needed: {', '.join(SIXTEEN)}.")
-    if equals and not Path(source).exists():
-        if not path or not name or "/" in name:
-            raise InputError(f"{text!r} must be NAME=PATH, with a name without /.")
-        return name, path, settings
-    if source in BENCHMARKS:
-        return source, None, settings
-    if "/" not in source and not Path(source).exists():
+    if reference.source is None and reference.name in BENCHMARKS:
+        return reference
+    if not reference.named and reference.place in BENCHMARKS:  # whatever folders there are
+        return Reference(reference.place, settings=reference.settings)
+    if reference.named:
+        if not reference.source or not reference.name or "/" in reference.name:
+            raise InputError(f"{str(reference)!r} must be NAME=PATH, with a name without /.")
+        return reference
+    return replace(reference, name=_name_of(reference))
+
+
+def _first_word(reference: Reference) -> str:
+    """The name as its text has it, or else the place."""
+    return reference.name if reference.named else reference.place
+
+
+def _check_settings(reference: Reference) -> None:
+    for key in reference.settings:
+        if key not in SETTINGS:
+            raise InputError(f"{str(reference)!r} sets {key!r}; known: {', '.join(SETTINGS)}.")
+    if reference.settings.get("native_resolution", "true") not in ("true", "false"):
+        raise InputError(f"{str(reference)!r} sets native_resolution, which must be true or false.")
+
+
+def _name_of(reference: Reference) -> str:
+    """What a dataset is called that is given by its place alone."""
+    place = reference.place
+    if "/" not in place and not Path(place).exists():
         raise InputError(
-            f"Unknown benchmark {source!r}; known: {', '.join(BENCHMARKS)}, all; or any other dataset by its Hub id "
+            f"Unknown benchmark {place!r}; known: {', '.join(BENCHMARKS)}, all; or any other dataset by its Hub id "
             "OWNER/NAME, its folder or its .parquet file."
         )
-    hub_id = source if Path(source).exists() else source.partition("@")[0]
-    name = Path(hub_id).resolve().name.removesuffix(".parquet")
-    of_record = {record.hub_id: known for known, record in BENCHMARKS.items()}.get(hub_id, name)
+    name = Path(reference.source).resolve().name.removesuffix(".parquet")
+    of_record = {record.hub_id: key for key, record in BENCHMARKS.items()}.get(reference.source, name)
     if of_record in BENCHMARKS:
         raise InputError(
-            f"{source!r} may be the benchmark {of_record} or another dataset: write {of_record}={source}, or "
-            f"NAME={source} with a name of your own."
+            f"{place!r} may be the benchmark {of_record} or another dataset: write {of_record}={place}, or "
+            f"NAME={place} with a name of your own."
         )
-    return name, source, settings
+    return name
 
 
-def expand_all(texts: list[str]) -> list[str]:
-    """Benchmarks as recipes name them, with the names of the sixteen in place of `all`, and `all=PATH` likewise."""
-    expanded = []
-    for text in texts:
-        name, equals, path = text.partition("=")
-        expanded += [f"{one}={path}/{one}" if equals else one for one in SIXTEEN] if name == "all" else [text]
-    return expanded
+def loading_arguments(benchmark: Reference) -> dict[str, str | bool]:
+    """A benchmark's settings as arguments of `load_benchmark`."""
+    settings = dict(benchmark.settings)
+    if "native_resolution" in settings:
+        settings["native_resolution"] = settings["native_resolution"] == "true"
+    return settings
+
+
+def stands_for_all(reference: Reference) -> bool:
+    """Whether it is `all` or `all=PATH`."""
+    return _first_word(reference) == "all" and not reference.settings
+
+
+def the_sixteen(folder: str | None) -> list[Reference]:
+    """The sixteen benchmarks, from a copy under each name in a folder, or by their records."""
+    return [Reference(name, folder and f"{folder}/{name}") for name in SIXTEEN]
+
+
+def expand_all(texts: list[str]) -> list[Reference]:
+    """Benchmarks as recipes name them, with the sixteen in place of `all` and of `all=PATH`.
+
+    Raises:
+        InputError: as [`parse_benchmark`].
+    """
+    benchmarks = []
+    for reference in map(Reference.parse, texts):
+        if stands_for_all(reference):
+            benchmarks += the_sixteen(reference.source if reference.named else None)
+        else:
+            benchmarks.append(as_benchmark(reference))
+    return benchmarks

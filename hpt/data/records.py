@@ -1,4 +1,4 @@
-"""What is known of each benchmark before it is loaded: one record each; and how recipes name benchmarks.
+"""What is known of each benchmark before it is loaded: one record each.
 
 The Hub ids, splits and columns were gathered from public pages; what a dataset's own features say is trusted over a
 record, and a loaded set that doesn't fit its record is refused.
@@ -63,10 +63,8 @@ def _load_digits(split: str):
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    pixels = [Image.fromarray(np.round(image * 255 / 16).astype(np.uint8)) for image in digits.images]
-    images = [
-        image.resize((32, 32), Image.BICUBIC) for image in pixels
-    ]  # 8x8 pixels leave an attack too few to change
+    small = [Image.fromarray(np.round(image * 255 / 16).astype(np.uint8)) for image in digits.images]
+    images = [image.resize((32, 32), Image.BICUBIC) for image in small]  # 64 pixels leave an attack too few to change
     names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     features = Features({"image": datasets.Image(), "label": ClassLabel(names=names)})
     dataset = Dataset.from_dict({"image": images, "label": digits.target.tolist()}, features=features)

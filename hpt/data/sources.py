@@ -14,6 +14,7 @@ from datasets.packaged_modules.parquet.parquet import ParquetConfig
 from pyarrow.dataset import ParquetFragmentScanOptions
 
 from hpt.errors import InputError, MissingSplit, explain_hub_error
+from hpt.references import Reference
 
 
 # What datasets raises for sets that are missing, gated, unreadable, other than their card says, or scripts.
@@ -21,12 +22,12 @@ LOADING_ERRORS = (OSError, ValueError, RuntimeError, DatasetsError)
 
 
 def read_splits(
-    source: str, config: str | None, splits: list[str], streaming: bool = False, only_split: bool = False
+    reference: Reference, config: str | None, splits: list[str], streaming: bool = False, only_split: bool = False
 ) -> tuple[Dataset | IterableDataset, list[str], list[str], str | None]:
     """Read splits of a dataset, joined in order.
 
     Args:
-        source (`str`): Hub id, `ID@REVISION`, a folder that `datasets` can load, or a `.parquet` file.
+        reference ([`Reference`]): Its source is a Hub id, a folder that `datasets` can load, or a `.parquet` file.
         config (`str`, *optional*): Its configuration; ignored for a local copy that has no such one.
         splits (`list[str]`): The splits, as the source calls them.
         streaming (`bool`, *optional*, defaults to `False`): Read rows as they are asked for, without downloading.
@@ -40,14 +41,15 @@ def read_splits(
     Raises:
         InputError: for a source that can't be had or read, or that lacks a split.
     """
+    place = reference.place
     try:
-        builder = _open(source, config, splits)
+        builder = _open(reference, config, splits)
         files = builder.config.data_files  # by split; None for what is in the cache while the Hub can't be reached
-        known = [str(split) for split in (builder.info.splits if files is None else files)]
-        if only_split and len(known) == 1:
-            splits = known
-        if missing := [split for split in splits if split not in known]:
-            raise MissingSplit(f"{source} has no split {missing[0]!r}; it has: {', '.join(known)}.")
+        available = [str(split) for split in (builder.info.splits if files is None else files)]
+        if only_split and len(available) == 1:
+            splits = available
+        if missing := [split for split in splits if split not in available]:
+            raise MissingSplit(f"{place} has no split {missing[0]!r}; it has: {', '.join(available)}.")
         if not isinstance(builder, FolderBasedBuilder):  # which finds its class names in the folders of all splits
             _keep_only(builder, splits)
         if isinstance(builder.config, ParquetConfig):  # else Arrow keeps all that it has read of a file until its end
@@ -55,34 +57,34 @@ def read_splits(
         if not streaming:
             builder.download_and_prepare()
             if empty := [split for split in splits if builder.info.splits[split].num_examples == 0]:
-                raise InputError(f"The split {empty[0]!r} of {source} has no rows.")
+                raise InputError(f"The split {empty[0]!r} of {place} has no rows.")
         read = builder.as_streaming_dataset if streaming else builder.as_dataset
         dataset = datasets.concatenate_datasets([read(split=split) for split in splits])
     except InputError:
         raise
     except LOADING_ERRORS as error:
-        raise explain_hub_error("dataset", source, error) from error
-    return dataset, splits, known, None if Path(source).exists() else builder.hash
+        raise explain_hub_error("dataset", place, error) from error
+    return dataset, splits, available, None if Path(place).exists() else builder.hash
 
 
-def _open(source: str, config: str | None, splits: list[str]) -> DatasetBuilder:
+def _open(reference: Reference, config: str | None, splits: list[str]) -> DatasetBuilder:
     """The builder of a dataset, which has downloaded no more than its description."""
     cache = f"{datasets.config.HF_DATASETS_CACHE}/hpt/{'+'.join(splits)}"
-    if Path(source).is_file() and not source.endswith(".parquet"):
+    source, revision, place = reference.source, reference.revision, reference.place
+    if Path(place).is_file() and not place.endswith(".parquet"):
         raise InputError(
-            f"{source} is no .parquet file: give one, or a folder of them or of images, one for each class."
+            f"{place} is no .parquet file: give one, or a folder of them or of images, one for each class."
         )
-    if Path(source).is_file():
-        return datasets.load_dataset_builder("parquet", data_files=source, cache_dir=cache)
-    if Path(source).is_dir():
-        named = config in datasets.get_dataset_config_names(source)  # a bare copy of the data files names none
-        return datasets.load_dataset_builder(source, config if named else None, cache_dir=cache)
-    name, _, revision = source.partition("@")
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise InputError(f"There is no folder or file {source!r}, and it is no Hub id, which is OWNER/NAME.")
+    if Path(place).is_file():
+        return datasets.load_dataset_builder("parquet", data_files=place, cache_dir=cache)
+    if Path(place).is_dir():
+        named = config in datasets.get_dataset_config_names(place)  # a bare copy of the data files names none
+        return datasets.load_dataset_builder(place, config if named else None, cache_dir=cache)
+    if source.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise InputError(f"There is no folder or file {place!r}, and it is no Hub id, which is OWNER/NAME.")
     if revision:  # offline, the newest in the cache is taken
         cache += f"@{revision.replace('/', '-')}"
-    return datasets.load_dataset_builder(name, config, revision=revision or None, cache_dir=cache)
+    return datasets.load_dataset_builder(source, config, revision=revision, cache_dir=cache)
 
 
 def _keep_only(builder: DatasetBuilder, splits: list[str]) -> None:

@@ -140,8 +140,16 @@ def read_result_rows(path: str | Path) -> list[Row]:
     path = path / "results.jsonl" if path.is_dir() else path
     if not path.is_file():
         raise InputError(f"There are no results at {path}: give the output_dir of recipes/evaluate.py.")
-    known = {one.name for one in fields(Row)}
-    lines = json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else read_lines(path)
+    return as_rows(json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else read_lines(path), path)
+
+
+def as_rows(lines: list, path: Path) -> list[Row]:
+    """The rows that a file's lines of JSON are.
+
+    Raises:
+        InputError: if one isn't a row, naming the file at `path`.
+    """
+    known = {field.name for field in fields(Row)}
     for number, line in enumerate(lines, start=1):
         if not isinstance(line, dict) or set(line) != known:
             raise InputError(f"Row {number} of {path} isn't one of this version of hpt: evaluate again.")

@@ -4,36 +4,46 @@ import re
 from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard
-from huggingface_hub.errors import (
-    RemoteEntryNotFoundError,
-)
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from yaml import YAMLError
 
 from hpt.errors import InputError
-from hpt.hub.folder import CARD_FILE
+from hpt.hub.folder import CARD_FILE, ModelFolder
 
 
+NOTE = (
+    "<!-- Between each pair of hpt markers the text is written anew with every save; "
+    "what stands elsewhere is kept. -->"
+)
+LOADED_BY = re.compile(r"<!-- Loaded by (.+?) -->")
 BLOCK = re.compile(r"<!-- hpt:(\w+) -->.*?<!-- /hpt:\1 -->", re.DOTALL)
 INTRODUCTION = re.compile(r"<!-- Between each pair of hpt markers .*?-->\n*", re.DOTALL)
 
 
-def read_card(folder: Path) -> str | None:
-    """The card in a folder, or `None`."""
-    file = folder / CARD_FILE
-    try:
-        return file.read_text(encoding="utf-8") if file.is_file() else None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} isn't UTF-8: {error}.") from error
+def mark(name: str, text: str) -> str:
+    """A section as it stands in a card, where [`BLOCK`] matches it."""
+    return f"<!-- hpt:{name} -->\n{text}\n<!-- /hpt:{name} -->"
+
+
+def loaded_by(model_id: str) -> str:
+    """A line that tells the id by which a model is loaded, which `read_model_id` reads back."""
+    return f"<!-- Loaded by {model_id} -->"
+
+
+def read_model_id(card: str) -> str | None:
+    """The id by which a card says that its model is loaded."""
+    stated = LOADED_BY.search(card)
+    return stated and stated[1]
 
 
 def merge_cards(new: str, old: str) -> str:
     """The new card with what the old one has beside hpt's sections, in its place, and its further metadata."""
     before, card = _parse(old), _parse(new)
-    data, made = before.data.to_dict(), card.data.to_dict()
-    tags = list(dict.fromkeys([*made["tags"], *(data.get("tags") or [])]))
-    if "model-index" not in made:  # a model-index that hpt didn't measure isn't kept
+    data, written = before.data.to_dict(), card.data.to_dict()
+    tags = list(dict.fromkeys([*written["tags"], *(data.get("tags") or [])]))
+    if "model-index" not in written:  # a model-index that hpt didn't measure isn't kept
         data.pop("model-index", None)
-    data = data | {name: value for name, value in made.items() if value is not None} | {"tags": tags}
+    data = data | {name: value for name, value in written.items() if value is not None} | {"tags": tags}
     card.data = type(card.data)(ignore_metadata_errors=True, **data)
     sections = {block[1]: block[0] for block in BLOCK.finditer(card.text)}
     known = [block[1] for block in BLOCK.finditer(before.text)]
@@ -83,19 +93,19 @@ def remote_card(api: HfApi, repo_id: str, revision: str | None = None) -> str | 
     return Path(file).read_text(encoding="utf-8")
 
 
-def choose_card(folder: Path, remote: str | None) -> str | None:
+def choose_card(folder: ModelFolder, remote: str | None) -> str | None:
     """Of the card in a folder and that on the Hub, the one whose hand-written parts are kept.
 
     Raises:
         InputError: if both have such parts, and not the same.
     """
-    local = read_card(folder)
+    local = folder.card
     if remote is None or local is None:
         return remote or local
     ours, theirs = hand_written(local), hand_written(remote)
     if ours and theirs and ours != theirs:
         raise InputError(
-            f"{folder / CARD_FILE} and the card on the Hub have different parts written by hand: bring them together "
-            "in the former, and put the same on the Hub."
+            f"{folder.path / CARD_FILE} and the card on the Hub have different parts written by hand: bring them "
+            "together in the former, and put the same on the Hub."
         )
     return local if ours else remote

@@ -1,114 +1,252 @@
-"""A trained model's folder: the files that hpt writes beside the weights, and what they hold."""
+"""`ModelFolder`: a folder with a model, and what hpt writes beside it. Only here are those files read and written.
+
+training.json         what the run was, from which the card is written
+run.yaml              settings that start it again, for `recipes/hpt_gpd.py --config`
+evaluation.jsonl      a row for each accuracy that was measured on these weights, or on the vanilla model's
+processor_check.json  how far the saved processor is from what was measured
+README.md             the model card
+figures/              training curves, and accuracy over eps
+"""
 
 import hashlib
 import json
 import os
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 
 import yaml
 
 from hpt.errors import InputError
-from hpt.evaluation.results import read_result_rows
+from hpt.evaluation.results import as_rows
 from hpt.evaluation.rows import Row
-from hpt.files import digest
+from hpt.files import digest, parse_lines, read_text
 
 
-CURVES = "training_curves.png"
-EVALUATION_FILE = "evaluation.jsonl"
+TRAINING_FILE, RUN_FILE, EVALUATION_FILE = "training.json", "run.yaml", "evaluation.jsonl"
+AGREEMENT_FILE, CARD_FILE = "processor_check.json", "README.md"
+CONFIG_FILE, ADAPTER_FILE = "config.json", "adapter_config.json"
+WEIGHTS = ("model.safetensors", "model-?????-of-?????.safetensors", "adapter_model.safetensors")
+FIGURES, CURVES = "figures", "training_curves.png"
 
-
-def read_rows(folder: Path) -> list[Row]:
-    """The rows that were added to a model's folder."""
-    file = folder / EVALUATION_FILE
-    return read_result_rows(file) if file.is_file() else []
-
-
-def add_rows(folder: Path, rows: list[Row], weights: set[str | None]) -> None:
-    """Add rows from [`publish_rows`] to those in a model's folder; one measured again replaces the old one.
-
-    `weights` has the hashes of the model's weights and of its vanilla original: rows of others go.
-    """
-    kept = {digest(row.settings()): row for row in [*read_rows(folder), *rows] if row.weights in weights}
-    file = folder / EVALUATION_FILE
-    incomplete = file.with_suffix(".incomplete")
-    incomplete.write_text("".join(f"{json.dumps(asdict(row))}\n" for row in kept.values()), encoding="utf-8")
-    os.replace(incomplete, file)
-
-
-AGREEMENT_FILE = "processor_check.json"
-
-
-def write_agreement(folder: Path, agreement: dict) -> None:
-    """Keep what [`compare_with_processor`] found beside the model."""
-    (folder / AGREEMENT_FILE).write_text(json.dumps(agreement, indent=1), encoding="utf-8")
-
-
-def read_agreement(folder: Path) -> dict | None:
-    """What [`write_agreement`] kept, or `None`."""
-    file = folder / AGREEMENT_FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-
-
-TRAINING_FILE, RUN_FILE = "training.json", "run.yaml"
+# Fields of a recipe that name models and data, which `run.yaml` has without their local folders
 MODELS = ("target", "proxy")
 MAY_BE_LOCAL = (*MODELS, "train_dataset", "eval_datasets")
-WEIGHTS = ("model.safetensors", "model-?????-of-?????.safetensors", "adapter_model.safetensors")
 
 
-def write_run(folder: Path, record: dict) -> None:
-    """Write `training.json` and `run.yaml` into a folder that holds the model.
+class ModelFolder:
+    """A model's folder, of which each file is read once, when it is first asked for; what is written replaces it.
 
-    What was measured on other weights that were there before is deleted. The adapters of a PEFT model there name their
-    base from here on as others may know it, and not by a local path.
+    Args:
+        path (`str` or `Path`): Where model and processor are saved. The weights stay what they are from here on: of a
+            folder that is saved into again, another `ModelFolder` is made.
     """
-    if (adapter := folder / "adapter_config.json").is_file():
-        config = json.loads(adapter.read_text(encoding="utf-8"))
-        config["base_model_name_or_path"] = record["target"]["name"]
-        config["revision"] = record["target"]["revision"]
-        adapter.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-    record = record | {"weights": hash_saved_weights(folder)}
-    if not has_same_weights(folder, record["weights"]):
-        for measured in (folder / EVALUATION_FILE, folder / AGREEMENT_FILE, *folder.glob("figures/robustness_*.png")):
-            measured.unlink(missing_ok=True)
-    (folder / TRAINING_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
-    text = yaml.safe_dump(record["settings"], sort_keys=False, allow_unicode=True)
-    if "PATH/" in text:
-        text = "# PATH stands for folders of the machine that it ran on.\n" + text
-    (folder / RUN_FILE).write_text(text, encoding="utf-8")
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._texts: dict[str, str | None] = {}
+        self._values: dict = {}
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @classmethod
+    def of_run(cls, run: Path, *, merged: bool = False, evaluated: bool = False, unfinished: bool = False):
+        """What is published of a run: its adapter or model, or the folder itself that a model was saved in.
+
+        Args:
+            run (`Path`): The output_dir of recipes/hpt_gpd.py, or the folder of a model.
+            merged (`bool`): Of a LoRA run, the merged model instead of the adapter.
+            evaluated (`bool`): Take a model that hpt didn't train too.
+            unfinished (`bool`): Take a run that stopped before its last step too.
+
+        Raises:
+            InputError: if it isn't a finished run.
+        """
+        names = ["robust", "adapter"] if merged else ["adapter", "robust"]
+        paths = [path for path in (run, *(run / name for name in names)) if (path / TRAINING_FILE).is_file()]
+        if not paths and evaluated and (run / CONFIG_FILE).is_file():
+            return cls(run)
+        if not paths:
+            raise InputError(
+                f"{run} isn't a finished run: neither it nor its robust/ has a {TRAINING_FILE}, which "
+                "recipes/hpt_gpd.py and HPTTrainer write beside a model. A model that hpt only measured needs "
+                "--evaluations."
+            )
+        folder = cls(paths[0])
+        if folder.is_unfinished and not unfinished:
+            raise InputError(
+                f"{folder} isn't a finished run: it stopped after step {folder.run['step']} of {folder.run['steps']}. "
+                "With --unfinished True it is published as what it is."
+            )
+        return folder
+
+    # The model
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the weights are those of a PEFT adapter."""
+        return self.text(ADAPTER_FILE) is not None
+
+    @property
+    def model(self) -> dict:
+        """The model's `architecture` and `image_size`, and of a run all else that is recorded of its target."""
+        return self.run["target"] if self.run else self._parsed(CONFIG_FILE, _parse_config)
+
+    @cached_property
+    def saved_weights(self) -> str:
+        """16 hexadecimal digits that stand for the files that hold the weights."""
+        state = hashlib.sha256()
+        for file in sorted(file for pattern in WEIGHTS for file in self.path.glob(pattern)):
+            state.update(file.name.encode())
+            with file.open("rb") as opened:
+                while chunk := opened.read(2**20):
+                    state.update(chunk)
+        return state.hexdigest()[:16]
+
+    @property
+    def evaluated_path(self) -> Path:
+        """Where the model lies that an evaluation measures: of an adapter, the merged model beside it."""
+        return self.path.parent / "robust" if self.is_adapter else self.path
+
+    # The run
+
+    @property
+    def run(self) -> dict | None:
+        """What the run was, as [`write_run`] wrote it, or `None` for a model that hpt didn't train.
+
+        Raises:
+            InputError: if it was damaged.
+        """
+        return self._parsed(TRAINING_FILE, _parse_run)
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether the model is of a run that hadn't come to its last step."""
+        return self.run is not None and self.run["step"] < self.run["steps"]
+
+    @property
+    def has_weights_of_run(self) -> bool:
+        """Whether the weights are those that the run is of; not if there is none, or it can't be read."""
+        try:
+            return self.run is not None and self.run["weights"] == self.saved_weights
+        except InputError:
+            return False
+
+    def write_run(self, record: dict) -> None:
+        """Write `training.json` and `run.yaml` beside the model that is saved here.
+
+        What was measured on other weights that were here before is deleted. The adapters of a PEFT model name their
+        base from here on as others may know it, and not by a local path.
+        """
+        if self.is_adapter:
+            base = {"base_model_name_or_path": record["target"]["name"], "revision": record["target"]["revision"]}
+            config = json.loads(self.text(ADAPTER_FILE)) | base
+            self._write(ADAPTER_FILE, json.dumps(config, indent=2, sort_keys=True))
+        if not self.has_weights_of_run:
+            for name in (EVALUATION_FILE, AGREEMENT_FILE, *(f"{FIGURES}/{name}" for name in self.robustness_pictures)):
+                self._delete(name)
+        self._write(TRAINING_FILE, json.dumps(record | {"weights": self.saved_weights}, indent=1))
+        settings = yaml.safe_dump(record["settings"], sort_keys=False, allow_unicode=True)
+        note = "# PATH stands for folders of the machine that it ran on.\n" if "PATH/" in settings else ""
+        self._write(RUN_FILE, note + settings)
+
+    # What was measured
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows that were added, of this model and of the vanilla one."""
+        return self._parsed(EVALUATION_FILE, _parse_rows) or []
+
+    def add_rows(self, rows: Iterable[Row], weights: set[str | None]) -> None:
+        """Add rows from [`publish_rows`] to those that are here; one measured again replaces the old one.
+
+        `weights` has the hashes of the model's weights and of its vanilla original: rows of others go.
+        """
+        kept = {digest(row.settings()): row for row in [*self.rows, *rows] if row.weights in weights}
+        self._write(EVALUATION_FILE, "".join(f"{json.dumps(asdict(row))}\n" for row in kept.values()))
+
+    @property
+    def agreement(self) -> dict | None:
+        """What [`compare_with_processor`] measured, or `None`."""
+        return self._parsed(AGREEMENT_FILE, _parse_json)
+
+    def write_agreement(self, agreement: dict) -> None:
+        """Keep what [`compare_with_processor`] measured beside the model."""
+        self._write(AGREEMENT_FILE, json.dumps(agreement, indent=1))
+
+    # Card and pictures
+
+    @property
+    def card(self) -> str | None:
+        """The model card, or `None`."""
+        return self.text(CARD_FILE)
+
+    def write_card(self, text: str) -> None:
+        """Replace the model card."""
+        self._write(CARD_FILE, text)
+
+    @property
+    def pictures(self) -> set[str]:
+        """Names of the pictures that there are now."""
+        return {file.name for file in (self.path / FIGURES).glob("*.png")}
+
+    @property
+    def robustness_pictures(self) -> list[str]:
+        """Those that show accuracy over eps, sorted."""
+        return sorted(name for name in self.pictures if name.startswith("robustness_"))
+
+    def make_figures(self) -> Path:
+        """Where pictures are drawn, made if it isn't there."""
+        (self.path / FIGURES).mkdir(exist_ok=True)
+        return self.path / FIGURES
+
+    def robustness_picture(self, benchmark: str, norm: str) -> Path:
+        """Where accuracy over eps is drawn."""
+        return self.path / FIGURES / f"robustness_{re.sub(r'[^A-Za-z0-9.-]', '_', benchmark)}_{norm}.png"
+
+    # Files
+
+    def names(self) -> list[str]:
+        """Names of all files that there are now, those in subfolders with their path from here, sorted."""
+        return sorted(file.relative_to(self.path).as_posix() for file in self.path.rglob("*") if file.is_file())
+
+    def text(self, name: str) -> str | None:
+        """What a file holds, or `None` if it isn't there.
+
+        Raises:
+            InputError: if it isn't UTF-8.
+        """
+        if name not in self._texts:
+            file = self.path / name
+            self._texts[name] = read_text(file) if file.is_file() else None
+        return self._texts[name]
+
+    def _parsed(self, name: str, parse: Callable[[str, Path], object]):
+        """What a file's text stands for, or `None` if it isn't there."""
+        if name not in self._values and (text := self.text(name)) is not None:
+            self._values[name] = parse(text, self.path / name)
+        return self._values.get(name)
+
+    def _write(self, name: str, text: str) -> None:
+        """Write a whole file, or leave the one that is there as it is."""
+        incomplete = self.path / f"{name}.incomplete"
+        incomplete.write_text(text, encoding="utf-8")
+        os.replace(incomplete, self.path / name)
+        self._texts[name] = text
+        self._values.pop(name, None)
+
+    def _delete(self, name: str) -> None:
+        (self.path / name).unlink(missing_ok=True)
+        self._texts[name] = None
+        self._values.pop(name, None)
 
 
-def hash_saved_weights(folder: Path) -> str:
-    """16 hexadecimal digits that stand for the files that hold a saved model's weights."""
-    state = hashlib.sha256()
-    for file in sorted(file for pattern in WEIGHTS for file in folder.glob(pattern)):
-        state.update(file.name.encode())
-        with file.open("rb") as opened:
-            while chunk := opened.read(2**20):
-                state.update(chunk)
-    return state.hexdigest()[:16]
-
-
-def has_same_weights(folder: Path, weights: str) -> bool:
-    """Whether a folder's `training.json` is of weights with this hash; not if there is none, or it can't be read."""
+def _parse_run(text: str, file: Path) -> dict:
     try:
-        record = read_run(folder)
-    except InputError:
-        return False
-    return record is not None and record["weights"] == weights
-
-
-def read_run(folder: Path) -> dict | None:
-    """What [`write_run`] wrote, or `None` for a model that hpt didn't train.
-
-    Raises:
-        InputError: if it was damaged.
-    """
-    file = folder / TRAINING_FILE
-    if not file.is_file():
-        return None
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = json.loads(text)
     except ValueError:
         record = None
     if not isinstance(record, dict) or not {"target", "schedule", "settings", "steps", "weights"} <= set(record):
@@ -116,4 +254,15 @@ def read_run(folder: Path) -> dict | None:
     return record
 
 
-CARD_FILE = "README.md"
+def _parse_rows(text: str, file: Path) -> list[Row]:
+    return as_rows(parse_lines(text.encode(), file)[0], file)
+
+
+def _parse_json(text: str, file: Path) -> dict:
+    return json.loads(text)
+
+
+def _parse_config(text: str, file: Path) -> dict:
+    """Of a model that hpt didn't train, what a card needs of its configuration."""
+    config = json.loads(text)
+    return {"architecture": config["architectures"][0], "image_size": config["vision_config"].get("image_size", 224)}

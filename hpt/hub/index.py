@@ -59,12 +59,12 @@ def as_row(result: EvalResult, model: str) -> Row:
 def is_sound(row: Row) -> bool:
     """Whether what a comparison needs of a row is there, of the right kind and possible."""
     texts = [row.benchmark, row.split, row.attack, row.attack_space]
-    texts += [one for one in (row.attacked, row.samples) if one is not None]
+    texts += [text for text in (row.attacked, row.samples) if text is not None]
     numbers = [row.accuracy, row.low, row.high] + ([] if row.attack == CLEAN else [row.eps])
-    numbers += [one for one in (row.steps, row.step_size, row.restarts) if one is not None]
-    if not all(isinstance(one, str) for one in texts) or type(row.n) is not int:
+    numbers += [number for number in (row.steps, row.step_size, row.restarts) if number is not None]
+    if not all(isinstance(text, str) for text in texts) or type(row.n) is not int:
         return False
-    if not all(isinstance(one, int | float) and 0 <= one < math.inf for one in numbers):
+    if not all(isinstance(number, int | float) and 0 <= number < math.inf for number in numbers):
         return False
     if not isinstance(row.parameters, dict) or not _is_list_of_texts(row.left_out) or not _has_json(row.parameters):
         return False
@@ -77,7 +77,7 @@ def is_sound(row: Row) -> bool:
 
 
 def _is_list_of_texts(value) -> bool:
-    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def _has_json(value: dict) -> bool:

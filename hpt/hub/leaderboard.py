@@ -1,7 +1,7 @@
 """Several checkpoints side by side, from the `model-index` of their cards, and never two different things in a column.
 
-boards = [read_board("robust=outputs/quickstart/robust"), read_board("me/another-clip@v2")]
-print(format_boards(boards, common_columns(boards)))
+boards = [read_board(parse_model(text)) for text in ("robust=outputs/quickstart/robust", "me/another-clip@v2")]
+print(format_boards(boards, shared_columns(boards)))
 """
 
 from collections.abc import Iterable
@@ -16,20 +16,16 @@ from matplotlib.figure import Figure
 from yaml import YAMLError
 
 from hpt.errors import InputError, explain_hub_error
-from hpt.evaluation.figures import (
-    COLORS,
-    error_bars,
-    save_figure,
-)
+from hpt.evaluation.figures import COLORS, error_bars, save_figure
 from hpt.evaluation.report import attack_with_step, format_accuracy, markdown_table
 from hpt.evaluation.rows import CLEAN, WORST_CASE, Row
-from hpt.files import digest
+from hpt.files import digest, read_text
 from hpt.hub.card_text import remote_card
-from hpt.hub.folder import CARD_FILE
+from hpt.hub.folder import CARD_FILE, ModelFolder
 from hpt.hub.index import as_row
 from hpt.hub.rows import THIS, shown_rows
 from hpt.radius import describe_radius
-from hpt.references import name_and_source
+from hpt.references import Reference
 
 
 @dataclass(frozen=True)
@@ -102,8 +98,8 @@ class Board:
     unusable: int
 
 
-def read_board(text: str) -> Board:
-    """The rows in the card of a checkpoint that is named as `NAME=PATH`, `PATH`, or `ID@REVISION` on the Hub.
+def read_board(model: Reference) -> Board:
+    """The rows in the card of a checkpoint, from a folder or from the Hub.
 
     Results of other tools can't be compared, nor those on images made against another model that isn't known by its
     weights.
@@ -111,62 +107,51 @@ def read_board(text: str) -> Board:
     Raises:
         InputError: if there is no card, it can't be read, or it has no results that hpt has measured.
     """
-    name, source = name_and_source(text)
-    results, rows = read_results(source), []
+    results, rows = read_results(model), []
     for result in results:
         with suppress(ValueError):
             rows.append(as_row(result, THIS))
     rows = [row for row in rows if row.attacked in (None, THIS) or "proxy_weights" in row.parameters]
     if not rows:
         raise InputError(
-            f"The card of {source} has no results of hpt in its model-index: evaluate and publish it first."
+            f"The card of {model.place} has no results of hpt in its model-index: evaluate and publish it first."
         )
-    return Board(name, {column_of(row): row for row in shown_rows(rows)}, len(results) - len(rows))
+    return Board(model.name, {column_of(row): row for row in shown_rows(rows)}, len(results) - len(rows))
 
 
-def read_results(source: str) -> list[EvalResult]:
+def read_results(model: Reference) -> list[EvalResult]:
     """The `model-index` of a local folder's card, or of one on the Hub."""
-    path = Path(source)
-    if not source:
+    if not model.source:
         raise InputError("A model's path is empty: give a folder or a Hub id.")
-    text = _read_local(path) if path.exists() else _read_from_hub(source)
+    path = Path(model.place)
+    text = _read_local(path) if path.exists() else _read_from_hub(model)
     if not text.startswith("---"):
         return []
     try:
         return ModelCard(text).data.eval_results or []
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        YAMLError,
-    ) as error:  # as huggingface_hub lets them through
+    except (ValueError, TypeError, KeyError, AttributeError, YAMLError) as error:  # huggingface_hub lets them through
         reason = " ".join(str(error).split())
-        raise InputError(f"The metadata of the card of {source} can't be read ({reason}): repair it.") from error
+        raise InputError(f"The metadata of the card of {model.place} can't be read ({reason}): repair it.") from error
 
 
 def _read_local(path: Path) -> str:
-    file = path / CARD_FILE if path.is_dir() else path
-    if not file.is_file():
+    card = ModelFolder(path).card if path.is_dir() else read_text(path)
+    if card is None:
         raise InputError(f"{path} has no {CARD_FILE}: give a folder that recipes/publish.py has written a card in.")
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} isn't UTF-8: {error}.") from error
+    return card
 
 
-def _read_from_hub(source: str) -> str:
-    repo_id, _, revision = source.partition("@")
+def _read_from_hub(model: Reference) -> str:
     try:
-        text = remote_card(HfApi(), repo_id, revision or None)
+        text = remote_card(HfApi(), model.source, model.revision)
     except Exception as error:  # whatever huggingface_hub and its transport raise
-        raise explain_hub_error("model card", repo_id, error) from error
+        raise explain_hub_error("model card", model.source, error) from error
     if text is None:
-        raise InputError(f"{repo_id} has no card on the Hub.")
+        raise InputError(f"{model.source} has no card on the Hub.")
     return text
 
 
-def select_columns(
+def shared_columns(
     boards: list[Board],
     benchmarks: list[str] | None = None,
     attacks: list[str] | None = None,
@@ -188,7 +173,7 @@ def select_columns(
             if (
                 (benchmarks is None or row.benchmark in benchmarks)
                 and (attacks is None or row.attack.partition(":")[0] in (CLEAN, *attacks))
-                and (eps is None or column.eps is None or any(abs(column.eps - one) < 1e-6 for one in eps))
+                and (eps is None or column.eps is None or any(abs(column.eps - radius) < 1e-6 for radius in eps))
             ):
                 wanted.setdefault(column, []).append(board.name)
     shared = [column for column, names in wanted.items() if len(names) == len(boards)]
@@ -212,7 +197,9 @@ def left_out(boards: list[Board], columns: list[Column]) -> list[str]:
     having = {column: ", ".join(board.name for board in boards if column in board.rows) for column in others}
     lines = [f"{': '.join(titles[column])} (only {names})" for column, names in having.items()]
     return lines + [
-        f"{one.unusable} of the results of {one.name}, which can't be compared" for one in boards if one.unusable
+        f"{board.unusable} of the results of {board.name}, which can't be compared"
+        for board in boards
+        if board.unusable
     ]
 
 
@@ -226,21 +213,29 @@ def make_panels(columns: list[Column]) -> dict[str, dict[str, Column]]:
 
 def format_boards(boards: list[Board], columns: list[Column]) -> str:
     """A Markdown table for each set of samples: a line per attack, checkpoints side by side, the most robust first."""
-    hardest = max(columns, key=lambda one: (one.attack.startswith(WORST_CASE), one.norm == "linf", one.eps or 0))
+    hardest = max(columns, key=_hardness)
     boards = sorted(boards, key=lambda board: -board.rows[hardest].accuracy)
     tables = []
     for title, own in make_panels(columns).items():
-        lines = [[attack, *(format_accuracy(board.rows[one]) for board in boards)] for attack, one in own.items()]
+        lines = [
+            [attack, *(format_accuracy(board.rows[column]) for board in boards)] for attack, column in own.items()
+        ]
         tables.append(f"{title}\n\n{markdown_table([['attack', *(board.name for board in boards)], *lines])}")
     return "\n\n".join(tables)
 
 
-def draw_leaderboard(boards: list, panels: dict[str, dict], path: str | Path) -> None:
+def _hardness(column: Column) -> tuple:
+    """Sorts columns from the weakest attack to the strongest."""
+    return column.attack.startswith(WORST_CASE), column.norm == "linf", column.eps or 0
+
+
+def draw_leaderboard(boards: list[Board], panels: dict[str, dict[str, Column]], path: str | Path) -> None:
     """Accuracy of each checkpoint in each column of a leaderboard, as bars with 95 % intervals, a panel per benchmark.
 
     Args:
-        boards (`list[Board]`): From `hpt.hub.leaderboard`.
-        panels (`dict[str, dict[str, Column]]`): From its `make_panels`; all boards have all columns.
+        boards (`list[Board]`): What is compared.
+        panels (`dict[str, dict[str, Column]]`): From [`make_panels`]; all boards have all columns.
+        path (`str` or `Path`): Of the picture.
     """
     heights = [len(own) * (0.12 + 0.16 * len(boards)) + 0.6 for own in panels.values()]
     figure = Figure(figsize=(8, sum(heights) + 0.5))

@@ -1,25 +1,20 @@
 """Pushing a trained model's folder to the Hub, so that an interrupted push goes on and nothing by hand is lost.
 
-publish("outputs/quickstart/robust", "me/robust-digits", private=True)
+publish(ModelFolder("outputs/quickstart/robust"), "me/robust-digits", private=True)
 """
 
 import shlex
 from contextlib import contextmanager
 from glob import escape
-from pathlib import Path
 
 from huggingface_hub import CommitInfo, HfApi, constants, get_token
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    LocalTokenNotFoundError,
-)
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
 from hpt.errors import InputError, PushFailed, causes
 from hpt.hub.card import write_card
 from hpt.hub.card_text import choose_card, is_own_card, remote_card, stated_license
 from hpt.hub.contents import CONFIGS, published_files, stale_files
-from hpt.hub.folder import read_run
+from hpt.hub.folder import ModelFolder
 
 
 WEIGHTS_OF_ANY = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
@@ -71,7 +66,7 @@ def _refuse_other_model(api: HfApi, repo_id: str, revision: str | None) -> None:
 
 
 def publish(
-    folder: str | Path,
+    folder: ModelFolder,
     repo_id: str,
     *,
     private: bool | None = None,
@@ -87,7 +82,7 @@ def publish(
     to the Hub aren't sent again.
 
     Args:
-        folder (`str` or `Path`): As [`HPTTrainer`] or its recipe saved it.
+        folder ([`ModelFolder`]): As [`HPTTrainer`] or its recipe saved it.
         repo_id, private, revision, token: see [`prepare_repository`].
         message (`str`, *optional*): Of the commit.
         license (`str`, *optional*): Of the weights, as the Hub spells it; otherwise what the run's recipe says, or
@@ -98,7 +93,6 @@ def publish(
             [`prepare_repository`] refuses.
         PushFailed: if the Hub can't be reached, or the repository has changed meanwhile; the folder stays complete.
     """
-    folder = Path(folder)
     published_files(folder, token)
     repo_id = prepare_repository(repo_id, private=private, revision=revision, token=token)
     api = HfApi(token=token)
@@ -109,7 +103,7 @@ def publish(
         names = published_files(folder, token)
         return api.upload_folder(
             repo_id=repo_id,
-            folder_path=folder,
+            folder_path=folder.path,
             commit_message=message,
             revision=revision,
             parent_commit=there.sha,  # so that a card that somebody writes right now isn't overwritten
@@ -118,21 +112,21 @@ def publish(
         )
 
 
-def _find_license(api: HfApi, folder: Path, old: str | None) -> str | None:
+def _find_license(api: HfApi, folder: ModelFolder, old: str | None) -> str | None:
     """What the run's recipe says, or the card that there is, or that of the target, if the Hub has it."""
-    record = read_run(folder)
-    stated = (record and record["license"]) or (old and stated_license(old))
-    if stated or record is None or record["target"]["hub_id"] is None:
+    run = folder.run
+    stated = (run and run["license"]) or (old and stated_license(old))
+    if stated or run is None or run["target"]["hub_id"] is None:
         return stated
     try:
-        data = api.model_info(record["target"]["hub_id"]).card_data
+        data = api.model_info(run["target"]["hub_id"]).card_data
     except HfHubHTTPError:
         return None
     return data and data.license
 
 
 def push_later(
-    folder: str | Path,
+    folder: ModelFolder,
     repo_id: str,
     *,
     private: bool | None = None,
@@ -140,10 +134,9 @@ def push_later(
     license: str | None = None,
 ) -> str:
     """The command that does what [`publish`] does with these arguments, once the Hub can be reached."""
-    options = {"run": folder, "hub_model_id": repo_id, "hub_private_repo": private}
+    options = {"run": folder.path, "hub_model_id": repo_id, "hub_private_repo": private}
     options |= {"hub_revision": revision, "license": license}
-    record = read_run(Path(folder))
-    options["unfinished"] = True if record and record["step"] < record["steps"] else None
+    options["unfinished"] = True if folder.is_unfinished else None
     given = [part for name, value in options.items() if value is not None for part in (f"--{name}", str(value))]
     return shlex.join(["python", "recipes/publish.py", *given])
 
@@ -162,9 +155,10 @@ def _push_errors_explained(repo_id: str):
 def explain_push_error(repo_id: str, error: Exception) -> Exception:
     """What kept a push from the Hub, in one line: [`InputError`] for what the user can mend, or [`PushFailed`]."""
     names = {base.__name__ for cause in causes(error) for base in type(cause).__mro__}
-    answered = [one for one in causes(error) if isinstance(one, HfHubHTTPError) and one.response is not None]
-    status = answered[-1].response.status_code if answered else None
-    said = " ".join(str(error).split()).rstrip(".")
+    http_errors = [cause for cause in causes(error) if isinstance(cause, HfHubHTTPError)]
+    responses = [cause.response for cause in http_errors if cause.response is not None]
+    status = responses[-1].status_code if responses else None
+    message = " ".join(str(error).split()).rstrip(".")
     if isinstance(error, HFValidationError):
         return InputError(f"hub_model_id is {repo_id!r}, but must be NAME, USER/NAME or ORGANISATION/NAME.")
     if isinstance(error, LocalTokenNotFoundError) or status == 401:
@@ -172,12 +166,12 @@ def explain_push_error(repo_id: str, error: Exception) -> Exception:
     if status in (403, 404):
         return InputError(
             f"The token may not write to {repo_id}: give a hub_model_id under your name, or under an organisation's "
-            f"that lets you, and a token with write permission. The Hub says: {said}."
+            f"that lets you, and a token with write permission. The Hub says: {message}."
         )
     if status == 412:
         reason = "somebody else has changed it meanwhile"
     elif names & {"TransportError", "ConnectionError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"}:
         reason = "it can't be reached, or HF_HUB_OFFLINE is set"
     else:
-        reason = f"{type(error).__name__}: {said or 'no message'}"
+        reason = f"{type(error).__name__}: {message or 'no message'}"
     return PushFailed(f"Nothing was pushed to {repo_id} on {constants.ENDPOINT}: {reason}.")

@@ -35,17 +35,17 @@ def shown_rows(rows: list[Row]) -> list[Row]:
 
     Of the worst cases, which grow with the attacks that ran, those over the most attacks stay.
     """
-    found = {_what(row): row for row in rows if row.attack not in (LARGE_EPS, WORST_CASE)}
+    others = {_measurement(row): row for row in rows if row.attack not in (LARGE_EPS, WORST_CASE)}
     worst = {}
     for row in rows:
         key = (row.model, row.sample_set, row.eps, row.norm)
         if row.attack == WORST_CASE and len(row.parameters["attacks"]) >= len(_attacks(worst.get(key))):
             worst[key] = row
-    return [*found.values(), *worst.values()]
+    return [*others.values(), *worst.values()]
 
 
-def _what(row: Row) -> tuple:
-    """Model, samples and attack."""
+def _measurement(row: Row) -> tuple:
+    """What two rows share that are the same measurement: model, samples and attack."""
     names = "model sample_set attacked attack eps norm steps step_size restarts".split()
     return (*(getattr(row, name) for name in names), digest(row.parameters))
 
@@ -59,11 +59,11 @@ def pair_up(rows: list[Row]) -> list[tuple[Row, Row | None]]:
 
     The attack is one on the model scored; or both on the same images, made against a third or the vanilla model.
     """
-    vanilla = {_how(row): row for row in rows if row.model == VANILLA}
-    return [(row, vanilla.get(_how(row))) for row in rows if row.model == THIS]
+    vanilla = {_comparison(row): row for row in rows if row.model == VANILLA}
+    return [(row, vanilla.get(_comparison(row))) for row in rows if row.model == THIS]
 
 
-def _how(row: Row) -> tuple:
+def _comparison(row: Row) -> tuple:
     """What two rows share that can be compared: their samples and attack."""
     attacked = "itself" if row.attacked in (THIS, VANILLA) else row.attacked
     attack = (row.attack, row.eps, row.norm, row.steps, row.step_size, row.restarts, attacked)
@@ -84,6 +84,8 @@ def radii(rows: list[Row]) -> dict[tuple, list[Row]]:
             key = (row.sample_set, row.norm, row.attack, row.steps, ratio, over)
             kinds.setdefault(key, []).append(row)
     several = {
-        key: found for key, found in kinds.items() if len({row.eps for row in found if row.model != VANILLA}) > 1
+        key: attacked
+        for key, attacked in kinds.items()
+        if len({row.eps for row in attacked if row.model != VANILLA}) > 1
     }
     return dict(sorted(several.items(), key=lambda item: item[0][2] != WORST_CASE))

@@ -8,6 +8,7 @@ Resizing and normalising happen inside, differentiably, so that an attack's eps 
 
 import copy
 import warnings
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -15,26 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from hpt.errors import InputError
+from hpt.models.families import check_dual_encoder, family_of
 from hpt.prompts import DEFAULT_TEMPLATE, check_class_names
-
-
-# These models were trained on prompts padded to the full length and pool the last position, padding included.
-PADDED_TO_FULL_LENGTH = {"siglip", "siglip2"}
-
-
-def check_dual_encoder(model: nn.Module) -> None:
-    """Raise [`InputError`] unless `model` embeds images and texts and has a logit scale or a temperature."""
-    embeds_both = hasattr(model, "get_image_features") and hasattr(model, "get_text_features")
-    if not embeds_both or not (hasattr(model, "logit_scale") or hasattr(model, "temperature")):
-        raise InputError(
-            f"{type(model).__name__} isn't a dual encoder: it needs get_image_features, get_text_features and a "
-            "logit_scale or temperature, as CLIPModel, SiglipModel or AlignModel have."
-        )
-    if model.config.model_type == "siglip2":
-        raise InputError(
-            "Siglip2Model takes images cut into patches of varying number (NaFlex): use a SigLIP 2 of fixed size, "
-            "such as google/siglip2-base-patch16-224."
-        )
 
 
 def input_size(image_processor) -> int:
@@ -58,7 +41,7 @@ def pixel_statistics(image_processor) -> tuple[list[float], list[float]]:
         again = image_processor.image_std
     offset = 1.0 if getattr(image_processor, "rescale_offset", False) else 0.0
     scale = 255 * image_processor.rescale_factor if image_processor.do_rescale else 255.0
-    return [(offset + one) / scale for one in mean], [s * a / scale for s, a in zip(std, again, strict=True)]
+    return [(offset + m) / scale for m in mean], [s * a / scale for s, a in zip(std, again, strict=True)]
 
 
 class Outputs(NamedTuple):
@@ -100,20 +83,22 @@ class ZeroShotClassifier(nn.Module):
     def __init__(self, model, processor, class_names=None, template=DEFAULT_TEMPLATE, image_mean=None, image_std=None):
         super().__init__()
         check_dual_encoder(model)
+        self.family = family_of(model)
         self.model = model
         self.processor = processor
         self.class_names = None if class_names is None else check_class_names(class_names)
         self.templates = [template] if isinstance(template, str) else list(template)
-        for one in self.templates:
-            if "{}" not in one:
-                raise InputError(f"The prompt template {one!r} has no {{}} where the class name goes.")
+        for prompt in self.templates:
+            if "{}" not in prompt:
+                raise InputError(f"The prompt template {prompt!r} has no {{}} where the class name goes.")
         self.image_size = input_size(processor.image_processor)
         mean, std = pixel_statistics(processor.image_processor)
         mean = mean if image_mean is None else image_mean
         std = std if image_std is None else image_std
         self.register_buffer("image_mean", torch.tensor(mean, device=model.device).view(3, 1, 1), persistent=False)
         self.register_buffer("image_std", torch.tensor(std, device=model.device).view(3, 1, 1), persistent=False)
-        self._text_parameters = [parameter for name, parameter in model.named_parameters() if "text" in name]
+        # The weights that class embeddings depend on
+        self.text_parameters = [weight for part in self.family.text_modules(model) for weight in part.parameters()]
         self._cached_text_embeds, self._cached_for = None, None
 
     def with_classes(self, class_names: list[str], template: str | list[str] | None = None) -> "ZeroShotClassifier":
@@ -157,11 +142,12 @@ class ZeroShotClassifier(nn.Module):
     def text_embeds(self) -> torch.Tensor:
         """Unit-length class embeddings `(num_classes, dim)` without gradients, cached while no text weight changes.
 
-        They are computed outside autocast, so that they don't depend on what asked for them first.
+        They are computed outside autocast and without dropout, so that they don't depend on what asked for them first.
         """
         state = self._text_state()
         if state != self._cached_for:
-            with torch.no_grad(), torch.autocast(self.model.device.type, enabled=False):
+            in_float32 = torch.autocast(self.model.device.type, enabled=False)
+            with torch.no_grad(), in_float32, _in_eval_mode(self.family.text_modules(self.model)):
                 self._cached_text_embeds, self._cached_for = self.encode_prompts(), state
         return self._cached_text_embeds
 
@@ -175,8 +161,7 @@ class ZeroShotClassifier(nn.Module):
         return embeds
 
     def _text_state(self) -> tuple:
-        parameters = self._text_parameters
-        return parameters[0].device, parameters[0].dtype, *(parameter._version for parameter in parameters)
+        return self.model.device, self.model.dtype, *(weight._version for weight in self.text_parameters)
 
     def encode_prompts(self, chunk_size: int = 256) -> torch.Tensor:
         """Class embeddings `(num_classes, dim)`: per class the mean over the templates, back on the unit sphere."""
@@ -191,7 +176,8 @@ class ZeroShotClassifier(nn.Module):
         return F.normalize(torch.cat(embeds).unflatten(0, (len(self.templates), -1)).mean(0), dim=-1)
 
     def tokenize(self, prompts: list[str]) -> dict[str, torch.Tensor]:
-        """Token ids of prompts, padded as the model needs it, on the CPU; a warning names one that is cut."""
+        """Token ids of prompts on the CPU, cased and padded as the model needs it; a warning names one that is cut."""
+        prompts = [prompt.lower() for prompt in prompts] if self.family.lowercases else prompts
         tokenizer = self.processor.tokenizer
         longest = min(tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings)
         lengths = [len(ids) for ids in tokenizer(prompts)["input_ids"]]
@@ -201,18 +187,16 @@ class ZeroShotClassifier(nn.Module):
                 f"text tower's {longest} tokens and are cut, such as {prompts[lengths.index(max(lengths))]!r}.",
                 stacklevel=2,
             )
-        padding = "max_length" if self.model.config.model_type in PADDED_TO_FULL_LENGTH else "longest"
+        padding = "max_length" if self.family.pads_to_full_length else "longest"
         return dict(tokenizer(prompts, padding=padding, truncation=True, max_length=longest, return_tensors="pt"))
 
     def logit_scale(self) -> torch.Tensor:
         """What the cosine is multiplied by: `exp(logit_scale)`, or `1 / temperature`; a scalar."""
-        if hasattr(self.model, "temperature"):  # ALIGN
-            return 1 / self.model.temperature
-        return self.model.logit_scale.exp()
+        return self.family.logit_scale(self.model)
 
     def logit_bias(self) -> torch.Tensor | float:
         """What is added to every logit: SigLIP's bias, 0 for the others."""
-        return self.model.logit_bias if hasattr(self.model, "logit_bias") else 0.0
+        return self.family.logit_bias(self.model)
 
 
 def _pooled(features) -> torch.Tensor:
@@ -228,3 +212,16 @@ def frozen_copy(classifier: ZeroShotClassifier) -> ZeroShotClassifier:
     mean, std = classifier.image_mean.flatten().tolist(), classifier.image_std.flatten().tolist()
     model.requires_grad_(False).eval()
     return ZeroShotClassifier(model, classifier.processor, classifier.class_names, classifier.templates, mean, std)
+
+
+@contextmanager
+def _in_eval_mode(modules: list[nn.Module]):
+    """Within, modules drop nothing out and use no batch statistics, as the texts of a BERT in training would."""
+    modes = [module.training for module in modules]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.train(mode)

@@ -7,8 +7,9 @@ import torch
 from safetensors import SafetensorError
 
 from hpt.errors import explain_hub_error
-from hpt.models.classifier import ZeroShotClassifier, check_dual_encoder
-from hpt.references import name_and_source
+from hpt.models.classifier import ZeroShotClassifier
+from hpt.models.families import check_dual_encoder
+from hpt.references import Reference
 
 
 def load_proxy(name: str, revision: str | None = None, dtype: torch.dtype = torch.float32) -> ZeroShotClassifier:
@@ -26,11 +27,9 @@ def load_proxy(name: str, revision: str | None = None, dtype: torch.dtype = torc
     return ZeroShotClassifier(model.requires_grad_(False).eval(), processor)
 
 
-def load_named(text: str, device: torch.device) -> tuple[str, ZeroShotClassifier]:
-    """A model as recipes name it, `NAME=PATH`, `PATH` or `ID@REVISION`: its name, and it frozen on its device."""
-    name, source = name_and_source(text)
-    source, _, revision = (source, "", "") if Path(source).exists() else source.partition("@")
-    return name, load_proxy(source, revision or None).to(device)
+def load_named(reference: Reference, device: torch.device) -> tuple[str, ZeroShotClassifier]:
+    """A model as recipes name it, from [`~hpt.references.parse_model`]: its name, and it frozen on its device."""
+    return reference.name, load_proxy(reference.source, reference.revision).to(device)
 
 
 def load_dual_encoder(name: str, revision: str | None = None, dtype: torch.dtype = torch.float32):

@@ -14,10 +14,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from hpt.errors import InputError
+from hpt.models.families import check_dual_encoder, family_of
 
 
-TOWERS = {"vision": "vision_model", "all": "(vision_model|text_model)"}
-LINEAR_LAYERS = r"encoder\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))"
+TRAINABLE = ("vision", "all")
 
 
 def add_lora(
@@ -29,27 +29,33 @@ def add_lora(
     which is the vanilla model; average and pull are those of `A` and of `B`, not of their product.
 
     Args:
-        model (`PreTrainedModel`): A CLIP, or a dual encoder with layers of the same names, such as SigLIP.
+        model (`PreTrainedModel`): A CLIP, or a dual encoder with layers of the same names, such as SigLIP, or whose
+            family has a record of its own.
         rank (`int`, *optional*, defaults to 8): Rows of `A` and columns of `B`.
         alpha (`float`, *optional*, defaults to `rank`): Scale of the adapters.
         trainable (`str`, *optional*, defaults to `"vision"`): `"vision"` for that tower, `"all"` for both.
         seed (`int`, *optional*, defaults to 0): What `A` is drawn from.
 
     Raises:
-        InputError: for a rank or scale out of range, a model that has adapters, or a tower without such layers.
+        InputError: for a rank or scale out of range, a model that is no dual encoder or has adapters, or a tower
+            without such layers.
     """
     check_lora(rank, alpha)
-    if trainable not in TOWERS:
-        raise InputError(f"Unknown trainable {trainable!r}; known: {', '.join(TOWERS)}.")
+    if trainable not in TRAINABLE:
+        raise InputError(f"Unknown trainable {trainable!r}; known: {', '.join(TRAINABLE)}.")
     if isinstance(model, PeftModel):
         raise InputError("The model has adapters already: merge them first, or train them as they are.")
-    for tower in ("vision_model", "text_model")[: 1 if trainable == "vision" else 2]:
-        if not any(re.fullmatch(rf"{tower}\.{LINEAR_LAYERS}", name) for name, _ in model.named_modules()):
+    check_dual_encoder(model)
+    family = family_of(model)
+    towers = family.tower_names[: 1 if trainable == "vision" else 2]
+    for tower in towers:
+        if not any(re.fullmatch(rf"{tower}\.{family.linear_layers}", name) for name, _ in model.named_modules()):
             raise InputError(
                 f"The {tower} of {type(model).__name__} has no layers named as CLIP's are, to adapt by LoRA: give a "
                 "PeftModel with target_modules of your own."
             )
-    layers = rf"{TOWERS[trainable]}\.{LINEAR_LAYERS}"
+    tower = towers[0] if len(towers) == 1 else f"({'|'.join(towers)})"
+    layers = rf"{tower}\.{family.linear_layers}"
     config = LoraConfig(r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=layers)
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -1,22 +1,13 @@
 """The weights of a target: which of them train, what stands for them, and where their forward goes."""
 
 import hashlib
-import math
 from contextlib import contextmanager
 
 import torch
 from torch import nn
-from transformers import TrainerCallback
 
 from hpt.errors import InputError
-
-
-VISION_PARTS = ("vision_model.", "visual_projection.")
-
-
-def plain_model(model: nn.Module) -> nn.Module:
-    """The model below a PEFT model's adapters; any other as it is."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
+from hpt.models.families import family_of, plain_model
 
 
 def plain_weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -41,8 +32,9 @@ def freeze_untrained(model, trainable: str) -> list[str]:
         `list[str]`: Names of the parameters that train; [`InputError`] if none does.
     """
     if not hasattr(model, "peft_config"):
-        for name, weight in model.named_parameters():
-            weight.requires_grad_(trainable == "all" or name.startswith(VISION_PARTS))
+        model.requires_grad_(trainable == "all")
+        for part in family_of(model).vision_modules(model):
+            part.requires_grad_(True)
     trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
     if not trained:
         raise InputError("Nothing in the target trains: load adapters with is_trainable=True.")
@@ -79,13 +71,3 @@ def architecture(model) -> dict:
     )
     config = model.config.vision_config.to_dict()
     return {key: value for key, value in config.items() if not any(word in key for word in ignored)}
-
-
-class LogitScaleCallback(TrainerCallback):
-    """Keep `logit_scale` at most ln 100 while it trains, as CLIP does (Radford et al., 2021, section 2.5)."""
-
-    MAXIMUM = math.log(100)
-
-    def on_optimizer_step(self, args, state, control, model: nn.Module, **kwargs):
-        with torch.no_grad():
-            model.logit_scale.clamp_(max=self.MAXIMUM)

@@ -20,6 +20,7 @@ from hpt.errors import InputError
 
 
 ANCHOR, TRANSFER = "anchor", "transfer"
+GPD_PAPER = "2601.12865"  # on arXiv
 
 
 @dataclass(frozen=True)

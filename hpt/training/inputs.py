@@ -10,7 +10,8 @@ from hpt.data.benchmark import Benchmark, StreamingBenchmark
 from hpt.data.images import ImageTransform, check_images, check_labels
 from hpt.data.streams import EpochStream
 from hpt.errors import InputError
-from hpt.models.classifier import ZeroShotClassifier, check_dual_encoder
+from hpt.models.classifier import ZeroShotClassifier
+from hpt.models.families import check_dual_encoder, check_towers
 from hpt.models.weights import architecture, plain_weights
 from hpt.training.config import HPTConfig
 from hpt.training.gpd import GPDSchedule
@@ -32,6 +33,7 @@ def check_target(target) -> None:
         InputError: naming what is wrong with it.
     """
     check_dual_encoder(target)
+    check_towers(target)
     if target.dtype not in (torch.float32, torch.float64):
         raise InputError(
             f"The target's weights are {target.dtype}: load it with dtype=torch.float32 and train with bf16=True."
@@ -80,11 +82,11 @@ def check_best_metric(args: HPTConfig, eval_dataset) -> None:
         raise InputError(f"metric_for_best_model is {metric!r}; known: {', '.join(known)}.")
 
 
-def _same_weights(one, other) -> bool:
-    first, second = plain_weights(one), plain_weights(other)
-    return first.keys() == second.keys() and all(
-        weight.shape == second[name].shape and torch.equal(weight.to(second[name]), second[name])
-        for name, weight in first.items()
+def _same_weights(target, proxy) -> bool:
+    weights, proxy_weights = plain_weights(target), plain_weights(proxy)
+    return weights.keys() == proxy_weights.keys() and all(
+        weight.shape == proxy_weights[name].shape and torch.equal(weight.to(proxy_weights[name]), proxy_weights[name])
+        for name, weight in weights.items()
     )
 
 
@@ -135,9 +137,10 @@ def as_training_set(dataset, args: HPTConfig, class_names: list[str], transform:
         return dataset
     if len(dataset.class_names) != len(class_names):
         raise InputError(f"{name} has {len(dataset.class_names)} classes, but there are {len(class_names)} names.")
-    kind = dataset.dataset.features["label"]
-    if not isinstance(kind, datasets.ClassLabel) and not str(getattr(kind, "dtype", kind)).startswith(("int", "uint")):
-        raise InputError(f"The labels of {name} are {kind}, but must be integers from 0.")
+    label = dataset.dataset.features["label"]
+    dtype = str(getattr(label, "dtype", label))
+    if not isinstance(label, datasets.ClassLabel) and not dtype.startswith(("int", "uint")):
+        raise InputError(f"The labels of {name} are {label}, but must be integers from 0.")
     if args.accelerator_config.dispatch_batches is False or args.accelerator_config.split_batches:
         raise InputError("A stream is read by one process for all: leave dispatch_batches and split_batches alone.")
     batches = args.schedule(None).steps_per_epoch * args.gradient_accumulation_steps * args.world_size

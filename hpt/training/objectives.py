@@ -28,10 +28,12 @@ class Objective(ABC):
         needs_proxy (`bool`): Whether it asks the step for `step.proxy(images)`.
         needs_original (`bool`): Whether it asks for `step.original(images)`, the target's frozen vanilla copy.
         needs_labels (`bool`): Whether it asks for `step.labels`.
+        arxiv (`str`, *optional*): Number of its paper on arXiv, for cards.
         fields (`tuple[str]`): Settings that stand in fields of [`HPTConfig`] of the same name too.
     """
 
     needs_proxy = needs_original = needs_labels = False
+    arxiv: str | None = None
     fields: tuple[str, ...] = ()
 
     def attack_loss(self, step: TrainingStep, images: torch.Tensor) -> torch.Tensor:
@@ -81,6 +83,7 @@ class RobustTransfer(Objective):
     """
 
     needs_proxy = needs_labels = True
+    arxiv = "2601.12865"
     fields = ("kl_direction", "temperature")
 
     def __init__(self, *, kl_direction: str = "proxy_to_target", temperature: float = 1.0):
@@ -111,6 +114,7 @@ class TeCoA(Objective):
     """Text-guided contrastive adversarial training (Mao et al., 2023, arXiv 2212.07016): `mean_i CE(T(x_a), y)`."""
 
     needs_labels = True
+    arxiv = "2212.07016"
 
     def __call__(self, step: TrainingStep) -> torch.Tensor:
         return cross_entropy(step.target(step.adversarial).logits, step.labels)  # CE(T(x_a), y)

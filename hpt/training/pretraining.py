@@ -6,6 +6,7 @@ or SigLIP, come out of an image-classification dataset alone.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -31,8 +32,9 @@ from hpt.data.loading import load_training_data
 from hpt.errors import InputError
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.loading import save_finished
-from hpt.models.weights import LogitScaleCallback, forward_redirected
+from hpt.models.weights import forward_redirected
 from hpt.prompts import DEFAULT_TEMPLATE
+from hpt.training.callbacks import LogitScaleCallback
 from hpt.training.identity import describe_training
 from hpt.training.inputs import check_launch
 from hpt.training.resumable import ResumableTrainer
@@ -90,8 +92,8 @@ class PretrainingConfig(TrainingArguments):
     def __post_init__(self):
         if self.push_to_hub:
             raise InputError("push_to_hub is for robust models: push a pretrained one by model.push_to_hub(name).")
-        if self.family not in FAMILIES:
-            raise InputError(f"Unknown family {self.family!r}; known: {', '.join(FAMILIES)}.")
+        if self.family not in PRETRAINED:
+            raise InputError(f"Unknown family {self.family!r}; known: {', '.join(PRETRAINED)}.")
         if self.image_size % self.patch_size:
             raise InputError(f"patch_size {self.patch_size} doesn't divide image_size {self.image_size}.")
         for tower in ("vision", "text"):
@@ -174,8 +176,16 @@ def sigmoid_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return -F.logsigmoid(signs * logits).sum(1).mean()
 
 
-# Family -> (how its models are built, its loss)
-FAMILIES = {"clip": (build_clip, contrastive_loss), "siglip": (build_siglip, sigmoid_loss)}
+@dataclass(frozen=True)
+class Pretraining:
+    """How a family is pretrained: what builds a model with random weights and its processor, and the loss."""
+
+    build: Callable[[PretrainingConfig], tuple]
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+# By the model type of the family's record in `hpt.models.families`
+PRETRAINED = {"clip": Pretraining(build_clip, contrastive_loss), "siglip": Pretraining(build_siglip, sigmoid_loss)}
 
 
 class ContrastiveTrainer(ResumableTrainer):
@@ -202,8 +212,8 @@ class ContrastiveTrainer(ResumableTrainer):
 
     def mathematics(self) -> dict:
         """See [`ResumableTrainer`]."""
-        theirs = {one.name for one in fields(TrainingArguments)} | {"train_dataset"}
-        own = [one.name for one in fields(PretrainingConfig) if one.name not in theirs]
+        theirs = {setting.name for setting in fields(TrainingArguments)} | {"train_dataset"}
+        own = [setting.name for setting in fields(PretrainingConfig) if setting.name not in theirs]
         return describe_training(self.args, own + MATHEMATICS, self.train_dataset)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -211,7 +221,7 @@ class ContrastiveTrainer(ResumableTrainer):
         templates = torch.randint(len(self.args.caption_templates), labels.shape, device=labels.device)
         captions = templates * len(self.classifier.class_names) + labels
         with self.accelerator.autocast(), forward_redirected(self.model, self._logits):
-            loss = FAMILIES[self.args.family][1](model(images, captions), labels)
+            loss = PRETRAINED[self.args.family].loss(model(images, captions), labels)
         return (loss, {}) if return_outputs else loss
 
     def _logits(self, images: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:
@@ -246,7 +256,7 @@ def pretrain(args: PretrainingConfig) -> None:
     """
     train_dataset, _ = load_training_data(args.train_dataset, args.validation_size)
     torch.manual_seed(args.seed)
-    model, processor = FAMILIES[args.family][0](args)
+    model, processor = PRETRAINED[args.family].build(args)
     trainer = ContrastiveTrainer(model, processor, args, train_dataset.subset(args.max_train_samples))
     trainer.train(resume_from_checkpoint="last")
     if trainer.is_world_process_zero():

@@ -20,11 +20,11 @@ from hpt.data.records import BENCHMARKS
 from hpt.data.streams import EpochStream
 from hpt.hub.folder import MAY_BE_LOCAL, MODELS
 from hpt.models.classifier import ZeroShotClassifier
-from hpt.models.weights import plain_model
+from hpt.models.families import plain_model
 from hpt.radius import Fraction, describe_eps
-from hpt.references import without_local_folder
+from hpt.references import Reference
 from hpt.training.config import HPTConfig
-from hpt.training.gpd import TRANSFER, GPDSchedule
+from hpt.training.gpd import ANCHOR, GPD_PAPER, TRANSFER, GPDSchedule
 
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft")
@@ -35,7 +35,6 @@ NOT_OF_THE_RUN = (
     "dataloader_pin_memory accelerator_config"
 ).split()
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-OPTIONS = re.compile(r"(.*?)(?::(\w+=.*))?")  # behind a benchmark, as `hpt.data.names.parse_benchmark` reads them
 
 
 def describe_run(
@@ -51,9 +50,11 @@ def describe_run(
 
     `recipe` has the recipe's fields, and `vanilla_weights` is the hash of what training began with.
     """
+    objectives = args.make_objectives()
+    papers = [objective.arxiv for objective in objectives.values()] + [GPD_PAPER] * (ANCHOR in objectives)
     adapter = getattr(classifier.model, "peft_config", {}).get("default")
     start = " from a random start" if args.attack_random_start else ""
-    optimizer = " ".join(str(getattr(one, "value", one)) for one in (args.optim, args.optim_args) if one)
+    optimizer = " ".join(str(getattr(part, "value", part)) for part in (args.optim, args.optim_args) if part)
     batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     return {
         "target": describe_model(classifier),
@@ -68,7 +69,8 @@ def describe_run(
         f"{describe_eps(args.attack_step_size)}{start}",
         "objective": args.objective,
         "anchor_objective": args.anchor_objective if args.anchor_epochs else None,
-        "divergence": args.make_objectives()[TRANSFER].describe(args.kl_reduction),
+        "divergence": objectives[TRANSFER].describe(args.kl_reduction),
+        "papers": list(dict.fromkeys(filter(None, papers))),
         "batch_size": batch_size,
         "processes": args.world_size,
         "optimizer": f"{optimizer}, weight decay {args.weight_decay:g}",
@@ -120,8 +122,8 @@ def describe_data(train: Benchmark | EpochStream) -> dict:
 
 def describe_settings(args: HPTConfig, recipe: dict) -> dict:
     """Fields of a recipe, and settings that differ from the defaults, as YAML has them."""
-    known = [one for one in fields(HPTConfig) if one.init and one.name not in NOT_OF_THE_RUN and "hub" not in one.name]
-    values = {one.name: (getattr(args, one.name), one.default) for one in known}
+    settings = [field for field in fields(HPTConfig) if field.init and field.name not in NOT_OF_THE_RUN]
+    values = {field.name: (getattr(args, field.name), field.default) for field in settings if "hub" not in field.name}
     changed = {name: value for name, (value, default) in values.items() if _changed(value, default)}
     changed |= {"seed": args.seed, "anchor_epochs": args.anchor_epochs, "transfer_epochs": args.transfer_epochs}
     given = {name: value for name, value in recipe.items() if value not in (None, []) and "pretrain_" not in name}
@@ -138,24 +140,16 @@ def _changed(value, default) -> bool:
 def _as_yaml(name: str, value):
     """A setting as it would be written by hand: radii as fractions, no local path, nothing but plain types."""
     if isinstance(value, list | tuple):
-        return [_as_yaml(name, one) for one in value]
+        return [_as_yaml(name, item) for item in value]
     if isinstance(value, dict | bool | int):
         return value
     if isinstance(value, float):
         text = describe_eps(value)
         return text if name in IN_PIXELS and Fraction(text) == value else float(value)
     text = str(getattr(value, "value", value))
-    return _without_local_path(text) if name in MAY_BE_LOCAL else text
-
-
-def _without_local_path(text: str) -> str:
-    """A model or benchmark as recipes name it, with local paths given by their last part alone: `PATH/cifar10`."""
-    if text in BENCHMARKS:  # whatever folders there are
-        return text
-    source, listed = (text, None) if Path(text).exists() else OPTIONS.fullmatch(text).groups()
-    parts = [source, *re.split(r",(?=\w+=)", listed)] if listed else [source]
-    source, *options = (without_local_folder(part) for part in parts)
-    return f"{source}:{','.join(options)}" if options else source
+    if name in MAY_BE_LOCAL and text not in BENCHMARKS:  # a record goes by its name, whatever folders there are
+        return Reference.parse(text).without_local_paths()
+    return text
 
 
 def describe_versions() -> dict:

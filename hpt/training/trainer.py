@@ -9,11 +9,13 @@ trainer.train()
 """
 
 import logging
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate.utils import DynamoBackend
+from huggingface_hub import CommitInfo
 from torch.optim.lr_scheduler import LambdaLR
 from transformers.trainer_utils import IntervalStrategy
 
@@ -24,15 +26,12 @@ from hpt.data.images import ImageTransform, collate, resize_as_trained, to_unit_
 from hpt.data.streams import EpochStream
 from hpt.errors import InputError, TrainingStopped
 from hpt.evaluation.figures import draw_training_curves
-from hpt.hub.folder import CURVES
+from hpt.hub.folder import CURVES, ModelFolder
+from hpt.hub.publisher import Publisher
 from hpt.models.classifier import ZeroShotClassifier, frozen_copy
-from hpt.models.weights import (
-    LogitScaleCallback,
-    forward_redirected,
-    freeze_untrained,
-    hash_weights,
-    plain_weights,
-)
+from hpt.models.weights import forward_redirected, freeze_untrained, hash_weights, plain_weights
+from hpt.training.callbacks import LogitScaleCallback
+from hpt.training.checkpoints import checkpoint_folder
 from hpt.training.config import MATHEMATICS, HPTConfig
 from hpt.training.gpd import ANCHOR, GPDCallback, get_gpd_schedule
 from hpt.training.identity import describe_proxy, describe_target, describe_training
@@ -47,8 +46,8 @@ from hpt.training.inputs import (
     own_class_names,
 )
 from hpt.training.objectives import Objective
-from hpt.training.publishing import PublishingTrainer
 from hpt.training.record import describe_run
+from hpt.training.resumable import ResumableTrainer
 from hpt.training.step import TrainingStep
 
 
@@ -61,13 +60,17 @@ class NonFiniteLossError(TrainingStopped):
     """The loss or a gradient became NaN or infinite; the last good state has been saved."""
 
 
-class HPTTrainer(PublishingTrainer):
+class HPTTrainer(ResumableTrainer):
     """Trainer for HPT-GPD (arXiv 2601.12865). `trainer.model` stays the plain model that was given.
 
     In each step PGD attacks the target, the target learns by the stage's objective, in HPT-GPD from the proxy, and
     [`GPDCallback`] keeps the EMA, restarts and pulls. The log has, beside Trainer's entries, `stage` (1 anchor,
     2 transfer) and, of the images of the logged step, `train_clean_accuracy`, `train_robust_accuracy`,
     `proxy_robust_accuracy` (a proxy on the images that attack the target) and `zero_gradient_share`.
+
+    Every save has a model card. With `push_to_hub`, the repository is made before anything long begins, and saves are
+    pushed in the background. One that comes while the last is still on its way isn't, unless `hub_always_push`: then
+    training waits for that one. A push that fails is said in a line, and training goes on.
 
     Args:
         model (`PreTrainedModel` or `PeftModel`): The target `T`, a dual encoder with float32 weights.
@@ -86,7 +89,9 @@ class HPTTrainer(PublishingTrainer):
         kwargs: Passed on to [`~transformers.Trainer`].
 
     Raises:
-        InputError: for a model, proxy, dataset or setting that can't be meant, before anything is trained.
+        InputError: for a model, proxy, dataset or setting that can't be meant, before anything is trained; and with
+            `push_to_hub`, without a token or permission, for a repository that holds another model, or, by `train()`,
+            for settings that would publish a local path or a token.
         NonFiniteLossError: by `train()`, when the loss or a gradient isn't finite; the last good state is saved.
     """
 
@@ -130,6 +135,13 @@ class HPTTrainer(PublishingTrainer):
         original = frozen_copy(classifier) if args.needs_original else None
         if "compute_metrics" not in kwargs:
             check_best_metric(args, eval_dataset)
+        self.publisher = Publisher(
+            args,
+            describe_run=self.describe_run,
+            draw_figures=self.draw_figures,
+            interrupted=lambda: self._sigterm,
+        )
+        self.push_in_progress = self.publisher.in_progress  # for which Trainer waits at its end
         kwargs = {"compute_metrics": _accuracies, "preprocess_logits_for_metrics": _predictions} | kwargs
         super().__init__(
             model=model,
@@ -150,11 +162,11 @@ class HPTTrainer(PublishingTrainer):
         self._compile_towers()
         if args.mixed_precision == "fp16" and args.device.type == "cpu":  # accelerate would train in float32, silently
             self.accelerator.native_amp, self.accelerator.scaler = True, torch.amp.GradScaler("cpu")
-        self._trains_text = any("text" in name for name in trained)
+        self._trains_text = any(weight.requires_grad for weight in self.classifier.text_parameters)
         if train_dataset is not None:
             self.gpd = GPDCallback(self.schedule, args.ema_decay, args.pull_ratio)
             self.add_callback(self.gpd)
-        if "logit_scale" in trained and "logit_bias" not in trained:  # SigLIP's, with a bias, begins above ln 100
+        if "logit_scale" in trained and self.classifier.family.clamps_logit_scale:
             self.add_callback(LogitScaleCallback())
 
     def _as_benchmark(self, dataset, name: str) -> Benchmark:
@@ -178,7 +190,8 @@ class HPTTrainer(PublishingTrainer):
         plugin = self.accelerator.state.dynamo_plugin
         if plugin.backend == DynamoBackend.NO:
             return
-        for tower in (self.model.vision_model, self.model.text_model, self.proxy.model.vision_model):
+        target, proxy = self.classifier, self.proxy
+        for tower in (*target.family.towers(target.model), *proxy.family.towers(proxy.model)[:1]):
             tower.compile(**plugin.to_kwargs())
         plugin.backend = DynamoBackend.NO  # accelerate would compile the whole model as well
 
@@ -186,6 +199,8 @@ class HPTTrainer(PublishingTrainer):
 
     def train(self, *args, **kwargs):
         """See [`~transformers.Trainer.train`]; one call goes through both stages."""
+        if self.args.push_to_hub:
+            self.publisher.refuse_private_run()
         self._micro_batches = 0
         self._diagnostics = []  # of the micro-batches of a step that is logged
         try:
@@ -406,7 +421,7 @@ class HPTTrainer(PublishingTrainer):
         return described
 
     def describe_run(self) -> dict:
-        """See [`~hpt.training.publishing.PublishingTrainer`]."""
+        """What `training.json` and the card say of the run so far."""
         if self.train_dataset is None:
             raise InputError("There is no run to describe on a card: the trainer has no train_dataset.")
         if self._described is None:
@@ -419,9 +434,98 @@ class HPTTrainer(PublishingTrainer):
         return self._described | progress | {"seconds": round(self.train_seconds(), 1), "best_step": self.best_step}
 
     def draw_figures(self, folder: Path) -> None:
-        """Training curves, once there is something to see."""
+        """Draw training curves into a folder, once there is something to see."""
         if any("train_clean_accuracy" in entry for entry in self.state.log_history):
             draw_training_curves(self.state.log_history, self.schedule.boundary, folder / CURVES)
+
+    # Cards and pushes, which the publisher writes and does
+
+    def _save(self, output_dir=None, state_dict=None) -> None:
+        folder = ModelFolder(output_dir or self.args.output_dir)
+        card = folder.card  # PEFT's save writes its own over it
+        super()._save(output_dir, state_dict)
+        if self.train_dataset is not None and self.args.should_save:
+            self.publisher.describe_save(folder, card)
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        """See [`~transformers.Trainer.save_model`]; with `push_to_hub`, what was saved is pushed."""
+        super().save_model(output_dir, _internal_call)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub("Model save", folder=output_dir or self.args.output_dir)
+
+    def describe(self, folder: str | Path, model_id: str | None = None, license: str | None = None) -> ModelFolder:
+        """Write `training.json`, `run.yaml`, pictures and the card into a folder that the model is saved in.
+
+        Args:
+            folder (`str` or `Path`): Where the model lies.
+            model_id (`str`, *optional*): Hub id that it will be loaded by.
+            license (`str`, *optional*): Of the weights, as the Hub spells it.
+
+        Returns:
+            [`ModelFolder`]: the folder, for all that is read of it or added to it further.
+        """
+        model = ModelFolder(folder)
+        self.publisher.describe(model, model_id, license)
+        return model
+
+    def create_model_card(self, model_name: str | None = None, license: str | None = None) -> None:
+        """Write the card in `output_dir` anew, with all that is known by now; see [`describe`]."""
+        if self.is_world_process_zero():
+            self.describe(self.args.output_dir, model_name, license)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Make the repository, or refuse what can't be pushed, on all ranks alike; no Hub is only a warning."""
+        if self.train_dataset is None:
+            raise InputError("There is no run to push: the trainer has no train_dataset. Leave push_to_hub out.")
+        self.publisher.prepare(token, private)
+        self.hub_model_id = self.publisher.repo_id
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Trainer calls this before a checkpoint is complete, which is too early."""
+
+    def _save_checkpoint(self, model, trial) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.push_to_hub and self.is_world_process_zero() and self.publisher.may_push_save():
+            self.callback_handler.on_push_begin(self.args, self.state, self.control)
+            step = self.state.global_step
+            self.publisher.push_save(ModelFolder(checkpoint_folder(self.args.output_dir, step)), step)
+
+    def push_to_hub(
+        self,
+        commit_message: str = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        folder: str | Path | ModelFolder | None = None,
+        license: str | None = None,
+    ) -> CommitInfo | Future | None:
+        """Save the model into `output_dir` and push it with its processor, card, curves, settings and evaluation.
+
+        Args:
+            folder (`str`, `Path` or [`ModelFolder`], *optional*): Push this one instead, in which a model of this run
+                was saved.
+            commit_message, blocking, token, revision, private, license: See [`Publisher.push`].
+
+        Returns:
+            `CommitInfo`, or a `Future` of it unless `blocking`; `None` on all ranks but the first.
+
+        Raises:
+            InputError: without a token or permission, or if the repository holds another model.
+            PushFailed: if the Hub can't be reached, with the command to push later.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if folder is None:
+            self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self._finish_current_push()
+        model = folder if isinstance(folder, ModelFolder) else ModelFolder(folder or self.args.output_dir)
+        if folder is None or not model.has_weights_of_run:  # a checkpoint's card is of its step
+            self.publisher.describe(model, license=license)
+        pushed = self.publisher.push(model, commit_message, blocking, token, revision, private, license)
+        self.hub_model_id = self.publisher.repo_id
+        return pushed
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)

@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 from hpt import BENCHMARKS, InputError, ZeroShotClassifier, load_benchmark
 from hpt.data.images import collate
 from hpt.data.loading import load_training_data
-from hpt.data.names import expand_all, parse_benchmark
+from hpt.data.names import as_benchmark, expand_all, parse_benchmark
 from hpt.data.records import SIXTEEN
+from hpt.references import Reference
 
 
 EXAMPLES = ROOT / "examples"
@@ -357,26 +358,50 @@ def test_what_cannot_be_meant_is_said(parquet, label, values, arguments, message
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("cifar10", ("cifar10", None, {})),
-        ("cifar10=data/c", ("cifar10", "data/c", {})),
-        ("owner/birds@v2", ("birds", "owner/birds@v2", {})),
-        ("b=o/birds:split=val,label_column=kind", ("b", "o/birds", {"split": "val", "label_column": "kind"})),
-        ("o/birds:split=val", ("birds", "o/birds", {"split": "val"})),
+        ("cifar10", ("cifar10", None, None, {})),
+        ("cifar10:template=a {}", ("cifar10", None, None, {"template": "a {}"})),
+        ("cifar10=data/c", ("cifar10", "data/c", None, {})),
+        ("owner/birds@v2", ("birds", "owner/birds", "v2", {})),
+        ("b=o/birds:split=val,label_column=kind", ("b", "o/birds", None, {"split": "val", "label_column": "kind"})),
+        ("o/birds:split=val", ("birds", "o/birds", None, {"split": "val"})),
         (
             "b=o/birds:template=a {}: a, bird,split=val",
-            ("b", "o/birds", {"template": "a {}: a, bird", "split": "val"}),
+            ("b", "o/birds", None, {"template": "a {}: a, bird", "split": "val"}),
         ),
     ],
 )
 def test_texts_name_benchmarks(text, expected):
-    assert parse_benchmark(text) == expected
+    benchmark = parse_benchmark(text)
+    assert (benchmark.name, benchmark.source, benchmark.revision, benchmark.settings) == expected
+    assert str(benchmark) == text and as_benchmark(benchmark) == benchmark
+
+
+def test_a_reference_loads_what_its_text_does(tmp_path):
+    text = f"{save_images(tmp_path / 'pets', ('train', 'validation'))}:native_resolution=true"
+    for reference in (Reference.parse(text), parse_benchmark(text)):
+        loaded, (train, validation) = load_benchmark(reference, "train"), load_training_data(reference)
+        assert (loaded.name, loaded.split, loaded.attack_space) == ("pets", "train", "native")
+        assert (train.split, validation.split) == ("train", "validation")
+    assert load_benchmark(Reference("digits")).name == load_benchmark(Reference.parse("digits")).name == "digits"
+    with pytest.raises(InputError, match="There is no folder 'nowhere' with copies of the benchmarks"):
+        load_benchmark(Reference.parse("all=nowhere"))
+
+
+def test_a_record_goes_by_its_name_whatever_folders_there_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_images(tmp_path / "digits")
+    (tmp_path / "all").mkdir()
+    assert parse_benchmark("digits") == Reference("digits")
+    assert parse_benchmark("digits=digits") == Reference("digits", "digits")
+    assert len(expand_all(["all"])) == 16
+    assert load_benchmark(f"{save_images(tmp_path / 'in' / 'all')}").name == "all"
 
 
 def test_all_stands_for_the_sixteen():
     with pytest.raises(InputError, match="all takes its records as they are, but template is given"):
         load_benchmark("all", template="a {}")
-    assert expand_all(["digits", "all"]) == ["digits", *SIXTEEN]
-    assert expand_all(["all=copies"])[1] == "cifar10=copies/cifar10"
+    assert expand_all(["digits", "all"]) == [Reference(name) for name in ("digits", *SIXTEEN)]
+    assert expand_all(["all=copies"])[1] == Reference("cifar10", "copies/cifar10")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
-from helpers import CLASSES, make_clip, make_dataset, make_trainer
+from helpers import CLASSES, make_clip, make_dataset, make_family, make_trainer
 from huggingface_hub import ModelCard
 from PIL import Image
 
@@ -17,9 +17,10 @@ from hpt.cli import parse_config
 from hpt.data.benchmark import Benchmark
 from hpt.data.images import ImageTransform
 from hpt.evaluation.processor_check import compare_with_processor
-from hpt.hub.card import add_evaluation, write_card
+from hpt.hub.card import write_card
 from hpt.hub.card_text import hand_written, merge_cards
-from hpt.hub.folder import read_rows, write_agreement
+from hpt.hub.evaluations import add_evaluation
+from hpt.hub.folder import ModelFolder
 from hpt.hub.index import as_eval_result, as_row
 from hpt.hub.rows import THIS, VANILLA, pair_up, publish_rows
 from hpt.models.loading import save_finished
@@ -49,7 +50,7 @@ def run(tmp_path_factory):
     rows = evaluate(trainer.model, processor, str(folder)) + evaluate(vanilla, processor, "/somewhere/vanilla")
     rows += evaluate(make_clip(5)[0], processor, "another")
     before = (folder / "README.md").read_text()
-    add_evaluation(folder, rows, hash_weights(trainer.model.state_dict()))
+    add_evaluation(ModelFolder(folder), rows, hash_weights(trainer.model.state_dict()))
     return folder, rows, before
 
 
@@ -62,7 +63,7 @@ def card(run) -> str:
 
 
 def test_metadata_are_read_back_as_the_measured_rows(run, card):
-    own = [row for row in read_rows(run[0]) if row.model == THIS]
+    own = [row for row in ModelFolder(run[0]).rows if row.model == THIS]
     assert len(own) == 1 + 1 + 2 * (
         2 + 1
     )  # clean, the check at a large eps, and per eps two attacks and the worst case
@@ -78,7 +79,7 @@ def test_metadata_are_read_back_as_the_measured_rows(run, card):
 
 def test_a_row_survives_the_way_into_metadata_and_back(run):
     kept = ("templates", "image_mean", "image_std", "seconds")
-    for row in read_rows(run[0]):
+    for row in ModelFolder(run[0]).rows:
         source = replace(row, source="org/animals@abc", model=THIS)
         back = as_row(as_eval_result(source), THIS)
         assert {name: value for name, value in vars(back).items() if name not in kept} == {
@@ -97,7 +98,7 @@ def test_models_and_data_of_the_hub_are_named(run, tmp_path):
     record["target"] |= {"hub_id": "org/clip", "name": "org/clip", "revision": "c0ffee"}
     record["data"]["source"] = "org/images@abc"
     (tmp_path / "training.json").write_text(json.dumps(record))
-    write_card(tmp_path, "me/robust", license="mit")
+    write_card(ModelFolder(tmp_path), "me/robust", license="mit")
     card = ModelCard((tmp_path / "README.md").read_text())
     data = card.data.to_dict()
     assert (data["base_model"], data["base_model_relation"]) == ("org/clip", "finetune")
@@ -115,7 +116,7 @@ def test_without_an_evaluation_the_card_says_so(run):
 
 
 def test_results_stand_beside_the_vanilla_models(run, card):
-    pairs = {(own.attack, own.eps): (own, vanilla) for own, vanilla in pair_up(read_rows(run[0]))}
+    pairs = {(own.attack, own.eps): (own, vanilla) for own, vanilla in pair_up(ModelFolder(run[0]).rows)}
     own, vanilla = pairs["pgd:steps=2", 8 / 255]
     cells = [f"{100 * one.accuracy:.1f} [{100 * one.low:.1f}, {100 * one.high:.1f}]" for one in (vanilla, own)]
     (line,) = [line for line in card.splitlines() if "PGD-2 (steps of 2/255), l_inf eps 8/255" in line and "|" in line]
@@ -125,7 +126,7 @@ def test_results_stand_beside_the_vanilla_models(run, card):
 
 
 def test_summary_gives_the_worst_at_the_radius_of_training(run, card):
-    rows = [row for row in read_rows(run[0]) if row.model == THIS and row.eps == 8 / 255]
+    rows = [row for row in ModelFolder(run[0]).rows if row.model == THIS and row.eps == 8 / 255]
     worst = min(rows, key=lambda row: row.accuracy)
     assert f"{100 * worst.accuracy:.1f} % [" in card.split("/hpt:summary")[0]
     assert "l_inf eps 8/255" in card.split("/hpt:summary")[0]
@@ -163,7 +164,7 @@ def test_an_adapters_card_loads_it_on_its_base(tmp_path):
     assert 'CLIPModel.from_pretrained("PATH/base"), "me/adapter")' in card and "LoRA adapters of rank 2" in card
     assert str(tmp_path) not in card + (tmp_path / "adapter" / "adapter_config.json").read_text()
     rows = evaluate(merged(trainer.model), processor, "merged", eps=8 / 255)
-    add_evaluation(tmp_path / "adapter", rows, hash_weights(merged(trainer.model).state_dict()))
+    add_evaluation(ModelFolder(tmp_path / "adapter"), rows, hash_weights(merged(trainer.model).state_dict()))
     assert "pgd" in (tmp_path / "adapter" / "README.md").read_text()
 
 
@@ -171,7 +172,7 @@ def test_an_adapters_card_loads_it_on_its_base(tmp_path):
 
 
 def test_only_rows_of_these_weights_are_published(run):
-    kept = read_rows(run[0])
+    kept = ModelFolder(run[0]).rows
     assert {row.model for row in kept} == {THIS, VANILLA} and len(kept) == 16
     text = (run[0] / "evaluation.jsonl").read_text()
     assert "another" not in text and "somewhere" not in text and str(run[0].parent) not in text
@@ -184,13 +185,13 @@ def test_rows_without_weights_are_nobodys(run):
 
 def test_an_evaluation_added_twice_counts_once(run, card):
     folder, rows, _ = run
-    own = next(row.weights for row in read_rows(folder) if row.model == THIS)
-    add_evaluation(folder, rows, own)
+    own = next(row.weights for row in ModelFolder(folder).rows if row.model == THIS)
+    add_evaluation(ModelFolder(folder), rows, own)
     assert (folder / "README.md").read_text() == card
 
 
 def test_comparable_rows_have_the_same_attack_and_samples(run):
-    rows = read_rows(run[0])
+    rows = ModelFolder(run[0]).rows
     own = next(row for row in rows if row.model == THIS and row.attack == "fgsm")
     same = next(row for row in rows if row.model == VANILLA and row.attack == "fgsm" and row.eps == own.eps)
     assert pair_up([own, same]) == [(own, same)]
@@ -209,21 +210,32 @@ def test_comparable_rows_have_the_same_attack_and_samples(run):
 def test_a_model_that_hpt_did_not_train_gets_a_card_of_its_evaluation(tmp_path):
     model, processor = make_clip(0)
     save_finished(model, processor, tmp_path / "clip")
-    add_evaluation(tmp_path / "clip", evaluate(model, processor, "clip"), hash_weights(model.state_dict()))
+    folder = ModelFolder(tmp_path / "clip")
+    add_evaluation(folder, evaluate(model, processor, "clip"), hash_weights(model.state_dict()))
     card = ModelCard((tmp_path / "clip" / "README.md").read_text())
     assert "that hpt has measured; how it was trained isn't recorded" in card.text and "hpt-gpd" not in card.data.tags
     assert len(card.data.eval_results) == 8 and "How to reproduce" not in card.text
     with pytest.raises(InputError, match="has no training.json and no evaluation"):
-        write_card(tmp_path)
+        write_card(ModelFolder(tmp_path))
+
+
+@pytest.mark.parametrize(("family", "padding"), [("Siglip", '"max_length"'), ("VisionTextDualEncoder", "True")])
+def test_a_familys_card_names_its_class_and_pads_prompts_as_hpt_does(tmp_path, family, padding):
+    model, processor = make_family(family)
+    save_finished(model, processor, tmp_path)
+    add_evaluation(ModelFolder(tmp_path), evaluate(model, processor, family), hash_weights(model.state_dict()))
+    card = ModelCard((tmp_path / "README.md").read_text())
+    assert f"from transformers import {family}Model, AutoProcessor" in card.text and f"padding={padding})" in card.text
+    assert card.data.tags == ["adversarial-robustness"]
 
 
 def test_the_id_that_it_is_loaded_by_stays(run, tmp_path):
     for name in ("training.json", "evaluation.jsonl"):
         (tmp_path / name).write_text((run[0] / name).read_text())
-    write_card(tmp_path, "me/robust")
+    write_card(ModelFolder(tmp_path), "me/robust")
     card = tmp_path / "README.md"
     card.write_text(card.read_text().replace("# robust\n", "# A lovely model\n"))
-    write_card(tmp_path)
+    write_card(ModelFolder(tmp_path))
     assert card.read_text().count('from_pretrained("me/robust")') == 4
 
 
@@ -259,7 +271,7 @@ def test_a_card_that_cannot_be_read_is_left_alone(run, tmp_path):
     (tmp_path / "training.json").write_text((run[0] / "training.json").read_text())
     (tmp_path / "README.md").write_text(broken)
     with pytest.raises(InputError, match="The metadata of README.md can't be read"):
-        write_card(tmp_path)
+        write_card(ModelFolder(tmp_path))
     assert (tmp_path / "README.md").read_text() == broken
 
 
@@ -315,4 +327,5 @@ def test_the_processors_difference_is_measured(size, same, tmp_path):
     with torch.no_grad():
         right = classifier.model(**inputs).logits_per_image.argmax(1) == torch.tensor(benchmark.dataset["label"][:])
     assert found["accuracy_by_processor"] == pytest.approx(right.float().mean().item())
-    write_agreement(tmp_path, found)
+    ModelFolder(tmp_path).write_agreement(found)
+    assert ModelFolder(tmp_path).agreement == found

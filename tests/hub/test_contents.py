@@ -5,6 +5,7 @@ from stand_in_hub import TOKEN
 
 from hpt import InputError
 from hpt.hub.contents import published_files
+from hpt.hub.folder import ModelFolder
 from hpt.hub.push import publish
 
 
@@ -26,9 +27,9 @@ from hpt.hub.push import publish
 def test_private_texts_are_not_pushed(hub, folder, name, text, line):
     (folder / name).write_text(text)
     with pytest.raises(InputError, match=line):
-        published_files(folder)
+        published_files(ModelFolder(folder))
     with pytest.raises(InputError, match=line):
-        publish(folder, "me/robust")
+        publish(ModelFolder(folder), "me/robust")
     assert not hub.requests
 
 
@@ -36,13 +37,13 @@ def test_texts_that_only_look_private_are_pushed(folder):
     with (folder / "README.md").open("a") as card:
         card.write("\nPut your images into /usr/lib/images, or see https://example.org/home/me/clips.\n")
     (folder / "run.yaml").write_text("eps: 1/255 # and/or https://huggingface.co/org/clip, /no-such/folder, Q:\\nA")
-    assert {"README.md", "run.yaml"} <= set(published_files(folder))
+    assert {"README.md", "run.yaml"} <= set(published_files(ModelFolder(folder)))
 
 
 def test_a_token_of_the_call_is_not_pushed(hub, folder):
     (folder / "run.yaml").write_text("note: my_secret")
     with pytest.raises(InputError, match="run.yaml holds a token of the Hub"):
-        publish(folder, "me/robust", token="my_secret")
+        publish(ModelFolder(folder), "me/robust", token="my_secret")
 
 
 @pytest.mark.parametrize(
@@ -61,5 +62,5 @@ def test_a_token_of_the_call_is_not_pushed(hub, folder):
 def test_what_is_not_whole_is_not_pushed(hub, folder, name, content, line):
     (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
     with pytest.raises(InputError, match=line):
-        publish(folder, "me/robust")
+        publish(ModelFolder(folder), "me/robust")
     assert not hub.requests

@@ -9,7 +9,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from hpt import InputError
 from hpt.evaluation.rows import CLEAN, WORST_CASE, Row
 from hpt.hub.index import as_eval_result, as_row
-from hpt.hub.leaderboard import format_boards, left_out, read_board, read_results, select_columns, title_columns
+from hpt.hub.leaderboard import format_boards, left_out, read_board, read_results, shared_columns, title_columns
+from hpt.references import parse_model
 
 
 CLEAN_ROW = Row(THIS := "this model", None, 0.9, 0.85, 0.95, 100, "digits", "test", "native", samples="s")
@@ -37,6 +38,10 @@ def save_card(folder, *rows, scale: float | None = None):
     return folder
 
 
+def board_of(text):
+    return read_board(parse_model(text))
+
+
 @pytest.fixture
 def pair(tmp_path):
     return [
@@ -46,8 +51,8 @@ def pair(tmp_path):
 
 
 def test_what_was_measured_in_the_same_way_shares_a_column(pair):
-    boards = [read_board(f"{path.name}={path}") for path in reversed(pair)]
-    columns = select_columns(boards)
+    boards = [board_of(f"{path.name}={path}") for path in reversed(pair)]
+    columns = shared_columns(boards)
     samples = "digits (test, n = 100)"
     assert list(title_columns(columns).values()) == [
         (samples, "clean"),
@@ -81,19 +86,19 @@ def test_what_was_measured_in_the_same_way_shares_a_column(pair):
 )
 def test_different_things_are_not_mixed(tmp_path, change):
     boards = [
-        read_board(str(save_card(tmp_path / "a", CLEAN_ROW, PGD))),
-        read_board(str(save_card(tmp_path / "b", CLEAN_ROW, replace(PGD, **change)))),
+        board_of(str(save_card(tmp_path / "a", CLEAN_ROW, PGD))),
+        board_of(str(save_card(tmp_path / "b", CLEAN_ROW, replace(PGD, **change)))),
     ]
     with pytest.raises(InputError, match="No attack was measured on all of them with the same settings"):
-        select_columns(boards)
+        shared_columns(boards)
 
 
 def test_worst_cases_over_other_attacks_are_not_mixed(tmp_path):
     weaker = replace(WORST, parameters={"attacks": ["pgd"]})
     boards = [
-        read_board(str(save_card(tmp_path / name, CLEAN_ROW, PGD, row))) for name, row in (("a", WORST), ("b", weaker))
+        board_of(str(save_card(tmp_path / name, CLEAN_ROW, PGD, row))) for name, row in (("a", WORST), ("b", weaker))
     ]
-    columns = select_columns(boards)
+    columns = shared_columns(boards)
     assert [column.attack for column in columns] == [CLEAN, "PGD-10 (steps of 1/255)"]
     assert [line.partition(": ")[2] for line in left_out(boards, columns)] == [
         f"the worst case over apgd, pgd at l_inf eps 4/255 (only {tmp_path / 'a'})",
@@ -105,15 +110,15 @@ def test_columns_can_be_chosen(tmp_path, pair):
     further = replace(PGD, eps=8 / 255)
     for path in pair:
         save_card(path, CLEAN_ROW, PGD, WORST, further)
-    boards = [read_board(str(path)) for path in pair]
-    assert [column.eps for column in select_columns(boards, attacks=["pgd"], eps=[8 / 255])] == [None, 8 / 255]
+    boards = [board_of(str(path)) for path in pair]
+    assert [column.eps for column in shared_columns(boards, attacks=["pgd"], eps=[8 / 255])] == [None, 8 / 255]
     with pytest.raises(InputError, match="There is no attack at all"):
-        select_columns(boards, benchmarks=["cifar10"])
+        shared_columns(boards, benchmarks=["cifar10"])
 
 
 def test_an_attack_is_chosen_by_its_name_whatever_its_settings(tmp_path):
-    board = read_board(str(save_card(tmp_path / "a", CLEAN_ROW, replace(PGD, attack="pgd:steps=50", steps=50), WORST)))
-    assert [column.attack for column in select_columns([board], attacks=["pgd"])] == [
+    board = board_of(str(save_card(tmp_path / "a", CLEAN_ROW, replace(PGD, attack="pgd:steps=50", steps=50), WORST)))
+    assert [column.attack for column in shared_columns([board], attacks=["pgd"])] == [
         CLEAN,
         "PGD-50 (steps of 1/255)",
     ]
@@ -122,7 +127,7 @@ def test_an_attack_is_chosen_by_its_name_whatever_its_settings(tmp_path):
 def test_images_made_against_an_unknown_model_are_not_compared(tmp_path):
     rows = [replace(PGD, attacked="vanilla"), replace(PGD, attack="transfer", attacked="proxy")]
     known = replace(rows[1], parameters={"proxy_weights": "c0ffee"})
-    board = read_board(str(save_card(tmp_path / "a", CLEAN_ROW, PGD, *rows, known)))
+    board = board_of(str(save_card(tmp_path / "a", CLEAN_ROW, PGD, *rows, known)))
     assert list(board.rows.values()) == [CLEAN_ROW, PGD, known] and board.unusable == 2
     assert left_out([board], list(board.rows)) == [f"2 of the results of {tmp_path / 'a'}, which can't be compared"]
 
@@ -131,7 +136,7 @@ def test_images_made_against_an_unknown_model_are_not_compared(tmp_path):
     "change", [{"samples": "t"}, {"attack_space": "224"}, {"parameters": {"random_start": False}}]
 )
 def test_different_columns_have_different_titles(tmp_path, change):
-    board = read_board(str(save_card(tmp_path / "a", CLEAN_ROW, PGD, replace(PGD, **change))))
+    board = board_of(str(save_card(tmp_path / "a", CLEAN_ROW, PGD, replace(PGD, **change))))
     titles = title_columns(board.rows)
     assert len(titles) == len(set(titles.values())) == 3
     tables = format_boards([board], list(board.rows))
@@ -143,8 +148,8 @@ def test_the_most_robust_stand_first_by_the_hardest_attack(tmp_path):
     boards = []
     for name, accuracies in (("a", (0.6, 0.3)), ("b", (0.5, 0.4))):
         rows = [replace(row, accuracy=one, low=0.0, high=1.0) for row, one in zip((PGD, l2), accuracies, strict=True)]
-        boards.append(read_board(f"{name}={save_card(tmp_path / name, CLEAN_ROW, *rows)}"))
-    table = format_boards(boards, select_columns(boards))
+        boards.append(board_of(f"{name}={save_card(tmp_path / name, CLEAN_ROW, *rows)}"))
+    table = format_boards(boards, shared_columns(boards))
     assert table.index(" a ") < table.index(" b ")
 
 
@@ -162,7 +167,7 @@ def test_the_most_robust_stand_first_by_the_hardest_attack(tmp_path):
 def test_metadata_that_cannot_be_read_are_refused_in_a_line(tmp_path, metadata):
     (tmp_path / "README.md").write_text(f"---\n{metadata}\n---\n# A card\n")
     with pytest.raises(InputError, match="can't be read|has no results of hpt") as error:
-        read_board(str(tmp_path))
+        board_of(str(tmp_path))
     assert len(str(error.value).splitlines()) == 1
 
 
@@ -205,14 +210,14 @@ def test_results_of_others_are_not_compared(tmp_path):
     results += [EvalResult(**RESULT_OF_ANOTHER), EvalResult(**RESULT_OF_ANOTHER | {"metric_type": "f1"})]
     data = ModelCardData(model_name="clip", eval_results=results, library_name="transformers")
     ModelCard(f"---\n{data}\n---\n\n# A card").save(tmp_path / "README.md")
-    assert read_board(str(tmp_path)).unusable == 2
+    assert board_of(str(tmp_path)).unusable == 2
 
 
 def test_two_label_sets_of_a_dataset_stay_apart(tmp_path):
     rows = [replace(CLEAN_ROW, benchmark=name, source="org/birds@abc", samples=name) for name in ("species", "genus")]
-    board = read_board(str(save_card(tmp_path / "a", *rows)))
+    board = board_of(str(save_card(tmp_path / "a", *rows)))
     assert {row.benchmark for row in board.rows.values()} == {"species", "genus"}
-    assert [result.dataset_name for result in read_results(str(tmp_path / "a"))] == ["species", "genus"]
+    assert [result.dataset_name for result in read_results(parse_model(str(tmp_path / "a")))] == ["species", "genus"]
 
 
 def test_a_result_is_named_by_whom_the_images_were_made_against():
@@ -225,12 +230,12 @@ def test_a_result_is_named_by_whom_the_images_were_made_against():
 
 def test_cards_without_results_are_refused(tmp_path):
     with pytest.raises(InputError, match="has no README.md"):
-        read_board(str(tmp_path))
+        board_of(str(tmp_path))
     with pytest.raises(InputError, match="A model's path is empty"):
-        read_board("clip=")
+        board_of("clip=")
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# A card")
     with pytest.raises(InputError, match="has no results of hpt in its model-index"):
-        read_board(str(tmp_path))
+        board_of(str(tmp_path))
 
 
 def test_recipe_compares_a_folder_with_a_repository(hub, pair, tmp_path, capsys):

@@ -2,18 +2,19 @@
 
 import json
 import threading
+from concurrent.futures import Future
 
 import pytest
 from helpers import ALWAYS, make_clip, make_trainer
 from huggingface_hub import constants
 from stand_in_hub import TOKEN, messages, pushed
 
-from hpt import InputError
+from hpt import HPTConfig, InputError
 from hpt.errors import PushFailed
-from hpt.hub.folder import hash_saved_weights
+from hpt.hub import publisher
+from hpt.hub.folder import ModelFolder
 from hpt.models.lora import add_lora
 from hpt.models.weights import hash_weights
-from hpt.training import publishing as publishing_trainer
 from hpt.training.checkpoints import read_manifest
 
 
@@ -24,13 +25,13 @@ STEPS = [f"Training in progress, step {step}" for step in (3, 6, 9, 12)]
 @pytest.fixture
 def slow_hub(monkeypatch):
     """The first push waits until the event is set."""
-    released, publish = threading.Event(), publishing_trainer.publish
+    released, publish = threading.Event(), publisher.publish
 
-    def wait_and_publish(*arguments, **how):
+    def wait_and_publish(*arguments, **options):
         released.wait(20)
-        return publish(*arguments, **how)
+        return publish(*arguments, **options)
 
-    monkeypatch.setattr(publishing_trainer, "publish", wait_and_publish)
+    monkeypatch.setattr(publisher, "publish", wait_and_publish)
     yield released
     released.set()
 
@@ -65,6 +66,14 @@ def test_the_last_push_waits_for_the_one_before(hub, tmp_path, slow_hub):
     assert messages(hub, "me/run") == [STEPS[0], "End of training"]
 
 
+def test_a_process_that_is_to_end_waits_for_no_push(tmp_path):
+    args = HPTConfig(str(tmp_path), hub_always_push=True, use_cpu=True)
+    ending = publisher.Publisher(args, describe_run=dict, draw_figures=print, interrupted=lambda: True)
+    assert not ending.may_push_save()
+    ending.in_progress.jobs = [Future()]  # which never ends
+    assert not ending.may_push_save()
+
+
 def test_saves_are_not_pushed_if_only_the_end_is(hub, tmp_path):
     trainer = make_trainer(tmp_path / "run", hub_strategy="end", **PUSHING)
     trainer.train()
@@ -88,12 +97,13 @@ def test_a_push_that_is_not_waited_for_holds_what_was_there(hub, tmp_path, slow_
     trainer = make_trainer(tmp_path / "run", **PUSHING | {"save_strategy": "no", "max_steps": 1})
     trainer.train()
     push = trainer.push_to_hub(blocking=False)
-    weights = hash_saved_weights(tmp_path / "run")
+    weights = ModelFolder(tmp_path / "run").saved_weights
     trainer.model.visual_projection.weight.data.zero_()
     trainer.save_model(_internal_call=True)
     slow_hub.set()
     assert push.result(20).repo_url.repo_id == "me/run"
-    assert hash_saved_weights(hub.root / "models" / "me" / "run") == weights != hash_saved_weights(tmp_path / "run")
+    assert ModelFolder(hub.root / "models" / "me" / "run").saved_weights == weights
+    assert ModelFolder(tmp_path / "run").saved_weights != weights
     assert not (tmp_path / "run" / ".push").exists()
 
 
@@ -143,7 +153,7 @@ def test_a_save_that_cannot_be_pushed_is_complete(hub, tmp_path, monkeypatch, ca
         assert (folder.parent / "model.safetensors").is_file()  # the copy, all but the curves
         raise error
 
-    monkeypatch.setattr(trainer, "draw_figures", refuse)
+    monkeypatch.setattr(trainer.publisher, "draw_figures", refuse)
     trainer.train()
     assert trainer.state.global_step == 12 and f"Step 12 isn't pushed: {error}" in caplog.text
     assert not (tmp_path / "run" / ".push").exists()
@@ -151,7 +161,7 @@ def test_a_save_that_cannot_be_pushed_is_complete(hub, tmp_path, monkeypatch, ca
 
 
 def test_nothing_that_a_push_raises_is_lost(hub, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(publishing_trainer, "publish", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(publisher, "publish", lambda *_, **__: 1 / 0)
     make_trainer(tmp_path / "run", **PUSHING).train()
     assert "division by zero Training goes on, and the next save is pushed again." in caplog.text
 
@@ -183,7 +193,7 @@ def test_a_card_says_whose_weights_the_best_are(tmp_path):
     assert trainer.state.best_global_step == 9
     assert "Of the steps evaluated in training, its weights are those after the best, 9." in card
     best = json.loads((tmp_path / "run" / "checkpoint-9" / "training.json").read_text())
-    assert hash_saved_weights(tmp_path / "run") == best["weights"] and best["best_step"] is None
+    assert ModelFolder(tmp_path / "run").saved_weights == best["weights"] and best["best_step"] is None
 
 
 @pytest.mark.parametrize(("resample", "name"), [(2, "bilinear"), (None, "an unknown filter")])

@@ -22,6 +22,7 @@ from hpt import HPTConfig, InputError, ZeroShotClassifier
 from hpt.errors import PushFailed
 from hpt.evaluation.rows import Row
 from hpt.hub.contents import published_files
+from hpt.hub.folder import ModelFolder
 from hpt.hub.push import prepare_repository, publish
 from hpt.models.loading import save_finished
 from hpt.models.lora import add_lora, merged
@@ -62,7 +63,7 @@ def test_a_card_in_training_says_that_it_is_a_checkpoint(hub, tmp_path):
 
 def test_private_branch_and_token_of_the_call(hub, folder, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
-    info = publish(folder, "robust", private=True, revision="v2", token=TOKEN)
+    info = publish(ModelFolder(folder), "robust", private=True, revision="v2", token=TOKEN)
     assert info.repo_url.repo_id == "me/robust"
     assert (hub.root / "models" / "me" / "robust" / ".private").exists()
     assert pushed(hub, "me/robust") == set() and pushed(hub, "me/robust@v2") >= ALWAYS
@@ -72,13 +73,15 @@ def test_private_branch_and_token_of_the_call(hub, folder, monkeypatch):
 def test_a_push_that_was_cut_off_goes_on(hub, folder, tmp_path, answered):
     """The server dies in the middle of an upload; the folder is complete, and what had arrived isn't sent again."""
     hub.uploads_left = answered
-    before = {name: (folder / name).read_bytes() for name in published_files(folder) if name != "README.md"}
+    before = {
+        name: (folder / name).read_bytes() for name in published_files(ModelFolder(folder)) if name != "README.md"
+    }
     with pytest.raises(PushFailed, match="Nothing was pushed to me/robust on http"):
-        publish(folder, "me/robust")
+        publish(ModelFolder(folder), "me/robust")
     assert all((folder / name).read_bytes() == content for name, content in before.items())
     with stand_in_hub(hub.root, port=hub.server_port) as again:
-        publish(folder, "me/robust")
-        assert pushed(again, "me/robust") == set(published_files(folder))
+        publish(ModelFolder(folder), "me/robust")
+        assert pushed(again, "me/robust") == set(published_files(ModelFolder(folder)))
         uploads = [path for kind, path in again.requests if kind == "PUT"]
         assert len(uploads) == 2 - answered
 
@@ -152,7 +155,7 @@ def test_checkpoint_strategies_are_refused(tmp_path, strategy):
 def test_a_repository_with_only_a_card_is_written_to(hub, folder):
     prepare_repository("me/robust")
     (hub.root / "models" / "me" / "robust" / "README.md").write_text("---\nlanguage: en\n---\n\n# Mine\n\nBy hand.\n")
-    publish(folder, "me/robust")
+    publish(ModelFolder(folder), "me/robust")
     card = (hub.root / "models" / "me" / "robust" / "README.md").read_text()
     assert "language: en" in card and "By hand." in card and "## Limits" in card
 
@@ -245,7 +248,7 @@ def test_an_adapter_is_pushed_and_its_card_names_its_base(hub, tmp_path):
 def test_a_dry_run_lists_what_would_go(hub, folder, capsys):
     run_recipe("publish.py", "--run", folder.parent, "--hub_model_id", "me/robust", "--dry_run")
     listed = {line.split()[-1] for line in capsys.readouterr().out.splitlines() if line.startswith(" ")}
-    assert listed == set(published_files(folder)) == ALWAYS | {"figures/training_curves.png"}
+    assert listed == set(published_files(ModelFolder(folder))) == ALWAYS | {"figures/training_curves.png"}
     assert 'from_pretrained("me/robust")' in (folder / "README.md").read_text() and not hub.requests
 
 

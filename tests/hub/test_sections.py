@@ -1,19 +1,16 @@
 """What the sections of a card say of a run and of rows that were measured."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import pytest
 
 from hpt.evaluation.rows import CLEAN, LARGE_EPS, WORST_CASE, Row
-from hpt.hub.folder import add_rows, read_rows
+from hpt.hub import card
+from hpt.hub.folder import ModelFolder
+from hpt.hub.measurements import limits, results
 from hpt.hub.rows import THIS, VANILLA, shown_rows
-from hpt.hub.sections import (
-    describe_limits,
-    describe_reproduction,
-    describe_results,
-    describe_summary,
-    describe_training,
-)
+from hpt.hub.sections import SECTIONS, Section, reproduction, summary, training
 
 
 MODEL = {"name": "org/clip", "hub_id": "org/clip", "revision": "c0ffee", "architecture": "CLIPModel"}
@@ -23,7 +20,8 @@ SCHEDULE |= {"learning_rate": 5e-5, "warmup_steps": 3, "ema_decay": 0.9, "pull_r
 RECORD = {
     "target": MODEL,
     "proxy": MODEL | {"name": "org/proxy", "hub_id": "org/proxy", "patch_size": 16},
-    "data": {"name": "images", "split": "train", "source": None, "images_per_epoch": 2560, "streamed": False},
+    "data": {"name": "images", "split": "train", "source": None, "images_per_epoch": 2560, "streamed": False}
+    | {"class_names": ["cat", "dog"]},
     "prompt_template": "a {}",
     "trainable": "vision",
     "adapter": None,
@@ -45,6 +43,8 @@ RECORD = {
     "settings": {"target": "org/clip", "train_dataset": "images", "attack_eps": "4/255"},
     "pretrained_by": {},
     "versions": {"hpt": "0.1.0", "torch": "2.13.0", "commit": "abcdef"},
+    "license": None,
+    "weights": "saved",
 }
 
 ROW = Row(THIS, None, 0.9, 0.85, 0.95, 100, "digits", "test", "native", samples="s", weights="own")
@@ -57,47 +57,64 @@ def of_vanilla(row: Row) -> Row:
     return replace(row, model=VANILLA, attacked=attacked, accuracy=0.1, low=0.05, high=0.2, weights="vanilla")
 
 
-def summarise(*rows, **record) -> str:
-    return describe_summary(RECORD | record, "CLIPModel", list(rows), adapter=False)
+@pytest.fixture
+def write(tmp_path):
+    """What a section says of a folder with these rows and this run."""
+
+    def write(section, *rows: Row, pictures=(), **record) -> str:
+        (tmp_path / "training.json").write_text(json.dumps(RECORD | record))
+        (tmp_path / "evaluation.jsonl").write_text("".join(f"{json.dumps(asdict(row))}\n" for row in rows))
+        (tmp_path / "figures").mkdir(exist_ok=True)
+        for name in pictures:
+            (tmp_path / "figures" / name).touch()
+        return section(ModelFolder(tmp_path), "me/robust")
+
+    return write
 
 
 # Summary
 
 
-def test_the_summary_says_what_was_measured():
-    found = summarise(ROW, PGD, WORST, *map(of_vanilla, (ROW, PGD, WORST)))
-    assert found.endswith(
+def test_the_summary_says_what_was_measured(write):
+    text = write(summary, ROW, PGD, WORST, *map(of_vanilla, (ROW, PGD, WORST)))
+    assert text.endswith(
         "On 100 images of digits (test) it is right on 90.0 % [85.0, 95.0], and under the worst case at l_inf eps "
         "4/255 on 45.0 % [40.0, 60.0], where the vanilla model is on 10.0 % [5.0, 20.0]."
     )
 
 
-def test_the_radius_is_that_of_training_if_it_was_measured():
+def test_the_radius_is_that_of_training_if_it_was_measured(write):
     weaker, stronger = replace(PGD, eps=1 / 255, accuracy=0.8), replace(PGD, eps=8 / 255, accuracy=0.1, low=0.0)
-    assert "at l_inf eps 4/255 on 50.0 %" in summarise(ROW, weaker, PGD, stronger)
-    assert "at l_inf eps 8/255 on 10.0 %" in summarise(ROW, weaker, stronger)
+    assert "at l_inf eps 4/255 on 50.0 %" in write(summary, ROW, weaker, PGD, stronger)
+    assert "at l_inf eps 8/255 on 10.0 %" in write(summary, ROW, weaker, stronger)
 
 
-def test_clean_and_attacked_are_of_the_same_samples():
+def test_clean_and_attacked_are_of_the_same_samples(write):
     other = {"split": "validation", "samples": "t"}
     few = {"n": 20, "samples": "few"}
-    found = summarise(
-        ROW, PGD, replace(PGD, **other, accuracy=0.1), replace(ROW, **few, accuracy=0.7), replace(WORST, **few)
+    text = write(
+        summary,
+        ROW,
+        PGD,
+        replace(PGD, **other, accuracy=0.1),
+        replace(ROW, **few, accuracy=0.7),
+        replace(WORST, **few),
     )
-    assert "On 20 images of digits (test) it is right on 70.0 %" in found and "the worst case" in found
-    assert "On 100 images of digits (test) it is right on 90.0 %" in summarise(ROW, replace(PGD, **other), PGD)
+    assert "On 20 images of digits (test) it is right on 70.0 %" in text and "the worst case" in text
+    assert "On 100 images of digits (test) it is right on 90.0 %" in write(summary, ROW, replace(PGD, **other), PGD)
 
 
-def test_what_is_not_trained_yet_is_not_called_fine_tuned():
-    assert summarise(step=0) == (
+def test_what_is_not_trained_yet_is_not_called_fine_tuned(write):
+    assert write(summary, step=0) == (
+        "<!-- Loaded by me/robust -->\n# robust\n\n"
         "A `CLIPModel` that isn't trained yet. It has not been evaluated: nothing is known of its accuracy and "
         "robustness."
     )
 
 
-def test_without_an_attack_the_summary_gives_the_clean_accuracy():
-    assert summarise(ROW).endswith("On 100 images of digits (test) it is right on 90.0 % [85.0, 95.0].")
-    assert summarise().endswith("It has not been evaluated: nothing is known of its accuracy and robustness.")
+def test_without_an_attack_the_summary_gives_the_clean_accuracy(write):
+    assert write(summary, ROW).endswith("On 100 images of digits (test) it is right on 90.0 % [85.0, 95.0].")
+    assert write(summary).endswith("It has not been evaluated: nothing is known of its accuracy and robustness.")
 
 
 @pytest.mark.parametrize(
@@ -108,25 +125,25 @@ def test_without_an_attack_the_summary_gives_the_clean_accuracy():
         ("anchor", 1, "the objective `anchor` with GPD"),
     ],
 )
-def test_only_what_ran_is_claimed(objective, anchor_epochs, method):
+def test_only_what_ran_is_claimed(write, objective, anchor_epochs, method):
     record = {"objective": objective, "schedule": SCHEDULE | {"anchor_epochs": anchor_epochs}}
-    assert f"fine-tuned by {method} (" in summarise(**record)
-    table = describe_training(RECORD | record, set())
+    assert f"fine-tuned by {method} (" in write(summary, **record)
+    table = write(training, **record)
     assert ("EMA decay" in table) == ("generalization-anchored" in table) == (anchor_epochs > 0)
 
 
-def test_another_architecture_is_claimed_where_it_is_one():
-    assert "a frozen model of another architecture ([org/proxy]" in summarise()
-    assert "a frozen model ([org/proxy]" in summarise(proxy=MODEL | {"name": "org/proxy", "hub_id": "org/proxy"})
-    assert "robust itself" not in summarise()
+def test_another_architecture_is_claimed_where_it_is_one(write):
+    assert "a frozen model of another architecture ([org/proxy]" in write(summary)
+    assert "a frozen model ([org/proxy]" in write(summary, proxy=MODEL | {"name": "org/proxy", "hub_id": "org/proxy"})
+    assert "robust itself" not in write(summary)
 
 
 # Results
 
 
-def test_rows_on_different_samples_stand_in_different_tables(tmp_path):
+def test_rows_on_different_samples_stand_in_different_tables(write):
     few = [replace(row, n=20, samples="few") for row in (ROW, WORST)]
-    text = describe_results(tmp_path, [ROW, PGD, *map(of_vanilla, (ROW, PGD)), *few], set())
+    text = write(results, ROW, PGD, *map(of_vanilla, (ROW, PGD)), *few)
     full, small = text.split("**digits**")[1:]
     assert (
         "(test, n = 100)" in full and "| none (clean) " in full and "| 10.0 [5.0, 20.0] | 50.0 [40.0, 60.0] |" in full
@@ -138,11 +155,11 @@ def test_rows_on_different_samples_stand_in_different_tables(tmp_path):
     )
 
 
-def test_samples_of_the_same_number_are_told_apart(tmp_path):
+def test_samples_of_the_same_number_are_told_apart(write):
     others = [replace(row, samples="t") for row in (ROW, PGD)]
-    text = describe_results(tmp_path, [ROW, PGD, *others], set())
+    text = write(results, ROW, PGD, *others)
     assert "native resolution (samples s):" in text and "native resolution (samples t):" in text
-    lines = describe_limits([ROW, PGD, *others]).splitlines()
+    lines = write(limits, ROW, PGD, *others).splitlines()
     assert len(lines) == len(set(lines))
 
 
@@ -161,19 +178,20 @@ def test_of_the_same_measured_again_the_later_is_shown():
 
 def test_rows_of_other_weights_go(tmp_path):
     old = replace(PGD, weights="old")
-    add_rows(tmp_path, [old, of_vanilla(PGD)], {"old", "vanilla"})
-    add_rows(tmp_path, [PGD], {"own", "vanilla"})
-    assert read_rows(tmp_path) == [of_vanilla(PGD), PGD]
+    folder = ModelFolder(tmp_path)
+    folder.add_rows([old, of_vanilla(PGD)], {"old", "vanilla"})
+    folder.add_rows([PGD], {"own", "vanilla"})
+    assert folder.rows == ModelFolder(tmp_path).rows == [of_vanilla(PGD), PGD]
     again = replace(PGD, accuracy=0.48)
-    add_rows(tmp_path, [again], {"own", "vanilla"})
-    assert read_rows(tmp_path) == [of_vanilla(PGD), again]
+    folder.add_rows([again], {"own", "vanilla"})
+    assert folder.rows == ModelFolder(tmp_path).rows == [of_vanilla(PGD), again]
 
 
 # Training
 
 
-def test_the_training_is_told():
-    table = describe_training(RECORD, {"training_curves.png"})
+def test_the_training_is_told(write):
+    table = write(training, pictures=["training_curves.png"])
     cells = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in table.splitlines() if "|" in line}
     link = "[org/clip](https://huggingface.co/org/clip) at c0ffee, 151 M parameters, 224 pixels, 32-pixel patches"
     assert cells["target"] == link
@@ -186,30 +204,34 @@ def test_the_training_is_told():
     assert "![Training curves](figures/training_curves.png)" in table
 
 
-@pytest.mark.parametrize(("seconds", "told"), [(59, "59 seconds"), (90, "1.5 minutes"), (7200, "2.0 hours")])
-def test_time_is_told_in_a_fitting_unit(seconds, told):
-    assert f" {told} for 30" in describe_training(RECORD | {"seconds": seconds}, set())
+@pytest.mark.parametrize(("seconds", "text"), [(59, "59 seconds"), (90, "1.5 minutes"), (7200, "2.0 hours")])
+def test_time_is_told_in_a_fitting_unit(write, seconds, text):
+    assert f" {text} for 30" in write(training, seconds=seconds)
 
 
 # Limits
 
 
-def test_attacks_are_missed_by_samples_and_radius():
+def test_attacks_are_missed_by_samples_and_radius(write):
     autoattack = replace(PGD, attack="autoattack", left_out=["apgd-t"], n=20, samples="few")
-    limits = describe_limits([ROW, PGD, replace(PGD, eps=8 / 255), autoattack])
+    text = write(limits, ROW, PGD, replace(PGD, eps=8 / 255), autoattack)
     untried = "cw, apgd-ce, apgd-dlr, apgd-t, fab-t, square, apgd, autoattack, adaptive, transfer"
-    assert f"At l_inf eps 4/255, 8/255 on 100 images of digits (test) it was not attacked by {untried}." in limits
+    assert f"At l_inf eps 4/255, 8/255 on 100 images of digits (test) it was not attacked by {untried}." in text
     assert (
         "At l_inf eps 4/255 on 20 images of digits (test) it was not attacked by pgd, cw, apgd-dlr, apgd-t, apgd, "
         "adaptive, transfer."
-    ) in limits
+    ) in text
 
 
-def test_an_attack_on_another_model_is_none_on_this():
-    limits = describe_limits(
-        [ROW, PGD, replace(PGD, attack="cw", attacked=VANILLA), replace(PGD, attack="transfer", attacked="proxy")]
+def test_an_attack_on_another_model_is_none_on_this(write):
+    text = write(
+        limits,
+        ROW,
+        PGD,
+        replace(PGD, attack="cw", attacked=VANILLA),
+        replace(PGD, attack="transfer", attacked="proxy"),
     )
-    assert "not attacked by cw, apgd-ce, apgd-dlr, apgd-t, fab-t, square, apgd, autoattack, adaptive." in limits
+    assert "not attacked by cw, apgd-ce, apgd-dlr, apgd-t, fab-t, square, apgd, autoattack, adaptive." in text
 
 
 @pytest.mark.parametrize(
@@ -222,34 +244,34 @@ def test_an_attack_on_another_model_is_none_on_this():
     ],
     ids=["none", "of one attack", "at one radius", "all"],
 )
-def test_a_missing_worst_case_is_told(rows, missing):
-    limits = describe_limits([ROW, *rows])
-    assert ("no worst case over several attacks was measured" in limits) == (missing is not None)
-    assert missing is None or f"At {missing} no worst case over several attacks" in limits
+def test_a_missing_worst_case_is_told(write, rows, missing):
+    text = write(limits, ROW, *rows)
+    assert ("no worst case over several attacks was measured" in text) == (missing is not None)
+    assert missing is None or f"At {missing} no worst case over several attacks" in text
 
 
-def test_doubts_are_told_with_their_radius_and_not_across_samples():
+def test_doubts_are_told_with_their_radius_and_not_across_samples(write):
     few = [replace(row, n=20, samples="few") for row in (ROW, replace(WORST, accuracy=0.1, low=0.0))]
-    assert "pgd-too-weak" not in describe_limits([ROW, PGD, *few])
-    weak = describe_limits([ROW, PGD, replace(WORST, accuracy=0.2, low=0.1)])
+    assert "pgd-too-weak" not in write(limits, ROW, PGD, *few)
+    weak = write(limits, ROW, PGD, replace(WORST, accuracy=0.2, low=0.1))
     assert "Doubt (`pgd-too-weak`) on digits at l_inf eps 4/255: PGD-10 leaves 50.0 %" in weak
     survivors = replace(PGD, attack=LARGE_EPS, eps=0.5, accuracy=0.3)
-    assert "Doubt (`large-eps-survivors`) on digits at l_inf eps 127.5/255" in describe_limits([ROW, PGD, survivors])
-    assert describe_limits([ROW, *few]).count("few-samples") == 2
+    assert "Doubt (`large-eps-survivors`) on digits at l_inf eps 127.5/255" in write(limits, ROW, PGD, survivors)
+    assert write(limits, ROW, *few).count("few-samples") == 2
 
 
-def test_clean_alone_is_no_robustness():
-    assert "It was not attacked: nothing is known of its robustness." in describe_limits([ROW])
+def test_clean_alone_is_no_robustness(write):
+    assert "It was not attacked: nothing is known of its robustness." in write(limits, ROW)
     assert ROW.attack == CLEAN
 
 
 # Reproduction
 
 
-def test_the_command_gives_what_was_local_and_as_many_processes():
+def test_the_command_gives_what_was_local_and_as_many_processes(write):
     settings = {"target": "PATH/clip", "train_dataset": "birds=PATH/b:split=fit,class_names=PATH/names.txt"}
     settings |= {"eval_datasets": ["digits", "birds=PATH/b:split=test"], "proxy": "org/proxy"}
-    text = describe_reproduction(RECORD | {"settings": settings, "processes": 2})
+    text = write(reproduction, settings=settings, processes=2)
     command = text.split("```bash\n")[1].split("\n```")[0].replace(" \\\n   ", "")
     assert command == (
         "accelerate launch --num_processes 2 recipes/hpt_gpd.py --config run.yaml --output_dir outputs/again "
@@ -259,20 +281,36 @@ def test_the_command_gives_what_was_local_and_as_many_processes():
     assert "`PATH` stands for folders of the machine that it ran on" in text and "recipes/pretrain_clip" not in text
 
 
-def test_only_what_a_recipe_made_is_said_to_be_made():
+def test_only_what_a_recipe_made_is_said_to_be_made(write):
     settings = {"target": "PATH/clip", "train_dataset": "digits"}
-    text = describe_reproduction(RECORD | {"settings": settings, "pretrained_by": {"target": "digits_target.yaml"}})
+    text = write(reproduction, settings=settings, pretrained_by={"target": "digits_target.yaml"})
     assert "The target was made by `recipes/pretrain_clip.py` from `digits_target.yaml`." in text
 
 
 @pytest.mark.parametrize(
-    ("commit", "told"),
+    ("commit", "checkout"),
     [
         ("abcdef", "at commit `abcdef`, with `run.yaml`"),
         ("abcdef+changes", "at commit `abcdef`, from which files differed when it ran, with"),
         (None, "of version 0.1.0, with `run.yaml`"),
     ],
 )
-def test_the_commit_can_be_checked_out(commit, told):
-    text = describe_reproduction(RECORD | {"versions": RECORD["versions"] | {"commit": commit}})
-    assert f"In a checkout of hpt {told}" in text and "--num_processes" not in text
+def test_the_commit_can_be_checked_out(write, commit, checkout):
+    text = write(reproduction, versions=RECORD["versions"] | {"commit": commit})
+    assert f"In a checkout of hpt {checkout}" in text and "--num_processes" not in text
+
+
+# The list
+
+
+def test_a_section_is_a_function_and_a_line(write, monkeypatch):
+    monkeypatch.setattr(card, "SECTIONS", [*SECTIONS, Section("more", "And more", lambda folder, model_id: model_id)])
+    assert write(card.render_card, ROW).endswith(
+        "\n\n<!-- hpt:more -->\n## And more\n\nme/robust\n<!-- /hpt:more -->\n"
+    )
+
+
+def test_a_section_without_text_is_left_out(write, monkeypatch):
+    before = write(card.render_card, ROW)
+    monkeypatch.setattr(card, "SECTIONS", [*SECTIONS, Section("more", "And more", lambda *_: "")])
+    assert write(card.render_card, ROW) == before

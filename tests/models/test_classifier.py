@@ -12,17 +12,17 @@ from hpt.models.loading import load_dual_encoder, save_finished
 from hpt.models.weights import forward_redirected
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_logits_equal_the_family_forward(name):
-    model, processor = make_family(name)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_equal_the_family_forward(family):
+    model, processor = make_family(family)
     side = model.config.vision_config.image_size
     images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     classifier = ZeroShotClassifier(model, processor, CLASSES)
-    prompts = [f"This is a photo of a {one}" for one in CLASSES]
-    padding = "max_length" if name == "Siglip" else "longest"
+    prompts = [f"This is a photo of a {name}" for name in CLASSES]
+    padding = "max_length" if family == "Siglip" else "longest"
     tokens = processor.tokenizer(prompts, padding=padding, max_length=77, return_tensors="pt")
     mean, std = (
-        torch.tensor(getattr(processor.image_processor, one)).view(3, 1, 1) for one in ("image_mean", "image_std")
+        torch.tensor(getattr(processor.image_processor, key)).view(3, 1, 1) for key in ("image_mean", "image_std")
     )
     with torch.no_grad():
         expected = model(pixel_values=(images - mean) / std, **tokens).logits_per_image
@@ -58,7 +58,7 @@ def test_pixels_equal_the_processors(classifier):
 def test_every_familys_statistics_are_its_processors(kind, settings):
     processor = getattr(transformers, f"{kind}ImageProcessorPil")(**settings)
     pixels = torch.randint(0, 256, (2, 3, 24, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    mean, std = (torch.tensor(one).view(3, 1, 1) for one in pixel_statistics(processor))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in pixel_statistics(processor))
     processed = processor(list(pixels), return_tensors="pt")["pixel_values"]
     torch.testing.assert_close((pixels / 255 - mean) / std, processed.float(), rtol=1e-4, atol=1e-4)
     assert input_size(processor) == 24
@@ -86,7 +86,7 @@ def test_resizes_only_when_needed(classifier, images):
 def test_several_templates_average_on_the_sphere(classifier):
     model, processor = classifier.model, classifier.processor
     templates = ["a {}", "one more {} there"]
-    parts = [ZeroShotClassifier(model, processor, CLASSES, one).text_embeds() for one in templates]
+    parts = [ZeroShotClassifier(model, processor, CLASSES, template).text_embeds() for template in templates]
     mean = (parts[0] + parts[1]) / 2
     both = ZeroShotClassifier(model, processor, CLASSES, templates).text_embeds()
     torch.testing.assert_close(both, mean / mean.norm(dim=-1, keepdim=True))
@@ -119,7 +119,7 @@ def encodings(classifier, monkeypatch):
 def test_prompts_are_encoded_once_and_padded_to_the_longest(classifier, images, encodings):
     for _ in range(3):
         classifier(images)
-    longest = max(len(classifier.processor.tokenizer(f"This is a photo of a {one}")["input_ids"]) for one in CLASSES)
+    longest = max(len(classifier.processor.tokenizer(f"This is a photo of a {name}")["input_ids"]) for name in CLASSES)
     assert encodings == [(3, longest)] and longest < 77
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import CLASSES, make_clip, make_trainer, weights
+from helpers import CLASSES, make_clip, make_family, make_trainer, weights
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModel, CLIPModel, TrainerCallback
 
@@ -27,9 +27,9 @@ def test_the_seed_fixes_the_adapters_and_leaves_the_generator_alone():
     torch.manual_seed(7)
     expected = torch.rand(1)
     torch.manual_seed(7)
-    one, same, other = (trained_weights(add_lora(make_clip_quietly(), rank=2, seed=seed)) for seed in (1, 1, 2))
-    name = next(name for name in one if "lora_A" in name)
-    assert torch.equal(one[name], same[name]) and not torch.equal(one[name], other[name])
+    first, same, other = (trained_weights(add_lora(make_clip_quietly(), rank=2, seed=seed)) for seed in (1, 1, 2))
+    name = next(name for name in first if "lora_A" in name)
+    assert torch.equal(first[name], same[name]) and not torch.equal(first[name], other[name])
     assert torch.equal(torch.rand(1), expected)
 
 
@@ -96,9 +96,9 @@ def test_adapters_are_small_and_load_on_the_vanilla_model(trained, images):
     vanilla = CLIPModel.from_pretrained(folder / "vanilla")
     before = ZeroShotClassifier(vanilla, trainer.processing_class, CLASSES)(images)
     loaded = PeftModel.from_pretrained(vanilla, folder / "adapter")
-    found = ZeroShotClassifier(loaded.eval(), trainer.processing_class, CLASSES)(images)
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
-    assert not torch.allclose(found, before, atol=1e-3)
+    adapted = ZeroShotClassifier(loaded.eval(), trainer.processing_class, CLASSES)(images)
+    torch.testing.assert_close(adapted, expected, rtol=0, atol=0)
+    assert not torch.allclose(adapted, before, atol=1e-3)
 
 
 def test_merging_gives_the_same_logits_and_leaves_the_trained_model(trained, images):
@@ -106,8 +106,8 @@ def test_merging_gives_the_same_logits_and_leaves_the_trained_model(trained, ima
     expected = ZeroShotClassifier(trainer.model.eval(), trainer.processing_class, CLASSES)(images)
     plain, report = CLIPModel.from_pretrained(folder / "robust", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
-    found = ZeroShotClassifier(plain.eval(), trainer.processing_class, CLASSES)(images)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    logits = ZeroShotClassifier(plain.eval(), trainer.processing_class, CLASSES)(images)
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
     double = trainer.model.double()
     exact = ZeroShotClassifier(merged(double), trainer.processing_class, CLASSES)(images.double())
     there = ZeroShotClassifier(double, trainer.processing_class, CLASSES)(images.double())
@@ -150,8 +150,10 @@ def test_bad_adapters():
         add_lora(make_clip(0)[0], trainable="text")
     with pytest.raises(InputError, match="has adapters already"):
         add_lora(add_lora(make_clip(0)[0]))
-    with pytest.raises(InputError, match="The vision_model of Linear has no layers named as CLIP's are"):
+    with pytest.raises(InputError, match="Linear isn't a dual encoder"):
         add_lora(torch.nn.Linear(2, 2))
+    with pytest.raises(InputError, match="The vision_model of Aimv2Model has no layers named as CLIP's are"):
+        add_lora(make_family("Aimv2")[0])
     model = make_clip(0)[0]
     model.text_model.encoder.layers = torch.nn.ModuleList()
     with pytest.raises(InputError, match="The text_model of CLIPModel has no layers"):
@@ -178,6 +180,13 @@ def test_adapters_that_do_not_train_are_refused(tmp_path, trained):
     frozen = PeftModel.from_pretrained(CLIPModel.from_pretrained(folder / "vanilla"), folder / "adapter")
     with pytest.raises(InputError, match="Nothing in the target trains: load adapters with is_trainable=True"):
         make_trainer(tmp_path, frozen)
+
+
+@pytest.mark.parametrize(("trainable", "layers"), [("vision", 12), ("all", 24)])
+def test_layers_of_other_names_are_adapted(trainable, layers):
+    """Six in each of the two layers of a ViT and of a BERT; their poolers and projections stay as they are."""
+    adapted = add_lora(make_family("VisionTextDualEncoder")[0], rank=2, trainable=trainable)
+    assert len(trained_weights(adapted)) == 2 * layers
 
 
 def test_siglip_can_be_adapted():

@@ -212,6 +212,30 @@ def test_gpd_goes_around_any_pair(tmp_path, stages):
     assert trainer.state.global_step == 12 and trainer.gpd.ema
 
 
+@pytest.mark.parametrize(
+    ("settings", "method", "papers"),
+    [
+        ({"objective": "tecoa", "anchor_epochs": 0}, "the objective `tecoa` without GPD", ["2212.07016"]),
+        ({"objective": "tecoa"}, "the objective `tecoa` with GPD", ["2601.12865", "2212.07016"]),
+        ({"anchor_objective": "tecoa"}, "HPT-GPD", ["2212.07016", "2601.12865"]),
+        ({"objective": "to_original", "anchor_epochs": 0}, "the objective `to_original` without GPD", []),
+    ],
+    ids=str,
+)
+def test_a_card_says_and_cites_what_trained_the_model(tmp_path, own_objective, settings, method, papers):
+    trainer = make_trainer(tmp_path, max_steps=1, **settings)
+    trainer.train()
+    trainer.save_model()
+    card = (tmp_path / "README.md").read_text()
+    links = ", ".join(f"[arXiv {number}](https://arxiv.org/abs/{number})" for number in papers)
+    assert f"fine-tuned by {method}{f' ({links})' if papers else ''} to withstand" in card
+    assert ("learning from a frozen model" in card) == trainer.args.needs_proxy == ("| proxy" in card)
+    assert ("fu2026proxy" in card) == ("2601.12865" in papers)
+    assert ("objective of the anchor stage" in card) == ("anchor_objective" in settings)
+    tag = {"hpt": "hpt-gpd"}.get(trainer.args.objective, trainer.args.objective)
+    assert f"- {tag}\n- robust\n" in card
+
+
 def test_a_loss_that_is_no_loss_per_image_is_refused(tmp_path):
     class Averaged(RobustTransfer):
         def __call__(self, step):

@@ -73,14 +73,14 @@ def test_augmentation_mirrors_and_shifts(tmp_path):
     image = torch.rand(3, 6, 8)
     padded = torch.nn.functional.pad(image, [2] * 4)
     possible = [
-        one[:, top : top + 6, left : left + 8]
-        for one in (padded, padded.flip(-1))
+        mirrored[:, top : top + 6, left : left + 8]
+        for mirrored in (padded, padded.flip(-1))
         for top in range(5)
         for left in range(5)
     ]
     augmented = trainer.augment(image.expand(200, 3, 6, 8))
-    found = {next(i for i, one in enumerate(possible) if torch.equal(one, each)) for each in augmented}
-    assert len(found) > 40
+    seen = {next(i for i, view in enumerate(possible) if torch.equal(view, result)) for result in augmented}
+    assert len(seen) > 40
 
 
 def test_tokenizer_tells_any_text_apart(tmp_path):
@@ -89,9 +89,9 @@ def test_tokenizer_tells_any_text_apart(tmp_path):
     assert len(tokenizer) == 514
     texts = ["a cat", "a dog", "é 猫", "CAT"]
     ids = [tokenizer(text)["input_ids"] for text in texts]
-    assert len({tuple(one) for one in ids}) == 4
-    assert all(one[0] == tokenizer.bos_token_id and one[-1] == tokenizer.eos_token_id for one in ids)
-    assert [tokenizer.decode(one, skip_special_tokens=True) for one in ids] == ["a cat", "a dog", "é 猫", "cat"]
+    assert len({tuple(tokens) for tokens in ids}) == 4
+    assert all(tokens[0] == tokenizer.bos_token_id and tokens[-1] == tokenizer.eos_token_id for tokens in ids)
+    assert [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in ids] == ["a cat", "a dog", "é 猫", "cat"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,100 @@
+"""How to use a model, in code that runs as it stands: the section of a card that others copy from."""
+
+import json
+
+from hpt.hub.folder import ModelFolder
+from hpt.models.families import family_by_architecture
+from hpt.prompts import DEFAULT_TEMPLATE
+
+
+EXAMPLE_LABELS = ["cat", "dog", "car"]
+
+TEXT = """\
+Without hpt; `labels` can be any names:{base_note}
+
+```python
+from PIL import Image
+{pipeline}
+labels, template = {labels}, {template}
+print(classify(Image.open("image.png"), candidate_labels=labels, hypothesis_template=template))
+```
+
+As a model, for logits and embeddings:
+
+```python
+import torch
+from PIL import Image
+{imports}
+
+model = {load}
+processor = {processor}.from_pretrained("{model_id}")
+texts = [{template}.format(label) for label in {labels}]
+image = Image.open("image.png")
+inputs = processor(text=texts, images=image, return_tensors="pt", padding={padding})
+with torch.no_grad():
+    outputs = model(**inputs)
+print(outputs.logits_per_image, outputs.image_embeds.shape)
+```
+
+Attacked, with hpt, which takes images as pixels in [0, 1]:
+
+```python
+import torch
+{imports}
+
+from hpt import PGD, ZeroShotClassifier
+
+model = {load}
+processor = {processor}.from_pretrained("{model_id}")
+labels, template = {labels}, {template}
+classifier = ZeroShotClassifier(model.eval(), processor, labels, template)
+images, right = torch.rand(1, 3, {image_size}, {image_size}), torch.tensor([0])
+adversarial = PGD(eps={eps}, steps=10)(classifier, images, right)
+print(classifier(images), classifier(adversarial))
+```"""
+
+PIPELINE = """\
+from transformers import pipeline
+
+classify = pipeline("zero-shot-image-classification", model="{model_id}")"""
+
+PIPELINE_OF_ADAPTER = """\
+from peft import PeftModel
+from transformers import {architecture}, {processor}, pipeline
+
+processor = {processor}.from_pretrained("{model_id}")
+parts = {{"tokenizer": processor.tokenizer, "image_processor": processor.image_processor}}
+classify = pipeline("zero-shot-image-classification", model={load}, **parts)"""
+
+BASE_NOTE = " `PATH/{name}` stands for the folder of the base, which isn't on the Hub."
+
+
+def usage(folder: ModelFolder, model_id: str) -> str:
+    """Three snippets: a pipeline of transformers, the model itself, and an attack on it by hpt."""
+    run, model, adapter = folder.run, folder.model, folder.is_adapter
+    family = family_by_architecture(model["architecture"])
+    names = {"model_id": model_id, "architecture": model["architecture"], "load": _load_call(folder, model_id)}
+    names["processor"] = family.processor
+    imports = "from transformers import {architecture}, {processor}".format(**names)
+    return TEXT.format(
+        **names,
+        base_note=BASE_NOTE.format(name=model["name"]) if adapter and model["hub_id"] is None else "",
+        pipeline=(PIPELINE_OF_ADAPTER if adapter else PIPELINE).format(**names),
+        imports=f"from peft import PeftModel\n{imports}" if adapter else imports,
+        padding='"max_length"' if family.pads_to_full_length else "True",
+        labels=json.dumps(run["data"]["class_names"][:3] if run else EXAMPLE_LABELS, ensure_ascii=False),
+        template=json.dumps(run["prompt_template"] if run else DEFAULT_TEMPLATE, ensure_ascii=False),
+        image_size=model["image_size"],
+        eps=run["settings"].get("attack_eps", "1/255") if run else "1/255",
+    )
+
+
+def _load_call(folder: ModelFolder, model_id: str) -> str:
+    """The Python expression that loads the model."""
+    model = folder.model
+    call = f'{model["architecture"]}.from_pretrained("{model_id}")'
+    if not folder.is_adapter:
+        return call
+    revision = f', revision="{model["revision"]}"' if model["hub_id"] and model["revision"] else ""
+    base = f'{model["architecture"]}.from_pretrained("{model["hub_id"] or "PATH/" + model["name"]}"{revision})'
+    return f'PeftModel.from_pretrained({base}, "{model_id}").merge_and_unload()'

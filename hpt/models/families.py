@@ -1,0 +1,141 @@
+"""Families of dual encoders: what hpt knows of each beside what its model shows. A new one is one record here.
+
+A dual encoder embeds images and texts, and scores a pair by `scale * cos + bias`. Whatever does so can be a proxy. A
+family that names its parts otherwise than CLIP, or prepares prompts in its own way, has a record in [`FAMILIES`].
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from hpt.errors import InputError
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of transformers' dual encoders. The defaults are what a family without a record is taken for.
+
+    Args:
+        model_type (`str`): `config.model_type` of its models.
+        architecture (`str`): Class of its models, which a card loads them by.
+        vision_parts (`tuple[str, ...]`): Modules that embed images, the tower first; what `trainable="vision"` trains.
+        text_parts (`tuple[str, ...]`): Modules that embed texts, the tower first. A model may lack all but the towers.
+        linear_layers (`str`): Regular expression of the linear layers within a tower that LoRA adapts.
+        has_temperature (`bool`): Whether logits are divided by `temperature`, not multiplied by `exp(logit_scale)`.
+        has_bias (`bool`): Whether `logit_bias` is added to the logits.
+        pads_to_full_length (`bool`): Whether prompts are padded to the longest possible one, as in its pretraining:
+            a model that pools the last position counts padding too.
+        lowercases (`bool`): Whether prompts are lowercased first, as in its pretraining.
+        processor (`str`): Class of its processor on cards.
+        tags (`tuple[str, ...]`): Tags of its own on cards.
+    """
+
+    model_type: str
+    architecture: str
+    vision_parts: tuple[str, ...] = ("vision_model", "visual_projection")
+    text_parts: tuple[str, ...] = ("text_model", "text_projection")
+    linear_layers: str = r"encoder\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))"
+    has_temperature: bool = False
+    has_bias: bool = False
+    pads_to_full_length: bool = False
+    lowercases: bool = False
+    processor: str = "AutoProcessor"
+    tags: tuple[str, ...] = ()
+
+    @property
+    def clamps_logit_scale(self) -> bool:
+        """Whether `logit_scale` stays at most ln 100 in training: CLIP's does, SigLIP's begins above it."""
+        return not (self.has_bias or self.has_temperature)
+
+    @property
+    def tower_names(self) -> tuple[str, str]:
+        """Where the vision and the text tower are."""
+        return self.vision_parts[0], self.text_parts[0]
+
+    def towers(self, model: nn.Module) -> list[nn.Module]:
+        """The vision and the text tower of a plain or PEFT model, as far as they are where the family has them."""
+        return _modules(model, self.tower_names)
+
+    def vision_modules(self, model: nn.Module) -> list[nn.Module]:
+        """The modules of a plain or PEFT model that embed images, the tower first."""
+        return _modules(model, self.vision_parts)
+
+    def text_modules(self, model: nn.Module) -> list[nn.Module]:
+        """The modules of a plain or PEFT model that embed texts, the tower first."""
+        return _modules(model, self.text_parts)
+
+    def logit_scale(self, model: nn.Module) -> torch.Tensor:
+        """What the cosine is multiplied by, a scalar."""
+        return 1 / model.temperature if self.has_temperature else model.logit_scale.exp()
+
+    def logit_bias(self, model: nn.Module) -> torch.Tensor | float:
+        """What is added to every logit."""
+        return model.logit_bias if self.has_bias else 0.0
+
+
+_RECORDS = (
+    Family("clip", "CLIPModel", processor="CLIPProcessor", tags=("clip",)),
+    # SigLIP 2 of fixed size is of this type too, and comes with a tokenizer that keeps the case
+    Family("siglip", "SiglipModel", has_bias=True, pads_to_full_length=True, lowercases=True),
+    Family("align", "AlignModel", has_temperature=True),
+    # Any two towers, such as a ViT and a BERT, whose layers have names of their own
+    Family(
+        "vision-text-dual-encoder",
+        "VisionTextDualEncoderModel",
+        linear_layers=r"(encoder\.)?layers?\.\d+\.(.+\.)?"
+        r"(q_proj|k_proj|v_proj|o_proj|out_proj|query|key|value|dense|fc1|fc2)",
+    ),
+)
+FAMILIES = {family.model_type: family for family in _RECORDS}
+
+
+def family_of(model: nn.Module) -> Family:
+    """The family of a plain or PEFT model. Without a record it has CLIP's names, and the scale and bias it shows."""
+    model_type = model.config.model_type
+    if model_type in FAMILIES:
+        return FAMILIES[model_type]
+    shown = {"has_temperature": hasattr(model, "temperature"), "has_bias": hasattr(model, "logit_bias")}
+    return Family(model_type, type(plain_model(model)).__name__, **shown)
+
+
+def family_by_architecture(architecture: str) -> Family:
+    """The family of a model that isn't loaded, by the name of its class."""
+    records = (family for family in FAMILIES.values() if family.architecture == architecture)
+    return next(records, Family("unknown", architecture))
+
+
+def plain_model(model: nn.Module) -> nn.Module:
+    """The model below a PEFT model's adapters; any other as it is."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def check_dual_encoder(model: nn.Module) -> None:
+    """Raise [`InputError`] unless `model` embeds images and texts and has a logit scale or a temperature."""
+    embeds_both = hasattr(model, "get_image_features") and hasattr(model, "get_text_features")
+    if not embeds_both or not (hasattr(model, "logit_scale") or hasattr(model, "temperature")):
+        raise InputError(
+            f"{type(model).__name__} isn't a dual encoder: it needs get_image_features, get_text_features and a "
+            "logit_scale or temperature, as CLIPModel, SiglipModel or AlignModel have."
+        )
+    if model.config.model_type == "siglip2":
+        raise InputError(
+            "Siglip2Model takes images cut into patches of varying number (NaFlex): use a SigLIP 2 of fixed size, "
+            "such as google/siglip2-base-patch16-224."
+        )
+
+
+def check_towers(model: nn.Module) -> None:
+    """Raise [`InputError`] unless the towers of a target, one of which trains, are where its family has them."""
+    family = family_of(model)
+    if len(family.towers(model)) < 2:
+        names = " and ".join(family.tower_names)
+        raise InputError(
+            f"hpt can't tell what to train of {type(plain_model(model)).__name__}: it has no {names}, as families "
+            f"without a record in hpt.models.families have. Records: {', '.join(sorted(FAMILIES))}."
+        )
+
+
+def _modules(model: nn.Module, names: tuple[str, ...]) -> list[nn.Module]:
+    modules = dict(plain_model(model).named_modules())
+    return [modules[name] for name in names if name in modules]

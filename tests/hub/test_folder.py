@@ -1,0 +1,120 @@
+"""A model's folder: each file is read once, what is written replaces what was read; and which one a run has."""
+
+import json
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from helpers import run_recipe
+from huggingface_hub import HfApi
+from transformers import CLIPModel
+
+from hpt import InputError
+from hpt.evaluation.rows import Row
+from hpt.hub.folder import ModelFolder
+from hpt.models.weights import hash_weights
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """How often each file has been opened for reading, by its path; what is pushed isn't sent."""
+    counts, open_file = Counter(), Path.open
+    sent = SimpleNamespace(repo_url="https://hub/me/robust")
+    monkeypatch.setattr(HfApi, "upload_folder", lambda *_, **__: sent)
+
+    def count_and_open(path, mode="r", *arguments, **options):
+        if "r" in mode:
+            counts[path] += 1
+        return open_file(path, mode, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", count_and_open)
+    return counts
+
+
+def evaluate(folder: Path, accuracy: float = 0.5) -> list[Row]:
+    weights = hash_weights(CLIPModel.from_pretrained(folder).state_dict())
+    return [Row("mine", None, accuracy, 0.4, 0.6, 100, "digits", "test", "native", weights=weights)]
+
+
+# Read once
+
+
+@pytest.mark.parametrize("evaluated", [False, True], ids=["as it is", "with an evaluation"])
+def test_publishing_reads_each_file_once(hub, folder, reads, evaluated):
+    if evaluated:
+        (folder.parent / "evaluation").mkdir()
+        lines = "".join(f"{json.dumps(asdict(row))}\n" for row in evaluate(folder))
+        (folder.parent / "evaluation" / "results.jsonl").write_text(lines)
+    reads.clear()
+    run_recipe("publish.py", "--run", folder.parent, "--hub_model_id", "me/robust")
+    own = {path.name: count for path, count in reads.items() if folder in path.parents}
+    assert {"training.json", "run.yaml", "README.md", "model.safetensors", "tokenizer_config.json"} <= set(own)
+    assert set(own.values()) == {1}, own
+    assert ("evaluation.jsonl" in ModelFolder(folder).names()) == evaluated
+
+
+def test_what_is_written_replaces_what_was_read(folder, reads):
+    model = ModelFolder(folder)
+    assert (model.rows, model.agreement) == ([], None)
+    record = model.run
+    rows = evaluate(folder)
+    model.add_rows(rows, {rows[0].weights})
+    model.write_agreement({"n": 1})
+    model.write_card("A card")
+    model.write_run(record | {"seconds": 7})
+    assert (model.rows, model.agreement, model.card) == (rows, {"n": 1}, "A card")
+    assert model.run == record | {"seconds": 7} == json.loads((folder / "training.json").read_text())
+    written = ModelFolder(folder)
+    assert (written.rows, written.agreement, written.card) == (rows, {"n": 1}, "A card")
+    assert not list(folder.glob("*.incomplete"))
+
+
+def test_other_weights_take_the_measurements_along(folder):
+    before = ModelFolder(folder)
+    rows = evaluate(folder)
+    before.add_rows(rows, {rows[0].weights})
+    before.make_figures()
+    before.robustness_picture("digits", "linf").touch()
+    (folder / "model.safetensors").write_bytes(b"others")
+    after = ModelFolder(folder)
+    assert not after.has_weights_of_run and after.rows and after.robustness_pictures
+    after.write_run(after.run)
+    assert after.has_weights_of_run and not after.rows and not after.robustness_pictures
+    assert not (folder / "evaluation.jsonl").exists()
+
+
+def test_a_damaged_run_is_of_no_weights(folder):
+    (folder / "training.json").write_text("{")
+    model = ModelFolder(folder)
+    assert not model.has_weights_of_run
+    with pytest.raises(InputError, match="isn't as this version of hpt writes it"):
+        model.run  # noqa: B018
+
+
+# Of a run
+
+
+@pytest.mark.parametrize(
+    ("saved", "options", "expected"),
+    [
+        (["robust"], {}, "robust"),
+        (["robust", "adapter"], {}, "adapter"),
+        (["robust", "adapter"], {"merged": True}, "robust"),
+        ([".", "robust"], {}, "."),
+    ],
+    ids=["model", "adapter", "merged", "itself"],
+)
+def test_of_a_run_its_adapter_or_its_model_is_published(folder, tmp_path, saved, options, expected):
+    for name in saved:
+        (tmp_path / "outputs" / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "outputs" / name / "training.json").write_bytes((folder / "training.json").read_bytes())
+    assert ModelFolder.of_run(tmp_path / "outputs", **options).path == tmp_path / "outputs" / expected
+
+
+def test_a_model_that_hpt_did_not_train_is_taken_with_an_evaluation(folder):
+    (folder / "training.json").unlink()
+    assert ModelFolder.of_run(folder, evaluated=True).path == folder
+    with pytest.raises(InputError, match="A model that hpt only measured needs --evaluations"):
+        ModelFolder.of_run(folder)
