@@ -56,7 +56,7 @@ def resize_as_trained(image_processor) -> None:
         warnings.warn(
             f"The target's processor resizes by {filter_name}, but images are resized bicubically here: so does the "
             "processor that is saved.",
-            stacklevel=3,
+            stacklevel=4,
         )
         image_processor.resample = Image.BICUBIC
 

@@ -112,7 +112,7 @@ class ZeroShotClassifier(nn.Module):
         Args:
             images (`torch.Tensor` of shape `(batch, 3, height, width)`): pixels in [0, 1], any size.
             text_embeds (`torch.Tensor` of shape `(num_classes, dim)`, *optional*): class embeddings with gradients,
-                from [`encode_anew`], to train the text tower. Otherwise [`text_embeds`] gives them, as constants.
+                from [`encode_prompts`], to train the text tower. Otherwise [`text_embeds`] gives them, as constants.
 
         Returns:
             `torch.Tensor` of shape `(batch, num_classes)`: logits, at least float32.
@@ -151,20 +151,15 @@ class ZeroShotClassifier(nn.Module):
                 self._cached_text_embeds, self._cached_for = self.encode_prompts(), state
         return self._cached_text_embeds
 
-    def encode_anew(self) -> torch.Tensor:
-        """Class embeddings with gradients; until a text weight changes, [`text_embeds`] are these without.
-
-        While the text tower trains, this belongs into every step: a fused optimizer changes weights unseen.
-        """
-        embeds = self.encode_prompts()
-        self._cached_text_embeds, self._cached_for = embeds.detach(), self._text_state()
-        return embeds
+    def forget_text_embeds(self) -> None:
+        """Compute [`text_embeds`] anew when they are next asked for: a fused optimizer changes text weights unseen."""
+        self._cached_for = None
 
     def _text_state(self) -> tuple:
         return self.model.device, self.model.dtype, *(weight._version for weight in self.text_parameters)
 
     def encode_prompts(self, chunk_size: int = 256) -> torch.Tensor:
-        """Class embeddings `(num_classes, dim)`: per class the mean over the templates, back on the unit sphere."""
+        """Class embeddings with gradients, `(num_classes, dim)`: the mean over the templates, of unit length again."""
         if self.class_names is None:
             raise InputError("This classifier has no classes yet: use with_classes([...]).")
         tokens = self.tokenize([template.format(name) for template in self.templates for name in self.class_names])

@@ -1,20 +1,83 @@
-"""Checks of a target, its proxy and the launch, made before any long work."""
+"""What a user trains with and on, checked before any long work and in the form that the trainer takes it."""
 
 import warnings
+from dataclasses import dataclass
 
 import datasets
 import torch
 from transformers import TrainingArguments
 
 from hpt.data.benchmark import Benchmark, StreamingBenchmark
-from hpt.data.images import ImageTransform, check_images, check_labels
+from hpt.data.images import ImageTransform, check_images, check_labels, resize_as_trained
 from hpt.data.streams import EpochStream
 from hpt.errors import InputError
-from hpt.models.classifier import ZeroShotClassifier
+from hpt.models.classifier import ZeroShotClassifier, frozen_copy
 from hpt.models.families import check_dual_encoder, check_towers
-from hpt.models.weights import architecture, plain_weights
+from hpt.models.weights import architecture, freeze_untrained, hash_weights, plain_weights
 from hpt.training.config import HPTConfig
 from hpt.training.gpd import GPDSchedule
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """Models and data of a run, from [`prepare_inputs`].
+
+    Args:
+        classifier ([`ZeroShotClassifier`]): The target over the training classes.
+        proxy, original ([`ZeroShotClassifier`], *optional*): Frozen, likewise.
+        train ([`Benchmark`] or [`EpochStream`], *optional*): The training set.
+        evaluation ([`Benchmark`] or dict of them, *optional*): What `evaluate()` takes without an argument.
+        schedule ([`GPDSchedule`], *optional*): The stages over the training set.
+        trained (`list[str]`): Names of the target's parameters that train.
+        vanilla_weights (`str`): Hash of the target's weights as they are given.
+    """
+
+    classifier: ZeroShotClassifier
+    proxy: ZeroShotClassifier | None
+    original: ZeroShotClassifier | None
+    train: Benchmark | EpochStream | None
+    evaluation: Benchmark | dict[str, Benchmark] | None
+    schedule: GPDSchedule | None
+    trained: list[str]
+    vanilla_weights: str
+
+    def as_benchmark(self, dataset, name: str) -> Benchmark:
+        """A dataset to evaluate on; see [`as_benchmark`]."""
+        return as_benchmark(dataset, name, self.classifier.class_names, plain_transform(self.classifier))
+
+
+def prepare_inputs(
+    model, args: HPTConfig, proxy, processing_class, train_dataset, eval_dataset, class_names
+) -> TrainingInputs:
+    """Check what [`HPTTrainer`] is given, and freeze what doesn't train; see there for the arguments.
+
+    Raises:
+        InputError: for a model, proxy, dataset or setting that can't be meant.
+    """
+    check_target(model)
+    check_proxy(proxy, model, args)
+    class_names = class_names or own_class_names(train_dataset, eval_dataset)
+    classifier = ZeroShotClassifier(model, processing_class, class_names, args.prompt_template)
+    transform = plain_transform(classifier)
+    train, schedule = None, None
+    if train_dataset is not None:
+        train = as_training_set(train_dataset, args, class_names, transform)
+    evaluation = as_evaluation_sets(eval_dataset, class_names, transform)
+    trained = freeze_untrained(model, args.trainable)
+    if train is not None:
+        schedule = args.schedule(None if isinstance(train, EpochStream) else len(train))
+        check_steps(schedule, args.max_steps)
+    resize_as_trained(processing_class.image_processor)
+    if proxy is not None:
+        proxy = proxy.with_classes(class_names, args.prompt_template).requires_grad_(False).eval()
+    original = frozen_copy(classifier) if args.needs_original else None
+    vanilla_weights = hash_weights(plain_weights(model))
+    return TrainingInputs(classifier, proxy, original, train, evaluation, schedule, trained, vanilla_weights)
+
+
+def plain_transform(classifier: ZeroShotClassifier) -> ImageTransform:
+    """How images of a plain dataset come to a model's input size: as 256 and 224 pixels are to each other."""
+    return ImageTransform(round(classifier.image_size * 256 / 224), classifier.image_size)
 
 
 def check_launch(args: TrainingArguments) -> None:
@@ -46,12 +109,16 @@ def check_target(target) -> None:
         )
 
 
-def check_proxy(proxy: ZeroShotClassifier, target) -> None:
-    """Refuse a proxy that isn't a classifier or is the target itself; warn of the same architecture.
+def check_proxy(proxy: ZeroShotClassifier | None, target, args: HPTConfig) -> None:
+    """Refuse a proxy that is missing, isn't a classifier or is the target itself; warn of the same architecture.
 
     Raises:
         InputError: naming what is wrong with it.
     """
+    if proxy is None and args.needs_proxy:
+        raise InputError("There is no proxy, but the objective learns from one: load it with load_proxy(name).")
+    if proxy is None:
+        return
     if not isinstance(proxy, ZeroShotClassifier):
         raise InputError(f"The proxy is a {type(proxy).__name__}: load it with load_proxy(name).")
     if target is proxy.model or _same_weights(target, proxy.model):
@@ -60,7 +127,7 @@ def check_proxy(proxy: ZeroShotClassifier, target) -> None:
         warnings.warn(
             "Target and proxy have the same architecture: adversarial images carry over between them, while HPT "
             "relies on a heterogeneous proxy, such as ViT-B/16 for ViT-B/32.",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -116,6 +183,13 @@ def as_benchmark(dataset, name: str, class_names: list[str], transform: ImageTra
         dataset = Benchmark(name, "given", dataset, class_names, None, transform)
     check_images(dataset.dataset, name)
     return dataset
+
+
+def as_evaluation_sets(dataset, class_names: list[str], transform: ImageTransform):
+    """An evaluation set, or a dict of them, each by [`as_benchmark`]; `None` where there is none."""
+    if isinstance(dataset, dict):
+        return {name: as_benchmark(part, name, class_names, transform) for name, part in dataset.items()}
+    return None if dataset is None else as_benchmark(dataset, "the evaluation set", class_names, transform)
 
 
 def as_training_set(dataset, args: HPTConfig, class_names: list[str], transform: ImageTransform):

@@ -22,29 +22,20 @@ from transformers.trainer_utils import IntervalStrategy
 from hpt.attacks import PGD, AttackResult
 from hpt.attacks.base import batch_norm_untouched
 from hpt.data.benchmark import Benchmark
-from hpt.data.images import ImageTransform, collate, resize_as_trained, to_unit_range
+from hpt.data.images import collate, to_unit_range
 from hpt.data.streams import EpochStream
 from hpt.errors import InputError, TrainingStopped
 from hpt.evaluation.figures import draw_training_curves
 from hpt.hub.folder import CURVES, ModelFolder
 from hpt.hub.publisher import Publisher
-from hpt.models.classifier import ZeroShotClassifier, frozen_copy
-from hpt.models.weights import forward_redirected, freeze_untrained, hash_weights, plain_weights
+from hpt.models.classifier import ZeroShotClassifier
+from hpt.models.weights import forward_redirected
 from hpt.training.callbacks import LogitScaleCallback
 from hpt.training.checkpoints import checkpoint_folder
 from hpt.training.config import MATHEMATICS, HPTConfig
 from hpt.training.gpd import ANCHOR, GPDCallback, get_gpd_schedule
 from hpt.training.identity import describe_proxy, describe_target, describe_training
-from hpt.training.inputs import (
-    as_benchmark,
-    as_training_set,
-    check_best_metric,
-    check_launch,
-    check_proxy,
-    check_steps,
-    check_target,
-    own_class_names,
-)
+from hpt.training.inputs import check_best_metric, check_launch, prepare_inputs
 from hpt.training.objectives import Objective
 from hpt.training.record import describe_run
 from hpt.training.resumable import ResumableTrainer
@@ -111,30 +102,11 @@ class HPTTrainer(ResumableTrainer):
         **kwargs,
     ):
         check_launch(args)
-        check_target(model)
-        if proxy is not None:
-            check_proxy(proxy, model)
-        elif args.needs_proxy:
-            raise InputError("There is no proxy, but the objective learns from one: load it with load_proxy(name).")
+        given = (model, args, proxy, processing_class, train_dataset, eval_dataset, class_names)
+        self._inputs = inputs = prepare_inputs(*given)
         self._described = None
-        self._class_names = class_names or own_class_names(train_dataset, eval_dataset)
-        classifier = ZeroShotClassifier(model, processing_class, self._class_names, args.prompt_template)
-        self._plain_transform = ImageTransform(round(classifier.image_size * 256 / 224), classifier.image_size)
-        if train_dataset is not None:
-            train_dataset = as_training_set(train_dataset, args, self._class_names, self._plain_transform)
-        if isinstance(eval_dataset, dict):
-            eval_dataset = {name: self._as_benchmark(one, name) for name, one in eval_dataset.items()}
-        elif eval_dataset is not None:
-            eval_dataset = self._as_benchmark(eval_dataset, "the evaluation set")
-        trained = freeze_untrained(model, args.trainable)
-        if train_dataset is not None:
-            self.schedule = args.schedule(None if isinstance(train_dataset, EpochStream) else len(train_dataset))
-            check_steps(self.schedule, args.max_steps)
-        resize_as_trained(processing_class.image_processor)
-        self._vanilla_weights = hash_weights(plain_weights(model))
-        original = frozen_copy(classifier) if args.needs_original else None
         if "compute_metrics" not in kwargs:
-            check_best_metric(args, eval_dataset)
+            check_best_metric(args, inputs.evaluation)
         self.publisher = Publisher(
             args,
             describe_run=self.describe_run,
@@ -142,35 +114,30 @@ class HPTTrainer(ResumableTrainer):
             interrupted=lambda: self._sigterm,
         )
         self.push_in_progress = self.publisher.in_progress  # for which Trainer waits at its end
-        kwargs = {"compute_metrics": _accuracies, "preprocess_logits_for_metrics": _predictions} | kwargs
         super().__init__(
             model=model,
             args=args,
             processing_class=processing_class,
             data_collator=collate,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            **kwargs,
+            train_dataset=inputs.train,
+            eval_dataset=inputs.evaluation,
+            **{"compute_metrics": _accuracies, "preprocess_logits_for_metrics": _predictions} | kwargs,
         )
         self.model_accepts_loss_kwargs = False  # CLIPModel takes **kwargs, but the loss is ours and a mean per batch
-        self.classifier = self.eval_classifier = classifier.to(args.device)
-        if proxy is not None:
-            proxy = proxy.with_classes(self._class_names, args.prompt_template).requires_grad_(False).eval()
-        self.proxy, self.original = (one if one is None else one.to(args.device) for one in (proxy, original))
-        self.objectives = args.make_objectives()
+        self.classifier = self.eval_classifier = inputs.classifier.to(args.device)
+        self.proxy = inputs.proxy and inputs.proxy.to(args.device)
+        self.original = inputs.original and inputs.original.to(args.device)
+        self.objectives, self.schedule = args.make_objectives(), inputs.schedule
         self._make_attacks(args)
         self._compile_towers()
         if args.mixed_precision == "fp16" and args.device.type == "cpu":  # accelerate would train in float32, silently
             self.accelerator.native_amp, self.accelerator.scaler = True, torch.amp.GradScaler("cpu")
         self._trains_text = any(weight.requires_grad for weight in self.classifier.text_parameters)
-        if train_dataset is not None:
+        if inputs.train is not None:
             self.gpd = GPDCallback(self.schedule, args.ema_decay, args.pull_ratio)
             self.add_callback(self.gpd)
-        if "logit_scale" in trained and self.classifier.family.clamps_logit_scale:
+        if "logit_scale" in inputs.trained and self.classifier.family.clamps_logit_scale:
             self.add_callback(LogitScaleCallback())
-
-    def _as_benchmark(self, dataset, name: str) -> Benchmark:
-        return as_benchmark(dataset, name, self._class_names, self._plain_transform)
 
     def _make_attacks(self, args: HPTConfig) -> None:
         """PGD for training, on what the stage's objective says, and for `evaluate()`, on cross-entropy."""
@@ -190,8 +157,10 @@ class HPTTrainer(ResumableTrainer):
         plugin = self.accelerator.state.dynamo_plugin
         if plugin.backend == DynamoBackend.NO:
             return
-        target, proxy = self.classifier, self.proxy
-        for tower in (*target.family.towers(target.model), *proxy.family.towers(proxy.model)[:1]):
+        towers = self.classifier.family.towers(self.model)
+        for frozen in filter(None, (self.proxy, self.original)):
+            towers += frozen.family.towers(frozen.model)[:1]  # texts are encoded once
+        for tower in towers:
             tower.compile(**plugin.to_kwargs())
         plugin.backend = DynamoBackend.NO  # accelerate would compile the whole model as well
 
@@ -209,8 +178,7 @@ class HPTTrainer(ResumableTrainer):
             if isinstance(self.train_dataset, EpochStream):
                 self.train_dataset.close()
         if self._trains_text:
-            with torch.no_grad():
-                self.classifier.encode_anew()
+            self.classifier.forget_text_embeds()
         return output
 
     def create_scheduler(self, num_training_steps: int, optimizer=None) -> LambdaLR:
@@ -265,7 +233,7 @@ class HPTTrainer(ResumableTrainer):
 
     def _make_step(self, inputs) -> TrainingStep:
         with self.accelerator.autocast():
-            text_embeds = self.classifier.encode_anew() if self._trains_text else None
+            text_embeds = self.classifier.encode_prompts() if self._trains_text else None
         return TrainingStep(
             to_unit_range(inputs["pixel_values"], torch.promote_types(self.model.dtype, torch.float32)),
             inputs["labels"],
@@ -362,7 +330,7 @@ class HPTTrainer(ResumableTrainer):
         if isinstance(eval_dataset, str):
             benchmark = self.eval_dataset[eval_dataset]
         elif eval_dataset is not None:
-            benchmark = eval_dataset = self._as_benchmark(eval_dataset, "the evaluation set")
+            benchmark = eval_dataset = self._inputs.as_benchmark(eval_dataset, "the evaluation set")
         elif self.eval_dataset is not None:
             benchmark = self.eval_dataset
         else:
@@ -374,7 +342,7 @@ class HPTTrainer(ResumableTrainer):
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def get_test_dataloader(self, test_dataset):
-        benchmark = self._as_benchmark(test_dataset, "the test set")
+        benchmark = self._inputs.as_benchmark(test_dataset, "the test set")
         self._classify_as(benchmark)
         return super().get_test_dataloader(benchmark)
 
@@ -417,7 +385,7 @@ class HPTTrainer(ResumableTrainer):
         if self.args.needs_proxy:
             described["proxy"] = describe_proxy(self.proxy)
         if self.original is not None:
-            described["original"] = self._vanilla_weights
+            described["original"] = self._inputs.vanilla_weights
         return described
 
     def describe_run(self) -> dict:
@@ -426,7 +394,7 @@ class HPTTrainer(ResumableTrainer):
             raise InputError("There is no run to describe on a card: the trainer has no train_dataset.")
         if self._described is None:
             parts = (self.args, self.recipe, self.classifier, self.proxy, self.train_dataset, self.schedule)
-            self._described = describe_run(*parts, self._vanilla_weights)
+            self._described = describe_run(*parts, self._inputs.vanilla_weights)
         steps = self.schedule.num_epochs * self.schedule.steps_per_epoch
         steps = min(steps, self.args.max_steps) if self.args.max_steps > 0 else steps
         step = self.state.global_step

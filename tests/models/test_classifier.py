@@ -137,7 +137,7 @@ def test_cache_notices_changed_text_weights_only(classifier, images, encodings):
 def test_text_gradients(classifier, images):
     classifier(images).sum().backward()
     assert classifier.model.text_projection.weight.grad is None
-    embeds = classifier.encode_anew()
+    embeds = classifier.encode_prompts()
     classifier(images, embeds).sum().backward()
     assert classifier.model.text_projection.weight.grad.abs().sum() > 0
     assert not classifier.text_embeds().requires_grad
