@@ -67,7 +67,7 @@ class Evaluation:
 
 def main():
     own_models = any(argument.partition("=")[0] == "--models" for argument in sys.argv)
-    settings, _ = parse_config((Evaluation,), None if own_models else HERE / "evaluate.yaml")
+    settings, _ = parse_config((Evaluation,), None if own_models else "evaluate", folder=HERE)
     eps = [float(Fraction(one)) for one in settings.eps]
     check(settings, eps)
     state = join_processes(settings.use_cpu)

@@ -56,7 +56,7 @@ class Ranking:
 
 
 def main():
-    (settings, _) = parse_config((Ranking,))
+    (settings, _) = parse_config((Ranking,), folder=Path(__file__).parent)
     eps = sorted({float(Fraction(one)) for one in settings.eps})
     check(settings, eps)
     state = join_processes(settings.use_cpu)

@@ -145,6 +145,15 @@ class HPTConfig(TrainingArguments):
         default=False, metadata={"help": "False: every parameter that isn't frozen is used in each step."}
     )
 
+    help_groups = {  # by their first fields
+        "objective": "Objective",
+        "anchor_epochs": "Stages",
+        "attack_eps": "Attack",
+        "steps_per_epoch": "Streams",
+        "trainable": "Model",
+        "lr_scheduler_type": "Defaults that differ from transformers'",
+    }
+
     def __post_init__(self):
         self._refuse_sharding()
         self._parse_numbers()

@@ -87,6 +87,13 @@ class PretrainingConfig(TrainingArguments):
         default_factory=lambda: ["labels"], metadata={"help": "The keys of the labels in a batch."}
     )
 
+    help_groups = {  # by their first fields
+        "train_dataset": "Data",
+        "family": "Architecture",
+        "caption_templates": "Captions and images",
+        "learning_rate": "Defaults that differ from transformers'",
+    }
+
     def __post_init__(self):
         if self.push_to_hub:
             raise InputError("push_to_hub is for robust models: push a pretrained one by model.push_to_hub(name).")
