@@ -56,7 +56,7 @@ def describe_commands() -> str:
             "Adversarially robust CLIP without a robust teacher, by HPT-GPD.\n",
             *lines,
             "\n`hpt COMMAND --help` lists a command's fields.",
-            f"--num_processes N shares the work of {shared}: one process for each GPU.",
+            f"--num_processes N, for {shared}: N processes share the work.",
         ]
     )
 

@@ -16,7 +16,9 @@ from enum import Enum
 from pathlib import Path
 
 import yaml
+from huggingface_hub.utils import enable_progress_bars
 from transformers.hf_argparser import HfArgumentParser
+from transformers.utils.logging import disable_progress_bar
 
 from hpt.errors import InputError, TrainingStopped, one_line
 from hpt.radius import describe_eps
@@ -76,6 +78,8 @@ def run_recipe(main: Callable[[], None]) -> None:
 
     Exit codes: 2 for an [`InputError`], 1 for [`TrainingStopped`], 75 after SIGTERM and a checkpoint, 130 for Ctrl-C.
     """
+    disable_progress_bar()  # transformers' bars of reading and writing weights, which stay on the screen,
+    enable_progress_bars()  # but not huggingface_hub's of downloads
     try:
         main()
     except (InputError, TrainingStopped) as error:

@@ -81,5 +81,5 @@ def _exit_code(rank: int, code: int) -> int:
     """A process's exit code, as a shell has it; one that was killed couldn't say so itself."""
     if code >= 0:
         return code
-    print(f"error: Process {rank} was ended by {signal.Signals(-code).name}.", file=sys.stderr)
+    print(f"\nerror: Process {rank} was ended by {signal.Signals(-code).name}.", file=sys.stderr)
     return 128 - code

@@ -166,6 +166,7 @@ class HPTConfig(TrainingArguments):
         if self.optim_args == "momentum=0.9" and not str(getattr(self.optim, "value", self.optim)) == "sgd":
             self.optim_args = None  # SGD's default, meaningless to another optimizer
         super().__post_init__()
+        self.dataloader_pin_memory &= self.device.type != "cpu"  # which torch would warn of
 
     def schedule(self, num_examples: int | None) -> GPDSchedule:
         """The run's stages over a training set of `num_examples`, or over a stream for `None`.
