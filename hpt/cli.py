@@ -25,6 +25,7 @@ from hpt.radius import describe_eps
 
 
 WIDTH, COLUMN = 100, 34  # of what `--help` prints, and where its second column begins
+ERRORS = "HPT_ERRORS"  # the variable that names the folder for the errors of processes that were launched together
 
 
 def parse_config(
@@ -99,10 +100,11 @@ def run_recipe(main: Callable[[], None]) -> None:
 
 
 def _print_error(text: str) -> None:
-    """Print the line on stderr; of processes that were launched together, mostly only the first gets to do so."""
-    if int(os.environ.get("RANK", 0)) > 0:
-        time.sleep(3)  # in which the first has said the same, and the launcher ends this one
-    print(f"error: {text}", file=sys.stderr)
+    """Print the line on stderr, or leave it to [`hpt.processes.launch`], which prints once what many processes say."""
+    if ERRORS in os.environ:
+        Path(os.environ[ERRORS], os.environ["RANK"]).write_text(text, encoding="utf-8")
+    else:
+        print(f"error: {text}", file=sys.stderr)
 
 
 def split_option(argv: list[str], name: str, value: str = "a value") -> tuple[str | None, list[str]]:

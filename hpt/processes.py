@@ -5,11 +5,14 @@ import os
 import signal
 import sys
 from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psutil
 import torch
 from accelerate import PartialState
 
+from hpt.cli import ERRORS
 from hpt.environment import available_cores
 from hpt.errors import InputError
 
@@ -67,14 +70,23 @@ def launch(command: list[str], num_processes: str) -> int:
     logging.disable(
         logging.ERROR
     )  # in this process, which only looks after the others: they say themselves what's wrong
-    try:
-        launch_command(args)
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        return _exit_code(rank, failure.exitcode)
-    except SignalException as error:
-        return 128 + error.sigval
+    with TemporaryDirectory() as folder:
+        os.environ[ERRORS] = folder
+        try:
+            launch_command(args)
+        except ChildFailedError as error:
+            _print_errors(Path(folder))
+            rank, failure = error.get_first_failure()
+            return _exit_code(rank, failure.exitcode)
+        except SignalException as error:
+            return 128 + error.sigval
     return 0
+
+
+def _print_errors(folder: Path) -> None:
+    """Print each error once, as [`hpt.cli.run_recipe`] left them."""
+    for text in sorted({file.read_text(encoding="utf-8") for file in folder.iterdir()}):
+        print(f"error: {text}", file=sys.stderr)
 
 
 def _exit_code(rank: int, code: int) -> int:
