@@ -1,26 +1,50 @@
-"""What all recipes share: settings from flat YAML and a command line, and one line on stderr for what goes wrong."""
+"""What all recipes share: settings from flat YAML and a command line, help, one line on stderr for what goes wrong.
+
+A name given to `--config`, such as `cifar10`, is a file beside the recipe; anything else is a path.
+"""
 
 import difflib
 import errno
+import inspect
+import os
 import sys
+import textwrap
 import time
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import MISSING, Field, fields, is_dataclass
+from enum import Enum
 from pathlib import Path
 
-import torch
-from transformers import HfArgumentParser, TrainingArguments
+import yaml
+from huggingface_hub.utils import enable_progress_bars
+from transformers.hf_argparser import HfArgumentParser
+from transformers.utils.logging import disable_progress_bar
 
 from hpt.errors import InputError, TrainingStopped, one_line
+from hpt.radius import describe_eps
 
 
-def parse_config(types: tuple[type, ...], default_config: str | Path | None = None, argv: list[str] | None = None):
-    """Read `--config FILE.yaml` (flat) and `--field value ...`, which overrides it, into dataclasses.
+WIDTH, COLUMN = 100, 34  # of what `--help` prints, and where its second column begins
+ERRORS = "HPT_ERRORS"  # the variable that names the folder for the errors of processes that were launched together
+
+
+def parse_config(
+    types: tuple[type, ...],
+    default_config: str | Path | None = None,
+    argv: list[str] | None = None,
+    *,
+    folder: Path | None = None,
+):
+    """Read `--config NAME_OR_FILE.yaml` (flat) and `--field value ...`, which overrides it, into dataclasses.
+
+    `--help` prints the fields that the dataclasses define themselves, and `--help all` those they inherit too. Their
+    order is that of their definition; a class attribute `help_groups` may name groups by their first fields.
 
     Args:
         types (`tuple[type, ...]`): Dataclasses to fill.
-        default_config (`str` or `Path`, *optional*): The YAML file used when `--config` isn't given.
+        default_config (`str` or `Path`, *optional*): The YAML file, or its name, used when `--config` isn't given.
         argv (`list[str]`, *optional*, defaults to `sys.argv[1:]`): Command line.
+        folder (`Path`, *optional*): Where `--config NAME` is looked up: the recipe's own.
 
     Returns:
         `tuple`: one object per type, then the path of the YAML file or `None`.
@@ -29,20 +53,18 @@ def parse_config(types: tuple[type, ...], default_config: str | Path | None = No
         InputError: for an unreadable file, an unknown field (with the known ones), or a value of the wrong type.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    config = default_config
-    argv = [part for one in argv for part in (one.split("=", 1) if one.startswith("--config=") else [one])]
-    if "--config" in argv:
-        at = argv.index("--config")
-        if at + 1 == len(argv):
-            raise InputError("--config needs a YAML file.")
-        config = argv[at + 1]
-        del argv[at : at + 2]
-    parser = HfArgumentParser(types, allow_abbrev=False)
-    known = {one.name for kind in types for one in fields(kind) if one.init}
-    from_file = _yaml_as_arguments(Path(config), known) if config is not None else []
+    known = {field.name for kind in types for field in fields(kind) if field.init}
+    if "--help" in argv or "-h" in argv:
+        at = next(place for place, argument in enumerate(argv) if argument in ("--help", "-h"))
+        print(describe_fields(types, folder, default_config, everything=argv[at + 1 : at + 2] == ["all"]))
+        sys.exit()
+    config, argv = split_option(argv, "config", "a YAML file")
+    config = _find_config(default_config if config is None else config, folder, known)
+    from_file = _yaml_as_arguments(config, types) if config is not None else []
     for argument in argv:
         if argument.startswith("--"):
-            _check_known(argument[2:].partition("=")[0], known, "the command line")
+            _check_known(argument[2:].partition("=")[0], types, "the command line")
+    parser = HfArgumentParser(types, allow_abbrev=False)
     parser.error = _raise_input_error
     try:
         return (*parser.parse_args_into_dataclasses(from_file + argv, look_for_args_file=False), config)
@@ -55,27 +77,78 @@ def parse_config(types: tuple[type, ...], default_config: str | Path | None = No
 def run_recipe(main: Callable[[], None]) -> None:
     """Run a recipe; what the user or the training got wrong ends it with one line on stderr, without a traceback.
 
-    Exit codes: 2 for an [`InputError`], 1 for [`TrainingStopped`], 75 after SIGTERM and a checkpoint.
+    Exit codes: 2 for an [`InputError`], 1 for [`TrainingStopped`], 75 after SIGTERM and a checkpoint, 130 for Ctrl-C.
     """
+    disable_progress_bar()  # transformers' bars of reading and writing weights, which stay on the screen,
+    enable_progress_bars()  # but not huggingface_hub's of downloads
     try:
         main()
     except (InputError, TrainingStopped) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        _print_error(one_line(error))
         sys.exit(2 if isinstance(error, InputError) else 1)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
             raise
-        print(f"error: {error.filename or 'The output'} can't be written: {error.strerror}.", file=sys.stderr)
+        _print_error(f"{error.filename or 'The output'} can't be written: {error.strerror}.")
         sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
     finally:
-        if torch.distributed.is_initialized():  # gloo's threads take Python's lock to drop the last collective, and
-            time.sleep(1)  # abort or hang a process that is ending by then
+        if "torch" in sys.modules and sys.modules["torch"].distributed.is_initialized():
+            # gloo's threads take Python's lock to drop the last collective, and abort or hang a process that is ending
+            time.sleep(1)
 
 
-def _yaml_as_arguments(path: Path, known: set[str]) -> list[str]:
+def _print_error(text: str) -> None:
+    """Print the line on stderr, or leave it to [`hpt.processes.launch`], which prints once what many processes say."""
+    if ERRORS in os.environ:
+        Path(os.environ[ERRORS], os.environ["RANK"]).write_text(text, encoding="utf-8")
+    else:
+        print(f"error: {text}", file=sys.stderr)
+
+
+def split_option(argv: list[str], name: str, value: str = "a value") -> tuple[str | None, list[str]]:
+    """The last value of `--name VALUE` or `--name=VALUE`, if it is there, and the other arguments."""
+    given, others, arguments = None, [], iter(argv)
+    for argument in arguments:
+        if argument == f"--{name}":
+            given = next(arguments, None)
+            if given is None:
+                raise InputError(f"--{name} needs {value}.")
+        elif argument.startswith(f"--{name}="):
+            given = argument.partition("=")[2]
+        else:
+            others.append(argument)
+    return given, others
+
+
+# Settings
+
+
+def _find_config(config: str | Path | None, folder: Path | None, known: set[str]) -> Path | None:
+    """The file that is meant by a path, or by the name of one beside the recipe."""
+    text = str(config)
+    if config is None or folder is None or text.endswith((".yaml", ".yml")) or Path(text).name != text:
+        return config if config is None else Path(config)
+    names = _names_of_configs(folder, known)
+    if not (folder / f"{text}.yaml").is_file():
+        close = difflib.get_close_matches(text, names, n=1)
+        hint = f" did you mean {close[0]}?" if close else ""
+        raise InputError(
+            f"There is no configuration named {text!r}:{hint} Known: {', '.join(names)}; or give a path that ends "
+            "in .yaml."
+        )
+    return folder / f"{text}.yaml"
+
+
+def _names_of_configs(folder: Path, known: set[str]) -> list[str]:
+    """The YAML files beside a recipe that hold nothing but its fields."""
+    files = sorted(folder.glob("*.yaml"))
+    return [file.stem for file in files if set(yaml.safe_load(file.read_text(encoding="utf-8"))) <= known]
+
+
+def _yaml_as_arguments(path: Path, types: tuple[type, ...]) -> list[str]:
     """A flat YAML file as command-line arguments: PyYAML alone would read `5e-2` and `1/255` as text."""
-    import yaml
-
     if not path.is_file():
         raise InputError(f"There is no configuration file {str(path)!r}.")
     try:
@@ -86,23 +159,23 @@ def _yaml_as_arguments(path: Path, known: set[str]) -> list[str]:
         raise InputError(f"{path} must hold `field: value` lines.")
     arguments = []
     for name, value in content.items():
-        _check_known(str(name), known, path)
+        _check_known(str(name), types, path)
         if isinstance(value, dict):
             raise InputError(f"{path}: {name} has fields of its own, but recipes are flat.")
         if value is not None:
             values = value if isinstance(value, list) else [value]
-            arguments += [f"--{name}", *(str(one) for one in values)]
+            arguments += [f"--{name}", *map(str, values)]
     return arguments
 
 
-def _check_known(name: str, known: set[str], where) -> None:
+def _check_known(name: str, types: tuple[type, ...], where) -> None:
+    known = {field.name for kind in types for field in fields(kind) if field.init}
     field_name = name.replace("-", "_")
     if field_name in known or (field_name.removeprefix("no_") in known and where == "the command line"):
         return
-    if field_name in ("help", "h"):
-        return
-    of_trainer = {one.name for one in fields(TrainingArguments) if one.init}
-    own, rest = (known - of_trainer, ", and those of TrainingArguments") if of_trainer <= known else (known, "")
+    bases = [kind.__base__ for kind in types if is_dataclass(kind.__base__)]
+    own = known - {field.name for base in bases for field in fields(base)}
+    rest = "".join(f", and those of {base.__name__}" for base in bases)
     close = difflib.get_close_matches(field_name, known, n=1)
     hint = f" did you mean {close[0]}?" if close else ""
     raise InputError(f"Unknown field {name!r} in {where}:{hint} Known: {', '.join(sorted(own))}{rest}.")
@@ -110,3 +183,82 @@ def _check_known(name: str, known: set[str], where) -> None:
 
 def _raise_input_error(message: str):
     raise InputError(f"Can't read the settings: {message}")
+
+
+# Help
+
+
+def describe_fields(
+    types: tuple[type, ...], folder: Path | None, default_config: str | Path | None, everything: bool
+) -> str:
+    """What `--help` prints: groups of fields with their help and defaults, within [`WIDTH`] columns."""
+    parts = [
+        f"usage: {Path(sys.argv[0]).name} [--config NAME] [--FIELD VALUE ...]",
+        textwrap.fill(inspect.getmodule(types[0]).__doc__.strip().splitlines()[0], WIDTH),
+        _describe_config_option(types, folder, default_config),
+    ]
+    for kind in types:
+        own = list(inspect.get_annotations(kind))
+        by_name = {field.name: field for field in fields(kind) if field.init}
+        parts += [_describe_group(title, [by_name[name] for name in names]) for title, names in _groups(kind, own)]
+        inherited = [field for name, field in by_name.items() if name not in own]
+        if inherited and everything:
+            parts.append(_describe_group(f"Of transformers' {kind.__base__.__name__}", inherited))
+        elif inherited:
+            text = (
+                f"Beside these, the {len(inherited)} other fields of transformers' {kind.__base__.__name__}, such as "
+                "output_dir, seed, bf16, use_cpu, gradient_accumulation_steps, logging_steps, save_strategy and "
+                "report_to: `--help all` prints them."
+            )
+            parts.append(textwrap.fill(text, WIDTH))
+    return "\n\n".join(parts)
+
+
+def _groups(kind: type, names: list[str]) -> list[tuple[str, list[str]]]:
+    """Titles and the names below them: the dataclass's own groups, or one with the first line of its docstring."""
+    titles = getattr(kind, "help_groups", {names[0]: kind.__doc__.strip().splitlines()[0].removesuffix(".")})
+    starts = [names.index(first) for first in titles]
+    return [
+        (title, names[start:end])
+        for title, start, end in zip(titles.values(), starts, [*starts[1:], len(names)], strict=True)
+    ]
+
+
+def _describe_config_option(types: tuple[type, ...], folder: Path | None, default_config: str | Path | None) -> str:
+    known = {field.name for kind in types for field in fields(kind) if field.init}
+    names = _names_of_configs(folder, known) if folder else []
+    text = "YAML file with `field: value` lines" + (f", or one of these by name: {', '.join(names)}" if names else "")
+    text += f" (default: {Path(default_config).stem})" if default_config else ""
+    return _describe_option("config", text)
+
+
+def _describe_group(title: str, listed: list[Field]) -> str:
+    return "\n".join([f"{title}:", *(_describe_option(field.name, _describe_field(field)) for field in listed)])
+
+
+def _describe_option(name: str, text: str) -> str:
+    """`  --name   text`, with the text in a column of its own."""
+    start = f"  --{name}"
+    indent = COLUMN * " "
+    lines = textwrap.fill(text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+    return f"{start:<{COLUMN}}{lines[COLUMN:]}" if len(start) < COLUMN else f"{start}\n{lines}"
+
+
+def _describe_field(field: Field) -> str:
+    text = " ".join(str(field.metadata.get("help", "")).split()).replace("%%", "%")  # as argparse wants it
+    if field.default is MISSING and field.default_factory is MISSING:
+        return f"{text} (required)"
+    default = field.default if field.default_factory is MISSING else field.default_factory()
+    return text if default is False or default in (None, [], "") else f"{text} (default: {_as_written(default)})"
+
+
+def _as_written(value) -> str:
+    """A default as a person would write it: `1/255`, `5e-05`, `a b`."""
+    if isinstance(value, list | tuple):
+        return " ".join(map(_as_written, value))
+    if isinstance(value, Enum):
+        return str(value.value)
+    if isinstance(value, float):
+        text = f"{value:g}"
+        return text if float(text) == value else describe_eps(value)
+    return repr(value) if " " in str(value) else str(value)

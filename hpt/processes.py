@@ -1,13 +1,21 @@
-"""The processes of a launch."""
+"""The processes of a launch: how they find each other, and how `hpt --num_processes N` starts them."""
 
+import logging
 import os
+import signal
+import sys
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import psutil
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
+from hpt.cli import ERRORS
+from hpt.environment import available_cores
 from hpt.errors import InputError
 
 
@@ -43,3 +51,67 @@ def on_main_process(work: Callable):
     if problem is not None:
         raise InputError(problem)
     return value
+
+
+def launch(command: list[str], num_processes: str) -> int:
+    """Run `python -m COMMAND` in several processes of this machine, on its GPUs or on the CPU, through accelerate.
+
+    The cores are divided among them unless `OMP_NUM_THREADS` is set, and SIGTERM is passed on to them.
+
+    Returns:
+        `int`: 0, or the exit code of the first process that failed.
+
+    Raises:
+        InputError: for a number of processes that can't be meant.
+    """
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    if not num_processes.isdecimal() or int(num_processes) < 2:
+        raise InputError(f"num_processes is {num_processes!r}, but must be a whole number of at least 1.")
+    threads = os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // int(num_processes))))
+    settings = {
+        "num_processes": num_processes,
+        "num_machines": 1,
+        "num_cpu_threads_per_process": threads,
+        "mixed_precision": "no",  # the recipe's own setting says it
+        "dynamo_backend": "no",
+        "gpu_ids": "all",
+        "main_process_port": 0,  # any that is free
+    }
+    options = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+    # accelerate's name for several processes of one machine, with or without GPUs: its --cpu would start only one
+    args = launch_command_parser().parse_args(["--multi_gpu", *options, "--module", *command])
+    args.signals_to_handle = "SIGINT,SIGHUP,SIGQUIT"  # of SIGTERM torchrun would make another exit code
+    signal.signal(
+        signal.SIGTERM, lambda number, _: [child.send_signal(number) for child in psutil.Process().children()]
+    )
+    logging.disable(
+        logging.ERROR
+    )  # in this process, which only looks after the others: they say themselves what's wrong
+    with TemporaryDirectory() as folder:
+        os.environ[ERRORS] = folder
+        try:
+            launch_command(args)
+        except ChildFailedError as error:
+            _print_errors(Path(folder))
+            rank, failure = error.get_first_failure()
+            return _exit_code(rank, failure.exitcode)
+        except SignalException as error:
+            return 128 + error.sigval
+    return 0
+
+
+def _print_errors(folder: Path) -> None:
+    """Print each error once, as [`hpt.cli.run_recipe`] left them."""
+    for text in sorted({file.read_text(encoding="utf-8") for file in folder.iterdir()}):
+        print(f"error: {text}", file=sys.stderr)
+
+
+def _exit_code(rank: int, code: int) -> int:
+    """A process's exit code, as a shell has it; one that was killed couldn't say so itself."""
+    if code >= 0:
+        return code
+    print(f"\nerror: Process {rank} was ended by {signal.Signals(-code).name}.", file=sys.stderr)
+    return 128 - code

@@ -34,6 +34,8 @@ from hpt.training.pretraining import byte_tokenizer
 
 @dataclass
 class Sizes:
+    """What is timed, and at which size."""
+
     dataset: str = field(default="tiny_imagenet", metadata={"help": "Training benchmark, or NAME=PATH."})
     batch_size: int = field(default=64, metadata={"help": "Images per step."})
     steps: int = field(default=3, metadata={"help": "Steps to time."})

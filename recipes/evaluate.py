@@ -67,7 +67,7 @@ class Evaluation:
 
 def main():
     own_models = any(argument.partition("=")[0] == "--models" for argument in sys.argv)
-    settings, _ = parse_config((Evaluation,), None if own_models else HERE / "evaluate.yaml")
+    settings, _ = parse_config((Evaluation,), None if own_models else "evaluate", folder=HERE)
     eps = [float(Fraction(one)) for one in settings.eps]
     datasets = expand_all(settings.benchmarks)
     models = [parse_model(text) for text in settings.models]

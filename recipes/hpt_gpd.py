@@ -78,7 +78,7 @@ class Recipe:
 
 
 def main():
-    recipe, args, config = parse_config((Recipe, HPTConfig), HERE / "quickstart.yaml")
+    recipe, args, config = parse_config((Recipe, HPTConfig), "quickstart", folder=HERE)
     output = Path(args.output_dir)
 
     # Data
@@ -95,7 +95,7 @@ def main():
     check_data(train, validation, tests, args)
 
     # Models
-    made = pretrainings(recipe, args, Path(config).parent)
+    made = pretrainings(recipe, args, config.parent)
     for pretraining in made.values():
         if not is_finished(pretraining.output_dir):
             if args.process_index == 0:

@@ -8,6 +8,8 @@ The YAML files beside this script are read into `hpt.training.pretraining.Pretra
 `--field value`. A run that was cut off continues from its last checkpoint.
 """
 
+from pathlib import Path
+
 from hpt.cli import parse_config, run_recipe
 from hpt.data.benchmark import Benchmark
 from hpt.data.loading import load_benchmark
@@ -21,7 +23,7 @@ from hpt.training.pretraining import PretrainingConfig, pretrain
 
 
 def main():
-    args, _ = parse_config((PretrainingConfig,))
+    args, _ = parse_config((PretrainingConfig,), folder=Path(__file__).parent)
     test = load_test(parse_benchmark(args.train_dataset))
     pretrain(args)
     if args.process_index == 0 and test is not None:

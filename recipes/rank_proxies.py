@@ -56,7 +56,7 @@ class Ranking:
 
 
 def main():
-    (settings, _) = parse_config((Ranking,))
+    (settings, _) = parse_config((Ranking,), folder=Path(__file__).parent)
     eps = sorted({float(Fraction(one)) for one in settings.eps})
     dataset = parse_benchmark(settings.dataset)
     target, *candidates = [parse_model(text) for text in (settings.target, *settings.proxies)]

@@ -153,6 +153,15 @@ class HPTConfig(TrainingArguments):
         default=False, metadata={"help": "False: every parameter that isn't frozen is used in each step."}
     )
 
+    help_groups = {  # by their first fields
+        "objective": "Objective",
+        "anchor_epochs": "Stages",
+        "attack_eps": "Attack",
+        "steps_per_epoch": "Streams",
+        "trainable": "Model",
+        "lr_scheduler_type": "Defaults that differ from transformers'",
+    }
+
     def __post_init__(self):
         self._refuse_sharding()
         self._parse_numbers()
@@ -165,6 +174,7 @@ class HPTConfig(TrainingArguments):
         if self.optim_args == "momentum=0.9" and not str(getattr(self.optim, "value", self.optim)) == "sgd":
             self.optim_args = None  # SGD's default, meaningless to another optimizer
         super().__post_init__()
+        self.dataloader_pin_memory &= self.device.type != "cpu"  # which torch would warn of
 
     def schedule(self, num_examples: int | None) -> GPDSchedule:
         """The run's stages over a training set of `num_examples`, or over a stream for `None`.

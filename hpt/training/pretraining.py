@@ -88,6 +88,16 @@ class PretrainingConfig(TrainingArguments):
     label_names: list[str] | None = field(
         default_factory=lambda: ["labels"], metadata={"help": "The keys of the labels in a batch."}
     )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "False: every parameter is used in each step."}
+    )
+
+    help_groups = {  # by their first fields
+        "train_dataset": "Data",
+        "family": "Architecture",
+        "caption_templates": "Captions and images",
+        "learning_rate": "Defaults that differ from transformers'",
+    }
 
     def __post_init__(self):
         if self.push_to_hub:
@@ -101,6 +111,7 @@ class PretrainingConfig(TrainingArguments):
             if size % heads:
                 raise InputError(f"{tower}_heads {heads} doesn't divide {tower}_hidden_size {size}.")
         super().__post_init__()
+        self.dataloader_pin_memory &= self.device.type != "cpu"  # which torch would warn of
 
 
 def byte_tokenizer(max_length: int = 77, **settings) -> CLIPTokenizer:

@@ -4,20 +4,16 @@ training.json  all of it, from which the model card is written
 run.yaml       fields of the recipe and settings that differ from the defaults, for `recipes/hpt_gpd.py --config`
 """
 
-import importlib.metadata
-import platform
 import re
-import subprocess
 from dataclasses import MISSING, asdict, fields
-from functools import lru_cache
 from pathlib import Path
 
 import torch
 
-import hpt
 from hpt.data.benchmark import Benchmark
 from hpt.data.records import BENCHMARKS
 from hpt.data.streams import EpochStream
+from hpt.environment import cpu_name, describe_versions
 from hpt.hub.folder import MAY_BE_LOCAL, MODELS
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.families import plain_model
@@ -27,7 +23,6 @@ from hpt.training.config import HPTConfig
 from hpt.training.gpd import ANCHOR, GPD_PAPER, TRANSFER, GPDSchedule
 
 
-PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft")
 IN_PIXELS = ("attack_eps", "attack_step_size", "proxy_eps")
 # Fields of HPTConfig that say where a run lies and how it is watched, but nothing of what it computes
 NOT_OF_THE_RUN = (
@@ -152,39 +147,10 @@ def _as_yaml(name: str, value):
     return text
 
 
-def describe_versions() -> dict:
-    """Versions of Python and the packages that a run depends on, and the commit of hpt where it is a checkout."""
-    versions = {"hpt": hpt.__version__, "python": platform.python_version()}
-    return versions | {name: importlib.metadata.version(name) for name in PACKAGES} | {"commit": _commit()}
-
-
-@lru_cache
-def _commit() -> str | None:
-    """The commit of the checkout that hpt runs from, with `+changes` if files differ from it."""
-    root = Path(hpt.__file__).parent.parent
-    if not (root / ".git").exists():
-        return None
-    git = ["git", "-C", str(root)]
-    try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit + ("+changes" if changed.stdout else "")
-
-
 def describe_hardware(args: HPTConfig) -> str:
     """`2 x NVIDIA H200`, or the CPU and its threads."""
     if args.device.type == "cpu":
         threads = args.world_size * torch.get_num_threads()
-        return f"{threads} CPU thread{'s' * (threads > 1)} ({_cpu_name()})"
+        return f"{threads} CPU thread{'s' * (threads > 1)} ({cpu_name()})"
     name = torch.cuda.get_device_name() if args.device.type == "cuda" else args.device.type
     return f"{args.world_size} x {name}"
-
-
-@lru_cache
-def _cpu_name() -> str:
-    information = Path("/proc/cpuinfo")
-    text = information.read_text(encoding="utf-8") if information.exists() else ""
-    found = re.search(r"model name\s*: (.*)", text)
-    return found[1].strip() if found else platform.processor() or platform.machine()

@@ -1,11 +1,7 @@
-import errno
-from dataclasses import dataclass, field
-
 import pytest
 
 from hpt import HPTConfig, InputError
-from hpt.cli import parse_config, run_recipe
-from hpt.errors import TrainingStopped
+from hpt.cli import parse_config
 from hpt.radius import Fraction
 
 
@@ -30,9 +26,7 @@ def test_fractions(text):
     expected = {"1/255": 1 / 255, "0.5": 0.5, "5e-2": 0.05, 0.25: 0.25, "8 / 255": 8 / 255}[text]
     assert Fraction(text) == pytest.approx(expected)
     assert config(attack_eps=text, attack_step_size="1/255").attack_eps == pytest.approx(expected)
-    _, args, _ = parse_config(
-        (Data, HPTConfig), None, ["--output_dir", "unused", "--pull_ratio", str(text).replace(" ", "")]
-    )
+    args, _ = parse_config((HPTConfig,), None, ["--output_dir", "unused", "--pull_ratio", str(text).replace(" ", "")])
     assert args.pull_ratio == pytest.approx(expected)
 
 
@@ -89,99 +83,6 @@ def test_num_train_epochs_may_be_given_if_right():
 def test_schedule_is_checked_before_anything_is_loaded():
     with pytest.raises(InputError, match="warmup_steps is 1000, but the anchor stage has only 80 steps"):
         config().schedule(1000)
-
-
-@dataclass
-class Data:
-    dataset: str = "digits"
-    sets: list[str] = field(default_factory=lambda: ["a"])
-    eps: list[Fraction] | None = None
-
-
-@pytest.fixture
-def file(tmp_path):
-    path = tmp_path / "run.yaml"
-    path.write_text(
-        "dataset: cifar10\nattack_eps: 2/255\nlearning_rate: 5e-3\nsets: [b, c]\neps: [1/255, 0.5]\n"
-        f"output_dir: {tmp_path}\nattack_random_start: false\nsave_strategy: 'no'\nuse_cpu: true\nobjective:\n"
-    )
-    return path
-
-
-def test_yaml_then_command_line(file):
-    data, args, path = parse_config((Data, HPTConfig), file, ["--attack_eps", "4/255", "--transfer-epochs", "7"])
-    assert (data.dataset, data.sets, data.eps) == ("cifar10", ["b", "c"], [1 / 255, 0.5])
-    assert args.attack_eps == pytest.approx(4 / 255) and args.learning_rate == 5e-3
-    assert (args.transfer_epochs, args.attack_random_start, args.objective) == (7, False, "hpt")
-    assert path == file
-    for given in (["--config", str(file)], [f"--config={file}"]):
-        data, args, path = parse_config((Data, HPTConfig), None, [*given, "--sets", "d"])
-        assert (data.sets, path) == (["d"], str(file))
-
-
-@pytest.mark.parametrize(
-    ("content", "argv", "message"),
-    [
-        ("datset: x", [], "Unknown field 'datset' in .*: did you mean dataset"),
-        ("atack_eps: 1", [], "did you mean attack_eps.*Known: .*anchor_epochs"),
-        ("dataset: x", ["--sett", "y"], "Unknown field 'sett' in the command line"),
-        ("attack:\n  eps: 1", [], "Unknown field 'attack'"),
-        ("dataset:\n  name: x", [], "dataset has fields of its own, but recipes are flat"),
-        ("- a", [], "must hold `field: value` lines"),
-        ("a: b: c", [], "isn't valid YAML"),
-        ("", ["--config"], "--config needs a YAML file"),
-        ("", ["--config", "nowhere.yaml"], "no configuration file 'nowhere.yaml'"),
-        ("", ["--anchor_epochs", "few"], "invalid int value: 'few'"),
-        (
-            "",
-            ["--output_dir", "unused", "--use_cpu", "True", "--fp16", "True", "--bf16", "True"],
-            "Can't use the settings: At most one of",
-        ),
-    ],
-)
-def test_bad_settings_are_refused(tmp_path, content, argv, message):
-    path = tmp_path / "bad.yaml"
-    path.write_text(content)
-    with pytest.raises(InputError, match=message):
-        parse_config((Data, HPTConfig), path, argv)
-
-
-@pytest.mark.parametrize(
-    "text", ["wrong", "Caught InputError in worker 0.\nTraceback:\nhpt.errors.InputError: wrong\n"]
-)
-def test_recipes_end_with_one_line(capsys, text):
-    def main():
-        raise InputError(text)
-
-    with pytest.raises(SystemExit) as stop:
-        run_recipe(main)
-    assert stop.value.code == 2
-    assert capsys.readouterr().err == "error: wrong\n"
-
-
-@pytest.mark.parametrize(
-    ("raised", "code", "line"),
-    [
-        (TrainingStopped("the loss isn't finite"), 1, "error: the loss isn't finite"),
-        (OSError(errno.ENOSPC, "No space left on device", "x.png"), 1, "error: x.png can't be written: No space left"),
-    ],
-    ids=["stopped", "full disk"],
-)
-def test_what_stops_a_recipe_is_one_line_too(capsys, raised, code, line):
-    def main():
-        raise raised
-
-    with pytest.raises(SystemExit) as stop:
-        run_recipe(main)
-    assert stop.value.code == code and capsys.readouterr().err.startswith(line)
-
-
-def test_other_errors_keep_their_traceback():
-    def main():
-        raise FileNotFoundError(errno.ENOENT, "gone")
-
-    with pytest.raises(FileNotFoundError):
-        run_recipe(main)
 
 
 def test_output_dir_must_be_a_folder(tmp_path):

@@ -1,0 +1,213 @@
+"""Settings from YAML and a command line, help, and how recipes end."""
+
+import errno
+import subprocess
+import sys
+from dataclasses import dataclass, field
+
+import pytest
+from helpers import ONE_THREAD
+
+from hpt import HPTConfig, InputError
+from hpt.cli import WIDTH, parse_config, run_recipe, split_option
+from hpt.errors import TrainingStopped
+from hpt.radius import Fraction
+
+
+@dataclass
+class Data:
+    """What it is about."""
+
+    dataset: str = field(default="digits", metadata={"help": "A benchmark."})
+    sets: list[str] = field(default_factory=lambda: ["a"], metadata={"help": "Several of them."})
+    eps: list[Fraction] | None = field(default=None, metadata={"help": "Radii."})
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "dataset: cifar10\nattack_eps: 2/255\nlearning_rate: 5e-3\nsets: [b, c]\neps: [1/255, 0.5]\n"
+        f"output_dir: {tmp_path}\nattack_random_start: false\nsave_strategy: 'no'\nuse_cpu: true\nobjective:\n"
+    )
+    return path
+
+
+def test_yaml_then_command_line(file):
+    data, args, path = parse_config((Data, HPTConfig), file, ["--attack_eps", "4/255", "--transfer-epochs", "7"])
+    assert (data.dataset, data.sets, data.eps) == ("cifar10", ["b", "c"], [1 / 255, 0.5])
+    assert args.attack_eps == pytest.approx(4 / 255) and args.learning_rate == 5e-3
+    assert (args.transfer_epochs, args.attack_random_start, args.objective) == (7, False, "hpt")
+    assert path == file
+    for given in (["--config", str(file)], [f"--config={file}"]):
+        data, args, path = parse_config((Data, HPTConfig), None, [*given, "--sets", "d"])
+        assert (data.sets, path) == (["d"], file)
+
+
+@pytest.mark.parametrize(
+    ("content", "argv", "message"),
+    [
+        ("datset: x", [], "Unknown field 'datset' in .*: did you mean dataset"),
+        ("atack_eps: 1", [], "did you mean attack_eps.*Known: .*anchor_epochs"),
+        ("dataset: x", ["--sett", "y"], "Unknown field 'sett' in the command line"),
+        ("attack:\n  eps: 1", [], "Unknown field 'attack'"),
+        ("dataset:\n  name: x", [], "dataset has fields of its own, but recipes are flat"),
+        ("- a", [], "must hold `field: value` lines"),
+        ("a: b: c", [], "isn't valid YAML"),
+        ("", ["--config"], "--config needs a YAML file"),
+        ("", ["--config", "nowhere.yaml"], "no configuration file 'nowhere.yaml'"),
+        ("", ["--anchor_epochs", "few"], "invalid int value: 'few'"),
+        (
+            "",
+            ["--output_dir", "unused", "--use_cpu", "True", "--fp16", "True", "--bf16", "True"],
+            "Can't use the settings: At most one of",
+        ),
+    ],
+)
+def test_bad_settings_are_refused(tmp_path, content, argv, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    with pytest.raises(InputError, match=message):
+        parse_config((Data, HPTConfig), path, argv)
+
+
+# Names of configurations
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A recipe's folder, with a configuration for it and one for another recipe."""
+    (tmp_path / "small.yaml").write_text("dataset: cifar10\n")
+    (tmp_path / "other.yaml").write_text("target: x\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("given", [["--config", "small"], ["--config=small"], []])
+def test_a_name_is_a_file_beside_the_recipe(folder, monkeypatch, given):
+    (folder / "elsewhere").mkdir()
+    monkeypatch.chdir(folder / "elsewhere")
+    data, path = parse_config((Data,), None if given else "small", given, folder=folder)
+    assert (data.dataset, path) == ("cifar10", folder / "small.yaml")
+
+
+def test_a_path_is_a_path(folder, monkeypatch):
+    (folder / "elsewhere").mkdir()
+    monkeypatch.chdir(folder / "elsewhere")
+    with pytest.raises(InputError, match="no configuration file 'small.yaml'"):
+        parse_config((Data,), None, ["--config", "small.yaml"], folder=folder)
+    (folder / "elsewhere" / "small.yaml").write_text("dataset: mine\n")
+    for given in ("small.yaml", "./small.yaml", "../elsewhere/small.yaml"):
+        assert parse_config((Data,), None, ["--config", given], folder=folder)[0].dataset == "mine"
+
+
+def test_an_unknown_name_is_refused_with_those_that_fit(folder):
+    with pytest.raises(
+        InputError, match="named 'smal': did you mean small. Known: small; or give a path that ends in"
+    ):
+        parse_config((Data,), None, ["--config", "smal"], folder=folder)
+
+
+def test_an_option_is_taken_out():
+    assert split_option(["a", "--n", "1", "b", "--n=2", "--no"], "n") == ("2", ["a", "b", "--no"])
+    assert split_option(["a"], "n") == (None, ["a"])
+    with pytest.raises(InputError, match="--n needs a number."):
+        split_option(["--n"], "n", "a number")
+
+
+# Help
+
+
+def help_text(capsys, *argv, types=(Data, HPTConfig), **settings) -> str:
+    with pytest.raises(SystemExit) as stop:
+        parse_config(types, None, list(argv), **settings)
+    assert not stop.value.code
+    return capsys.readouterr().out
+
+
+def test_help_shows_own_fields_first_in_groups_with_defaults(capsys, folder):
+    text = help_text(capsys, "--dataset", "x", "--help", folder=folder)
+    starts = ["  --config ", "What it is about:", "  --dataset ", "Objective:", "Stages:", "Attack:", "Model:"]
+    places = [text.index(f"\n{start}") for start in starts]
+    assert places == sorted(places)
+    for line in (
+        "or one of these by name:\n                                  small",
+        "  --sets                          Several of them. (default: a)",
+        "  --eps                           Radii.\n",
+        "  --attack_eps                    l_inf radius in [0, 1] pixels. (default: 1/255)",
+        "  --anchor_learning_rate          Peak learning rate of stage 1. (default: 5e-05)",
+        "`--help all`",
+    ):
+        assert line in text
+    assert "--adam_beta1" not in text and "--lr_scheduler_kwargs" not in text
+    assert max(map(len, text.splitlines())) <= WIDTH
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_all_shows_inherited_fields_too(capsys, flag):
+    text = help_text(capsys, flag, "all")
+    assert "  --adam_beta1 " in text and "%%" not in text
+    assert text.index("  --ddp_find_unused_parameters ") < text.index("Of transformers' TrainingArguments:")
+    assert all(len(line) <= WIDTH or " " not in line.strip() for line in text.splitlines())
+
+
+def test_every_field_of_a_group_is_shown_once(capsys):
+    text = help_text(capsys, "--help", "all", types=(HPTConfig,))
+    options = [line.split()[0] for line in text.splitlines() if line.startswith("  --")]
+    assert sorted(options) == sorted({*options})
+
+
+# How recipes end
+
+
+@pytest.mark.parametrize(
+    "text", ["wrong", "Caught InputError in worker 0.\nTraceback:\nhpt.errors.InputError: wrong\n"]
+)
+def test_recipes_end_with_one_line(capsys, text):
+    def main():
+        raise InputError(text)
+
+    with pytest.raises(SystemExit) as stop:
+        run_recipe(main)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: wrong\n"
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "line"),
+    [
+        (TrainingStopped("the loss isn't finite"), 1, "error: the loss isn't finite"),
+        (OSError(errno.ENOSPC, "No space left on device", "x.png"), 1, "error: x.png can't be written: No space left"),
+    ],
+    ids=["stopped", "full disk"],
+)
+def test_what_stops_a_recipe_is_one_line_too(capsys, raised, code, line):
+    def main():
+        raise raised
+
+    with pytest.raises(SystemExit) as stop:
+        run_recipe(main)
+    assert stop.value.code == code and capsys.readouterr().err.startswith(line)
+
+
+def test_other_errors_keep_their_traceback():
+    def main():
+        raise FileNotFoundError(errno.ENOENT, "gone")
+
+    with pytest.raises(FileNotFoundError):
+        run_recipe(main)
+
+
+def test_errors_of_processes_launched_together_are_left_to_the_launcher(monkeypatch, capsys, tmp_path):
+    def main():
+        raise InputError("wrong")
+
+    monkeypatch.setenv("HPT_ERRORS", str(tmp_path))
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit):
+        run_recipe(main)
+    assert (tmp_path / "1").read_text() == "wrong" and not capsys.readouterr().err
+
+
+def test_settings_are_read_without_torch():
+    code = "import sys, hpt.cli; print({'torch', 'datasets', 'accelerate'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, env=ONE_THREAD) == "set()\n"
