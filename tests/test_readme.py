@@ -11,23 +11,13 @@ import torch
 from helpers import ROOT, make_clip
 
 import hpt
+from hpt.__main__ import COMMANDS
 from hpt.models.loading import save_finished
 
 
 FOLDERS = [ROOT / name for name in ("hpt", "recipes", "examples", "tests")]
 DOCUMENTS = [ROOT / "README.md", *sorted(file for folder in FOLDERS for file in folder.rglob("[A-Z]*.md"))]
 EACH_DOCUMENT = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: str(file.relative_to(ROOT)))
-# Command: its script, and whether --num_processes launches several processes
-COMMANDS = {
-    "train": ("hpt_gpd", True),
-    "pretrain": ("pretrain_clip", True),
-    "evaluate": ("evaluate", True),
-    "rank-proxies": ("rank_proxies", True),
-    "publish": ("publish", False),
-    "leaderboard": ("leaderboard", False),
-    "benchmark": ("benchmark", False),
-    "env": ("env", False),
-}
 SHORT = "anchor_epochs=1, transfer_epochs=1, warmup_steps=0, use_cpu=True"
 # What the README's Python is run with instead: models and images made on the spot, and a run of two epochs
 ON_TINY_MODELS = {
