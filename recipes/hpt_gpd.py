@@ -10,7 +10,7 @@ off continues from its last checkpoint in `output_dir`.
 """
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -27,12 +27,12 @@ from hpt.evaluation.figures import draw_accuracy_bars, draw_accuracy_over_eps
 from hpt.evaluation.processor_check import compare_with_processor
 from hpt.evaluation.report import format_table
 from hpt.evaluation.rows import hash_benchmark
+from hpt.evaluation.subject import Subject
 from hpt.hub.card import add_evaluation
 from hpt.hub.folder import write_agreement
 from hpt.models.loading import load_dual_encoder, save_finished
 from hpt.models.lora import add_lora, check_lora, merged
-from hpt.models.weights import hash_weights
-from hpt.radius import Fraction, check_eps
+from hpt.radius import Fraction, Radius
 from hpt.training.config import DTYPES
 from hpt.training.pretraining import PretrainingConfig, is_finished, pretrain
 
@@ -75,6 +75,9 @@ class Recipe:
     license: str | None = field(
         default=None, metadata={"help": "Of the trained weights, as the Hub spells it; the target's unless given."}
     )
+
+    def __post_init__(self):
+        self.proxy_eps = self.proxy_eps and [Radius(eps) for eps in self.proxy_eps]
 
 
 def main():
@@ -141,8 +144,6 @@ def check_recipe(recipe: Recipe) -> None:
         raise InputError("lora_alpha is given without lora_rank, which makes the adapters: give both, or neither.")
     if recipe.streaming and recipe.max_train_samples is not None:
         raise InputError("A stream isn't cut by max_train_samples: steps_per_epoch says how much an epoch reads.")
-    for eps in recipe.proxy_eps or []:
-        check_eps(eps)
 
 
 def check_data(train, validation, tests: list, args: HPTConfig) -> None:
@@ -178,33 +179,33 @@ def report(recipe: Recipe, args: HPTConfig, tests: list, finished: list[Path]):
     output, robust, rows = Path(args.output_dir), finished[0], []
     vanilla, proxy = load_proxy(recipe.target, recipe.target_revision), load_proxy(recipe.proxy, recipe.proxy_revision)
     models = {"vanilla target": vanilla, "proxy": proxy, "robust target": load_proxy(str(robust))}
-    models = {name: model.to(args.device) for name, model in models.items()}
-    weights = {name: hash_weights(model.model.state_dict()) for name, model in models.items()}
+    models = {name: Subject(model.to(args.device), name) for name, model in models.items()}
+    vanilla, proxy, robust_target = models.values()
     pgd = {"steps": args.eval_attack_steps, "seed": args.seed}
     attack = PGD(eps=args.attack_eps, step_size=args.attack_step_size, **pgd)
     loader = {"batch_size": args.per_device_eval_batch_size, "num_workers": args.dataloader_num_workers}
     for test in tests:
-        samples = hash_benchmark(test)
-        table = compare_models(models, test, attack, **loader)
-        title = f"{test.name} {test.split}, n = {len(test)}, l_inf eps = {255 * attack.eps:g}/255"
+        settings = loader | {"samples": hash_benchmark(test)}
+        table = compare_models(models.values(), test, attack, **settings)
+        title = f"{test.name} {test.split}, n = {len(test)}, l_inf eps = {attack.radius}"
         print(f"\n{title}: accuracy in %, with its 95 % interval\n\n{format_table(table)}\n")
-        pair, curve, own = {"vanilla target": vanilla, "proxy": proxy}, [], []
+        curve, own = [], []
         for eps in recipe.proxy_eps or []:
-            weaker = PGD(eps=float(eps), **pgd)
-            curve += measure(pair, test, weaker, "vanilla target", **loader)
-            own += measure({"robust target": models["robust target"]}, test, weaker, "robust target", **loader)
-        rows += [replace(row, weights=weights[row.model], samples=samples) for row in table + curve + own]
+            weaker = PGD(eps=eps, **pgd)
+            curve += measure([vanilla, proxy], test, weaker, vanilla.name, **settings)
+            own += measure([robust_target], test, weaker, robust_target.name, **settings)
+        rows += table + curve + own
         (output / "results.json").write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
         draw_accuracy_bars(table, title, output / f"accuracy_{test.name}.png")
         if curve:
-            curve += [row for row in table if row.attacked is None and row.model in pair]
-            where = f"{test.name} {test.split}, n = {len(test)}, PGD-{attack.steps}"
+            curve += [row for row in table if row.attacked is None and row.model != robust_target.name]
+            where = f"{test.name} {test.split}, n = {len(test)}, {attack.label}"
             title = f"Images made against the vanilla target ({where})"
             draw_accuracy_over_eps(curve, title, output / f"proxy_robustness_{test.name}.png")
-    agreement = compare_with_processor(models["robust target"], tests[0])
+    agreement = compare_with_processor(robust_target.classifier, tests[0])
     for folder in finished:
         write_agreement(folder, agreement)
-        add_evaluation(folder, rows, weights["robust target"])
+        add_evaluation(folder, rows, robust_target.weights)
     print(f"Robust model: {robust}, with a model card, loaded by CLIPModel.from_pretrained({str(robust)!r})")
     print(
         f"Results and pictures: {output}/results.json, {', '.join(sorted(file.name for file in output.glob('*.png')))}"

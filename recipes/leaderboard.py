@@ -36,8 +36,7 @@ def main():
     refuse_same_names(name_and_source(text)[0] for text in comparison.models)
     output = check_folder(Path(comparison.output_dir))
     boards = [read_board(text) for text in comparison.models]
-    eps = comparison.eps and [float(Fraction(one)) for one in comparison.eps]
-    columns = select_columns(boards, comparison.benchmarks, comparison.attacks, eps)
+    columns = select_columns(boards, comparison.benchmarks, comparison.attacks, comparison.eps)
 
     page = f"Accuracy in %, with its 95 % interval\n\n{format_boards(boards, columns)}\n"
     page += "".join(f"\n- Left out: {one}" for one in left_out(boards, columns))

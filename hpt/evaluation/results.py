@@ -56,7 +56,7 @@ class ResultsFolder:
         rows, predictions = [], {}
         if self.folder is None:
             return rows, predictions
-        known = {one.name for one in fields(Row)}
+        known = {field.name for field in fields(Row)}
         for number, line in enumerate(read_lines(self.file), start=1):
             if not isinstance(line, dict) or set(line) != known:
                 raise InputError(
@@ -140,7 +140,7 @@ def read_result_rows(path: str | Path) -> list[Row]:
     path = path / "results.jsonl" if path.is_dir() else path
     if not path.is_file():
         raise InputError(f"There are no results at {path}: give the output_dir of recipes/evaluate.py.")
-    known = {one.name for one in fields(Row)}
+    known = {field.name for field in fields(Row)}
     lines = json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else read_lines(path)
     for number, line in enumerate(lines, start=1):
         if not isinstance(line, dict) or set(line) != known:

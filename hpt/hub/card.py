@@ -17,7 +17,6 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from hpt.errors import InputError
 from hpt.evaluation.figures import draw_accuracy_over_eps
-from hpt.evaluation.report import attack_label
 from hpt.evaluation.rows import CLEAN, WORST_CASE, Row
 from hpt.hub.card_text import (
     merge_cards,
@@ -140,7 +139,7 @@ def draw_robustness(folder: Path) -> None:
             clean = [row for row in rows if row.attack == CLEAN and row.sample_set == sample_set]
             curves = [replace(row, model=names[row.model]) for row in clean + attacked]
             over = f" over {', '.join(first.parameters['attacks'])}" if first.attack == WORST_CASE else ""
-            title = f"{first.benchmark} {first.split}, n = {first.n}, {attack_label(first)}{over}"
+            title = f"{first.benchmark} {first.split}, n = {first.n}, {first.label}{over}"
             draw_accuracy_over_eps(curves, fill(title, 70), picture)
 
 

@@ -10,7 +10,7 @@ from transformers.trainer_utils import HubStrategy, SchedulerType
 
 from hpt.errors import InputError
 from hpt.prompts import DEFAULT_TEMPLATE
-from hpt.radius import Fraction, check_eps, check_step_size
+from hpt.radius import Fraction, Radius, check_step_size
 from hpt.training.gpd import GPDSchedule, check_epochs
 from hpt.training.objectives import check_objective
 
@@ -216,7 +216,7 @@ class HPTConfig(TrainingArguments):
 
     def _check(self):
         check_objective(self.objective, self.kl_direction, self.kl_reduction, self.temperature)
-        check_eps(self.attack_eps)
+        Radius(self.attack_eps)  # refuses one that can't be meant
         check_step_size(self.attack_step_size, self.attack_eps)
         check_epochs(self.anchor_epochs, self.transfer_epochs)
         epochs = self.anchor_epochs + self.transfer_epochs

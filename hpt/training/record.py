@@ -21,7 +21,7 @@ from hpt.data.streams import EpochStream
 from hpt.hub.folder import MAY_BE_LOCAL, MODELS
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.weights import plain_model
-from hpt.radius import Fraction, describe_eps
+from hpt.radius import Fraction, Radius, describe_length
 from hpt.references import without_local_folder
 from hpt.training.config import HPTConfig
 from hpt.training.gpd import GPDSchedule
@@ -64,8 +64,8 @@ def describe_run(
         "trainable": args.trainable,
         "adapter": adapter and f"LoRA adapters of rank {adapter.r}, alpha {adapter.lora_alpha:g}",
         "schedule": asdict(schedule) | {"ema_decay": args.ema_decay, "pull_ratio": args.pull_ratio},
-        "attack": f"PGD-{args.attack_steps} at l_inf eps {describe_eps(args.attack_eps)} in steps of "
-        f"{describe_eps(args.attack_step_size)}{start}",
+        "attack": f"PGD-{args.attack_steps} at {Radius(args.attack_eps).title} in steps of "
+        f"{describe_length(args.attack_step_size)}{start}",
         "objective": args.objective,
         "divergence": f"KL, {args.kl_direction}, {args.kl_reduction}, temperature {args.temperature:g}",
         "batch_size": batch_size,
@@ -141,7 +141,7 @@ def _as_yaml(name: str, value):
     if isinstance(value, dict | bool | int):
         return value
     if isinstance(value, float):
-        text = describe_eps(value)
+        text = describe_length(value)
         return text if name in IN_PIXELS and Fraction(text) == value else float(value)
     text = str(getattr(value, "value", value))
     return _without_local_path(text) if name in MAY_BE_LOCAL else text

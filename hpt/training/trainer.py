@@ -23,6 +23,7 @@ from hpt.data.images import ImageTransform, collate, resize_as_trained, to_unit_
 from hpt.data.streams import EpochStream
 from hpt.errors import InputError, TrainingStopped
 from hpt.evaluation.figures import draw_training_curves
+from hpt.evaluation.scoring import score_batch
 from hpt.hub.folder import CURVES
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.weights import LogitScaleCallback, forward_redirected, freeze_untrained, hash_weights, plain_weights
@@ -344,15 +345,11 @@ class HPTTrainer(PublishingTrainer):
             return None, *self._attack_and_score(self._prepare_inputs(inputs))
 
     def _attack_and_score(self, inputs) -> tuple:
-        images, labels, ids = to_unit_range(inputs["pixel_values"]), inputs["labels"], inputs["sample_ids"]
-        with torch.no_grad():
-            clean_logits = self.eval_classifier(images)
-        robust_logits, right = clean_logits.clone(), clean_logits.argmax(-1) == labels
+        clean_logits = score_batch(self.eval_classifier, None, inputs).logits
+        robust_logits, right = clean_logits.clone(), clean_logits.argmax(-1) == inputs["labels"]
         if right.any():
-            adversarial = self.eval_attack(self.eval_classifier, images[right], labels[right], ids[right])
-            with torch.no_grad():
-                robust_logits[right] = self.eval_classifier(adversarial)
-        return (clean_logits, robust_logits), labels
+            robust_logits[right] = score_batch(self.eval_classifier, self.eval_attack, inputs, only=right).logits
+        return (clean_logits, robust_logits), inputs["labels"]
 
     # Checkpoints
 

@@ -1,0 +1,102 @@
+"""What an evaluation and a ranking of proxies print and leave in their folders: pages, tables and pictures.
+
+table.md, flags.json, results.csv, robustness_*.png, clean_against_robust_*.png, images_*.png     of an evaluation
+ranking.md, ranking.json, matrix.csv, matrix.png                                                  of a ranking
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from hpt.evaluation.evaluator import RobustnessEvaluator
+from hpt.evaluation.figures import (
+    draw_adversarial_images,
+    draw_clean_against_robust,
+    draw_robustness_curves,
+    draw_transfer_matrix,
+)
+from hpt.evaluation.flags import find_flags
+from hpt.evaluation.plan import Task
+from hpt.evaluation.ranking import TransferMatrix, format_ranking, rank_proxies
+from hpt.evaluation.report import format_accuracies, format_flags, format_samples, write_csv
+from hpt.evaluation.rows import WORST_CASE, Row
+
+
+def report_evaluation(
+    evaluator: RobustnessEvaluator, planned: list[list[Task]], missing: Iterable[str], failures: Iterable[str]
+) -> None:
+    """Print and write the table, the flags and the pictures of all that an evaluator's folder has.
+
+    Args:
+        evaluator ([`RobustnessEvaluator`]): With an `output_dir`.
+        planned (`list[list[Task]]`): Of each model and benchmark, what it planned, for pictures of adversarial images.
+        missing (`Iterable[str]`): Benchmarks that couldn't be loaded; they keep a column.
+        failures (`Iterable[str]`): What went wrong, a line each.
+    """
+    rows, folder = list(evaluator.results.rows.values()), evaluator.results.folder
+    flags = find_flags(rows)
+    table = format_accuracies(rows, list(dict.fromkeys([*(row.benchmark for row in rows), *missing])))
+    page = f"Accuracy in %, with its 95 % interval\n\n{format_samples(rows)}\n\n{table}\n\n"
+    page += f"Reliability flags\n\n{format_flags(flags)}\n"
+    page += "".join(f"\n{note}\n" for note in evaluator.undefined.values())
+    page += "".join(f"\nMissing: {failure}\n" for failure in failures)
+    print(f"\n{page}")
+    (folder / "table.md").write_text(page, encoding="utf-8")
+    (folder / "flags.json").write_text(json.dumps([asdict(flag) for flag in flags], indent=1), encoding="utf-8")
+    write_csv(rows, folder / "results.csv")
+    draw_rows(rows, folder)
+    print(f"Results and pictures: {folder}")
+    for tasks in planned:
+        draw_examples(evaluator, tasks, folder)
+
+
+def draw_rows(rows: list[Row], folder: Path) -> None:
+    """Draw accuracy over eps of each benchmark, and clean against robust accuracy at each radius."""
+    worst = [row for row in rows if row.attack == WORST_CASE]
+    for benchmark, norm in dict.fromkeys((row.benchmark, row.norm) for row in worst):
+        draw_robustness_curves(rows, benchmark, norm, folder / f"robustness_{benchmark}_{norm}.png")
+    for radius in dict.fromkeys(row.radius for row in worst):
+        name = f"clean_against_robust_{radius.norm}_{str(radius).replace('/', '_')}.png"
+        draw_clean_against_robust(rows, radius, folder / name)
+
+
+def draw_examples(evaluator: RobustnessEvaluator, tasks: list[Task], folder: Path) -> None:
+    """Draw some samples under the first attack at the largest radius, if anything was attacked."""
+    examples = evaluator.examples(tasks)
+    if examples:
+        model, benchmark = (tasks[0].settings[key] for key in ("model", "benchmark"))
+        name = f"images_{benchmark}_{model.strip('/').replace('/', '_')}.png"
+        draw_adversarial_images(examples, f"{model} on {benchmark}, {examples[0]['attack']}", folder / name)
+
+
+def report_ranking(matrix: TransferMatrix, target: str) -> None:
+    """Print and write the ranking of the candidates for a target, the matrix and its heat map.
+
+    Args:
+        matrix ([`TransferMatrix`]): Measured, with a folder.
+        target (`str`): Name of the target; the other models are the candidates.
+    """
+    ranked, rows, images, folder = rank_proxies(matrix, target), matrix.rows(), matrix.benchmark, matrix.folder
+    page = format_ranking(ranked, matrix, target)
+    where = f"{len(images)} images of {images.name} ({images.split}), attacked at {images.attack_space} resolution"
+    print(f"\n{where}\n\n{page}\n")
+    (folder / "ranking.md").write_text(f"{where}\n\n{page}\n", encoding="utf-8")
+    content = {
+        "target": target,
+        "dataset": images.name,
+        "split": images.split,
+        "source": images.source,
+        "n": len(images),
+        "attack_space": images.attack_space,
+        "eps": matrix.eps,
+        "attack": rows[-1].strength,
+        "seed": rows[-1].seed,
+        "candidates": [asdict(proxy) for proxy in ranked],
+    }
+    (folder / "ranking.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+    write_csv(rows, folder / "matrix.csv")
+    within = max(max(row.high - row.accuracy, row.accuracy - row.low) for row in rows)
+    title = f"Accuracy (%, within {100 * within:.1f} points at 95 %) on images made by {rows[-1].label},\n{where}"
+    draw_transfer_matrix(rows, title, folder / "matrix.png")
+    print(f"Ranking, matrix and heat map: {folder}/ranking.md, matrix.csv, matrix.png")
