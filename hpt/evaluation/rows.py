@@ -33,6 +33,7 @@ MEASURED = {
     "seconds",
 }
 
+UNSAID_BY_COMPARISONS = {"revision", "templates", "image_mean", "image_std"}  # of version 0.1.0
 OF_THE_ATTACK = {"attack", "attacked", "eps", "norm", "steps", "step_size", "restarts", "parameters", "left_out"}
 
 
@@ -147,6 +148,17 @@ class Row:
         """All that the number depends on."""
         settings = {name: value for name, value in asdict(self).items() if name not in MEASURED}
         return settings | {"parameters": self.strength}
+
+    @property
+    def identity(self) -> str:
+        """Digest of what two rows share of which the later is the earlier measured again.
+
+        Comparisons of 0.1.0 left out how the model is prompted and normalised, so theirs don't count it.
+        """
+        settings = self.settings()
+        if self.batch_size is None:
+            settings = {name: value for name, value in settings.items() if name not in UNSAID_BY_COMPARISONS}
+        return digest(settings)
 
     def subject(self) -> dict:
         """Of the settings, those of model, samples and evaluation, without the attack's."""

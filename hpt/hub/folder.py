@@ -11,7 +11,6 @@ import yaml
 from hpt.errors import InputError
 from hpt.evaluation.results import read_result_rows
 from hpt.evaluation.rows import Row
-from hpt.files import digest
 
 
 CURVES = "training_curves.png"
@@ -29,7 +28,7 @@ def add_rows(folder: Path, rows: list[Row], weights: set[str | None]) -> None:
 
     `weights` has the hashes of the model's weights and of its vanilla original: rows of others go.
     """
-    kept = {digest(row.settings()): row for row in [*read_rows(folder), *rows] if row.weights in weights}
+    kept = {row.identity: row for row in [*read_rows(folder), *rows] if row.weights in weights}
     file = folder / EVALUATION_FILE
     incomplete = file.with_suffix(".incomplete")
     incomplete.write_text("".join(f"{json.dumps(asdict(row))}\n" for row in kept.values()), encoding="utf-8")
