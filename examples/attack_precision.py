@@ -18,7 +18,7 @@ from hpt import PGD, load_benchmark
 from hpt.cli import parse_config, run_recipe
 from hpt.data.images import collate, to_unit_range
 from hpt.models.loading import load_named
-from hpt.radius import Fraction
+from hpt.radius import Fraction, Radius
 from hpt.references import parse_model
 from hpt.training.config import DTYPES
 
@@ -53,11 +53,11 @@ def attack_in(dtype: str, attack: PGD, classifier, batches: list[dict]) -> tuple
 def main():
     (comparison, _) = parse_config((Comparison,))
     models = [parse_model(text) for text in comparison.models]
-    eps, device = float(Fraction(comparison.eps)), "cuda" if torch.cuda.is_available() else "cpu"
+    eps, device = Radius(comparison.eps), "cuda" if torch.cuda.is_available() else "cpu"
     benchmark = load_benchmark(comparison.benchmark).subset(comparison.max_samples)
     loader = DataLoader(benchmark, comparison.batch_size, collate_fn=collate)
     batches = [{name: values.to(device) for name, values in batch.items()} for batch in loader]
-    print(f"{benchmark.name} {benchmark.split}, n = {len(benchmark)}, l_inf eps = {255 * eps:g}/255\n")
+    print(f"{benchmark.name} {benchmark.split}, n = {len(benchmark)}, l_inf eps = {eps}\n")
     print("| model | attack | attack_dtype | accuracy in % | mean loss | pixels that differ in % |")
     print("| --- | --- | --- | --- | --- | --- |")
     for reference in models:
@@ -68,9 +68,9 @@ def main():
             for dtype in DTYPES:
                 images, right, loss = attack_in(dtype, attack, classifier, batches)
                 exact = images if exact is None else exact
-                accuracy, differ = (100 * one.float().mean().item() for one in (right, images != exact))
+                accuracy, differ = (100 * share.float().mean().item() for share in (right, images != exact))
                 print(
-                    f"| {name} | PGD-{attack.steps} | {dtype} | {accuracy:.1f} | {loss:.4f} | {differ:.2f} |",
+                    f"| {name} | {attack.label} | {dtype} | {accuracy:.1f} | {loss:.4f} | {differ:.2f} |",
                     flush=True,
                 )
 

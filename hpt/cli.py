@@ -21,7 +21,7 @@ from transformers.hf_argparser import HfArgumentParser
 from transformers.utils.logging import disable_progress_bar
 
 from hpt.errors import InputError, TrainingStopped, one_line
-from hpt.radius import describe_eps
+from hpt.radius import describe_length
 
 
 WIDTH, COLUMN = 100, 34  # of what `--help` prints, and where its second column begins
@@ -260,5 +260,5 @@ def _as_written(value) -> str:
         return str(value.value)
     if isinstance(value, float):
         text = f"{value:g}"
-        return text if float(text) == value else describe_eps(value)
+        return text if float(text) == value else describe_length(value)
     return repr(value) if " " in str(value) else str(value)

@@ -1,31 +1,84 @@
-"""How far an attack may change an image: norms, radii written as fractions, and their checks."""
+"""How far an attack may change an image: norms, radii and steps written as fractions, and their checks."""
 
 import math
 
 from hpt.errors import InputError
 
 
+NORMS = ("linf", "l2")
+
+
 class Fraction(float):
     """A float that can be written as a fraction in text: `"1/255"`, `"0.5"`, `"5e-2"`."""
 
     def __new__(cls, value):
+        if isinstance(value, float):
+            return super().__new__(cls, value)
         numerator, _, denominator = str(value).partition("/")
         if denominator and float(denominator) == 0:
             raise ValueError(f"{value} divides by zero")
         return super().__new__(cls, float(numerator) / float(denominator or 1))
 
 
-NORMS = ("linf", "l2")
+class Radius(Fraction):
+    """How far an attack may change an image, in the norm that it is measured in: a float that prints itself.
+
+    `str(Radius("4/255"))` is `4/255`, `str(Radius(0.5, "l2"))` is `0.5`. Radii are equal if number and norm are; in
+    JSON, a radius is its number.
+
+    Args:
+        eps (`float` or `str`): In [0, 1] pixels, such as 8/255 or `"8/255"`.
+        norm (`str`, *optional*, defaults to `"linf"`): `"linf"` or `"l2"`.
+
+    Raises:
+        InputError: for an unknown norm, or a radius that can't be meant: one that isn't above 0 and finite, or, in
+            l_inf, below 1.
+    """
+
+    norm: str
+
+    def __new__(cls, eps: float | str, norm: str = "linf"):
+        if norm not in NORMS:
+            raise InputError(f"Unknown norm {norm!r}; known: {', '.join(NORMS)}.")
+        radius = super().__new__(cls, eps)
+        number = float(radius)
+        if not 0 < number < math.inf:
+            raise InputError(f"eps is {number:g}, but must be above 0 and finite, such as 1/255.")
+        if norm == "linf" and number >= 1:
+            raise InputError(
+                f"eps is {number:g}, but pixels are in [0, 1] and l_inf eps below 1: did you mean {number:g}/255?"
+            )
+        radius.norm = norm
+        return radius
+
+    def __str__(self) -> str:
+        return describe_length(self, self.norm)
+
+    def __eq__(self, other) -> bool:
+        return float(self) == other and (not isinstance(other, Radius) or self.norm == other.norm)
+
+    def __ne__(self, other) -> bool:
+        return not self == other
+
+    __hash__ = float.__hash__
+
+    def __getnewargs__(self) -> tuple[float, str]:
+        return float(self), self.norm  # a copy of a radius in l_2 is checked as one
+
+    @property
+    def title(self) -> str:
+        """With its norm: `l_inf eps 4/255`, `l_2 eps 0.5`."""
+        return f"{describe_norm(self.norm)} eps {self}"
 
 
-def check_eps(eps: float, norm: str = "linf") -> None:
-    """Refuse a radius that can't be meant: eps is in [0, 1] pixels, such as 8/255."""
-    if norm not in NORMS:
-        raise InputError(f"Unknown norm {norm!r}; known: {', '.join(NORMS)}.")
-    if not 0 < eps < math.inf:
-        raise InputError(f"eps is {eps:g}, but must be above 0 and finite, such as 1/255.")
-    if norm == "linf" and eps >= 1:
-        raise InputError(f"eps is {eps:g}, but pixels are in [0, 1] and l_inf eps below 1: did you mean {eps:g}/255?")
+def describe_norm(norm: str) -> str:
+    """`l_inf` or `l_2`."""
+    return "l_inf" if norm == "linf" else "l_2"
+
+
+def describe_length(length: float, norm: str = "linf") -> str:
+    """A change of an image, such as an attack's step, as it is written in a norm: `4/255` in l_inf, `0.5` in l_2."""
+    return f"{round(255 * length, 4):g}/255" if norm == "linf" else f"{float(length):g}"
 
 
 def check_step_size(step_size: float, eps: float) -> None:
@@ -35,18 +88,3 @@ def check_step_size(step_size: float, eps: float) -> None:
             f"The attack's step size is {step_size:g}, but must be above 0 and at most 2 * eps = {2 * eps:g}, the "
             "diameter of the eps-ball."
         )
-
-
-def describe_norm(norm: str) -> str:
-    """`l_inf` or `l_2`."""
-    return "l_inf" if norm == "linf" else "l_2"
-
-
-def describe_radius(eps: float, norm: str) -> str:
-    """`l_inf eps 4/255`, `l_2 eps 0.5`."""
-    return f"{describe_norm(norm)} eps {describe_eps(eps, norm)}"
-
-
-def describe_eps(eps: float, norm: str = "linf") -> str:
-    """`4/255` for l_inf, `0.5` for l_2."""
-    return f"{round(255 * eps, 4):g}/255" if norm == "linf" else f"{eps:g}"

@@ -11,28 +11,24 @@ config nor models are given. Started again, it goes on where it was cut off. Sev
 every sample gets the same verdict as with one.
 """
 
-import json
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from accelerate.utils import gather_object
 
 from hpt import InputError, RobustnessEvaluator, load_benchmark
-from hpt.attacks.registry import check_attacks
+from hpt.attacks.registry import parse_attacks
 from hpt.cli import parse_config, run_recipe
 from hpt.data.benchmark import Benchmark
 from hpt.data.images import check_images
 from hpt.data.names import expand_all
-from hpt.evaluation.figures import draw_adversarial_images, draw_clean_against_robust, draw_robustness_curves
-from hpt.evaluation.flags import find_flags
-from hpt.evaluation.plan import Subject, Task
-from hpt.evaluation.report import format_accuracies, format_flags, format_samples, write_csv
-from hpt.evaluation.rows import WORST_CASE, Row
+from hpt.evaluation.outputs import report_evaluation
+from hpt.evaluation.subject import Subject
 from hpt.files import check_folder
 from hpt.models.loading import load_named
 from hpt.processes import join_processes
-from hpt.radius import Fraction, describe_eps
+from hpt.radius import Fraction, Radius
 from hpt.references import Reference, parse_model, refuse_same_names
 
 
@@ -64,18 +60,20 @@ class Evaluation:
     seed: int = field(default=0, metadata={"help": "Of the noise and the choice of samples."})
     use_cpu: bool = field(default=False, metadata={"help": "Leave a GPU alone."})
 
+    def __post_init__(self):
+        self.eps = [Radius(eps, self.norm) for eps in self.eps]
+
 
 def main():
     own_models = any(argument.partition("=")[0] == "--models" for argument in sys.argv)
     settings, _ = parse_config((Evaluation,), None if own_models else "evaluate", folder=HERE)
-    eps = [float(Fraction(one)) for one in settings.eps]
     datasets = expand_all(settings.benchmarks)
     models = [parse_model(text) for text in settings.models]
     proxy_model = parse_model(settings.proxy) if settings.proxy else None
-    check(settings, eps)
+    parse_attacks(settings.attacks, settings.eps, settings.proxy)
+    check_folder(Path(settings.output_dir))
     refuse_same_names(dataset.name for dataset in datasets)
-    named = models if proxy_model in (None, *models) else [*models, proxy_model]
-    refuse_same_names(model.name for model in named)
+    refuse_same_names(model.name for model in {*models, proxy_model} - {None})
     state = join_processes(settings.use_cpu)
 
     # Data and models
@@ -88,7 +86,7 @@ def main():
     # Evaluate
     evaluator = RobustnessEvaluator(
         attacks=settings.attacks,
-        eps=eps,
+        eps=settings.eps,
         norm=settings.norm,
         proxy=proxy and proxy.classifier,
         proxy_name=proxy and proxy.name,
@@ -99,23 +97,14 @@ def main():
         output_dir=settings.output_dir,
     )
     planned = [evaluator.plan(subject, benchmark) for subject in subjects for benchmark in benchmarks]
-    failures = [f"{name}: {why}" for name, why in missing.items()]
+    failures = [f"{name}: {reason}" for name, reason in missing.items()]
     for tasks in planned:
         evaluator.run(tasks, failures)  # whatever fails, the others still run
     if state.is_main_process:
-        notes = [*evaluator.undefined.values(), *(f"Missing: {failure}" for failure in failures)]
-        report(list(evaluator.results.rows.values()), list(missing), notes, Path(settings.output_dir))
-        for tasks in planned:
-            draw_examples(evaluator, tasks, Path(settings.output_dir))
+        report_evaluation(evaluator, planned, missing, failures)
     state.wait_for_everyone()  # or the launcher would end a process that is still drawing
     if failures:
         sys.exit(1)
-
-
-def check(settings: Evaluation, eps: list[float]) -> None:
-    """Refuse what can't be meant, before anything is downloaded."""
-    check_attacks(settings.attacks, eps, settings.norm, settings.proxy)
-    check_folder(Path(settings.output_dir))
 
 
 def load_benchmarks(datasets: list[Reference], protocol: str) -> tuple[list[Benchmark], dict[str, str]]:
@@ -130,41 +119,13 @@ def load_benchmarks(datasets: list[Reference], protocol: str) -> tuple[list[Benc
             missing[dataset.name] = str(error)
     for others in gather_object([missing]):
         missing |= others
-    return [one for one in benchmarks if one.name not in missing], missing
+    return [benchmark for benchmark in benchmarks if benchmark.name not in missing], missing
 
 
 def load_subject(model: Reference, device) -> Subject:
     """A model that `--models` names."""
     name, classifier = load_named(model, device)
     return Subject(classifier, name)
-
-
-def report(rows: list[Row], missing: list[str], notes: list[str], output: Path):
-    """Print and write the table, the flags and the pictures of all that the folder has."""
-    flags = find_flags(rows)
-    table = format_accuracies(rows, list(dict.fromkeys([*(row.benchmark for row in rows), *missing])))
-    page = f"Accuracy in %, with its 95 % interval\n\n{format_samples(rows)}\n\n{table}\n\n"
-    page += f"Reliability flags\n\n{format_flags(flags)}\n"
-    page += "".join(f"\n{note}\n" for note in notes)
-    print(f"\n{page}")
-    (output / "table.md").write_text(page, encoding="utf-8")
-    (output / "flags.json").write_text(json.dumps([asdict(flag) for flag in flags], indent=1), encoding="utf-8")
-    write_csv(rows, output / "results.csv")
-    for benchmark, norm in dict.fromkeys((row.benchmark, row.norm) for row in rows if row.attack == WORST_CASE):
-        draw_robustness_curves(rows, benchmark, norm, output / f"robustness_{benchmark}_{norm}.png")
-    for eps, norm in dict.fromkeys((row.eps, row.norm) for row in rows if row.attack == WORST_CASE):
-        radius = describe_eps(eps, norm).replace("/", "_")
-        draw_clean_against_robust(rows, eps, norm, output / f"clean_against_robust_{norm}_{radius}.png")
-    print(f"Results and pictures: {output}")
-
-
-def draw_examples(evaluator: RobustnessEvaluator, tasks: list[Task], output: Path):
-    """Draw some samples under the first attack at the largest eps."""
-    examples = evaluator.examples(tasks)
-    if examples:
-        model, benchmark = (tasks[0].settings[key] for key in ("model", "benchmark"))
-        name = f"images_{benchmark}_{model.strip('/').replace('/', '_')}.png"
-        draw_adversarial_images(examples, f"{model} on {benchmark}, {examples[0]['attack']}", output / name)
 
 
 if __name__ == "__main__":

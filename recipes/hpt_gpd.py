@@ -9,35 +9,28 @@ Fields of `Recipe` below and of `hpt.HPTConfig` stand in the YAML, or follow as 
 off continues from its last checkpoint in `output_dir`.
 """
 
-import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from hpt import PGD, HPTConfig, HPTTrainer, InputError, load_benchmark, load_proxy
 from hpt.cli import parse_config, run_recipe
-from hpt.data.benchmark import StreamingBenchmark
-from hpt.data.images import check_images
 from hpt.data.loading import load_training_data
 from hpt.data.names import expand_all
-from hpt.data.streams import check_workers
-from hpt.evaluation.comparison import compare_models, measure
-from hpt.evaluation.figures import draw_accuracy_bars, draw_accuracy_over_eps
-from hpt.evaluation.processor_check import compare_with_processor
-from hpt.evaluation.report import format_table
-from hpt.evaluation.rows import hash_benchmark
-from hpt.hub.evaluations import add_evaluation
-from hpt.hub.folder import ModelFolder
+from hpt.evaluation.outputs import report_comparison
+from hpt.evaluation.subject import Subject
+from hpt.hub.evaluations import add_comparison
 from hpt.models.loading import load_dual_encoder, save_finished
 from hpt.models.lora import add_lora, check_lora, merged
-from hpt.models.weights import hash_weights
-from hpt.radius import Fraction, check_eps
+from hpt.radius import Fraction, Radius
 from hpt.training.config import DTYPES
-from hpt.training.pretraining import PretrainingConfig, is_finished, pretrain
+from hpt.training.inputs import check_sets
+from hpt.training.pretraining import PretrainingConfig, plan_pretraining, pretrain_unless_finished
 
 
 HERE = Path(__file__).parent
+PRETRAINED = {"pretrain_target": "target", "pretrain_proxy": "proxy"}  # fields with a YAML, and what it makes
 
 
 @dataclass
@@ -76,31 +69,34 @@ class Recipe:
         default=None, metadata={"help": "Of the trained weights, as the Hub spells it; the target's unless given."}
     )
 
+    def __post_init__(self):
+        self.proxy_eps = [Radius(eps) for eps in self.proxy_eps or []]
+        if self.proxy_dtype not in DTYPES:
+            raise InputError(f"Unknown proxy_dtype {self.proxy_dtype!r}; known: {', '.join(DTYPES)}.")
+        if self.lora_rank is not None:
+            check_lora(self.lora_rank, self.lora_alpha)
+        elif self.lora_alpha is not None:
+            raise InputError("lora_alpha is given without lora_rank, which makes the adapters: give both, or neither.")
+        if self.streaming and self.max_train_samples is not None:
+            raise InputError("A stream isn't cut by max_train_samples: steps_per_epoch says how much an epoch reads.")
+
 
 def main():
     recipe, args, config = parse_config((Recipe, HPTConfig), "quickstart", folder=HERE)
     output = Path(args.output_dir)
 
     # Data
-    check_recipe(recipe)
-    benchmarks = expand_all(recipe.eval_datasets)
-    train, validation = load_training_data(
-        recipe.train_dataset, recipe.validation_size, recipe.protocol, recipe.streaming
-    )
+    protocol, benchmarks = recipe.protocol, expand_all(recipe.eval_datasets)
+    train, validation = load_training_data(recipe.train_dataset, recipe.validation_size, protocol, recipe.streaming)
     train = train if recipe.streaming else train.subset(recipe.max_train_samples)
     args.schedule(None if recipe.streaming else len(train))  # refuses what doesn't fit, before anything takes long
-    tests = [
-        load_benchmark(benchmark, protocol=recipe.protocol).subset(recipe.max_eval_samples) for benchmark in benchmarks
-    ]
-    check_data(train, validation, tests, args)
+    tests = [load_benchmark(name, protocol=protocol).subset(recipe.max_eval_samples) for name in benchmarks]
+    check_sets(train, validation, tests, args)
 
     # Models
-    made = pretrainings(recipe, args, config.parent)
-    for pretraining in made.values():
-        if not is_finished(pretraining.output_dir):
-            if args.process_index == 0:
-                print(f"Pretraining {pretraining.output_dir}, kept for the next run")
-            pretrain(pretraining)
+    pretrainings = plan_pretrainings(recipe, args, config.parent)
+    for pretraining in pretrainings.values():
+        pretrain_unless_finished(pretraining)
     target, processor = load_dual_encoder(recipe.target, recipe.target_revision)
     if recipe.lora_rank is not None:
         target = add_lora(target, recipe.lora_rank, recipe.lora_alpha, args.trainable, args.seed)
@@ -116,103 +112,62 @@ def main():
         train_dataset=train,
         eval_dataset=validation,
     )
-    trainer.recipe = vars(recipe) | {name: None for name in ("pretrain_target", "pretrain_proxy") if name not in made}
+    trainer.recipe = vars(recipe) | {name: None for name in PRETRAINED if name not in pretrainings}
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or "last")
-    if trainer.is_world_process_zero():
-        finished = {"robust": trainer.model if recipe.lora_rank is None else merged(trainer.model)}
-        finished |= {} if recipe.lora_rank is None else {"adapter": trainer.model}
-        folders = []
-        for name, model in finished.items():
-            save_finished(model, processor, output / name)
-            folders.append(trainer.describe(output / name))
-        trainer.state.save_to_json(output / "trainer_state.json")
-        trainer.draw_figures(output)
-        report(recipe, args, tests, folders)
-        if args.push_to_hub:
-            info = trainer.push_to_hub(folder=folders[-1])
-            print(f"Pushed to {info.repo_url}")
+    if not trainer.is_world_process_zero():
+        return
+
+    # Save; of adapters, the merged model too
+    robust = {"robust": target if recipe.lora_rank is None else merged(target)}
+    adapter = {} if recipe.lora_rank is None else {"adapter": target}
+    for name, model in (robust | adapter).items():
+        save_finished(model, processor, output / name)
+    folders = [trainer.describe(output / name) for name in robust | adapter]
+    trainer.state.save_to_json(output / "trainer_state.json")
+    trainer.draw_figures(output)
+
+    # Evaluate what lies on the disk
+    subjects = load_subjects(recipe, args)
+    attack = PGD(eps=args.attack_eps, step_size=args.attack_step_size, steps=args.eval_attack_steps, seed=args.seed)
+    loader = {"batch_size": args.per_device_eval_batch_size, "num_workers": args.dataloader_num_workers}
+    rows = report_comparison(subjects, tests, attack, recipe.proxy_eps, output, **loader)
+    add_comparison(folders, rows, subjects[-1], tests[0])
+    print_next_steps(output, type(robust["robust"]).__name__)
+
+    # Publish
+    if args.push_to_hub:
+        info = trainer.push_to_hub(folder=folders[-1])
+        print(f"Pushed to {info.repo_url}")
 
 
-def check_recipe(recipe: Recipe) -> None:
-    """Refuse what can't be meant, before anything is loaded."""
-    if recipe.proxy_dtype not in DTYPES:
-        raise InputError(f"Unknown proxy_dtype {recipe.proxy_dtype!r}; known: {', '.join(DTYPES)}.")
-    if recipe.lora_rank is not None:
-        check_lora(recipe.lora_rank, recipe.lora_alpha)
-    elif recipe.lora_alpha is not None:
-        raise InputError("lora_alpha is given without lora_rank, which makes the adapters: give both, or neither.")
-    if recipe.streaming and recipe.max_train_samples is not None:
-        raise InputError("A stream isn't cut by max_train_samples: steps_per_epoch says how much an epoch reads.")
-    for eps in recipe.proxy_eps or []:
-        check_eps(eps)
-
-
-def check_data(train, validation, tests: list, args: HPTConfig) -> None:
-    """Refuse images that can't be used, tests on training images, and evaluations in training without images."""
-    for test in tests:
-        if (test.name, test.split) == (train.name, train.split):
-            raise InputError(f"{test.name} would be tested on its training images ({test.split}): give another split.")
-        check_images(test.dataset, test.name, same_size=test.attack_space == "native")
-    if isinstance(train, StreamingBenchmark):
-        check_workers(train, args.dataloader_num_workers)
-    if validation is None and args.eval_strategy != "no":
-        hint = "" if isinstance(train, StreamingBenchmark) else "--validation_size N, or "
-        raise InputError(
-            f"{train.name} has no validation images to evaluate on in training: give {hint}--eval_strategy no."
-        )
-
-
-def pretrainings(recipe: Recipe, args: HPTConfig, folder: Path) -> dict[str, PretrainingConfig]:
-    """How the target and the proxy are pretrained, by the recipe's field, as far as their YAML files make them."""
+def plan_pretrainings(recipe: Recipe, args: HPTConfig, folder: Path) -> dict[str, PretrainingConfig]:
+    """How target and proxy are pretrained, by the recipe's field, as far as its YAML files make them."""
     overrides = ["--train_dataset", recipe.train_dataset, "--validation_size", str(recipe.validation_size)]
     for name in ("use_cpu", "bf16", "fp16"):  # one process has one device and one precision
         overrides += [f"--{name}", str(getattr(args, name))]
-    made = {}
-    for field_name, model in (("pretrain_target", recipe.target), ("pretrain_proxy", recipe.proxy)):
-        if file := getattr(recipe, field_name):
-            how = parse_config((PretrainingConfig,), folder / file, overrides)[0]
-            made |= {field_name: how} if model == how.output_dir else {}
-    return made
+    planned = {}
+    for name, model in PRETRAINED.items():
+        if file := getattr(recipe, name):
+            planned[name] = plan_pretraining(folder / file, getattr(recipe, model), overrides)
+    return {name: pretraining for name, pretraining in planned.items() if pretraining is not None}
 
 
-def report(recipe: Recipe, args: HPTConfig, tests: list, finished: list[ModelFolder]):
-    """Measure the models as they lie on disk; write `results.json`, cards and pictures, and print the table."""
-    output, robust, rows = Path(args.output_dir), finished[0].path, []
-    vanilla, proxy = load_proxy(recipe.target, recipe.target_revision), load_proxy(recipe.proxy, recipe.proxy_revision)
-    models = {"vanilla target": vanilla, "proxy": proxy, "robust target": load_proxy(str(robust))}
-    models = {name: model.to(args.device) for name, model in models.items()}
-    weights = {name: hash_weights(model.model.state_dict()) for name, model in models.items()}
-    pgd = {"steps": args.eval_attack_steps, "seed": args.seed}
-    attack = PGD(eps=args.attack_eps, step_size=args.attack_step_size, **pgd)
-    loader = {"batch_size": args.per_device_eval_batch_size, "num_workers": args.dataloader_num_workers}
-    for test in tests:
-        samples = hash_benchmark(test)
-        table = compare_models(models, test, attack, **loader)
-        title = f"{test.name} {test.split}, n = {len(test)}, l_inf eps = {255 * attack.eps:g}/255"
-        print(f"\n{title}: accuracy in %, with its 95 % interval\n\n{format_table(table)}\n")
-        pair, curve, own = {"vanilla target": vanilla, "proxy": proxy}, [], []
-        for eps in recipe.proxy_eps or []:
-            weaker = PGD(eps=float(eps), **pgd)
-            curve += measure(pair, test, weaker, "vanilla target", **loader)
-            own += measure({"robust target": models["robust target"]}, test, weaker, "robust target", **loader)
-        rows += [replace(row, weights=weights[row.model], samples=samples) for row in table + curve + own]
-        (output / "results.json").write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
-        draw_accuracy_bars(table, title, output / f"accuracy_{test.name}.png")
-        if curve:
-            curve += [row for row in table if row.attacked is None and row.model in pair]
-            where = f"{test.name} {test.split}, n = {len(test)}, PGD-{attack.steps}"
-            title = f"Images made against the vanilla target ({where})"
-            draw_accuracy_over_eps(curve, title, output / f"proxy_robustness_{test.name}.png")
-    agreement = compare_with_processor(models["robust target"], tests[0])
-    for folder in finished:
-        folder.write_agreement(agreement)
-        add_evaluation(folder, rows, weights["robust target"])
-    print(f"Robust model: {robust}, with a model card, loaded by CLIPModel.from_pretrained({str(robust)!r})")
-    print(
-        f"Results and pictures: {output}/results.json, {', '.join(sorted(file.name for file in output.glob('*.png')))}"
-    )
-    print("Stronger attacks than PGD: accelerate launch recipes/evaluate.py (--help for other models and benchmarks)")
-    print("The real thing: accelerate launch recipes/hpt_gpd.py --config recipes/vit_b32_eps1.yaml")
+def load_subjects(recipe: Recipe, args: HPTConfig) -> list[Subject]:
+    """The vanilla target, the proxy if the run had one, and the robust target, by what tables call them."""
+    models = {"vanilla target": load_proxy(recipe.target, recipe.target_revision)}
+    if args.needs_proxy:
+        models["proxy"] = load_proxy(recipe.proxy, recipe.proxy_revision)
+    models["robust target"] = load_proxy(f"{args.output_dir}/robust")
+    return [Subject(model.to(args.device), name) for name, model in models.items()]
+
+
+def print_next_steps(output: Path, architecture: str) -> None:
+    """Where everything lies, and what to do with it."""
+    robust, pictures = str(output / "robust"), sorted(file.name for file in output.glob("*.png"))
+    print(f"Robust model: {robust}, with a model card, loaded by {architecture}.from_pretrained({robust!r})")
+    print(f"Results and pictures: {output}/results.json, {', '.join(pictures)}")
+    print("Stronger attacks than PGD: hpt evaluate (--help for other models and benchmarks)")
+    print("The real thing: hpt train --config vit_b32_eps1")
 
 
 if __name__ == "__main__":

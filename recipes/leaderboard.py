@@ -37,8 +37,7 @@ def main():
     refuse_same_names(model.name for model in models)
     output = check_folder(Path(comparison.output_dir))
     boards = [read_board(model) for model in models]
-    eps = comparison.eps and [float(Fraction(radius)) for radius in comparison.eps]
-    columns = shared_columns(boards, comparison.benchmarks, comparison.attacks, eps)
+    columns = shared_columns(boards, comparison.benchmarks, comparison.attacks, comparison.eps)
 
     page = f"Accuracy in %, with its 95 % interval\n\n{format_boards(boards, columns)}\n"
     page += "".join(f"\n- Left out: {line}" for line in left_out(boards, columns))

@@ -16,6 +16,7 @@ from hpt.data.loading import load_benchmark
 from hpt.data.names import parse_benchmark
 from hpt.errors import MissingSplit
 from hpt.evaluation.comparison import measure
+from hpt.evaluation.subject import Subject
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.loading import load_dual_encoder
 from hpt.references import Reference
@@ -28,7 +29,7 @@ def main():
     pretrain(args)
     if args.process_index == 0 and test is not None:
         model, processor = load_dual_encoder(args.output_dir)
-        (row,) = measure({"clip": ZeroShotClassifier(model.to(args.device), processor)}, test)
+        (row,) = measure([Subject(ZeroShotClassifier(model.to(args.device), processor))], test)
         interval = f"[{100 * row.low:.1f}, {100 * row.high:.1f}]"
         print(f"{args.output_dir}: {100 * row.accuracy:.1f} {interval} % of {row.n} {test.name} {test.split} images")
 

@@ -11,8 +11,7 @@ were trained on the images would flatter themselves. Started again, it goes on w
 share the work.
 """
 
-import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpt import InputError, load_benchmark
@@ -21,13 +20,12 @@ from hpt.data.benchmark import Benchmark
 from hpt.data.images import check_images
 from hpt.data.loading import load_training_data
 from hpt.data.names import parse_benchmark
-from hpt.evaluation.figures import draw_transfer_matrix
-from hpt.evaluation.ranking import TransferMatrix, format_ranking, rank_proxies
-from hpt.evaluation.report import write_csv
+from hpt.evaluation.outputs import report_ranking
+from hpt.evaluation.ranking import TransferMatrix
 from hpt.files import check_folder
 from hpt.models.loading import load_named
 from hpt.processes import join_processes
-from hpt.radius import Fraction, check_eps
+from hpt.radius import Fraction, Radius
 from hpt.references import Reference, parse_model, refuse_same_names
 
 
@@ -54,13 +52,15 @@ class Ranking:
     seed: int = field(default=0, metadata={"help": "Of the noise and the choice of samples."})
     use_cpu: bool = field(default=False, metadata={"help": "Leave a GPU alone."})
 
+    def __post_init__(self):
+        self.eps = sorted({Radius(eps) for eps in self.eps})
+
 
 def main():
     (settings, _) = parse_config((Ranking,), folder=Path(__file__).parent)
-    eps = sorted({float(Fraction(one)) for one in settings.eps})
     dataset = parse_benchmark(settings.dataset)
     target, *candidates = [parse_model(text) for text in (settings.target, *settings.proxies)]
-    check(settings, eps, dataset, [target, *candidates])
+    check(settings, dataset, [target, *candidates])
     state = join_processes(settings.use_cpu)
 
     # Data and models
@@ -68,24 +68,21 @@ def main():
     models = dict(load_named(model, state.device) for model in (target, *candidates))
 
     # Measure
-    output = Path(settings.output_dir)
-    matrix = TransferMatrix(models, benchmark, eps, settings.steps, settings.seed, output)
+    matrix = TransferMatrix(models, benchmark, settings.eps, settings.steps, settings.seed, settings.output_dir)
     matrix.measure(settings.batch_size, settings.num_workers, state)
     if state.is_main_process:
-        report(matrix, target.name, output)
+        report_ranking(matrix, target.name)
     state.wait_for_everyone()  # or the launcher would end a process that is still drawing
 
 
-def check(settings: Ranking, eps: list[float], dataset: Reference, models: list[Reference]) -> None:
+def check(settings: Ranking, dataset: Reference, models: list[Reference]) -> None:
     """Refuse what can't be meant, before anything is downloaded."""
     check_folder(Path(settings.output_dir))
     if "split" in dataset.settings and settings.validation_size:
         raise InputError("The dataset names its split, so nothing is held out: leave out validation_size.")
     refuse_same_names(model.name for model in models)
-    if not settings.proxies or not eps:
+    if not settings.proxies or not settings.eps:
         raise InputError("There are no proxies, or no eps: give one or several of each.")
-    for one in eps:
-        check_eps(one)
     least = {"steps": 1, "batch_size": 1, "seed": 0, "num_workers": 0}
     for name, value in least.items():
         if getattr(settings, name) < value:
@@ -106,29 +103,6 @@ def load_images(settings: Ranking, dataset: Reference) -> Benchmark:
     benchmark = benchmark.subset(settings.max_samples, settings.seed)
     check_images(benchmark.dataset, benchmark.name, same_size=benchmark.attack_space == "native")
     return benchmark
-
-
-def report(matrix: TransferMatrix, target: str, output: Path) -> None:
-    """Print and write the ranking, the matrix and the heat map."""
-    ranked, rows, images = rank_proxies(matrix, target), matrix.rows(), matrix.benchmark
-    page = format_ranking(ranked, matrix, target)
-    where = f"{len(images)} images of {images.name} ({images.split}), attacked at {images.attack_space} resolution"
-    print(f"\n{where}\n\n{page}\n")
-    (output / "ranking.md").write_text(f"{where}\n\n{page}\n", encoding="utf-8")
-    settings = {"target": target, "dataset": images.name, "split": images.split, "source": images.source}
-    settings |= {
-        "n": len(images),
-        "attack_space": images.attack_space,
-        "eps": matrix.eps,
-        "attack": rows[-1].parameters,
-    }
-    content = settings | {"seed": rows[-1].seed, "candidates": [asdict(one) for one in ranked]}
-    (output / "ranking.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-    write_csv(rows, output / "matrix.csv")
-    within = max(max(row.high - row.accuracy, row.accuracy - row.low) for row in rows)
-    title = f"Accuracy (%, within {100 * within:.1f} points at 95 %) on images made by PGD-{rows[-1].steps},\n{where}"
-    draw_transfer_matrix(rows, title, output / "matrix.png")
-    print(f"Ranking, matrix and heat map: {output}/ranking.md, matrix.csv, matrix.png")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 from hpt.attacks.apgd import APGDCE, APGDDLR, APGDT
 from hpt.attacks.base import Attack, AttackResult
 from hpt.attacks.fab import FABT
-from hpt.attacks.gradient import CW, FGSM, PGD, Adaptive, Transfer
-from hpt.attacks.registry import ATTACKS, get_attack
+from hpt.attacks.gradient import CW, FGSM, PGD, Adaptive, ReverseTransfer, Transfer
+from hpt.attacks.registry import ATTACKS, NamedAttack, get_attack
 from hpt.attacks.square import Square
 from hpt.attacks.suites import APGD, AutoAttack, Suite
 
@@ -18,7 +18,9 @@ __all__ = [
     "CW",
     "FABT",
     "FGSM",
+    "NamedAttack",
     "PGD",
+    "ReverseTransfer",
     "Adaptive",
     "Attack",
     "AttackResult",

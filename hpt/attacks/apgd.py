@@ -156,6 +156,8 @@ def _per_sample(flags: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
 class APGDCE(AutoPGD):
     """Auto-PGD on cross-entropy; see [`AutoPGD`]."""
 
+    name = "apgd-ce"
+
     def _losses(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         return cross_entropy(logits, batch.labels)
 
@@ -163,6 +165,7 @@ class APGDCE(AutoPGD):
 class APGDDLR(AutoPGD):
     """Auto-PGD on the difference of logits ratio, which no rescaling of the logits changes; see [`AutoPGD`]."""
 
+    name = "apgd-dlr"
     min_classes = 3
 
     def _losses(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -177,6 +180,7 @@ class APGDT(AutoPGD):
         eps, steps, norm, seed: see [`AutoPGD`].
     """
 
+    name = "apgd-t"
     min_classes = 4
     reported = ("steps", "num_targets")
 

@@ -11,10 +11,11 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from hpt.attacks.losses import margin
 from hpt.errors import InputError
-from hpt.radius import check_eps
+from hpt.radius import Radius
 
 
 Classifier = Callable[[torch.Tensor], torch.Tensor]
+ABBREVIATIONS = ("pgd", "cw")  # names that tables write in capitals
 
 
 class AttackResult(NamedTuple):
@@ -65,30 +66,37 @@ def check_count(number: int, what: str) -> None:
 class Attack(ABC):
     """Base of all attacks. They change nothing but the image: no `.grad`, no mode, no BatchNorm statistics.
 
+    A further attack is a class with a name, and a line in [`ATTACKS`].
+
     Args:
         eps (`float`): Radius of the ball around each image, in [0, 1] pixels, such as `8/255`.
         norm (`str`, *optional*, defaults to `"linf"`): Norm of the ball, `"linf"` or, where the attack has it, `"l2"`.
         seed (`int`, *optional*, defaults to `0`): With a sample's id, fixes that sample's noise.
 
     Attributes:
+        name (`str`): What texts call it, such as `"pgd"`.
         norms (`tuple[str]`): Norms that the attack is defined for.
         min_classes (`int`): Fewest classes that it is defined for.
+        uses_gradients (`bool`): Whether it follows gradients of the model that is scored.
         needs_proxy (`bool`): Whether it is made with a second model, given as `proxy`.
+        scored_on_proxy (`bool`): Whether it is made on the model under evaluation and scored on its proxy.
 
     Raises:
         InputError: if eps isn't above 0 or, in l_inf, not below 1; if the attack doesn't have the norm.
     """
 
+    name: str
     norms: tuple[str, ...] = ("linf",)
     min_classes = 2
+    uses_gradients = True
     needs_proxy = False
+    scored_on_proxy = False
     reported: tuple[str, ...] = ()  # attributes that say how strong it is
 
     def __init__(self, *, eps: float, norm: str = "linf", seed: int = 0):
-        check_eps(eps, norm)
+        self.radius, self.seed = Radius(eps, norm), seed
         if norm not in self.norms:
             raise InputError(f"{type(self).__name__} isn't defined in {norm}; known: {', '.join(self.norms)}.")
-        self.eps, self.norm, self.seed = eps, norm, seed
 
     def __call__(self, classifier: Classifier, images, labels, sample_ids=None, eps=None) -> torch.Tensor:
         """Adversarial images; see [`perturb`](Attack.perturb)."""
@@ -124,9 +132,35 @@ class Attack(ABC):
         return []
 
     @property
+    def eps(self) -> float:
+        return float(self.radius)
+
+    @property
+    def norm(self) -> str:
+        return self.radius.norm
+
+    @property
+    def label(self) -> str:
+        """What tables call it: `PGD-10`, `CW-50 x 5`, `square`."""
+        return make_label(self.name, self.parameters.get("steps"), self.parameters.get("restarts"))
+
+    @property
     def parameters(self) -> dict:
         """What says how strong the attack is, beside eps, norm and seed, as JSON has it."""
         return {name: getattr(self, name) for name in self.reported}
+
+
+def make_label(name: str, steps: int | None, restarts: int | None, others: Sequence[str] = ()) -> str:
+    """What tables call an attack: `PGD-10`, `CW-50 x 5`, `square (queries=100)`.
+
+    Args:
+        name (`str`): Key in [`ATTACKS`], or of another version's.
+        steps, restarts (`int`, *optional*): Where it has them.
+        others (`Sequence[str]`, *optional*): Further settings that were asked for, such as `"queries=100"`.
+    """
+    label = f"{name.upper() if name in ABBREVIATIONS else name}-{steps}" if steps else name
+    label += f" x {restarts}" if restarts and restarts > 1 else ""
+    return f"{label} ({', '.join(others)})" if others else label
 
 
 def float_logits(classifier: Classifier) -> Classifier:

@@ -26,6 +26,7 @@ class FABT(Attack):
         norm, seed: see [`Attack`]; there is no noise in it.
     """
 
+    name = "fab-t"
     reported = ("steps", "num_targets")
 
     def __init__(self, *, eps: float, steps: int = 100, num_targets: int = 9, norm: str = "linf", seed: int = 0):

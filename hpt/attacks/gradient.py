@@ -43,6 +43,7 @@ class PGD(Attack):
         InputError: for an eps, step size or number out of range, or restarts without a random start.
     """
 
+    name = "pgd"
     norms = ("linf", "l2")
     reported = ("steps", "step_size", "random_start", "restarts")
 
@@ -101,6 +102,7 @@ class FGSM(PGD):
         eps, loss, norm, seed: see [`PGD`].
     """
 
+    name = "fgsm"
     reported = ()
 
     def __init__(self, *, eps: float, loss=cross_entropy, norm: str = "linf", seed: int = 0):
@@ -117,6 +119,8 @@ class CW(PGD):
         eps, step_size, random_start, restarts, norm, seed: see [`PGD`].
     """
 
+    name = "cw"
+
     def __init__(self, *, eps: float, steps: int = 50, **settings):
         super().__init__(eps=eps, steps=steps, loss=margin, **settings)
 
@@ -130,6 +134,8 @@ class Transfer(PGD):
         eps, steps, step_size, random_start, restarts, norm, seed: see [`PGD`].
     """
 
+    name = "transfer"
+    uses_gradients = False  # of the model scored
     needs_proxy = True
 
     def __init__(self, *, eps: float, proxy: Classifier, **settings):
@@ -140,6 +146,18 @@ class Transfer(PGD):
         return self.loss(self.proxy(adversarial), labels)  # CE(P)
 
 
+class ReverseTransfer(Transfer):
+    """PGD on the model under evaluation alone, scored on its proxy: [`Transfer`] with the two exchanged.
+
+    Args:
+        proxy (`Callable`): The model that the images are made on: here, the one under evaluation.
+        eps, steps, step_size, random_start, restarts, norm, seed: see [`Transfer`].
+    """
+
+    name = "transfer-to-proxy"
+    scored_on_proxy = True
+
+
 class Adaptive(Transfer):
     """PGD on `CE(T(x), y) + CE(P(x), y)`: through the target and the proxy that taught it, scored on the target alone.
 
@@ -148,6 +166,9 @@ class Adaptive(Transfer):
     Args:
         proxy, eps, steps, step_size, random_start, restarts, norm, seed: see [`Transfer`].
     """
+
+    name = "adaptive"
+    uses_gradients = True
 
     def _losses(self, classifier: Classifier, adversarial: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         own = self.loss(classifier(adversarial), labels)  # CE(T)

@@ -1,93 +1,37 @@
 """Attacks by name, and the texts that name them with their settings: `pgd:steps=50,restarts=5`."""
 
 import inspect
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 
 from hpt.attacks.apgd import APGDCE, APGDDLR, APGDT
-from hpt.attacks.base import Attack
+from hpt.attacks.base import Attack, make_label
 from hpt.attacks.fab import FABT
-from hpt.attacks.gradient import CW, FGSM, PGD, Adaptive, Transfer
+from hpt.attacks.gradient import CW, FGSM, PGD, Adaptive, ReverseTransfer, Transfer
 from hpt.attacks.square import Square
 from hpt.attacks.suites import APGD, AutoAttack
 from hpt.errors import InputError
-from hpt.radius import Fraction, check_eps
-
-
-REVERSE_TRANSFER = "transfer-to-proxy"  # made on the evaluated model, scored on the proxy
-SET_BY_EVALUATOR = {"eps", "norm", "seed", "proxy", "loss"}
-
-
-def parse_attack(text: str) -> tuple[type[Attack], dict]:
-    """`"pgd:steps=50,restarts=5"` as the attack's class and its settings.
-
-    Raises:
-        InputError: for an unknown attack or setting, listing the known ones, or a value that isn't a number.
-    """
-    name, _, listed = text.partition(":")
-    kind = Transfer if name == REVERSE_TRANSFER else get_attack(name)
-    known = [
-        key
-        for base in kind.__mro__
-        if "__init__" in vars(base)
-        for key, parameter in inspect.signature(base.__init__).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and key not in SET_BY_EVALUATOR
-    ]
-    settings = {}
-    for item in filter(None, listed.split(",")):
-        key, _, value = item.partition("=")
-        if key not in known:
-            raise InputError(f"{name} has no setting {key!r}; known: {', '.join(dict.fromkeys(known)) or 'none'}.")
-        try:
-            number = Fraction(value)
-        except ValueError:
-            raise InputError(f"{text!r} sets {key} to {value!r}, which isn't a number.") from None
-        if key != "step_size" and not number.is_integer():
-            raise InputError(f"{text!r} sets {key} to {value}, but it must be a whole number.")
-        settings[key] = float(number) if key == "step_size" else int(number)
-    return kind, settings
-
-
-def make_attack(text: str, eps: float, norm: str, seed: int, proxy) -> Attack:
-    """The attack that a text names; `proxy` is the classifier it is made with, if it needs one.
-
-    Raises:
-        InputError: for a text, radius or norm that can't be meant, or a proxy that is missing.
-    """
-    kind, settings = parse_attack(text)
-    if not kind.needs_proxy:
-        return kind(eps=eps, norm=norm, seed=seed, **settings)
-    if proxy is None:
-        raise InputError(f"The attack {text!r} needs a proxy: give one from load_proxy(name).")
-    return kind(eps=eps, norm=norm, seed=seed, proxy=proxy, **settings)
-
-
-def check_attacks(attacks: list[str], radii: list[float], norm: str, proxy) -> None:
-    """Refuse attacks and radii that can't be meant; `proxy` is anything but `None` if there will be one.
-
-    Raises:
-        InputError: saying which.
-    """
-    if not radii:
-        raise InputError("There is no eps: give one or several radii in [0, 1] pixels, such as 1/255.")
-    for eps in radii:
-        check_eps(eps, norm)
-        for text in attacks:
-            make_attack(text, eps, norm, 0, proxy)
+from hpt.radius import Fraction, Radius
 
 
 ATTACKS = {
-    "fgsm": FGSM,
-    "pgd": PGD,
-    "cw": CW,
-    "apgd-ce": APGDCE,
-    "apgd-dlr": APGDDLR,
-    "apgd-t": APGDT,
-    "fab-t": FABT,
-    "square": Square,
-    "apgd": APGD,
-    "autoattack": AutoAttack,
-    "adaptive": Adaptive,
-    "transfer": Transfer,
+    kind.name: kind
+    for kind in (
+        FGSM,
+        PGD,
+        CW,
+        APGDCE,
+        APGDDLR,
+        APGDT,
+        FABT,
+        Square,
+        APGD,
+        AutoAttack,
+        Adaptive,
+        Transfer,
+    )
 }
+SET_BY_EVALUATOR = {"eps", "norm", "seed", "proxy", "loss"}
 
 
 def get_attack(name: str) -> type[Attack]:
@@ -95,3 +39,143 @@ def get_attack(name: str) -> type[Attack]:
     if name not in ATTACKS:
         raise InputError(f"Unknown attack {name!r}; known: {', '.join(ATTACKS)}.")
     return ATTACKS[name]
+
+
+@dataclass(frozen=True)
+class NamedAttack:
+    """An attack as a text names it, with the settings in which it differs from its defaults.
+
+    `NamedAttack.parse("pgd:steps=50,restarts=5")`; `str()` gives the text back. Rows of other versions may name
+    attacks that this one doesn't have: only [`kind`], [`numbers`] and [`make`] refuse those.
+
+    Args:
+        name (`str`): Key in [`ATTACKS`], or `"transfer-to-proxy"`.
+        settings (`tuple[str]`): As they are written: `"steps=50"`.
+    """
+
+    name: str
+    settings: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> "NamedAttack":
+        name, _, settings = text.partition(":")
+        return cls(name, tuple(filter(None, settings.split(","))))
+
+    def __str__(self) -> str:
+        return f"{self.name}:{','.join(self.settings)}" if self.settings else self.name
+
+    @property
+    def is_known(self) -> bool:
+        """Whether this version of hpt has the attack."""
+        return self.name in ATTACKS or self.name == ReverseTransfer.name
+
+    @property
+    def kind(self) -> type[Attack]:
+        """Its class.
+
+        Raises:
+            InputError: for an unknown attack, listing the known ones.
+        """
+        return ReverseTransfer if self.name == ReverseTransfer.name else get_attack(self.name)
+
+    @property
+    def uses_gradients(self) -> bool:
+        """Whether it follows gradients of the model that is scored; not known of an unknown one."""
+        return self.is_known and self.kind.uses_gradients
+
+    @property
+    def needs_proxy(self) -> bool:
+        return self.is_known and self.kind.needs_proxy
+
+    @property
+    def scored_on_proxy(self) -> bool:
+        """Whether it is made on the model under evaluation and scored on its proxy."""
+        return self.is_known and self.kind.scored_on_proxy
+
+    @property
+    def is_transfer(self) -> bool:
+        """Whether its images are made on another model than the one scored."""
+        return self.needs_proxy and not self.uses_gradients
+
+    @property
+    def label(self) -> str:
+        """What tables call it: `PGD-10`, `CW-50 x 5`, `square (queries=100)`."""
+        defaults = {name: parameter.default for name, parameter in known_settings(self.kind).items()}
+        numbers = defaults | self.numbers()
+        return self.label_with(numbers.get("steps"), numbers.get("restarts"))
+
+    def label_with(self, steps: int | None, restarts: int | None) -> str:
+        """The label, with the numbers that a row says, whatever the defaults are today."""
+        others = [setting for setting in self.settings if setting.partition("=")[0] not in ("steps", "restarts")]
+        return make_label(self.name, steps, restarts, others)
+
+    def numbers(self) -> dict[str, int | float]:
+        """Its settings.
+
+        Raises:
+            InputError: for an unknown one, listing the known, or a value that isn't a number.
+        """
+        known, numbers = known_settings(self.kind), {}
+        for setting in self.settings:
+            key, _, value = setting.partition("=")
+            if key not in known:
+                raise InputError(f"{self.name} has no setting {key!r}; known: {', '.join(known) or 'none'}.")
+            numbers[key] = self._number(key, value)
+        return numbers
+
+    def _number(self, key: str, value: str) -> int | float:
+        try:
+            number = Fraction(value)
+        except ValueError:
+            raise InputError(f"{str(self)!r} sets {key} to {value!r}, which isn't a number.") from None
+        if key == "step_size":
+            return float(number)
+        if not number.is_integer():
+            raise InputError(f"{str(self)!r} sets {key} to {value}, but it must be a whole number.")
+        return int(number)
+
+    def make(self, radius: Radius, *, seed: int = 0, proxy=None) -> Attack:
+        """The attack itself.
+
+        Args:
+            radius ([`Radius`]): How far it may change an image, and in which norm.
+            seed (`int`, *optional*, defaults to 0): Of its noise.
+            proxy (`Callable`, *optional*): The classifier that it is made with, if it needs one.
+
+        Raises:
+            InputError: for an attack, setting or norm that can't be meant, or a proxy that is missing.
+        """
+        settings = self.numbers() | {"eps": radius, "norm": radius.norm, "seed": seed}
+        if not self.needs_proxy:
+            return self.kind(**settings)
+        if proxy is None:
+            raise InputError(f"The attack {str(self)!r} needs a proxy: give one from load_proxy(name).")
+        return self.kind(proxy=proxy, **settings)
+
+
+def known_settings(kind: type[Attack]) -> dict[str, inspect.Parameter]:
+    """What a text may set: keyword arguments of an attack's constructor, and of those that it hands the rest on to."""
+    known = {}
+    for base in kind.__mro__:
+        if "__init__" in vars(base):
+            parameters = inspect.signature(base.__init__).parameters.values()
+            keywords = [parameter for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+            known = {key.name: key for key in keywords if key.name not in SET_BY_EVALUATOR} | known
+            if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+                break
+    return known
+
+
+def parse_attacks(texts: Iterable[str], radii: Collection[Radius], proxy) -> list[NamedAttack]:
+    """The attacks that texts name, each once; `proxy` is anything but `None` if there will be one.
+
+    Raises:
+        InputError: for an attack or setting that can't be meant, or not at these radii; if there are no radii.
+    """
+    if not radii:
+        raise InputError("There is no eps: give one or several radii in [0, 1] pixels, such as 1/255.")
+    attacks = list(dict.fromkeys(NamedAttack.parse(text) for text in texts))
+    for attack in attacks:
+        for radius in radii:
+            attack.make(radius, proxy=proxy)
+    return attacks

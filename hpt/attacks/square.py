@@ -23,6 +23,8 @@ class Square(Attack):
         norm, seed: see [`Attack`].
     """
 
+    name = "square"
+    uses_gradients = False
     first_share = 0.8  # p_init
     reported = ("queries",)
 

@@ -15,11 +15,11 @@ class Suite(Attack):
         eps, norm, seed: see [`Attack`]; handed to every part.
     """
 
-    parts: dict[str, type[Attack]] = {}
+    parts: tuple[type[Attack], ...] = ()
 
     def __init__(self, *, eps: float, norm: str = "linf", seed: int = 0):
         super().__init__(eps=eps, norm=norm, seed=seed)
-        self.attacks = {name: part(eps=eps, norm=norm, seed=seed) for name, part in self.parts.items()}
+        self.attacks = {part.name: part(eps=eps, norm=norm, seed=seed) for part in self.parts}
 
     def running(self, num_classes: int) -> list[str]:
         """Names of the parts that run with so many classes, in order."""
@@ -44,8 +44,9 @@ class Suite(Attack):
 class APGD(Suite):
     """APGD-CE, then APGD-DLR: what the HPT-GPD and PMG-AFT papers call AutoAttack; see [`Suite`]."""
 
+    name = "apgd"
     norms = ("linf", "l2")
-    parts = {"apgd-ce": APGDCE, "apgd-dlr": APGDDLR}
+    parts = (APGDCE, APGDDLR)
 
 
 class AutoAttack(Suite):
@@ -54,4 +55,5 @@ class AutoAttack(Suite):
     100 steps, 9 target classes and 5,000 queries, as in its paper; in l_inf. See [`Suite`].
     """
 
-    parts = {"apgd-ce": APGDCE, "apgd-t": APGDT, "fab-t": FABT, "square": Square}
+    name = "autoattack"
+    parts = (APGDCE, APGDT, FABT, Square)

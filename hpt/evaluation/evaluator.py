@@ -16,19 +16,20 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from hpt.attacks import Adaptive, Suite
-from hpt.attacks.base import float_logits
-from hpt.attacks.registry import REVERSE_TRANSFER, check_attacks, make_attack
+from hpt.attacks import NamedAttack, Suite
+from hpt.attacks.registry import parse_attacks
 from hpt.data.benchmark import Benchmark
 from hpt.data.images import check_images, collate, to_unit_range
 from hpt.errors import InputError, one_line
-from hpt.evaluation.plan import Subject, Task, plan_attack, plan_clean, plan_large_eps
+from hpt.evaluation.plan import Task, plan_attack, plan_clean, plan_large_eps
 from hpt.evaluation.results import ResultsFolder
-from hpt.evaluation.rows import LARGE_EPS, WORST_CASE, Row
+from hpt.evaluation.rows import CLEAN, LARGE_EPS, WORST_CASE, Row
+from hpt.evaluation.scoring import score_batch, score_images
+from hpt.evaluation.subject import Subject
 from hpt.files import digest
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.processes import join_processes
-from hpt.radius import describe_eps
+from hpt.radius import Radius
 from hpt.references import refuse_same_names
 
 
@@ -70,15 +71,14 @@ class RobustnessEvaluator:
         seed: int = 0,
         output_dir: str | None = None,
     ):
-        self.eps = sorted({float(one) for one in (eps if isinstance(eps, Iterable) else [eps])})
-        self.attacks = list(dict.fromkeys([attacks] if isinstance(attacks, str) else attacks))
-        self.norm, self.seed = norm, seed
-        check_attacks(self.attacks, self.eps, norm, proxy)
+        self.radii = sorted({Radius(value, norm) for value in (eps if isinstance(eps, Iterable) else [eps])})
+        self.attacks = parse_attacks([attacks] if isinstance(attacks, str) else attacks, self.radii, proxy)
+        self.seed = seed
         if batch_size < 1 or num_workers < 0:
             raise InputError(f"batch_size is {batch_size} and num_workers {num_workers}: give at least 1 and 0.")
         self.proxy = None if proxy is None else Subject(proxy, proxy_name)
         self.max_samples, self.batch_size, self.num_workers = max_samples, batch_size, num_workers
-        self.undefined: dict[tuple[str, str], str] = {}  # what is left out, and why
+        self.undefined: dict[tuple[NamedAttack, str], str] = {}  # attacks left out on benchmarks, and why
         self.state = join_processes()
         self.results = ResultsFolder(output_dir, self.state.process_index)
         kept = list(self.results.read()) if self.state.is_main_process else [None, None]
@@ -119,30 +119,35 @@ class RobustnessEvaluator:
         clean = plan_clean(subject, benchmark, *settings)
         tasks = [clean, plan_large_eps(clean)] if self.attacks else [clean]
         proxy = None if self.proxy is None else self.proxy.on(benchmark)
-        if any(text.startswith(REVERSE_TRANSFER) for text in self.attacks):
+        if any(attack.scored_on_proxy for attack in self.attacks):
             tasks.append(proxy_clean := plan_clean(self.proxy, benchmark, *settings))
-        for eps in self.eps:
-            for text in self.attacks:
-                made_with = clean.scored if text.startswith(REVERSE_TRANSFER) else proxy
-                attack = make_attack(text, eps, self.norm, self.seed, made_with)
-                if len(benchmark.class_names) < attack.min_classes:
-                    self.undefined[text, benchmark.name] = (
-                        f"{text} isn't defined for the {len(benchmark.class_names)} classes of {benchmark.name}."
-                    )
-                elif text.startswith(REVERSE_TRANSFER):
+        for radius in self.radii:
+            for named in self._defined_on(benchmark):
+                attack = named.make(radius, seed=self.seed, proxy=clean.scored if named.scored_on_proxy else proxy)
+                if named.scored_on_proxy:
                     more = {"attacked_weights": subject.weights}
-                    tasks.append(plan_attack(proxy_clean, text, attack, subject.name, **more))
-                elif attack.needs_proxy:
-                    attacked = subject.name if isinstance(attack, Adaptive) else self.proxy.name
+                    tasks.append(plan_attack(proxy_clean, str(named), attack, subject.name, **more))
+                elif named.needs_proxy:
+                    attacked = self.proxy if named.is_transfer else subject
                     more = {"proxy": self.proxy.name, "proxy_weights": self.proxy.weights}
-                    tasks.append(plan_attack(clean, text, attack, attacked, **more))
+                    tasks.append(plan_attack(clean, str(named), attack, attacked.name, **more))
                 else:
-                    tasks.append(plan_attack(clean, text, attack, subject.name))
+                    tasks.append(plan_attack(clean, str(named), attack, subject.name))
         for task in tasks:
             self.results.refuse_other_settings(task.settings)
         for task in tasks:
             self.results.expect(task.settings)
         return tasks
+
+    def _defined_on(self, benchmark: Benchmark) -> list[NamedAttack]:
+        """The attacks that so few classes can have; `undefined` takes a line for each other."""
+        classes = len(benchmark.class_names)
+        defined = [attack for attack in self.attacks if classes >= attack.kind.min_classes]
+        for attack in self.attacks:
+            if attack not in defined:
+                message = f"{attack} isn't defined for the {classes} classes of {benchmark.name}."
+                self.undefined[attack, benchmark.name] = message
+        return defined
 
     # Running
 
@@ -158,15 +163,15 @@ class RobustnessEvaluator:
         rows = []
         for task in tasks:
             if task.clean is not None and task.clean.key not in self.results.rows:
-                continue  # its failure has been told
+                continue  # whose failure stands among the failures
             try:
                 rows.append(self._finish(task))
             except InputError as error:
                 if failures is None:
                     raise
                 failures.append(one_line(error))
-        own = {row.eps for row in rows if row.attack != LARGE_EPS and not row.attack.startswith(REVERSE_TRANSFER)}
-        return rows + [self._worst_case(tasks[0], eps) for eps in self.eps if eps in own]
+        own = {row.radius for row in rows if _counts_against_model(row)}
+        return rows + [self._worst_case(tasks[0], radius) for radius in self.radii if radius in own]
 
     def _finish(self, task: Task) -> Row:
         """The task's row, from the results or by working off the batches that they lack."""
@@ -184,7 +189,7 @@ class RobustnessEvaluator:
         except InputError as error:  # to be raised by all processes alike
             problem = one_line(error)
         done |= {record["batch"]: record for record in gather_object(records)}
-        problems = [one for one in gather_object([problem]) if one is not None]
+        problems = [line for line in gather_object([problem]) if line is not None]
         if problems:
             raise InputError(f"{task}: {problems[0]}")
         row = self._summarise(task, [done[batch] for batch in range(number)])
@@ -220,38 +225,38 @@ class RobustnessEvaluator:
             record["seconds"] = time.perf_counter() - start
             yield self.results.add_predictions(task.key, batch, record)
             seen += len(inputs["labels"])
-            for kind, one in (("clean", task.clean or task), ("robust", task)):
-                predictions = torch.tensor(self.results.predictions[one.key][batch]["predictions"])
+            for kind, of in (("clean", task.clean or task), ("robust", task)):
+                predictions = torch.tensor(self.results.predictions[of.key][batch]["predictions"])
                 right[kind] = right.get(kind, 0) + (predictions == inputs["labels"].cpu()).sum().item()
             shown = ["clean", "robust"] if task.clean else ["clean"]
             progress.set_postfix({kind: f"{100 * right[kind] / seen:.1f} %" for kind in shown})
 
     def _attack_batch(self, task: Task, batch: int, inputs: dict) -> dict:
         """What is predicted for a batch, clean or adversarial, and what the attack noticed."""
-        images, labels = to_unit_range(inputs["pixel_values"]), inputs["labels"]
         if task.attack is None:
-            logits = _finite_logits(task.scored, images)
+            logits = _finite(score_batch(task.scored, None, inputs).logits)
             record = {"predictions": logits.argmax(-1).tolist()}
             if batch == 0:
-                again = _finite_logits(task.scored, images)
+                again = _finite(score_batch(task.scored, None, inputs).logits)
                 record["stochastic"] = not torch.allclose(again, logits, rtol=1e-3, atol=1e-3)
             return record
         predictions = torch.tensor(
-            self.results.predictions[task.clean.key][batch]["predictions"], device=labels.device
+            self.results.predictions[task.clean.key][batch]["predictions"], device=inputs["labels"].device
         )
-        right = (predictions == labels).nonzero().squeeze(1)  # the others aren't attacked
+        right = predictions == inputs["labels"]  # the others aren't attacked
         record = {"zero_gradient": 0, "broken_by": {}}
-        if len(right):
+        if right.any():
+            images = to_unit_range(inputs["pixel_values"])[right]
             if task.attack.needs_proxy:
-                _finite_logits(task.attack.proxy, images[right])
-            result = task.attack.perturb(task.scored, images[right], labels[right], inputs["sample_ids"][right])
-            _check_within_ball(task, images[right], result.images)
-            predictions[right] = _finite_logits(task.scored, result.images).argmax(-1)
-            record["zero_gradient"] = int(result.zero_gradient.sum())
+                _finite(score_images(task.attack.proxy, images))
+            scores = score_batch(task.scored, task.attack, inputs, only=right)
+            _check_within_ball(task, images, scores.images)
+            predictions[right] = _finite(scores.logits).argmax(-1)
+            record["zero_gradient"] = int(scores.result.zero_gradient.sum())
             if isinstance(task.attack, Suite):
                 names = task.attack.running(len(task.benchmark.class_names))
                 record["broken_by"] = {
-                    name: int((result.broken_by == place).sum()) for place, name in enumerate(names)
+                    name: int((scores.result.broken_by == place).sum()) for place, name in enumerate(names)
                 }
         return {"predictions": predictions.tolist()} | record
 
@@ -259,7 +264,8 @@ class RobustnessEvaluator:
         """Samples that are right without an attack, attacked again by the first attack at the largest eps, for
         [`~hpt.evaluation.figures.draw_adversarial_images`]; none if nothing was attacked."""
         attacked = [task for task in tasks if task.clean is tasks[0] and task.settings["attack"] != LARGE_EPS]
-        attacked = [task for task in attacked if task.attack.eps == self.eps[-1] and task.key in self.results.rows]
+        attacked = [task for task in attacked if task.attack.radius == self.radii[-1]]
+        attacked = [task for task in attacked if task.key in self.results.rows]
         if not attacked:
             return []
         task = attacked[0]
@@ -270,16 +276,16 @@ class RobustnessEvaluator:
         inputs = collate([task.benchmark[row] for row in right.tolist()])
         inputs = {name: values.to(task.scored.model.device) for name, values in inputs.items()}
         images = to_unit_range(inputs["pixel_values"])
-        adversarial = task.attack(task.scored, images, inputs["labels"], inputs["sample_ids"])
-        after, names = _finite_logits(task.scored, adversarial).argmax(-1).tolist(), task.benchmark.class_names
+        scores = score_batch(task.scored, task.attack, inputs)
+        after, names = _finite(scores.logits).argmax(-1).tolist(), task.benchmark.class_names
         return [
             {
                 "clean": images[place].cpu(),
-                "adversarial": adversarial[place].cpu(),
+                "adversarial": scores.images[place].cpu(),
                 "label": names[inputs["labels"][place]],
                 "before": names[before[row]],
                 "after": names[after[place]],
-                "attack": f"{task.settings['attack']} at {describe_eps(task.attack.eps, self.norm)}",
+                "attack": f"{task.settings['attack']} at {task.attack.radius}",
             }
             for place, row in enumerate(right)
         ]
@@ -301,22 +307,22 @@ class RobustnessEvaluator:
         more["broken_by"] = {part: sum(record["broken_by"].get(part, 0) for record in records) for part in parts}
         return self._row(task.settings, task.clean, [self._predicted(task.key)], **more)
 
-    def _worst_case(self, clean: Task, eps: float) -> Row:
-        """The row of the samples that are right under every attack of that eps in the results."""
+    def _worst_case(self, clean: Task, radius: Radius) -> Row:
+        """The row of the samples that are right under every attack of that radius in the results."""
         subject = self.results.rows[clean.key].subject()
         rows = {
             key: row
             for key, row in self.results.rows.items()
-            if (row.subject(), row.eps, row.norm) == (subject, eps, self.norm)
-            and row.attack not in (WORST_CASE, LARGE_EPS)
-            and not row.attack.startswith(REVERSE_TRANSFER)
+            if (row.subject(), row.radius) == (subject, radius) and _counts_against_model(row)
         }
-        settings = clean.settings | {"attack": WORST_CASE, "attacked": subject["model"], "eps": eps, "norm": self.norm}
+        settings = clean.settings | {"attack": WORST_CASE, "attacked": subject["model"]}
+        settings |= {"eps": float(radius), "norm": radius.norm}
         settings |= {"parameters": {"attacks": sorted(row.attack for row in rows.values())}}
         key = digest(settings)
         if key not in self.results.rows:
             seconds = sum(row.seconds for row in rows.values())
-            self.results.add_row(self._row(settings, clean, [self._predicted(one) for one in rows], seconds=seconds))
+            predicted = [self._predicted(attack) for attack in rows]
+            self.results.add_row(self._row(settings, clean, predicted, seconds=seconds))
         return self.results.rows[key]
 
     def _row(self, settings: dict, clean: Task, under_attack: list[np.ndarray], **more) -> Row:
@@ -332,16 +338,20 @@ class RobustnessEvaluator:
             measured = CleanAccuracy().compute(**data)
         accuracy, low, high, _ = measured.values()
         if clean.benchmark.mean_per_class:
-            right = np.all([one == labels for one in (data["predictions"], *under_attack)], axis=0)
+            right = np.all([predicted == labels for predicted in (data["predictions"], *under_attack)], axis=0)
             data["predictions"] = np.where(right, labels, -1)
             more |= MeanPerClassAccuracy().compute(**data)
             more.pop("n")
         return Row(**settings, source=clean.benchmark.source, accuracy=accuracy, low=low, high=high, **more)
 
 
-def _finite_logits(classifier, images: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        logits = float_logits(classifier)(images)
+def _counts_against_model(row: Row) -> bool:
+    """Whether a row is of an attack that the model had to withstand itself."""
+    return row.attack not in (CLEAN, WORST_CASE, LARGE_EPS) and not row.named_attack.scored_on_proxy
+
+
+def _finite(logits: torch.Tensor) -> torch.Tensor:
+    """The logits; [`InputError`] if some aren't finite."""
     if not logits.isfinite().all():
         raise InputError(
             "the logits of the model, or of its proxy, aren't finite, so nothing can be said of it: check its weights "

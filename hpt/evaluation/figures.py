@@ -5,10 +5,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from hpt.attacks.registry import REVERSE_TRANSFER
-from hpt.evaluation.report import attack_label, latest
+from hpt.attacks import PGD
+from hpt.evaluation.report import latest
 from hpt.evaluation.rows import CLEAN, WORST_CASE, Row
-from hpt.radius import describe_eps
+from hpt.radius import Radius
 
 
 BLUE, ORANGE, GREEN, GREY, *_ = COLORS = (
@@ -44,17 +44,17 @@ def draw_transfer_matrix(rows: list[Row], title: str, path: str | Path) -> None:
         rows (`list[Row]`): Of one benchmark: each model on clean images, and at each eps on images made against each.
     """
     models = list(dict.fromkeys(row.model for row in rows))
-    radii = sorted({row.eps for row in rows if row.eps is not None})
-    accuracy = {(row.attacked, row.eps, row.model): 100 * row.accuracy for row in rows}
+    radii = sorted({row.radius for row in rows if row.radius is not None})
+    accuracy = {(row.attacked, row.radius, row.model): 100 * row.accuracy for row in rows}
     across = min(2, len(radii))
     side = 1.6 + 0.62 * len(models)
     figure = Figure(figsize=(across * (side + 0.6), -(-len(radii) // across) * side + 0.4))
     panels = figure.subplots(-(-len(radii) // across), across, squeeze=False).flatten()
     for axes in panels[len(radii) :]:
         axes.axis("off")
-    for axes, eps in zip(panels, radii, strict=False):
-        made = [(None, None), *((attacked, eps) for attacked in models)]
-        values = [[accuracy[(*one, model)] for model in models] for one in made]
+    for axes, radius in zip(panels, radii, strict=False):
+        columns = [(None, None), *((attacked, radius) for attacked in models)]
+        values = [[accuracy[(*column, model)] for model in models] for column in columns]
         axes.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
         for y, line in enumerate(values):
             for x, value in enumerate(line):
@@ -69,8 +69,8 @@ def draw_transfer_matrix(rows: list[Row], title: str, path: str | Path) -> None:
                 )
         axes.axhline(0.5, color="white", lw=3)
         axes.set_xticks(range(len(models)), models, rotation=40, ha="right", fontsize=8)
-        axes.set_yticks(range(len(made)), ["clean", *models], fontsize=8)
-        axes.set_title(f"eps = {describe_eps(eps)}", fontsize=9)
+        axes.set_yticks(range(len(columns)), ["clean", *models], fontsize=8)
+        axes.set_title(f"eps = {radius}", fontsize=9)
         axes.set(xlabel="scored", ylabel="made against")
     figure.suptitle(title, fontsize=10)
     save_figure(figure, path)
@@ -146,7 +146,7 @@ def draw_robustness_curves(rows: list[Row], benchmark: str, norm: str, path: str
     figure = Figure(figsize=(6, 3.8))
     axes = figure.subplots()
     rows = [row for row in latest(rows) if row.benchmark == benchmark and row.norm in (None, norm)]
-    rows = [row for row in rows if not row.attack.startswith(REVERSE_TRANSFER)]
+    rows = [row for row in rows if not row.named_attack.scored_on_proxy]
     models = list(dict.fromkeys(row.model for row in rows if row.attack == WORST_CASE))
     for model, color in zip(models, cycle(COLORS), strict=False):
         own = sorted((row for row in rows if row.model == model), key=lambda row: row.eps or 0)
@@ -155,11 +155,11 @@ def draw_robustness_curves(rows: list[Row], benchmark: str, norm: str, path: str
         axes.plot(eps, [100 * row.accuracy for row in worst], "o-", color=color, label=f"{model}, worst case")
         low, high = ([100 * getattr(row, end) for row in worst] for end in ("low", "high"))
         axes.fill_between(eps, low, high, color=color, alpha=0.15)
-        kind = next((row.attack for row in own if row.attack.partition(":")[0] == "pgd"), None)
+        kind = next((row.attack for row in own if row.named_attack.name == PGD.name), None)
         pgd = [row for row in own if row.attack in (CLEAN, kind)]
         if len(pgd) == len(worst):
             accuracies = [100 * row.accuracy for row in pgd]
-            axes.plot(eps, accuracies, "--", color=color, lw=1, label=f"{model}, {attack_label(pgd[-1])}")
+            axes.plot(eps, accuracies, "--", color=color, lw=1, label=f"{model}, {pgd[-1].label}")
     axes.set(xlabel=_EPS_LABELS[norm], ylabel="accuracy (%)")
     axes.set(ylim=(0, 100), xticks=sorted({_axis_eps(row) for row in rows}))
     axes.set_title(f"{benchmark}, n = {rows[0].n}", fontsize=10)
@@ -167,13 +167,13 @@ def draw_robustness_curves(rows: list[Row], benchmark: str, norm: str, path: str
     save_figure(figure, path)
 
 
-def draw_clean_against_robust(rows: list[Row], eps: float, norm: str, path: str | Path) -> None:
-    """Clean accuracy of each model on each benchmark against its worst case at an eps, with 95 % intervals."""
+def draw_clean_against_robust(rows: list[Row], radius: Radius, path: str | Path) -> None:
+    """Clean accuracy of each model on each benchmark against its worst case at a radius, with 95 % intervals."""
     figure = Figure(figsize=(6, 4.4))
     axes = figure.subplots()
     rows = latest(rows)
     clean = {(row.model, row.benchmark): row for row in rows if row.attack == CLEAN}
-    worst = [row for row in rows if (row.attack, row.eps, row.norm) == (WORST_CASE, eps, norm)]
+    worst = [row for row in rows if row.attack == WORST_CASE and row.radius == radius]
     for model, color in zip(dict.fromkeys(row.model for row in worst), cycle(COLORS), strict=False):
         own = [row for row in worst if row.model == model]
         points = [(clean[model, row.benchmark], row) for row in own]
@@ -182,7 +182,7 @@ def draw_clean_against_robust(rows: list[Row], eps: float, norm: str, path: str 
         axes.errorbar(across, up, yerr=up_ends, xerr=across_ends, fmt="o", color=color, capsize=2, label=model)
         for row, x, y in zip(own, across, up, strict=True):
             axes.annotate(row.benchmark, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8, color=color)
-    axes.set(xlabel="clean accuracy (%)", ylabel=f"worst case at {describe_eps(eps, norm)} (%)")
+    axes.set(xlabel="clean accuracy (%)", ylabel=f"worst case at {radius} (%)")
     axes.set(xlim=(0, 105), ylim=(-2, 105))
     axes.legend(frameon=False, loc="upper left")
     save_figure(figure, path)
@@ -225,8 +225,8 @@ def _axis_eps(row: Row) -> float:
 
 
 def _series(entries: list[dict], key: str) -> tuple[list, list]:
-    found = [entry for entry in entries if key in entry]
-    return [entry["step"] for entry in found], [entry[key] for entry in found]
+    having = [entry for entry in entries if key in entry]
+    return [entry["step"] for entry in having], [entry[key] for entry in having]
 
 
 def _smooth(values: list[float], window: int = 5) -> list[float]:

@@ -5,9 +5,9 @@ A flag doesn't say that a model isn't robust; it says why the number may be wron
 
 from dataclasses import dataclass
 
-from hpt.attacks.registry import REVERSE_TRANSFER
+from hpt.attacks import FGSM, PGD, Attack, Square
 from hpt.evaluation.rows import CLEAN, LARGE_EPS, WORST_CASE, Row
-from hpt.radius import describe_eps
+from hpt.radius import Radius
 
 
 PGD_GAP = 0.02  # how far PGD may lie above the worst case
@@ -38,23 +38,32 @@ class Flag:
     message: str
     masking: bool
 
+    @property
+    def radius(self) -> Radius | None:
+        return None if self.eps is None else Radius(self.eps, self.norm)
+
 
 def find_flags(rows: list[Row]) -> list[Flag]:
     """All flags that rows raise, by model, samples and eps; rows on different samples aren't compared."""
-    rows = [row for row in rows if not row.attack.startswith(REVERSE_TRANSFER)]
+    rows = [row for row in rows if not row.named_attack.scored_on_proxy]
     flags = []
     for model, sample_set in dict.fromkeys((row.model, row.sample_set) for row in rows):
         own = [row for row in rows if (row.model, row.sample_set) == (model, sample_set)]
         for check in (_few_samples, _stochastic, _large_eps, _zero_gradients):
             flags += check(own)
-        for eps, norm in dict.fromkeys((row.eps, row.norm) for row in own if row.attack not in (CLEAN, LARGE_EPS)):
-            attacked = [row for row in own if (row.eps, row.norm) == (eps, norm)]
+        for radius in dict.fromkeys(row.radius for row in own if row.attack not in (CLEAN, LARGE_EPS)):
+            attacked = [row for row in own if row.radius == radius]
             flags += _pgd_too_weak(attacked) + _square_beats_gradients(attacked)
     return flags
 
 
 def _flag(name: str, row: Row, message: str, masking: bool) -> list[Flag]:
     return [Flag(name, row.model, row.benchmark, row.eps, row.norm, message, masking)]
+
+
+def _under(kind: type[Attack], rows: list[Row]) -> list[Row]:
+    """Rows of an attack, whatever its settings."""
+    return [row for row in rows if row.named_attack.name == kind.name]
 
 
 def _further(above: Row, below: Row, share: float) -> bool:
@@ -83,7 +92,7 @@ def _large_eps(rows: list[Row]) -> list[Flag]:
     if row is None:
         return []
     message = (
-        f"{100 * row.accuracy:.1f} % survive APGD at {describe_eps(row.eps)}, where every image may become grey: the "
+        f"{100 * row.accuracy:.1f} % survive APGD at {row.radius}, where every image may become grey: the "
         "attack doesn't work on this model."
     )
     return _flag("large-eps-survivors", row, message, masking=True)
@@ -101,7 +110,7 @@ def _zero_gradients(rows: list[Row]) -> list[Flag]:
 
 
 def _pgd_too_weak(rows: list[Row]) -> list[Flag]:
-    pgd = min((row for row in rows if row.attack.split(":")[0] == "pgd"), key=lambda row: row.accuracy, default=None)
+    pgd = min(_under(PGD, rows), key=lambda row: row.accuracy, default=None)
     worst = next((row for row in reversed(rows) if row.attack == WORST_CASE), None)
     if pgd is None or worst is None or not _further(pgd, worst, PGD_GAP):
         return []
@@ -114,13 +123,12 @@ def _pgd_too_weak(rows: list[Row]) -> list[Flag]:
 
 def _square_beats_gradients(rows: list[Row]) -> list[Flag]:
     for row in rows:  # of a suite, Square is handed what the gradient attacks left
-        alone = row.broken_by.get("square", 0)
+        alone = row.broken_by.get(Square.name, 0)
         if alone > SQUARE_ALONE * row.n:
             message = f"Square breaks {alone} of {row.n} samples that gradients didn't: they are masked."
             return _flag("square-beats-gradients", row, message, masking=True)
-    square = next((row for row in rows if row.attack.split(":")[0] == "square"), None)
-    others = ("square", "fgsm", "transfer", WORST_CASE)
-    gradients = [row for row in rows if row.attack.split(":")[0] not in others]
+    square = next(iter(_under(Square, rows)), None)
+    gradients = [row for row in rows if row.named_attack.uses_gradients and row.named_attack.name != FGSM.name]
     best = min(gradients, key=lambda row: row.accuracy, default=None)
     if square is None or best is None or not _further(best, square, SQUARE_ALONE):
         return []

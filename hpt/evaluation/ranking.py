@@ -4,7 +4,7 @@ The paper (arXiv 2601.12865) calls it proxy adversarial robustness: a vanilla mo
 adversarial images made against another one. It picks the proxy by clean zero-shot accuracy; here it is measured.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +12,17 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 
-import hpt
 from hpt.attacks import PGD
 from hpt.data.benchmark import Benchmark
 from hpt.data.images import hash_samples
 from hpt.errors import InputError
 from hpt.evaluation.comparison import make_row, score
 from hpt.evaluation.report import markdown_table
-from hpt.evaluation.rows import Row
+from hpt.evaluation.rows import MEASURED_SINCE, Row
+from hpt.evaluation.subject import Subject
 from hpt.files import append_line, digest, read_lines
-from hpt.models.weights import architecture, hash_weights
-from hpt.radius import describe_eps
+from hpt.models.weights import architecture
+from hpt.radius import Radius
 
 
 class TransferMatrix:
@@ -42,17 +42,17 @@ class TransferMatrix:
     """
 
     def __init__(self, models, benchmark: Benchmark, eps: list[float], steps: int = 10, seed: int = 0, folder=None):
-        self.models, self.benchmark, self.eps = models, benchmark, eps
-        self.weights = {name: hash_weights(model.model.state_dict()) for name, model in models.items()}
-        self._identities = {name: self._identify(name, model) for name, model in models.items()}
-        for name, weights in self.weights.items():
-            twin = next(other for other, same in self.weights.items() if same == weights)
-            if twin != name:
-                raise InputError(f"{name!r} and {twin!r} are the same weights: give each model once.")
-        self.attacks = {radius: PGD(eps=radius, steps=steps, seed=seed) for radius in eps}
-        self.columns = [(None, None), *((name, radius) for radius in eps for name in models)]
+        self.models, self.benchmark, self.eps = models, benchmark, [Radius(value) for value in eps]
+        self.subjects = [Subject(model, name) for name, model in models.items()]
+        self._identities = {subject.name: self._identify(subject) for subject in self.subjects}
+        for subject in self.subjects:
+            twin = next(other for other in self.subjects if other.weights == subject.weights)
+            if twin is not subject:
+                raise InputError(f"{subject.name!r} and {twin.name!r} are the same weights: give each model once.")
+        self.attacks = {radius: PGD(eps=radius, steps=steps, seed=seed) for radius in self.eps}
+        self.columns = [(None, None), *((name, radius) for radius in self.eps for name in models)]
         samples = [hash_samples(benchmark.dataset), benchmark.ids().tolist(), benchmark.class_names]
-        self._samples = samples = [*samples, benchmark.template, benchmark.attack_space, hpt.__version__]
+        self._samples = samples = [*samples, benchmark.template, benchmark.attack_space, MEASURED_SINCE]
         self._keys = {
             (name, radius): digest(
                 [samples, name and self._identities[name], radius and [self.attacks[radius].parameters, radius, seed]]
@@ -62,31 +62,33 @@ class TransferMatrix:
         self.folder = None if folder is None else Path(folder)
         self.correct: dict[tuple, dict[str, np.ndarray]] = {}  # by (attacked, eps), then by model
 
-    def _identify(self, name: str, model) -> str:
+    def _identify(self, subject: Subject) -> str:
         """A digest of all that a model's verdicts on these classes depend on."""
-        prompts = [self.benchmark.template.format(one) for one in self.benchmark.class_names]
+        model = subject.classifier
+        prompts = [self.benchmark.template.format(class_name) for class_name in self.benchmark.class_names]
         tokens = {key: ids.tolist() for key, ids in model.tokenize(prompts).items()}
         statistics = [model.image_size, model.image_mean.tolist(), model.image_std.tolist()]
-        return digest([self.weights[name], statistics, tokens])
+        return digest([subject.weights, statistics, tokens])
 
     def measure(self, batch_size: int = 64, num_workers: int = 0, state: PartialState | None = None) -> None:
         """Fill `correct`, from the folder or by attacking; several processes share the columns that are missing."""
-        state, found = state or PartialState(), []
+        state, lines = state or PartialState(), []
         (kept,) = broadcast_object_list([self._read() if state.is_main_process else None])
         missing = [column for column in self.columns if not self._complete(kept.get(self._keys[column], {}))]
         mine = missing[state.process_index :: state.num_processes]
         for name, radius in tqdm(mine, desc="Attacks", disable=not state.is_local_main_process):
             attack = None if radius is None else self.attacks[radius]
-            correct = score(self.models, self.benchmark, attack, name, batch_size, num_workers)
-            verdicts = {self._identities[model]: one.astype(int).tolist() for model, one in correct.items()}
-            found.append({"column": self._keys[name, radius], "correct": verdicts})
+            loader = {"batch_size": batch_size, "num_workers": num_workers}
+            correct = score(self.subjects, self.benchmark, attack, name, **loader)
+            verdicts = {self._identities[model]: right.astype(int).tolist() for model, right in correct.items()}
+            lines.append({"column": self._keys[name, radius], "correct": verdicts})
             if self.folder:
-                append_line(self.folder / f"verdicts-{state.process_index}.jsonl", found[-1])
-        for line in gather_object(found):
+                append_line(self.folder / f"verdicts-{state.process_index}.jsonl", lines[-1])
+        for line in gather_object(lines):
             kept.setdefault(line["column"], {}).update(line["correct"])
         for column in self.columns:
             verdicts = kept[self._keys[column]]
-            self.correct[column] = {name: np.array(verdicts[one], bool) for name, one in self._identities.items()}
+            self.correct[column] = {name: np.array(verdicts[key], bool) for name, key in self._identities.items()}
 
     def _complete(self, verdicts: dict) -> bool:
         return set(self._identities.values()) <= set(verdicts)
@@ -102,16 +104,11 @@ class TransferMatrix:
 
     def rows(self) -> list[Row]:
         """A row for each model scored on each column, with its 95 % interval."""
-        same = {"samples": digest(self._samples), "hpt_version": hpt.__version__}
+        same = {"samples": digest(self._samples), "hpt_version": MEASURED_SINCE}
         return [
-            replace(
-                make_row(model, correct, self.benchmark, self.attacks.get(radius), name),
-                weights=self.weights[model],
-                templates=[self.benchmark.template],
-                **same,
-            )
-            for (name, radius), column in self.correct.items()
-            for model, correct in column.items()
+            make_row(subject, column[subject.name], self.benchmark, self.attacks.get(radius), attacked, **same)
+            for (attacked, radius), column in self.correct.items()
+            for subject in self.subjects
         ]
 
 
@@ -158,7 +155,7 @@ def rank_proxies(matrix: TransferMatrix, target: str) -> list[RankedProxy]:
             same_architecture=architecture(matrix.models[name].model) == shape,
             clean=float(clean[name].mean()),
             robust=robust[name].mean(1).tolist(),
-            kept=[share(one, clean[name]) for one in robust[name]],
+            kept=[share(at_radius, clean[name]) for at_radius in robust[name]],
             mean=paired_difference(robust[name].mean(0), np.zeros(robust[name].shape[1])),
             behind=paired_difference(robust[order[0]].mean(0), robust[name].mean(0)),
             rank=place(robust, name),
@@ -200,19 +197,18 @@ def _with_interval(samples: tuple, statistic) -> tuple[float, float, float]:
 def format_ranking(ranked: list[RankedProxy], matrix: TransferMatrix, target: str) -> str:
     """The ranking as a Markdown table, and what it recommends."""
     rows = {(row.model, row.attacked, row.eps): row for row in matrix.rows()}
-    radii = [describe_eps(eps) for eps in matrix.eps]
-    lines = [["rank", "proxy", "rank by clean", "clean", *radii, "mean", "behind the best"]]
-    for one in ranked:
-        name = f"{one.name} (as the target)" if one.same_architecture else one.name
-        cells = [_cell(rows[one.name, target, eps], kept) for eps, kept in zip(matrix.eps, one.kept, strict=True)]
-        behind = "-" if one is ranked[0] else _points(one.behind)
-        clean = _cell(rows[one.name, None, None])
-        lines.append([str(one.rank), name, str(one.rank_by_clean), clean, *cells, _points(one.mean), behind])
+    lines = [["rank", "proxy", "rank by clean", "clean", *map(str, matrix.eps), "mean", "behind the best"]]
+    for proxy in ranked:
+        name = f"{proxy.name} (as the target)" if proxy.same_architecture else proxy.name
+        cells = [_cell(rows[proxy.name, target, eps], kept) for eps, kept in zip(matrix.eps, proxy.kept, strict=True)]
+        behind = "-" if proxy is ranked[0] else _points(proxy.behind)
+        clean = _cell(rows[proxy.name, None, None])
+        lines.append([str(proxy.rank), name, str(proxy.rank_by_clean), clean, *cells, _points(proxy.mean), behind])
     attack = next(iter(matrix.attacks.values()))
-    itself = ", ".join(f"{100 * rows[target, target, eps].accuracy:.1f} at {describe_eps(eps)}" for eps in matrix.eps)
+    itself = ", ".join(f"{100 * rows[target, target, eps].accuracy:.1f} at {eps}" for eps in matrix.eps)
     own = f"{target} itself: {_cell(rows[target, None, None])} clean, {itself}."
     return (
-        f"Accuracy in % on images made against {target} by PGD-{attack.steps}, with its 95 % interval and, in "
+        f"Accuracy in % on images made against {target} by {attack.label}, with its 95 % interval and, in "
         "parentheses, the share of the clean accuracy that is kept\n\n"
         f"{markdown_table(lines)}\n\n{own}\n\n{recommend(ranked)}"
     )
@@ -222,16 +218,15 @@ def recommend(ranked: list[RankedProxy]) -> str:
     """In words: the best candidate, which others can't be told from it, and what the paper's criterion would take."""
     best = ranked[0]
     said = f"Recommended proxy: {best.name}, {_points(best.mean)} % on average over the radii."
-    if ties := [one.name for one in ranked[1:] if one.behind[1] <= 0]:
+    if ties := [proxy.name for proxy in ranked[1:] if proxy.behind[1] <= 0]:
         said += f" On these images it can't be told from {', '.join(ties)}."
-    first_by_clean = [one for one in ranked if one.rank_by_clean == 1]
+    first_by_clean = [proxy for proxy in ranked if proxy.rank_by_clean == 1]
     if best in first_by_clean:
         said += " The paper's criterion, clean accuracy, takes the same." if len(ranked) > 1 else ""
-    for one in first_by_clean if best not in first_by_clean else []:
-        said += (
-            f" The paper's criterion, clean accuracy, takes {one.name}, which is {_points(one.behind)} points behind."
-        )
-    if len({one.mean[0] for one in ranked}) > 2 and len({one.clean for one in ranked}) > 1:
+    for proxy in first_by_clean if best not in first_by_clean else []:
+        behind = f"{_points(proxy.behind)} points behind"
+        said += f" The paper's criterion, clean accuracy, takes {proxy.name}, which is {behind}."
+    if len({proxy.mean[0] for proxy in ranked}) > 2 and len({proxy.clean for proxy in ranked}) > 1:
         said += (
             f" Spearman's correlation of clean accuracy and the average, over {len(ranked)} candidates: "
             f"{rank_correlation(ranked):.2f}."
@@ -245,7 +240,7 @@ def rank_correlation(ranked: list[RankedProxy]) -> float:
     """Spearman's correlation, over the candidates, of clean accuracy and accuracy on the target's images."""
     from scipy.stats import spearmanr
 
-    return float(spearmanr([one.clean for one in ranked], [one.mean[0] for one in ranked]).statistic)
+    return float(spearmanr([proxy.clean for proxy in ranked], [proxy.mean[0] for proxy in ranked]).statistic)
 
 
 def _cell(row: Row, kept: tuple[float, float, float] | None = None) -> str:
@@ -254,5 +249,5 @@ def _cell(row: Row, kept: tuple[float, float, float] | None = None) -> str:
 
 
 def _points(difference: tuple[float, float, float]) -> str:
-    middle, low, high = (100 * one for one in difference)
+    middle, low, high = (100 * value for value in difference)
     return f"{middle:.1f} [{low:.1f}, {high:.1f}]"

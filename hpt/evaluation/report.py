@@ -5,33 +5,19 @@ import json
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from hpt.attacks.registry import REVERSE_TRANSFER
 from hpt.evaluation.flags import Flag
 from hpt.evaluation.rows import CLEAN, LARGE_EPS, WORST_CASE, Row
-from hpt.radius import describe_eps, describe_norm, describe_radius
-
-
-def attack_label(row: Row) -> str:
-    """What a table calls a row: `PGD-10`, `CW-50`, `square (queries=100)`, `transfer from my proxy`."""
-    name, _, settings = row.attack.partition(":")
-    if name == "transfer":
-        return f"{name} from {row.attacked}"
-    if name == REVERSE_TRANSFER:
-        return f"made on {row.attacked}"
-    label = f"{name.upper() if name in ('pgd', 'cw') else name}-{row.steps}" if row.steps else name
-    label += f" x {row.restarts}" if row.restarts and row.restarts > 1 else ""
-    others = [one for one in settings.split(",") if one and not one.startswith(("steps=", "restarts="))]
-    return f"{label} ({', '.join(others)})" if others else label
+from hpt.radius import describe_length, describe_norm
 
 
 def latest(rows: list[Row]) -> list[Row]:
     """Without checks, and of a worst case, which grows with the attacks that ran, the last."""
-    found = {
+    last = {
         (row.model, row.attacked, row.benchmark, row.attack, row.eps, row.norm): row
         for row in rows
         if row.attack != LARGE_EPS
     }
-    return list(found.values())
+    return list(last.values())
 
 
 def format_accuracies(rows: list[Row], benchmarks: list[str] | None = None) -> str:
@@ -44,9 +30,10 @@ def format_accuracies(rows: list[Row], benchmarks: list[str] | None = None) -> s
     rows = latest(rows)
     benchmarks = benchmarks or list(dict.fromkeys(row.benchmark for row in rows))
     sections = []
-    for eps, norm in sorted({(row.eps, row.norm) for row in rows if row.attack != CLEAN}):
-        title = f"{describe_norm(norm)} eps = {describe_eps(eps, norm)}"
-        shown = [row for row in rows if row.attack == CLEAN or (row.eps, row.norm) == (eps, norm)]
+    radii = {row.radius for row in rows if row.attack != CLEAN}
+    for radius in sorted(radii, key=lambda radius: (radius, radius.norm)):
+        title = f"{describe_norm(radius.norm)} eps = {radius}"
+        shown = [row for row in rows if row.attack == CLEAN or row.radius == radius]
         ran = sorted({text for row in shown if row.attack == WORST_CASE for text in row.parameters["attacks"]})
         sections.append(f"{title}\n\n{_table(shown, benchmarks)}\n\nWorst case over {', '.join(ran)}.")
     if not sections:
@@ -71,14 +58,14 @@ def describe_resolution(row: Row) -> str:
 def _table(rows: list[Row], benchmarks: list[str]) -> str:
     cells: dict[tuple, dict[str, Row]] = {}
     for row in rows:
-        cells.setdefault((row.model, attack_label(row)), {})[row.benchmark] = row
+        cells.setdefault((row.model, row.label), {})[row.benchmark] = row
     models = list(dict.fromkeys(model for model, _ in cells))
     lines = [["model", "attack", *benchmarks, "mean"]]
     for model, attack in sorted(cells, key=lambda key: (models.index(key[0]), key[1] == WORST_CASE)):
-        found = cells[model, attack]
-        values = [_accuracy(found[name]) for name in benchmarks if name in found]
+        measured = cells[model, attack]
+        values = [_accuracy(measured[name]) for name in benchmarks if name in measured]
         mean = f"{100 * sum(values) / len(values):.1f}" if len(values) == len(benchmarks) else "-"
-        lines.append([model, attack, *(format_accuracy(found.get(name)) for name in benchmarks), mean])
+        lines.append([model, attack, *(format_accuracy(measured.get(name)) for name in benchmarks), mean])
     return markdown_table(lines)
 
 
@@ -109,29 +96,32 @@ def format_flags(flags: list[Flag]) -> str:
     """A line for each flag, doubts about masked gradients first."""
     lines = []
     for flag in sorted(flags, key=lambda flag: not flag.masking):
-        eps = "" if flag.eps is None else f" at {describe_eps(flag.eps, flag.norm)}"
-        lines.append(f"- {flag.name}: {flag.model} on {flag.benchmark}{eps}. {flag.message}")
+        radius = "" if flag.radius is None else f" at {flag.radius}"
+        lines.append(f"- {flag.name}: {flag.model} on {flag.benchmark}{radius}. {flag.message}")
     return "\n".join(lines) or "- none"
 
 
 def write_csv(rows: list[Row], path: str | Path) -> None:
     """One line per row, every field a column; dictionaries and lists as JSON."""
     with Path(path).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [one.name for one in fields(Row)])
+        writer = csv.DictWriter(file, [column.name for column in fields(Row)])
         writer.writeheader()
         for row in rows:
-            values = asdict(row).items()
-            writer.writerow({key: json.dumps(one) if isinstance(one, dict | list) else one for key, one in values})
+            writer.writerow({name: _as_cell(value) for name, value in asdict(row).items()})
+
+
+def _as_cell(value):
+    return json.dumps(value) if isinstance(value, dict | list) else value
 
 
 def attack_with_step(row: Row) -> str:
     """What a card and a leaderboard call the attack of a row, with its step size and whom it was made against."""
     if row.attack == WORST_CASE:
         return "the worst case"
-    label = attack_label(row)
-    label += f" (steps of {describe_eps(row.step_size, row.norm)})" if row.step_size else ""
-    made = f" on images made against the {row.attacked} model"
-    return label if row.attacked == row.model or row.attack.startswith("transfer") else label + made
+    label = row.label + (f" (steps of {describe_length(row.step_size, row.norm)})" if row.step_size else "")
+    if row.attacked == row.model or row.named_attack.is_transfer:  # whose label says it
+        return label
+    return f"{label} on images made against the {row.attacked} model"
 
 
 def percent(row: Row) -> str:
@@ -142,7 +132,7 @@ def describe_row(row: Row) -> str:
     """What a row measured, in words: `Robust accuracy under PGD-10 at l_inf eps 16/255`."""
     if row.attack == CLEAN:
         return "Clean accuracy"
-    radius = describe_radius(row.eps, row.norm)
+    radius = row.radius.title
     if row.attack == WORST_CASE:
         return f"Robust accuracy, worst case over {', '.join(row.parameters['attacks'])} at {radius}"
     if row.attack == LARGE_EPS:
@@ -153,8 +143,8 @@ def describe_row(row: Row) -> str:
 def format_table(rows: list[Row]) -> str:
     """Rows of one benchmark and attack as a Markdown table of percentages, a line per model."""
     first = rows[0].model
-    steps = next(row.steps for row in rows if row.attacked)
-    kinds = {"clean": {}, f"PGD-{steps} on itself": {}, f"PGD-{steps} on the {first}": {}}
+    attack = next(row.label for row in rows if row.attacked)
+    kinds = {"clean": {}, f"{attack} on itself": {}, f"{attack} on the {first}": {}}
     clean, itself, transferred = kinds.values()
     for row in rows:
         cell = f"{100 * row.accuracy:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]"

@@ -56,7 +56,7 @@ class ResultsFolder:
         rows, predictions = [], {}
         if self.folder is None:
             return rows, predictions
-        known = {one.name for one in fields(Row)}
+        known = {field.name for field in fields(Row)}
         for number, line in enumerate(read_lines(self.file), start=1):
             if not isinstance(line, dict) or set(line) != known:
                 raise InputError(

@@ -1,14 +1,25 @@
-"""A measured accuracy with all that it depends on, and its confidence interval."""
+"""A measured accuracy with all that it depends on, and its confidence interval.
+
+A row is complete when it is made: of the settings of a [`Subject`], [`sample_settings`], [`attack_settings`] or
+[`clean_settings`], and what was measured.
+"""
 
 import math
 from dataclasses import asdict, dataclass, field
 
+from hpt.attacks import Attack, NamedAttack
 from hpt.data.benchmark import Benchmark
 from hpt.data.images import hash_samples
 from hpt.files import digest
+from hpt.radius import Radius
 
+
+# The version since which hpt measures as it does now: it is raised when the same settings would give another number,
+# and not otherwise, so that results of earlier versions are gone on with.
+MEASURED_SINCE = "0.1.0"
 
 CLEAN, WORST_CASE, LARGE_EPS = "clean", "worst case", "large-eps check"
+ALL_IMAGES = "attacks_all_images"  # among the parameters of a comparison's attack
 # What isn't a setting: the measured, and where the samples were read from, for which their hash stands.
 MEASURED = {
     "source",
@@ -22,7 +33,7 @@ MEASURED = {
     "seconds",
 }
 
-
+UNSAID_BY_COMPARISONS = {"revision", "templates", "image_mean", "image_std"}  # of version 0.1.0
 OF_THE_ATTACK = {"attack", "attacked", "eps", "norm", "steps", "step_size", "restarts", "parameters", "left_out"}
 
 
@@ -35,7 +46,7 @@ class Row:
         attacked (`str`, *optional*): Name of the model that the images were made against; `None` for clean images.
         accuracy, low, high (`float`): Share of correct samples and its 95 % Wilson interval, in [0, 1]. Of an
             evaluation, a sample that is wrong without an attack is wrong under every attack; a comparison, which
-            scores several models on the same images, attacks them all.
+            scores several models on the same images, attacks them all: see `attacks_all_images`.
         n (`int`): Samples.
         benchmark, split (`str`): What was classified.
         source (`str`, *optional*): `ID@COMMIT` of the dataset, if it was read from the Hub.
@@ -58,7 +69,7 @@ class Row:
         revision (`str`, *optional*): The model's commit on the Hub.
         weights (`str`): Hash of the model's weights.
         seconds (`float`): Time spent, summed over processes.
-        hpt_version (`str`): Version that measured it.
+        hpt_version (`str`): Version since which hpt measures as it did for this row, [`MEASURED_SINCE`].
     """
 
     model: str
@@ -97,17 +108,106 @@ class Row:
     hpt_version: str | None = None
 
     @property
+    def named_attack(self) -> NamedAttack:
+        """`attack`, taken apart; clean rows, worst cases and checks have names of their own, which no attack has."""
+        return NamedAttack.parse(self.attack)
+
+    @property
+    def radius(self) -> Radius | None:
+        """`eps` in its norm; `None` for clean rows."""
+        return None if self.eps is None else Radius(self.eps, self.norm)
+
+    @property
+    def label(self) -> str:
+        """What tables call what was measured: `PGD-10`, `square (queries=100)`, `transfer from my proxy`, `clean`."""
+        attack = self.named_attack
+        if attack.is_transfer:
+            return f"made on {self.attacked}" if attack.scored_on_proxy else f"{attack.name} from {self.attacked}"
+        return attack.label_with(self.steps, self.restarts)
+
+    @property
+    def attacks_all_images(self) -> bool:
+        """Whether images that are wrong without an attack were attacked too, as a comparison does.
+
+        It says so in `parameters`; in rows of 0.1.0 and of cards, it is the rows without the batch size that an
+        evaluation has.
+        """
+        return self.parameters.get(ALL_IMAGES, self.attack != CLEAN and self.batch_size is None)
+
+    @property
+    def strength(self) -> dict:
+        """`parameters` as rows of all versions have them: without what `attacks_all_images` says."""
+        return {name: value for name, value in self.parameters.items() if name != ALL_IMAGES}
+
+    @property
     def sample_set(self) -> tuple:
         """What rows share whose attacks had the same samples, at the same resolution."""
         return self.benchmark, self.split, self.attack_space, self.samples or self.n
 
     def settings(self) -> dict:
         """All that the number depends on."""
-        return {name: value for name, value in asdict(self).items() if name not in MEASURED}
+        settings = {name: value for name, value in asdict(self).items() if name not in MEASURED}
+        return settings | {"parameters": self.strength}
+
+    @property
+    def identity(self) -> str:
+        """Digest of what two rows share of which the later is the earlier measured again.
+
+        Comparisons of 0.1.0 left out how the model is prompted and normalised, so theirs don't count it.
+        """
+        settings = self.settings()
+        if self.batch_size is None:
+            settings = {name: value for name, value in settings.items() if name not in UNSAID_BY_COMPARISONS}
+        return digest(settings)
 
     def subject(self) -> dict:
         """Of the settings, those of model, samples and evaluation, without the attack's."""
         return {name: value for name, value in self.settings().items() if name not in OF_THE_ATTACK}
+
+
+def sample_settings(benchmark: Benchmark, samples: str) -> dict:
+    """What a row says of its samples; `samples` is their hash, from [`hash_benchmark`]."""
+    return {
+        "n": len(benchmark),
+        "benchmark": benchmark.name,
+        "split": benchmark.split,
+        "attack_space": benchmark.attack_space,
+        "samples": samples,
+    }
+
+
+def clean_settings() -> dict:
+    """What a row says of its attack if there is none."""
+    settings = dict.fromkeys(("attacked", "eps", "norm", "steps", "step_size", "restarts"))
+    return settings | {"attack": CLEAN, "parameters": {}, "left_out": []}
+
+
+def attack_settings(attack: Attack, text: str, attacked: str, num_classes: int, **parameters) -> dict:
+    """What a row says of its attack.
+
+    Args:
+        attack ([`Attack`]): What ran.
+        text (`str`): What it is called, such as `"pgd:steps=50"`.
+        attacked (`str`): Name of the model that its images are made against.
+        num_classes (`int`): Of the benchmark: parts of a suite may be left out.
+        parameters: What else its strength depends on, beside its own.
+    """
+    parameters = attack.parameters | parameters
+    strength = {name: parameters.get(name) for name in ("steps", "step_size", "restarts")}
+    return strength | {
+        "attack": text,
+        "attacked": attacked,
+        "eps": attack.eps,
+        "norm": attack.norm,
+        "parameters": parameters,
+        "left_out": attack.left_out(num_classes),
+    }
+
+
+def measured_accuracy(right: int, n: int) -> dict[str, float]:
+    """The share of samples that are right, and its 95 % interval, as a row has them."""
+    low, high = wilson_interval(right, n)
+    return {"accuracy": right / n, "low": low, "high": high}
 
 
 def hash_benchmark(benchmark: Benchmark) -> str:

@@ -5,11 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from textwrap import fill
 
+from hpt.data.benchmark import Benchmark
 from hpt.errors import InputError
 from hpt.evaluation.figures import draw_accuracy_over_eps
-from hpt.evaluation.report import attack_label
+from hpt.evaluation.processor_check import compare_with_processor
 from hpt.evaluation.results import read_result_rows
 from hpt.evaluation.rows import CLEAN, WORST_CASE, Row
+from hpt.evaluation.subject import Subject
 from hpt.hub.card import write_card
 from hpt.hub.folder import ModelFolder
 from hpt.hub.rows import THIS, VANILLA, publish_rows, radii, shown_rows
@@ -31,6 +33,21 @@ def add_evaluation(folder: ModelFolder, rows: Iterable[Row], weights: str) -> No
     write_card(folder)
 
 
+def add_comparison(folders: list[ModelFolder], rows: list[Row], subject: Subject, benchmark: Benchmark) -> None:
+    """Add what was measured on a trained model to its folders, with how far its saved processor is from that.
+
+    Args:
+        folders (`list[ModelFolder]`): Of the model, and of the adapter that it was merged with.
+        rows (`list[Row]`): From [`~hpt.evaluation.outputs.report_comparison`].
+        subject ([`Subject`]): The model.
+        benchmark ([`Benchmark`]): Images on which its processor is compared.
+    """
+    agreement = compare_with_processor(subject.classifier, benchmark)
+    for folder in folders:
+        folder.write_agreement(agreement)
+        add_evaluation(folder, rows, subject.weights)
+
+
 def draw_robustness(folder: ModelFolder) -> None:
     """Draw accuracy over eps of the rows in a model's folder, for each benchmark and norm with several radii."""
     folder.make_figures()
@@ -43,7 +60,7 @@ def draw_robustness(folder: ModelFolder) -> None:
             clean = [row for row in rows if row.attack == CLEAN and row.sample_set == sample_set]
             curves = [replace(row, model=names[row.model]) for row in clean + attacked]
             over = f" over {', '.join(first.parameters['attacks'])}" if first.attack == WORST_CASE else ""
-            title = f"{first.benchmark} {first.split}, n = {first.n}, {attack_label(first)}{over}"
+            title = f"{first.benchmark} {first.split}, n = {first.n}, {first.label}{over}"
             draw_accuracy_over_eps(curves, fill(title, 70), picture)
 
 

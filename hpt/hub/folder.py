@@ -22,7 +22,7 @@ import yaml
 from hpt.errors import InputError
 from hpt.evaluation.results import as_rows
 from hpt.evaluation.rows import Row
-from hpt.files import digest, parse_lines, read_text
+from hpt.files import parse_lines, read_text
 
 
 TRAINING_FILE, RUN_FILE, EVALUATION_FILE = "training.json", "run.yaml", "evaluation.jsonl"
@@ -165,7 +165,7 @@ class ModelFolder:
 
         `weights` has the hashes of the model's weights and of its vanilla original: rows of others go.
         """
-        kept = {digest(row.settings()): row for row in [*self.rows, *rows] if row.weights in weights}
+        kept = {row.identity: row for row in [*self.rows, *rows] if row.weights in weights}
         self._write(EVALUATION_FILE, "".join(f"{json.dumps(asdict(row))}\n" for row in kept.values()))
 
     @property

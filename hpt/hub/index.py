@@ -2,12 +2,13 @@
 
 import json
 import math
+from contextlib import suppress
 
 from huggingface_hub import EvalResult
 
+from hpt.errors import InputError
 from hpt.evaluation.report import describe_row
 from hpt.evaluation.rows import CLEAN, WORST_CASE, Row
-from hpt.radius import NORMS
 
 
 TASK = "zero-shot-image-classification"
@@ -19,6 +20,7 @@ def as_eval_result(row: Row) -> EvalResult:
     """A row as an entry of the index: accuracy in [0, 1], and in `metric_args` all that it depends on."""
     dataset, _, commit = (row.source or row.benchmark).partition("@")
     arguments = {name: value for name, value in vars(row).items() if name not in ELSEWHERE}
+    arguments["parameters"] = row.strength  # who attacks all images is known by the batch size, as in all cards
     return EvalResult(
         task_type=TASK,
         task_name="Zero-shot image classification",
@@ -72,8 +74,14 @@ def is_sound(row: Row) -> bool:
         row.parameters.get("attacks") and _is_list_of_texts(row.parameters["attacks"])
     ):
         return False
-    known_radius = row.eps is None if row.attack == CLEAN else row.eps > 0 and row.norm in NORMS
+    known_radius = row.eps is None if row.attack == CLEAN else _is_radius(row)
     return known_radius and row.n > 0 and 0 <= row.low <= row.accuracy <= row.high <= 1
+
+
+def _is_radius(row: Row) -> bool:
+    with suppress(InputError):
+        return row.radius is not None
+    return False
 
 
 def _is_list_of_texts(value) -> bool:

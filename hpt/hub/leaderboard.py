@@ -24,7 +24,7 @@ from hpt.hub.card_text import remote_card
 from hpt.hub.folder import CARD_FILE, ModelFolder
 from hpt.hub.index import as_row
 from hpt.hub.rows import THIS, shown_rows
-from hpt.radius import describe_radius
+from hpt.radius import Radius
 from hpt.references import Reference
 
 
@@ -55,7 +55,7 @@ class Column:
 
     @property
     def attack_title(self) -> str:
-        return self.attack if self.eps is None else f"{self.attack} at {describe_radius(self.eps, self.norm)}"
+        return self.attack if self.eps is None else f"{self.attack} at {Radius(self.eps, self.norm).title}"
 
 
 def column_of(row: Row) -> Column:
@@ -63,9 +63,7 @@ def column_of(row: Row) -> Column:
     attack = CLEAN if row.attack == CLEAN else attack_with_step(row)
     if row.attack == WORST_CASE:
         attack += f" over {', '.join(row.parameters['attacks'])}"
-    # A row of a comparison, which attacks images that are wrong already too, has no batch size of an evaluation
-    all_attacked = row.attack != CLEAN and row.batch_size is None
-    settings = digest([row.parameters, row.left_out, all_attacked])
+    settings = digest([row.strength, row.left_out, row.attacks_all_images])
     return Column(row.sample_set, row.n, attack, row.eps, row.norm, settings)
 
 

@@ -12,7 +12,7 @@ from hpt.evaluation.report import (
 from hpt.evaluation.rows import CLEAN, LARGE_EPS, WORST_CASE, Row
 from hpt.hub.folder import EVALUATION_FILE, FIGURES, ModelFolder
 from hpt.hub.rows import THIS, pair_up, shown_rows
-from hpt.radius import describe_eps, describe_norm, describe_radius
+from hpt.radius import describe_norm
 
 
 NOT_EVALUATED = "It has not been evaluated: nothing is known of its accuracy and robustness."
@@ -26,7 +26,7 @@ def strongest_result(rows: list[Row], eps: str | None) -> str:
     pairs = [(own, vanilla) for own, vanilla in pair_up(shown_rows(rows)) if own.attacked in (None, THIS)]
     clean = {own.sample_set: own for own, _ in pairs if own.attack == CLEAN}
     attacked = [pair for pair in pairs if pair[0].attack != CLEAN and pair[0].sample_set in clean]
-    attacked = [pair for pair in attacked if describe_eps(pair[0].eps, pair[0].norm) == eps] or attacked
+    attacked = [pair for pair in attacked if str(pair[0].radius) == eps] or attacked
     if not attacked:
         largest = max(clean.values(), key=lambda row: row.n, default=None)
         return f"On {_samples(largest)} it is right on {percent(largest)}." if largest else NOT_EVALUATED
@@ -34,7 +34,7 @@ def strongest_result(rows: list[Row], eps: str | None) -> str:
     attacked = [pair for pair in attacked if pair[0].sample_set == strongest.sample_set]
     worst, vanilla = min(attacked, key=lambda pair: (pair[0].accuracy, pair[0].attack != WORST_CASE))
     compared = f", where the vanilla model is on {percent(vanilla)}" if vanilla else ""
-    attack = f"{attack_with_step(worst)} at {describe_radius(worst.eps, worst.norm)}"
+    attack = f"{attack_with_step(worst)} at {worst.radius.title}"
     right = percent(clean[worst.sample_set])
     return f"On {_samples(worst)} it is right on {right}, and under {attack} on {percent(worst)}{compared}."
 
@@ -68,7 +68,7 @@ def _table(pairs: list[tuple[Row, Row | None]]) -> str:
     compared = any(vanilla for _, vanilla in pairs)
     lines, notes = [["attack", *(["vanilla"] if compared else []), "this model"]], []
     for own, vanilla in pairs:
-        radius = "" if own.eps is None else f", {describe_radius(own.eps, own.norm)}"
+        radius = "" if own.eps is None else f", {own.radius.title}"
         attack = "none (clean)" if own.attack == CLEAN else f"{attack_with_step(own)}{radius}"
         lines.append([attack, *([format_accuracy(vanilla)] if compared else []), format_accuracy(own)])
         if own.attack == WORST_CASE:
@@ -108,7 +108,7 @@ def limits(folder: ModelFolder, model_id: str) -> str:
         "l2": "the change of all pixels in [0, 1] together is at most so long",
     }
     for norm in sorted({row.norm for row in attacked}):
-        radii = [describe_eps(eps, norm) for eps in sorted({row.eps for row in attacked if row.norm == norm})]
+        radii = map(str, sorted({row.radius for row in attacked if row.norm == norm}))
         lines.append(
             f"{describe_norm(norm)} eps {', '.join(radii)}: {meanings[norm]}, before the image is resized and "
             "normalised. Of larger changes nothing is said."
@@ -122,7 +122,7 @@ def limits(folder: ModelFolder, model_id: str) -> str:
     lines.append("Other perturbations, such as patches, rotations, blur or changed texts, were not tried.")
     lines.append("Nothing is certified: a proxy gives no guarantee, and an attack that fails proves nothing.")
     for flag in find_flags(own):
-        radius = "" if flag.eps is None else f" at {describe_radius(flag.eps, flag.norm)}"
+        radius = "" if flag.radius is None else f" at {flag.radius.title}"
         lines.append(f"Doubt (`{flag.name}`) on {flag.benchmark}{radius}: {flag.message}")
     return "\n".join(f"- {line}" for line in dict.fromkeys(lines))
 
@@ -160,7 +160,7 @@ def _places(rows: list[Row]) -> str:
     """Radii and samples of rows: `l_inf eps 4/255, 8/255 on 360 images of digits (test)`."""
     radii: dict[tuple, list[str]] = {}
     for row in rows:
-        radii.setdefault((_samples(row), row.norm), []).append(describe_eps(row.eps, row.norm))
+        radii.setdefault((_samples(row), row.norm), []).append(str(row.radius))
     places = [f"{describe_norm(norm)} eps {', '.join(eps)} on {samples}" for (samples, norm), eps in radii.items()]
     return "; ".join(places)
 
@@ -169,10 +169,10 @@ def _tried(rows: list[Row]) -> set[str]:
     """Names of the attacks that the model had to withstand, with the parts of suites that ran."""
     tried = set()
     for row in rows:
-        name = row.attack.partition(":")[0]
-        if row.attacked == row.model or name == "transfer":
-            parts = ATTACKS[name].parts if name in ATTACKS and issubclass(ATTACKS[name], Suite) else ()
-            tried |= {name, *parts} - set(row.left_out)
+        attack = row.named_attack
+        if row.attacked == row.model or attack.is_transfer:
+            parts = attack.kind.parts if attack.is_known and issubclass(attack.kind, Suite) else ()
+            tried |= {attack.name, *(part.name for part in parts)} - set(row.left_out)
     return tried
 
 

@@ -47,7 +47,7 @@ def shown_rows(rows: list[Row]) -> list[Row]:
 def _measurement(row: Row) -> tuple:
     """What two rows share that are the same measurement: model, samples and attack."""
     names = "model sample_set attacked attack eps norm steps step_size restarts".split()
-    return (*(getattr(row, name) for name in names), digest(row.parameters))
+    return (*(getattr(row, name) for name in names), digest(row.strength))
 
 
 def _attacks(row: Row | None) -> list[str]:
@@ -67,7 +67,7 @@ def _comparison(row: Row) -> tuple:
     """What two rows share that can be compared: their samples and attack."""
     attacked = "itself" if row.attacked in (THIS, VANILLA) else row.attacked
     attack = (row.attack, row.eps, row.norm, row.steps, row.step_size, row.restarts, attacked)
-    return (*row.sample_set, row.n) + attack + (digest(row.parameters), *row.left_out)
+    return (*row.sample_set, row.n) + attack + (digest(row.strength), *row.left_out)
 
 
 def radii(rows: list[Row]) -> dict[tuple, list[Row]]:

@@ -10,7 +10,7 @@ from transformers.trainer_utils import HubStrategy, SchedulerType
 
 from hpt.errors import InputError
 from hpt.prompts import DEFAULT_TEMPLATE
-from hpt.radius import Fraction, check_eps, check_step_size
+from hpt.radius import Fraction, Radius, check_step_size
 from hpt.training.gpd import ANCHOR, TRANSFER, GPDSchedule, check_epochs
 from hpt.training.objectives import OBJECTIVES, Objective, RobustTransfer, check_known, make_objective
 
@@ -268,7 +268,7 @@ class HPTConfig(TrainingArguments):
     def _check(self):
         check_epochs(self.anchor_epochs, self.transfer_epochs)
         self._check_objectives()
-        check_eps(self.attack_eps)
+        Radius(self.attack_eps)  # refuses one that can't be meant
         check_step_size(self.attack_step_size, self.attack_eps)
         epochs = self.anchor_epochs + self.transfer_epochs
         if self.num_train_epochs is not None and float(self.num_train_epochs) != epochs:

@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 
 from hpt.data.benchmark import Benchmark, StreamingBenchmark
 from hpt.data.images import ImageTransform, check_images, check_labels, resize_as_trained
-from hpt.data.streams import EpochStream
+from hpt.data.streams import EpochStream, check_workers
 from hpt.errors import InputError
 from hpt.models.classifier import ZeroShotClassifier, frozen_copy
 from hpt.models.families import check_dual_encoder, check_towers
@@ -155,6 +155,25 @@ def _same_weights(target, proxy) -> bool:
         weight.shape == proxy_weights[name].shape and torch.equal(weight.to(proxy_weights[name]), proxy_weights[name])
         for name, weight in weights.items()
     )
+
+
+def check_sets(train: Benchmark | StreamingBenchmark, validation, tests: list[Benchmark], args: HPTConfig) -> None:
+    """Refuse images that can't be used, tests on training images, and evaluations in training without images.
+
+    Raises:
+        InputError: naming the set.
+    """
+    for test in tests:
+        if (test.name, test.split) == (train.name, train.split):
+            raise InputError(f"{test.name} would be tested on its training images ({test.split}): give another split.")
+        check_images(test.dataset, test.name, same_size=test.attack_space == "native")
+    if isinstance(train, StreamingBenchmark):
+        check_workers(train, args.dataloader_num_workers)
+    if validation is None and args.eval_strategy != "no":
+        hint = "" if isinstance(train, StreamingBenchmark) else "--validation_size N, or "
+        raise InputError(
+            f"{train.name} has no validation images to evaluate on in training: give {hint}--eval_strategy no."
+        )
 
 
 def own_class_names(train_dataset, eval_dataset) -> list[str]:

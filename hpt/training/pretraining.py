@@ -26,6 +26,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from hpt.cli import parse_config
 from hpt.data.benchmark import Benchmark
 from hpt.data.images import collate, to_unit_range
 from hpt.data.loading import load_training_data
@@ -258,6 +259,27 @@ class ContrastiveTrainer(ResumableTrainer):
             image = torch.arange(len(images), device=images.device)
             images = padded[image[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
         return images
+
+
+def plan_pretraining(file: Path, model: str, overrides: list[str]) -> PretrainingConfig | None:
+    """How a YAML file pretrains a model, if that is the model which it makes: if the model is its `output_dir`.
+
+    Args:
+        file (`Path`): Fields of [`PretrainingConfig`].
+        model (`str`): Where the model is to be.
+        overrides (`list[str]`): `--field value` that go before the file's.
+    """
+    (args, _) = parse_config((PretrainingConfig,), file, overrides)
+    return args if model == args.output_dir else None
+
+
+def pretrain_unless_finished(args: PretrainingConfig) -> None:
+    """[`pretrain`], unless `args.output_dir` has the finished model."""
+    if is_finished(args.output_dir):
+        return
+    if args.process_index == 0:
+        print(f"Pretraining {args.output_dir}, kept for the next run")
+    pretrain(args)
 
 
 def pretrain(args: PretrainingConfig) -> None:

@@ -17,7 +17,7 @@ from hpt.environment import cpu_name, describe_versions
 from hpt.hub.folder import MAY_BE_LOCAL, MODELS
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.families import plain_model
-from hpt.radius import Fraction, describe_eps
+from hpt.radius import Fraction, Radius, describe_length
 from hpt.references import Reference
 from hpt.training.config import HPTConfig
 from hpt.training.gpd import ANCHOR, GPD_PAPER, TRANSFER, GPDSchedule
@@ -60,8 +60,8 @@ def describe_run(
         "trainable": args.trainable,
         "adapter": adapter and f"LoRA adapters of rank {adapter.r}, alpha {adapter.lora_alpha:g}",
         "schedule": asdict(schedule) | {"ema_decay": args.ema_decay, "pull_ratio": args.pull_ratio},
-        "attack": f"PGD-{args.attack_steps} at l_inf eps {describe_eps(args.attack_eps)} in steps of "
-        f"{describe_eps(args.attack_step_size)}{start}",
+        "attack": f"PGD-{args.attack_steps} at {Radius(args.attack_eps).title} in steps of "
+        f"{describe_length(args.attack_step_size)}{start}",
         "objective": args.objective,
         "anchor_objective": args.anchor_objective if args.anchor_epochs else None,
         "divergence": objectives[TRANSFER].describe(args.kl_reduction),
@@ -139,7 +139,7 @@ def _as_yaml(name: str, value):
     if isinstance(value, dict | bool | int):
         return value
     if isinstance(value, float):
-        text = describe_eps(value)
+        text = describe_length(value)
         return text if name in IN_PIXELS and Fraction(text) == value else float(value)
     text = str(getattr(value, "value", value))
     if name in MAY_BE_LOCAL and text not in BENCHMARKS:  # a record goes by its name, whatever folders there are

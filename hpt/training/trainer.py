@@ -26,6 +26,7 @@ from hpt.data.images import collate, to_unit_range
 from hpt.data.streams import EpochStream
 from hpt.errors import InputError, TrainingStopped
 from hpt.evaluation.figures import draw_training_curves
+from hpt.evaluation.scoring import score_batch
 from hpt.hub.folder import CURVES, ModelFolder
 from hpt.hub.publisher import Publisher
 from hpt.models.classifier import ZeroShotClassifier
@@ -360,15 +361,11 @@ class HPTTrainer(ResumableTrainer):
             return None, *self._attack_and_score(self._prepare_inputs(inputs))
 
     def _attack_and_score(self, inputs) -> tuple:
-        images, labels, ids = to_unit_range(inputs["pixel_values"]), inputs["labels"], inputs["sample_ids"]
-        with torch.no_grad():
-            clean_logits = self.eval_classifier(images)
-        robust_logits, right = clean_logits.clone(), clean_logits.argmax(-1) == labels
+        clean_logits = score_batch(self.eval_classifier, None, inputs).logits
+        robust_logits, right = clean_logits.clone(), clean_logits.argmax(-1) == inputs["labels"]
         if right.any():
-            adversarial = self.eval_attack(self.eval_classifier, images[right], labels[right], ids[right])
-            with torch.no_grad():
-                robust_logits[right] = self.eval_classifier(adversarial)
-        return (clean_logits, robust_logits), labels
+            robust_logits[right] = score_batch(self.eval_classifier, self.eval_attack, inputs, only=right).logits
+        return (clean_logits, robust_logits), inputs["labels"]
 
     # Checkpoints
 

@@ -10,6 +10,7 @@ from hpt.evaluation.comparison import compare_models, measure
 from hpt.evaluation.figures import draw_accuracy_bars, draw_accuracy_over_eps, draw_training_curves
 from hpt.evaluation.report import format_table
 from hpt.evaluation.rows import Row, wilson_interval
+from hpt.evaluation.subject import Subject
 
 
 @pytest.mark.parametrize(("correct", "total"), [(0, 360), (1, 7), (180, 360), (359, 360), (360, 360)])
@@ -23,7 +24,7 @@ def test_wilson_interval_equals_scipys(correct, total):
 @pytest.fixture
 def models():
     pair = {"first": make_clip(0), "second": make_clip(1, patch_size=4)}
-    return {name: ZeroShotClassifier(model.eval(), processor) for name, (model, processor) in pair.items()}
+    return [Subject(ZeroShotClassifier(model.eval(), processor), name) for name, (model, processor) in pair.items()]
 
 
 @pytest.fixture
@@ -35,11 +36,12 @@ def test_measures_what_is_attacked_and_what_is_scored(models, benchmark):
     attack = PGD(eps=8 / 255, steps=3, seed=5)
     images = torch.stack([benchmark[row]["pixel_values"] for row in range(10)]) / 255
     labels = torch.tensor(benchmark.dataset["label"])
-    first = models["first"].with_classes(CLASSES, "{}")
+    by_name = {model.name: model.classifier.with_classes(CLASSES, "{}") for model in models}
+    first = by_name["first"]
     adversarial = attack(first, images, labels, torch.arange(10))
     rows = measure(models, benchmark, attack, "first", batch_size=3)
     for row in rows:
-        classifier = models[row.model].with_classes(CLASSES, "{}")
+        classifier = by_name[row.model]
         assert row.accuracy == pytest.approx((classifier(adversarial).argmax(-1) == labels).float().mean().item())
         assert (row.attacked, row.n, row.eps, row.steps, row.seed) == ("first", 10, 8 / 255, 3, 5)
         assert (row.benchmark, row.split, row.attack_space, row.norm) == ("random", "test", "native", "linf")

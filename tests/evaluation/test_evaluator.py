@@ -8,7 +8,7 @@ from helpers import CLASSES, make_clip, make_dataset
 from torch import nn
 
 from hpt import PGD, InputError, RobustnessEvaluator, ZeroShotClassifier
-from hpt.attacks.registry import parse_attack
+from hpt.attacks import NamedAttack
 from hpt.data.benchmark import Benchmark
 from hpt.data.images import ImageTransform
 from hpt.evaluation.plan import Subject
@@ -382,12 +382,9 @@ def test_settings_that_cannot_be_meant_are_refused(settings, message):
 
 
 def test_attack_texts_are_read():
-    assert parse_attack("pgd:steps=50,restarts=5,step_size=1/255")[1] == {
-        "steps": 50,
-        "restarts": 5,
-        "step_size": 1 / 255,
-    }
-    assert parse_attack("square:queries=100")[1] == {"queries": 100}
+    attack = NamedAttack.parse("pgd:steps=50,restarts=5,step_size=1/255")
+    assert attack.numbers() == {"steps": 50, "restarts": 5, "step_size": 1 / 255}
+    assert NamedAttack.parse("square:queries=100").numbers() == {"queries": 100}
 
 
 def test_l2(model_and_processor, benchmark):

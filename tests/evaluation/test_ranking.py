@@ -87,9 +87,9 @@ def test_proxies_of_other_families_keep_their_own_size_and_statistics(benchmark)
 @pytest.fixture
 def attacked(monkeypatch):
     """The models that are attacked, in order, by their identity."""
-    calls, run = [], PGD.__call__
+    calls, run = [], PGD.perturb
     monkeypatch.setattr(
-        PGD, "__call__", lambda self, one, *rest: (calls.append(id(one.model)), run(self, one, *rest))[1]
+        PGD, "perturb", lambda self, one, *rest: (calls.append(id(one.model)), run(self, one, *rest))[1]
     )
     return calls
 

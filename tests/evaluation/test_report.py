@@ -6,8 +6,9 @@ import torch
 from helpers import SOUND, row
 
 from hpt.evaluation.figures import draw_adversarial_images, draw_clean_against_robust, draw_robustness_curves
-from hpt.evaluation.report import attack_label, format_accuracies, write_csv
+from hpt.evaluation.report import format_accuracies, write_csv
 from hpt.evaluation.rows import WORST_CASE
+from hpt.radius import Radius
 
 
 def cells(table):
@@ -60,7 +61,7 @@ def test_a_mean_over_classes_stands_beside_the_accuracy_and_its_interval():
     ],
 )
 def test_labels_say_what_ran(one, label):
-    assert attack_label(one) == label
+    assert one.label == label
 
 
 def test_csv_has_every_field_of_every_row(tmp_path):
@@ -73,7 +74,7 @@ def test_csv_has_every_field_of_every_row(tmp_path):
 def test_pictures_are_drawn(tmp_path):
     other = [replace(one, model="other", accuracy=0, low=0) for one in SOUND]
     draw_robustness_curves(SOUND + other, "b", "linf", tmp_path / "curves.png")
-    draw_clean_against_robust(SOUND + other, 0.1, "linf", tmp_path / "scatter.png")
+    draw_clean_against_robust(SOUND + other, Radius(0.1), tmp_path / "scatter.png")
     image = torch.full((3, 8, 8), 0.5)
     names = {"label": "cat", "before": "cat", "after": "dog"}
     draw_adversarial_images([{"clean": image, "adversarial": image} | names] * 2, "title", tmp_path / "images.png")

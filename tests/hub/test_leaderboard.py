@@ -7,9 +7,17 @@ from helpers import run_recipe
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hpt import InputError
-from hpt.evaluation.rows import CLEAN, WORST_CASE, Row
+from hpt.evaluation.rows import ALL_IMAGES, CLEAN, WORST_CASE, Row
 from hpt.hub.index import as_eval_result, as_row
-from hpt.hub.leaderboard import format_boards, left_out, read_board, read_results, shared_columns, title_columns
+from hpt.hub.leaderboard import (
+    column_of,
+    format_boards,
+    left_out,
+    read_board,
+    read_results,
+    shared_columns,
+    title_columns,
+)
 from hpt.references import parse_model
 
 
@@ -124,6 +132,15 @@ def test_an_attack_is_chosen_by_its_name_whatever_its_settings(tmp_path):
     ]
 
 
+def test_comparisons_of_the_first_version_and_of_this_one_share_a_column(tmp_path):
+    """The former don't say that they attack all images; cards of either don't."""
+    now = replace(PGD, parameters={"steps": 10, ALL_IMAGES: True})
+    before = replace(PGD, parameters={"steps": 10})
+    assert column_of(now) == column_of(before) != column_of(replace(before, batch_size=64))
+    assert as_eval_result(now) == as_eval_result(before)
+    assert list(read_board(str(save_card(tmp_path / "a", CLEAN_ROW, now))).rows)[1] == column_of(now)
+
+
 def test_images_made_against_an_unknown_model_are_not_compared(tmp_path):
     rows = [replace(PGD, attacked="vanilla"), replace(PGD, attack="transfer", attacked="proxy")]
     known = replace(rows[1], parameters={"proxy_weights": "c0ffee"})
@@ -182,6 +199,7 @@ def test_metadata_that_cannot_be_read_are_refused_in_a_line(tmp_path, metadata):
         {"low": [0.1]},
         {"attack": 3},
         {"norm": "l7"},
+        {"eps": 4.0},
         {"n": "many"},
         {"steps": "ten"},
         {"attack": WORST_CASE},

@@ -138,7 +138,7 @@ def test_quickstart_end_to_end(tmp_path):
     for name in ("target", "proxy", "robust"):
         CLIPModel.from_pretrained(tmp_path / name)
         CLIPProcessor.from_pretrained(tmp_path / name)
-    for line in ("| vanilla target |", "| proxy ", "| robust target ", "--config recipes/vit_b32_eps1.yaml"):
+    for line in ("| vanilla target |", "| proxy ", "| robust target ", "hpt train --config vit_b32_eps1"):
         assert line in first.stdout
     rows = json.loads((tmp_path / "results.json").read_text())
     assert {row["n"] for row in rows} == {30} and len(rows) == 14

@@ -8,6 +8,7 @@ from transformers import CLIPModel, CLIPProcessor, SiglipModel, SiglipProcessor
 
 from hpt import InputError, load_benchmark, load_proxy
 from hpt.evaluation.comparison import measure
+from hpt.evaluation.subject import Subject
 from hpt.training.pretraining import (
     ContrastiveTrainer,
     PretrainingConfig,
@@ -105,7 +106,7 @@ def test_pretrained_folder_loads_and_learned(tmp_path, family, learning_rate, mo
     pretrain(config(folder, family=family, learning_rate=learning_rate, **run))
     assert is_finished(folder)
     test = load_benchmark("digits")
-    (row,) = measure({family: load_proxy(str(folder))}, test)
+    (row,) = measure([Subject(load_proxy(str(folder)))], test)
     assert row.accuracy > 0.25  # chance is 0.1
     model, processor = model_class.from_pretrained(folder), processor_class.from_pretrained(folder)
     assert load_proxy(str(folder)).model.config.model_type == family

@@ -1,0 +1,43 @@
+"""A model that is measured, by the name that rows call it, with what they say of it."""
+
+import torch
+
+from hpt.data.benchmark import Benchmark
+from hpt.models.classifier import ZeroShotClassifier
+from hpt.models.weights import hash_weights
+
+
+class Subject:
+    """A model that is measured.
+
+    Args:
+        classifier ([`ZeroShotClassifier`]): The model; its classes don't matter.
+        name (`str`, *optional*): What rows call it; defaults to its Hub id or path.
+    """
+
+    def __init__(self, classifier: ZeroShotClassifier, name: str | None = None):
+        self.classifier = classifier
+        self.name = name or classifier.model.name_or_path
+        self.revision = getattr(classifier.model.config, "_commit_hash", None)  # only models from the Hub have one
+        self.weights = hash_weights(classifier.model.state_dict())
+
+    def on(self, benchmark: Benchmark) -> ZeroShotClassifier:
+        """It as a classifier of a benchmark's classes."""
+        return self.classifier.with_classes(benchmark.class_names, benchmark.template)
+
+    def settings(self, benchmark: Benchmark) -> dict:
+        """What a row says of it as a classifier of a benchmark's classes."""
+        scored = self.on(benchmark)
+        return {
+            "model": self.name,
+            "revision": self.revision,
+            "weights": self.weights,
+            "dtype": str(scored.model.dtype).removeprefix("torch."),
+            "templates": scored.templates,
+            "image_mean": _rounded(scored.image_mean),
+            "image_std": _rounded(scored.image_std),
+        }
+
+
+def _rounded(statistics: torch.Tensor) -> list[float]:
+    return [round(value, 6) for value in statistics.flatten().tolist()]

@@ -1,0 +1,86 @@
+"""What a row says of itself, whichever version wrote it."""
+
+from dataclasses import fields, replace
+
+import pytest
+from helpers import CLASSES, SOUND, make_clip, make_dataset, row
+
+from hpt import PGD, RobustnessEvaluator, ZeroShotClassifier
+from hpt.data.benchmark import Benchmark
+from hpt.data.images import ImageTransform
+from hpt.evaluation.comparison import measure
+from hpt.evaluation.flags import find_flags
+from hpt.evaluation.plan import plan_attack, plan_clean
+from hpt.evaluation.report import describe_row, format_accuracies
+from hpt.evaluation.rows import ALL_IMAGES, MEASURED, MEASURED_SINCE, Row, hash_benchmark
+from hpt.evaluation.subject import Subject
+from hpt.models.weights import hash_weights
+from hpt.radius import Radius
+
+
+@pytest.fixture
+def subject():
+    model, processor = make_clip(0)
+    return Subject(ZeroShotClassifier(model.eval(), processor), "mine")
+
+
+@pytest.fixture
+def benchmark():
+    return Benchmark("random", "test", make_dataset(10), CLASSES, "a {}", ImageTransform())
+
+
+def test_a_row_knows_its_radius_and_attack():
+    pgd = row("pgd:steps=50", 0.5, eps=4 / 255, steps=50)
+    assert pgd.radius == Radius("4/255") and pgd.named_attack.name == "pgd" and pgd.label == "PGD-50"
+    clean = row("clean", 0.9)
+    assert clean.radius is None and clean.label == "clean"
+
+
+def test_the_number_of_steps_is_the_rows_own():
+    """A comparison's attack has no settings in its text, and defaults may change."""
+    assert row("pgd", 0.5, steps=2).label == "PGD-2"
+
+
+def test_attacks_of_other_versions_stand_in_tables():
+    later = row("later:momentum=1", 0.2, steps=3)
+    assert "| later-3 (momentum=1) |" in format_accuracies([*SOUND, later])
+    assert find_flags([*SOUND, later]) == []
+    assert describe_row(later) == "Robust accuracy under later-3 (momentum=1) at l_inf eps 25.5/255"
+
+
+def test_a_task_has_every_setting_of_its_row(subject, benchmark):
+    clean = plan_clean(subject, benchmark, 0, 64, None)
+    attacked = plan_attack(clean, "pgd", PGD(eps=4 / 255), "mine")
+    assert set(clean.settings) == set(attacked.settings) == {field.name for field in fields(Row)} - MEASURED
+
+
+def test_results_folders_of_the_first_version_are_gone_on_with():
+    assert MEASURED_SINCE == "0.1.0"  # raised only when the same settings would give another number
+
+
+def test_rows_of_a_comparison_are_complete(subject, benchmark):
+    clean, attacked = measure([subject], benchmark), measure([subject], benchmark, PGD(eps=4 / 255, steps=1), "mine")
+    for measured in (*clean, *attacked):
+        assert measured.weights == hash_weights(subject.classifier.model.state_dict())
+        assert measured.samples == hash_benchmark(benchmark)
+        assert (measured.templates, measured.dtype, len(measured.image_mean)) == (["a {}"], "float32", 3)
+        assert (measured.batch_size, measured.hpt_version) == (None, None)  # of an evaluation alone
+
+
+def test_rows_say_whether_all_images_are_attacked(subject, benchmark):
+    (clean,), (compared,) = measure([subject], benchmark), measure([subject], benchmark, PGD(eps=0.1, steps=1), "mine")
+    evaluated = RobustnessEvaluator(attacks="pgd:steps=1", eps=0.1)(
+        subject.classifier.model, subject.classifier.processor, benchmark
+    )
+    assert compared.parameters[ALL_IMAGES] and compared.attacks_all_images
+    assert replace(compared, batch_size=64).attacks_all_images
+    assert not any(measured.attacks_all_images for measured in (clean, *evaluated))
+
+
+def test_rows_of_the_first_version_which_do_not_say_it_are_the_same_rows(subject, benchmark):
+    (now,) = measure([subject], benchmark, PGD(eps=0.1, steps=1), "mine")
+    before = replace(now, parameters=now.strength)
+    assert ALL_IMAGES not in before.parameters and before.attacks_all_images
+    before = replace(before, templates=[], image_mean=[], image_std=[])
+    assert before.identity == now.identity
+    assert replace(before, batch_size=64).identity != replace(now, batch_size=64).identity  # of an evaluation
