@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
-from transformers import Trainer
+from transformers import ProgressCallback, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from hpt.errors import InputError, TrainingStopped
@@ -88,8 +88,17 @@ class ResumableTrainer(Trainer):
         except _Terminated:
             pass  # only now, without its frames, are the workers of the data loader let go
         finally:
+            self._close_progress_bars()
             self._seconds_before, self._started = self.train_seconds(), None
         raise SystemExit(TERMINATED)
+
+    def _close_progress_bars(self) -> None:
+        """Leave Trainer's bars as they are, where training ends early: what is printed next has its own line."""
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, ProgressCallback):
+                for bar in (callback.prediction_bar, callback.training_bar):
+                    if bar is not None:
+                        bar.close()
 
     def train_seconds(self) -> float:
         """How long the run has taken so far, without what was lost when it was cut off."""
@@ -173,6 +182,7 @@ class ResumableTrainer(Trainer):
             return
         folder = self._save_now()
         if self.is_world_process_zero():
+            self._close_progress_bars()
             logger.warning(f"Stopped by SIGTERM after step {self.state.global_step}, which is saved in {folder}.")
         raise _Terminated
 

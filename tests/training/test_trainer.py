@@ -323,6 +323,14 @@ class _NanAt(Objective):
         return losses * (float("nan") if self.trainer.state.global_step + 1 == self.step else 1)
 
 
+def test_progress_bars_leave_the_line_to_what_stops_a_run(tmp_path, capsys):
+    trainer = make_trainer(tmp_path, disable_tqdm=False)
+    trainer.model.visual_projection.weight.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(NonFiniteLossError):
+        trainer.train()
+    assert capsys.readouterr().err.endswith("\n")
+
+
 def test_non_finite_gradient_stops_before_the_weights_break(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.model.visual_projection.weight.register_hook(
