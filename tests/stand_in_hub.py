@@ -62,7 +62,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(404, "EntryNotFound", "none")
         if action == "tree":
             recursive = "recursive=True" in self.path or "recursive=true" in self.path
-            found = files_in(folder) if recursive else sorted((folder / within).iterdir())
+            found = sorted((folder / within).rglob("*") if recursive else (folder / within).iterdir())
             return self.send_json([describe(file, folder) for file in found if not file.name.startswith(".")])
         if action == "paths-info":
             paths = (

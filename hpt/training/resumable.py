@@ -39,6 +39,11 @@ LOSS_FILE = "loss_window.json"
 TERMINATED = 75  # exit code after SIGTERM: EX_TEMPFAIL of sysexits.h, which asks to try again
 UNWRITABLE = (OSError, RuntimeError, SafetensorError)  # what Python, torch and safetensors raise for a full disk
 
+# accelerate calls the CPU of a process `cpu:0`, where transformers 5.17 lets torch load, which knows only `cpu`
+torch.serialization.register_package(
+    30, lambda storage: None, lambda storage, location: storage if location.startswith("cpu:") else None
+)
+
 
 class CheckpointError(TrainingStopped):
     """A checkpoint couldn't be written; what there was of it has been removed, and older ones are untouched."""

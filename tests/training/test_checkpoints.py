@@ -79,6 +79,11 @@ def test_a_folder_without_checkpoints_has_no_last_one(tmp_path):
     assert last_checkpoint(tmp_path / "missing") is None
 
 
+def test_a_process_of_several_loads_tensors_to_its_cpu(tmp_path):
+    torch.save(torch.arange(3), tmp_path / "tensor.pt")
+    assert torch.load(tmp_path / "tensor.pt", map_location=torch.device("cpu:0")).tolist() == [0, 1, 2]
+
+
 SAVING = {"save_strategy": "steps", "save_steps": 2, "logging_steps": 5}
 
 
