@@ -45,10 +45,10 @@ class FABT(Attack):
         return attack_until_broken(classifier, batch, attempts)._replace(broken_by=None)
 
     def _search(self, classifier: Classifier, batch: Batch) -> AttackResult:
-        """Approach one class's boundary; where no point within eps is found, the image stays clean."""
-        found = batch.images.clone()
-        zero_gradient = torch.zeros(len(found), dtype=torch.bool, device=found.device)
-        place, point = torch.arange(len(found), device=found.device), batch.images
+        """Approach one class's boundary; where no point within eps is adversarial, the image stays clean."""
+        adversarial = batch.images.clone()
+        zero_gradient = torch.zeros(len(adversarial), dtype=torch.bool, device=adversarial.device)
+        place, point = torch.arange(len(adversarial), device=adversarial.device), batch.images
         for _ in range(self.steps):
             gap, gradient = _gap_to_target(classifier, batch, point)
             zero_gradient[place] |= is_zero(gradient)
@@ -57,7 +57,7 @@ class FABT(Attack):
                 wrong = classifier(point).argmax(-1) != batch.labels
             distance = _linf(point - batch.images)
             broken = wrong & (distance <= batch.eps).flatten()
-            found[place[broken]] = point[broken]
+            adversarial[place[broken]] = point[broken]
             kept = ~broken
             if not kept.any():
                 break
@@ -65,7 +65,7 @@ class FABT(Attack):
             nearer = batch.images + BACKWARD * (point - batch.images)
             point = torch.where(wrong.view(-1, *[1] * (point.dim() - 1)), nearer, point)[kept]
             place, batch = place[kept], batch.take(kept)
-        return AttackResult(found, zero_gradient)
+        return AttackResult(adversarial, zero_gradient)
 
 
 def _gap_to_target(classifier: Classifier, batch: Batch, point: torch.Tensor):

@@ -35,13 +35,13 @@ class Square(Attack):
 
     def _run(self, classifier: Classifier, batch: Batch) -> AttackResult:
         channels, height, width = batch.images.shape[1:]
-        found = batch.images.clone()
+        adversarial = batch.images.clone()
         stripes, draws = self._draw(batch)
         point = project(batch.images + batch.eps * stripes, batch, self.norm)
         loss, right = judge(classifier, point, batch.labels)
-        place = torch.arange(len(found), device=found.device)
+        place = torch.arange(len(adversarial), device=adversarial.device)
         for query in range(1, self.queries + 1):
-            found[place] = point
+            adversarial[place] = point
             if not right.all():
                 place, point, loss, draws, batch = (
                     *(values[right] for values in (place, point, loss, draws)),
@@ -61,7 +61,7 @@ class Square(Attack):
             better = (moved_loss > loss) | ~right
             point = torch.where(better[:, None, None, None], moved, point)
             loss = torch.where(better, moved_loss, loss)
-        return AttackResult(found, torch.zeros(len(found), dtype=torch.bool, device=found.device))
+        return AttackResult(adversarial, torch.zeros(len(adversarial), dtype=torch.bool, device=adversarial.device))
 
     def _draw(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """All that chance decides, drawn ahead so that it depends on the sample alone.
