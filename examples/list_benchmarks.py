@@ -28,11 +28,13 @@ def describe(reference: Reference) -> tuple[list[str], str]:
     name, record = reference.name, BENCHMARKS[reference.name]
     local = reference.place is not None and Path(reference.place).exists()
     benchmark = load_benchmark(reference, streaming=not local)
-    spaces = ["own size" if benchmark.split in record.native_splits[one] else "224" for one in ("hpt", "pmg")]
+    spaces = [
+        "own size" if benchmark.split in record.native_splits[protocol] else "224" for protocol in ("hpt", "pmg")
+    ]
     hub_id = record.hub_id + (f" ({record.config})" if record.config else "") + (", gated" if record.gated else "")
     rows = f"{len(benchmark)} of {record.num_rows}" if local else str(record.num_rows)
     line = [name, hub_id, record.splits[benchmark.split], rows, str(len(benchmark.class_names))]
-    prompts = [benchmark.template.format(one) for one in benchmark.class_names[:3]]
+    prompts = [benchmark.template.format(name) for name in benchmark.class_names[:3]]
     return [*line, ", ".join(dict.fromkeys(spaces)), record.licence, "; ".join(prompts)], record.deviation
 
 

@@ -19,10 +19,10 @@ class MissingSplit(InputError):
 
 def causes(error: BaseException) -> list[BaseException]:
     """An error, what caused it, and so on."""
-    found = [error]
-    while cause := found[-1].__cause__ or found[-1].__context__:
-        found.append(cause)
-    return found
+    chain = [error]
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
+    return chain
 
 
 def one_line(error: Exception) -> str:

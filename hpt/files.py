@@ -61,7 +61,7 @@ def parse_lines(content: bytes, path: Path) -> tuple[list, int]:
 
 def check_folder(folder: Path) -> Path:
     """The folder, which needn't be there yet; [`InputError`] if it can't be made or written."""
-    there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise InputError(f"The results can't be written to {folder}: {there} isn't a folder that can be written.")
     return folder

@@ -196,7 +196,7 @@ def decode_all(encoded: list[bytes], transform) -> None:
 def time_loading(benchmark, batch_size: int, rounds: int) -> None:
     """Print images per second of a `DataLoader` over a benchmark, beside decoding and transforming alone."""
     encoded = benchmark.dataset.cast_column("image", datasets.Image(decode=False))["image"]
-    encoded = [one["bytes"] for one in encoded]
+    encoded = [image["bytes"] for image in encoded]
     speeds, number = {}, len(benchmark)
     settings = {"batch_size": batch_size, "collate_fn": collate}
     loaders = {"in the main process": DataLoader(benchmark, **settings)}
@@ -232,7 +232,7 @@ def main():
         peak = torch.cuda.max_memory_allocated() / 2**30
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    first, last = ", ".join(f"{one:.2f}" for one in times.seconds[:3]), statistics.median(times.seconds[-10:])
+    first, last = ", ".join(f"{seconds:.2f}" for seconds in times.seconds[:3]), statistics.median(times.seconds[-10:])
     print(
         f"batch {sizes.batch_size}, {len(train.class_names)} classes, {trainer.args.device}, {sizes.precision}"
         f"{', compiled' if sizes.compile else ''}, {torch.get_num_threads()} threads: {first} s for the first steps, "

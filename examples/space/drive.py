@@ -110,12 +110,12 @@ def attack(browser, image: Path, eps: str, timeout: float) -> dict[str, str]:
     browser.find_element(By.ID, "attack").click()
     ids = [f"{model}-{state}" for model in ("vanilla", "robust") for state in ("clean", "attacked")]
     try:
-        wait.until(lambda page: all(prediction(page, one) for one in ids) or errors(page))
+        wait.until(lambda page: all(prediction(page, element) for element in ids) or errors(page))
     except TimeoutException:
         sys.exit(f"error: the page showed no predictions within {timeout:g} s")
     if errors(browser):
         sys.exit(f"error: the page says: {errors(browser)}")
-    return {one: prediction(browser, one) for one in ids}
+    return {element: prediction(browser, element) for element in ids}
 
 
 def prediction(browser, element_id: str) -> str:
@@ -127,7 +127,7 @@ def prediction(browser, element_id: str) -> str:
 
 
 def errors(browser) -> str:
-    return " ".join(one.text for one in browser.find_elements(By.CSS_SELECTOR, ".toast-message-text.error"))
+    return " ".join(message.text for message in browser.find_elements(By.CSS_SELECTOR, ".toast-message-text.error"))
 
 
 def save_digit(name: str, folder: str) -> Path:

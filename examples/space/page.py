@@ -37,7 +37,7 @@ def launch(models: dict[str, ZeroShotClassifier], sources: dict[str, str], on_di
     with gr.Blocks(title="A vanilla and a robust CLIP under attack", analytics_enabled=False) as page:
         gr.Markdown(INTRODUCTION)
         button, inputs = add_inputs(digits)
-        outputs = [one for name in models for one in add_outputs(name, sources[name], models[name].image_size)]
+        outputs = [panel for name in models for panel in add_outputs(name, sources[name], models[name].image_size)]
         button.click(partial(attack, list(models.values())), inputs, outputs, api_name="attack")
     page.launch(css=CSS + DIGITS_CSS if on_digits else CSS)
 

@@ -68,8 +68,8 @@ def read_manifest(folder: str | Path) -> dict:
     for name, expected in sizes.items():
         size = (folder / name).stat().st_size if (folder / name).is_file() else None
         if size != expected:
-            found = "is missing" if size is None else f"has {size:,} of {expected:,} bytes"
-            raise InputError(f"{folder} is damaged: {name} {found}.")
+            fault = "is missing" if size is None else f"has {size:,} of {expected:,} bytes"
+            raise InputError(f"{folder} is damaged: {name} {fault}.")
     try:
         with ThreadPoolExecutor() as pool:
             contents = dict(zip(files, pool.map(_describe, (folder / name for name in files)), strict=True))
@@ -100,7 +100,9 @@ def delete_older(output_dir: str | Path, limit: int | None, newest: Path, best: 
     written = {folder: (folder / MANIFEST).stat().st_mtime for folder in folders if (folder / MANIFEST).is_file()}
     kept = {newest.resolve()} | ({Path(best).resolve()} if best else set())
     spare = len(written) - (limit or len(written))
-    for folder in sorted((one for one in written if one.resolve() not in kept), key=written.get)[: max(0, spare)]:
+    for folder in sorted((folder for folder in written if folder.resolve() not in kept), key=written.get)[
+        : max(0, spare)
+    ]:
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -15,12 +15,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from transformers import ProgressCallback, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from hpt.errors import InputError, TrainingStopped
+from hpt.processes import on_main_process
 from hpt.training.checkpoints import (
     check_same_settings,
     checkpoint_folder,
@@ -113,16 +113,7 @@ class ResumableTrainer(Trainer):
 
     def _choose_checkpoint(self, wanted: str | bool) -> str | None:
         """On every rank alike, the checkpoint that the main process finds complete and of this run."""
-        found = [None, None]
-        if self.is_world_process_zero():
-            try:
-                found[0] = self._check_checkpoint(wanted)
-            except InputError as error:
-                found[1] = str(error)
-        broadcast_object_list(found)
-        if found[1] is not None:
-            raise InputError(found[1])
-        return found[0]
+        return on_main_process(lambda: self._check_checkpoint(wanted))
 
     def _check_checkpoint(self, wanted: str | bool) -> str | None:
         output_dir = self.args.output_dir

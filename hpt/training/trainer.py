@@ -325,8 +325,8 @@ class HPTTrainer(ResumableTrainer):
             eval_dataset = {name: name for name in self.eval_dataset}
         if isinstance(eval_dataset, dict):
             metrics = {}
-            for name, one in eval_dataset.items():
-                metrics |= self.evaluate(one, ignore_keys, f"{metric_key_prefix}_{name}")
+            for name, dataset in eval_dataset.items():
+                metrics |= self.evaluate(dataset, ignore_keys, f"{metric_key_prefix}_{name}")
             return metrics
         if isinstance(eval_dataset, str):
             benchmark = self.eval_dataset[eval_dataset]
@@ -505,9 +505,9 @@ class HPTTrainer(ResumableTrainer):
 
 def _predictions(logits, labels):
     """What is kept of each batch's logits: the predicted classes, clean and adversarial."""
-    return tuple(one.argmax(-1) for one in logits)
+    return tuple(scores.argmax(-1) for scores in logits)
 
 
 def _accuracies(prediction) -> dict[str, float]:
-    clean, robust = ((one == prediction.label_ids).mean().item() for one in prediction.predictions)
+    clean, robust = ((classes == prediction.label_ids).mean().item() for classes in prediction.predictions)
     return {"clean_accuracy": clean, "robust_accuracy": robust}
