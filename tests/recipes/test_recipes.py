@@ -15,6 +15,7 @@ from transformers import CLIPModel, CLIPProcessor
 
 from hpt import load_benchmark
 from hpt.models.loading import save_finished
+from hpt.training.speed import time_loading
 
 
 RECIPES = ROOT / "recipes"
@@ -285,7 +286,7 @@ def test_evaluation_refuses_what_cannot_be_meant(two_models, tmp_path, arguments
 
 
 def test_loading_is_timed_beside_its_floor(capsys):
-    run_path(str(RECIPES / "benchmark.py"))["time_loading"](load_benchmark("digits").subset(60), 16, 1)
+    time_loading(load_benchmark("digits").subset(60), 16, 1)
     first, floor, *loaders = capsys.readouterr().out.splitlines()
     assert first == "60 images of digits (test), batches of 16, 1 rounds:"
     assert floor.startswith("decoding and transforming alone: ") and floor.endswith("1.00 [1.00-1.00] of the first")
