@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -35,6 +36,18 @@ def join_processes(use_cpu: bool = False) -> PartialState:
     return state
 
 
+def set_cpu_threads(number: int | None) -> None:
+    """Compute with so many threads on the CPU; with torch's own number for `None`.
+
+    Raises:
+        InputError: for fewer than one.
+    """
+    if number is not None and number < 1:
+        raise InputError(f"cpu_threads is {number}, but must be at least 1.")
+    if number is not None:
+        torch.set_num_threads(number)
+
+
 def on_main_process(work: Callable):
     """What the main process gets from `work`, which it does alone, on all processes.
 
@@ -64,13 +77,33 @@ def launch(command: list[str], num_processes: str) -> int:
     Raises:
         InputError: for a number of processes that can't be meant.
     """
-    from accelerate.commands.launch import launch_command, launch_command_parser
+    from accelerate.commands.launch import launch_command
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     if not num_processes.isdecimal() or int(num_processes) < 2:
         raise InputError(f"num_processes is {num_processes!r}, but must be a whole number of at least 1.")
-    threads = os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // int(num_processes))))
+    arguments = _launcher_arguments(command, int(num_processes))
+    signal.signal(signal.SIGTERM, _pass_on)
+    logging.disable(logging.ERROR)  # of torchrun, which repeats what the processes have said themselves
+    with TemporaryDirectory() as folder:
+        os.environ[ERRORS] = folder
+        try:
+            launch_command(arguments)
+        except ChildFailedError as error:
+            _print_errors(Path(folder))
+            rank, failure = error.get_first_failure()
+            return _exit_code(rank, failure.exitcode)
+        except SignalException as error:
+            return 128 + error.sigval
+    return 0
+
+
+def _launcher_arguments(command: list[str], num_processes: int) -> Namespace:
+    """What accelerate's launcher is told: all that it would otherwise warn of."""
+    from accelerate.commands.launch import launch_command_parser
+
+    threads = os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // num_processes)))
     settings = {
         "num_processes": num_processes,
         "num_machines": 1,
@@ -82,25 +115,15 @@ def launch(command: list[str], num_processes: str) -> int:
     }
     options = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
     # accelerate's name for several processes of one machine, with or without GPUs: its --cpu would start only one
-    args = launch_command_parser().parse_args(["--multi_gpu", *options, "--module", *command])
-    args.signals_to_handle = "SIGINT,SIGHUP,SIGQUIT"  # of SIGTERM torchrun would make another exit code
-    signal.signal(
-        signal.SIGTERM, lambda number, _: [child.send_signal(number) for child in psutil.Process().children()]
-    )
-    logging.disable(
-        logging.ERROR
-    )  # in this process, which only looks after the others: they say themselves what's wrong
-    with TemporaryDirectory() as folder:
-        os.environ[ERRORS] = folder
-        try:
-            launch_command(args)
-        except ChildFailedError as error:
-            _print_errors(Path(folder))
-            rank, failure = error.get_first_failure()
-            return _exit_code(rank, failure.exitcode)
-        except SignalException as error:
-            return 128 + error.sigval
-    return 0
+    arguments = launch_command_parser().parse_args(["--multi_gpu", *options, "--module", *command])
+    arguments.signals_to_handle = "SIGINT,SIGHUP,SIGQUIT"  # torchrun's, which would hide the exit code after a SIGTERM
+    return arguments
+
+
+def _pass_on(number: int, frame) -> None:
+    """Send a signal that this process was sent to those that it has launched."""
+    for child in psutil.Process().children():
+        child.send_signal(number)
 
 
 def _print_errors(folder: Path) -> None:

@@ -27,7 +27,7 @@ from hpt.evaluation.outputs import report_evaluation
 from hpt.evaluation.subject import Subject
 from hpt.files import check_folder
 from hpt.models.loading import load_named
-from hpt.processes import join_processes
+from hpt.processes import join_processes, set_cpu_threads
 from hpt.radius import Fraction, Radius
 from hpt.references import Reference, parse_model, refuse_same_names
 
@@ -58,6 +58,10 @@ class Evaluation:
     batch_size: int = field(default=64, metadata={"help": "Samples per batch."})
     num_workers: int = field(default=0, metadata={"help": "Processes that decode images."})
     seed: int = field(default=0, metadata={"help": "Of the noise and the choice of samples."})
+    cpu_threads: int | None = field(
+        default=None,
+        metadata={"help": "CPU threads, on which last digits depend; torch's own unless given."},
+    )
     use_cpu: bool = field(default=False, metadata={"help": "Leave a GPU alone."})
 
     def __post_init__(self):
@@ -74,6 +78,7 @@ def main():
     check_folder(Path(settings.output_dir))
     refuse_same_names(dataset.name for dataset in datasets)
     refuse_same_names(model.name for model in {*models, proxy_model} - {None})
+    set_cpu_threads(settings.cpu_threads)
     state = join_processes(settings.use_cpu)
 
     # Data and models

@@ -23,6 +23,7 @@ from hpt.evaluation.subject import Subject
 from hpt.hub.evaluations import add_comparison
 from hpt.models.loading import load_dual_encoder, save_finished
 from hpt.models.lora import add_lora, check_lora, merged
+from hpt.processes import set_cpu_threads
 from hpt.radius import Fraction, Radius
 from hpt.training.config import DTYPES
 from hpt.training.inputs import check_sets
@@ -65,6 +66,10 @@ class Recipe:
     proxy_eps: list[Fraction] | None = field(
         default=None, metadata={"help": "Radii at which the models are compared and drawn."}
     )
+    cpu_threads: int | None = field(
+        default=None,
+        metadata={"help": "CPU threads, on which last digits depend; torch's own unless given."},
+    )
     license: str | None = field(
         default=None, metadata={"help": "Of the trained weights, as the Hub spells it; the target's unless given."}
     )
@@ -84,6 +89,7 @@ class Recipe:
 def main():
     recipe, args, config = parse_config((Recipe, HPTConfig), "quickstart", folder=HERE)
     output = Path(args.output_dir)
+    set_cpu_threads(recipe.cpu_threads)
 
     # Data
     protocol, benchmarks = recipe.protocol, expand_all(recipe.eval_datasets)

@@ -162,9 +162,9 @@ def test_a_process_that_is_killed_is_named(tmp_path):
 
 
 def test_cores_are_divided_unless_threads_are_set(tmp_path):
-    (tmp_path / "threads.py").write_text("import os\nprint(os.environ['OMP_NUM_THREADS'])\n")
+    (tmp_path / "threads.py").write_text("import os\nprint(os.environ['OMP_NUM_THREADS'], end='')\n")
     code = "import sys; from hpt.processes import launch; sys.exit(launch(['threads'], '2'))"
     for given, expected in (({"OMP_NUM_THREADS": "3"}, "3"), ({}, str(max(1, len(os.sched_getaffinity(0)) // 2)))):
         env = {name: value for name, value in ONE_THREAD.items() if name != "OMP_NUM_THREADS"} | given
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=env)
-        assert (run.returncode, run.stdout, run.stderr) == (0, 2 * f"{expected}\n", "")
+        assert (run.returncode, run.stdout, run.stderr) == (0, 2 * expected, "")
