@@ -211,7 +211,9 @@ ATTRIBUTES = {
     "model_accepts_loss_kwargs": Member(
         ATTRIBUTE, "__init__", "False: 5.17 doesn't know loss_is_scaled_for_ga, and CLIPModel takes any argument"
     ),
+    "model_wrapped": Member(ATTRIBUTE, "__init__", "the benchmark times a step of its own"),
     "optimizer": Member(ATTRIBUTE, "__init__", "what GPD's schedule steers"),
+    "processing_class": Member(ATTRIBUTE, "__init__", "the benchmark tokenizes as the target does"),
     "push_in_progress": Member(ATTRIBUTE, "init_hf_repo", "Trainer waits for this push at the end of training"),
     "state": Member(ATTRIBUTE, "__init__", "the step, on which stage, noise and checkpoints depend"),
     "train_dataset": Member(ATTRIBUTE, "__init__", "the run that a card describes"),
