@@ -88,11 +88,11 @@ def weights(model):
     return {name: weight.detach().clone() for name, weight in model.named_parameters()}
 
 
-def assert_same(one, other, atol=0.0):
-    assert one.keys() == other.keys()
-    for name in one:
+def assert_same(first, second, atol=0.0):
+    assert first.keys() == second.keys()
+    for name in first:
         torch.testing.assert_close(
-            one[name], other[name], rtol=0, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
+            first[name], second[name], rtol=0, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
         )
 
 

@@ -50,7 +50,7 @@ def ours(digits, name, **settings):
     model, images, labels = digits
     ids = torch.arange(len(labels))
     attacks = [get_attack(name)(eps=EPS, seed=seed, **settings) for seed in range(3)]
-    return np.mean([robust_accuracy(model, one(model, images, labels, ids), images, labels) for one in attacks])
+    return np.mean([robust_accuracy(model, attack(model, images, labels, ids), images, labels) for attack in attacks])
 
 
 def agree(own: float, theirs: float) -> None:

@@ -22,12 +22,12 @@ def encoded(image, kind="PNG"):
 
 def test_digits_are_split_by_class_without_overlap():
     splits = {name: load_benchmark("digits", name) for name in ("train", "validation", "test")}
-    assert [len(one) for one in splits.values()] == [1077, 360, 360]
-    assert sum(len(one) for one in splits.values()) == 1797
-    for one in splits.values():
-        counts = np.bincount(one.dataset["label"])
-        assert counts.max() - counts.min() <= 0.1 * len(one) / 10 + 2
-    images = [image.tobytes() for one in splits.values() for image in one.dataset["image"]]
+    assert [len(split) for split in splits.values()] == [1077, 360, 360]
+    assert sum(len(split) for split in splits.values()) == 1797
+    for split in splits.values():
+        counts = np.bincount(split.dataset["label"])
+        assert counts.max() - counts.min() <= 0.1 * len(split) / 10 + 2
+    images = [image.tobytes() for split in splits.values() for image in split.dataset["image"]]
     assert len(set(images)) >= 1790  # a few digits are identical
     assert splits["test"].dataset["label"][:] == load_benchmark("digits").dataset["label"][:]
     assert splits["test"].class_names[7] == "seven"
@@ -75,7 +75,7 @@ def broken_benchmark(content):
     features = Features({"image": datasets.Image(), "label": ClassLabel(names=CLASSES)})
     rows = {"image": [encoded(Image.new("RGB", (8, 8))), content], "label": [0, 1]}
     table = Dataset.from_dict(
-        {"image": [{"bytes": one, "path": None} for one in rows["image"]], "label": rows["label"]}, features=features
+        {"image": [{"bytes": file, "path": None} for file in rows["image"]], "label": rows["label"]}, features=features
     )
     return Benchmark("odd", "test", table, CLASSES, None, ImageTransform())
 

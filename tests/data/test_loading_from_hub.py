@@ -19,23 +19,25 @@ SCRIPT = """
 import json, sys, warnings
 from hpt import InputError, load_benchmark, load_proxy
 warnings.simplefilter("always")
-found = {}
+outcomes = {}
 for text in sys.argv[1:]:
     name, _, mode = text.partition("+")
     with warnings.catch_warnings(record=True) as caught:
         try:
             if mode == "proxy":
-                found[text] = load_proxy(name).model.config._commit_hash
+                outcomes[text] = load_proxy(name).model.config._commit_hash
                 continue
-            one = load_benchmark(name, streaming=mode == "streaming")
-            more = one if isinstance(one, dict) else {name: one}
-            found[text] = {
-                key: [next(iter(each))["labels"], each.source, each.class_names[1]] for key, each in more.items()
+            loaded = load_benchmark(name, streaming=mode == "streaming")
+            benchmarks = loaded if isinstance(loaded, dict) else {name: loaded}
+            outcomes[text] = {
+                key: [next(iter(benchmark))["labels"], benchmark.source, benchmark.class_names[1]]
+                for key, benchmark in benchmarks.items()
             }
         except InputError as error:
-            found[text] = str(error)
-        found[text + " warned"] = [str(one.message) for one in caught if "instead of" not in str(one.message)]
-print(json.dumps(found))
+            outcomes[text] = str(error)
+        messages = [str(warning.message) for warning in caught]
+        outcomes[text + " warned"] = [message for message in messages if "instead of" not in message]
+print(json.dumps(outcomes))
 """
 
 
@@ -81,10 +83,10 @@ def downloaded(hub) -> list[str]:
 
 def test_all_are_loaded_from_the_hub_but_what_cannot_be_had(hub, load_from):
     """Found, missing, gated with and without a token; then from the cache without the Hub."""
-    found = load_from("all")
-    assert list(found["all"]) == [name for name in SIXTEEN if name not in ("imagenet", "dtd")]
-    assert found["all"]["cifar10"] == [0, f"uoft-cs/cifar10@{COMMIT}", "automobile"]
-    (left_out,) = [one for one in found["all warned"] if one.startswith("Left out: ")]
+    outcomes = load_from("all")
+    assert list(outcomes["all"]) == [name for name in SIXTEEN if name not in ("imagenet", "dtd")]
+    assert outcomes["all"]["cifar10"] == [0, f"uoft-cs/cifar10@{COMMIT}", "automobile"]
+    (left_out,) = [message for message in outcomes["all warned"] if message.startswith("Left out: ")]
     first, second = left_out.split(" dtd: ")
     assert first.startswith("Left out: imagenet: Can't load the dataset 'ILSVRC/imagenet-1k': it is gated: accept")
     assert "https://huggingface.co/datasets/ILSVRC/imagenet-1k, then run `hf auth login` or set HF_TOKEN" in first
@@ -96,7 +98,7 @@ def test_all_are_loaded_from_the_hub_but_what_cannot_be_had(hub, load_from):
 
     hub_was_asked = len(hub.requests)
     offline = load_from("all", HF_HUB_OFFLINE="1")
-    assert hub_was_asked and not hub.requests and offline["all"] == found["all"]
+    assert hub_was_asked and not hub.requests and offline["all"] == outcomes["all"]
     assert f"isn't in the cache, and the Hub can't be reached at {hub.url}" in offline["all warned"][-1]
 
     with_token = load_from("imagenet", HF_TOKEN=TOKEN)
@@ -105,28 +107,28 @@ def test_all_are_loaded_from_the_hub_but_what_cannot_be_had(hub, load_from):
 
 
 def test_streaming_reads_from_the_hub_without_a_cache(hub, load_from, tmp_path):
-    found = load_from("food101+streaming", "caltech256+streaming", "stl10+streaming")
-    assert found["food101+streaming"] == {"food101": [0, f"ethz/food101@{COMMIT}", "baby back ribs"]}
-    assert found["caltech256+streaming"]["caltech256"][2] == "american flag"
+    outcomes = load_from("food101+streaming", "caltech256+streaming", "stl10+streaming")
+    assert outcomes["food101+streaming"] == {"food101": [0, f"ethz/food101@{COMMIT}", "baby back ribs"]}
+    assert outcomes["caltech256+streaming"]["caltech256"][2] == "american flag"
     assert not list((tmp_path / "home" / "hub").rglob("*.parquet"))
     assert downloaded(hub)[0] == "/data/test-00000-of-00001.parquet"
     offline = load_from("food101+streaming", "dtd", HF_HUB_OFFLINE="1")
-    assert all("the Hub can't be reached" in offline[one] for one in ("food101+streaming", "dtd"))
+    assert all("the Hub can't be reached" in offline[text] for text in ("food101+streaming", "dtd"))
 
 
 def test_a_pinned_revision_is_kept_apart_in_the_cache(hub, load_from):
     pinned = f"cifar10=uoft-cs/cifar10@{COMMIT}"
     missing = "cifar10=uoft-cs/cifar10@v9"
-    found = load_from(pinned, missing)
-    assert found[pinned][pinned][1] == f"uoft-cs/cifar10@{COMMIT}"
-    assert "Can't load the dataset 'uoft-cs/cifar10@v9': no such" in found[missing]
+    outcomes = load_from(pinned, missing)
+    assert outcomes[pinned][pinned][1] == f"uoft-cs/cifar10@{COMMIT}"
+    assert "Can't load the dataset 'uoft-cs/cifar10@v9': no such" in outcomes[missing]
     offline = load_from(pinned, "cifar10", HF_HUB_OFFLINE="1")
     assert offline[pinned][pinned][0] == 0 and "can't be reached" in offline["cifar10"]
 
 
 def test_proxies_are_found_missing_or_gated(load_from):
-    found = load_from("org/proxy+proxy", "org/gated+proxy", "org/missing+proxy")
-    assert found["org/proxy+proxy"] == COMMIT
-    assert "'org/missing': no such Hub id or local folder" in found["org/missing+proxy"]
-    assert "'org/gated': it is gated: accept its terms at" in found["org/gated+proxy"]
-    assert "hf auth login" in found["org/gated+proxy"]
+    outcomes = load_from("org/proxy+proxy", "org/gated+proxy", "org/missing+proxy")
+    assert outcomes["org/proxy+proxy"] == COMMIT
+    assert "'org/missing': no such Hub id or local folder" in outcomes["org/missing+proxy"]
+    assert "'org/gated': it is gated: accept its terms at" in outcomes["org/gated+proxy"]
+    assert "hf auth login" in outcomes["org/gated+proxy"]

@@ -32,11 +32,11 @@ def test_a_sound_evaluation_raises_no_flag():
     ids=lambda value: value if isinstance(value, str) and " " not in value else "",
 )
 def test_each_reason_for_doubt_raises_its_flag(changed, name, message):
-    rows = [changed if one.attack == changed.attack else one for one in SOUND]
+    rows = [changed if row.attack == changed.attack else row for row in SOUND]
     (flag,) = find_flags(rows)
     assert flag.name == name and message in flag.message
     assert format_flags([flag]).startswith(f"- {name}: m on b")
-    others = [replace(one, model="other") for one in SOUND]
+    others = [replace(row, model="other") for row in SOUND]
     assert find_flags(others + rows) == [flag]
 
 

@@ -118,7 +118,7 @@ def test_without_an_evaluation_the_card_says_so(run):
 def test_results_stand_beside_the_vanilla_models(run, card):
     pairs = {(own.attack, own.eps): (own, vanilla) for own, vanilla in pair_up(ModelFolder(run[0]).rows)}
     own, vanilla = pairs["pgd:steps=2", 8 / 255]
-    cells = [f"{100 * one.accuracy:.1f} [{100 * one.low:.1f}, {100 * one.high:.1f}]" for one in (vanilla, own)]
+    cells = [f"{100 * row.accuracy:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]" for row in (vanilla, own)]
     (line,) = [line for line in card.splitlines() if "PGD-2 (steps of 2/255), l_inf eps 8/255" in line and "|" in line]
     assert [cell.strip() for cell in line.split("|")[2:4]] == cells
     assert "![Accuracy over eps](figures/robustness_animals_linf.png)" in card
@@ -146,9 +146,9 @@ def test_snippets_run(run, card, tmp_path, number):
     snippet = card.split("## How to use it")[1].split("```python\n")[number + 1].split("```")[0]
     Image.new("RGB", (40, 30), (200, 30, 90)).save(tmp_path / "image.png")
     code = snippet.replace('"robust"', repr(str(run[0]))).replace(f'"{run[0].parent.name}"', repr(str(run[0])))
-    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
-    assert "cat" in found.stdout or "tensor" in found.stdout
+    process = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert "cat" in process.stdout or "tensor" in process.stdout
 
 
 def test_an_adapters_card_loads_it_on_its_base(tmp_path):
@@ -317,15 +317,16 @@ def test_the_processors_difference_is_measured(size, same, tmp_path):
     classifier = ZeroShotClassifier(*make_clip(0))
     classifier.eval()
     benchmark = Benchmark("animals", "test", make_dataset(9, size), CLASSES, "a {}", ImageTransform())
-    found = compare_with_processor(classifier, benchmark, batch_size=4)
-    assert found["n"] == 9 and 0 <= found["accuracy"] <= 1
-    assert (found["largest_difference"] < 1e-5) == same and found["largest_difference"] < found["logit_range"]
+    agreement = compare_with_processor(classifier, benchmark, batch_size=4)
+    assert agreement["n"] == 9 and 0 <= agreement["accuracy"] <= 1
+    assert (agreement["largest_difference"] < 1e-5) == same
+    assert agreement["largest_difference"] < agreement["logit_range"]
     images = [image for image in benchmark.dataset["image"]]
     inputs = classifier.processor(
         text=["a cat", "a dog", "a grey heron"], images=images, return_tensors="pt", padding=True
     )
     with torch.no_grad():
         right = classifier.model(**inputs).logits_per_image.argmax(1) == torch.tensor(benchmark.dataset["label"][:])
-    assert found["accuracy_by_processor"] == pytest.approx(right.float().mean().item())
-    ModelFolder(tmp_path).write_agreement(found)
-    assert ModelFolder(tmp_path).agreement == found
+    assert agreement["accuracy_by_processor"] == pytest.approx(right.float().mean().item())
+    ModelFolder(tmp_path).write_agreement(agreement)
+    assert ModelFolder(tmp_path).agreement == agreement

@@ -93,8 +93,8 @@ def test_two_processes_train_adapters_by_the_launch_file(hub, tmp_path):
     merged = CLIPModel.from_pretrained(tmp_path / "robust")
     adapted = PeftModel.from_pretrained(CLIPModel.from_pretrained(tmp_path / "target"), tmp_path / "adapter")
     pixels = torch.rand(2, 3, 16, 16)
-    found, expected = (one.get_image_features(pixel_values=pixels).pooler_output for one in (merged, adapted))
-    torch.testing.assert_close(found, expected)
+    features, expected = (model.get_image_features(pixel_values=pixels).pooler_output for model in (merged, adapted))
+    torch.testing.assert_close(features, expected)
 
 
 def test_parquet_shards_are_streamed(tmp_path):
@@ -290,7 +290,7 @@ def test_loading_is_timed_beside_its_floor(capsys):
     assert first == "60 images of digits (test), batches of 16, 1 rounds:"
     assert floor.startswith("decoding and transforming alone: ") and floor.endswith("1.00 [1.00-1.00] of the first")
     assert [line.partition(":")[0] for line in loaders] == [
-        f"DataLoader, {how}" for how in ("in the main process", "num_workers=1", "num_workers=2")
+        f"DataLoader, {workers}" for workers in ("in the main process", "num_workers=1", "num_workers=2")
     ]
 
 
@@ -311,7 +311,7 @@ def test_loading_is_timed_beside_its_floor(capsys):
 )
 def test_training_on_a_folder_of_images_refuses_what_would_mislead(tmp_path, arguments, line):
     pets = save_images(tmp_path / "pets")
-    arguments = [one.format(pets=pets) for one in arguments]
+    arguments = [argument.format(pets=pets) for argument in arguments]
     run = subprocess.run(
         [sys.executable, str(RECIPES / "hpt_gpd.py"), *arguments, "--output_dir", str(tmp_path / "run"), "--use_cpu"],
         capture_output=True,

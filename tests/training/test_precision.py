@@ -87,10 +87,10 @@ def test_small_gradients_survive_float16(classifier, images, labels):
 def test_training_in_lower_precision_is_near_float32(tmp_path, settings):
     """Far nearer than the two runs are to where they began."""
     runs, rates = [], {"anchor_learning_rate": 0.02, "learning_rate": 0.05}
-    for one in ({}, settings):
-        trainer = make_trainer(tmp_path, **rates, **one)
+    for precision in ({}, settings):
+        trainer = make_trainer(tmp_path, **rates, **precision)
         begin = weights(trainer.model)
-        if "fp16" in one:  # at the usual 2 ** 16 the first step overflows, which delays the learning rate
+        if "fp16" in precision:  # at the usual 2 ** 16 the first step overflows, which delays the learning rate
             trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
         trainer.train()
         runs.append(weights(trainer.model))
@@ -197,8 +197,8 @@ def test_compiled_towers_train_to_the_same_weights(tmp_path):
     plain, compiled = (json.loads((tmp_path / name / "values.json").read_text()) for name in ("plain", "compiled"))
     assert plain.pop("graphs") == 0 and compiled.pop("graphs") >= 3  # attack, training pass, proxy
     assert plain == compiled
-    one, other = (load(tmp_path / name / "checkpoint-6") for name in ("plain", "compiled"))
-    assert_same(one, other, atol=1e-5)
+    plain_weights, compiled_weights = (load(tmp_path / name / "checkpoint-6") for name in ("plain", "compiled"))
+    assert_same(plain_weights, compiled_weights, atol=1e-5)
 
 
 if __name__ == "__main__":

@@ -36,8 +36,8 @@ def reference_run(dataset, g=0.7, b=0.6, epochs=2, batch=4, eps=8 / 255, step=4 
     )
     texts = [F.normalize(m.get_text_features(**tokens).pooler_output, dim=-1).detach() for m in (target, proxy)]
     mean, std = (
-        torch.tensor(one).view(3, 1, 1)
-        for one in (processor.image_processor.image_mean, processor.image_processor.image_std)
+        torch.tensor(statistic).view(3, 1, 1)
+        for statistic in (processor.image_processor.image_mean, processor.image_processor.image_std)
     )
 
     def classify(model, text):
@@ -272,8 +272,8 @@ def test_each_evaluation_reads_its_own_set_when_workers_persist(tmp_path):
     seen = []
     step = trainer.prediction_step
     trainer.prediction_step = lambda *batch, **rest: (seen.append(len(batch[1]["labels"])), step(*batch, **rest))[1]
-    for one in (None, None, make_dataset(7)):
-        trainer.evaluate(one)
+    for dataset in (None, None, make_dataset(7)):
+        trainer.evaluate(dataset)
     assert seen == [6, 6, 7]
 
 
@@ -437,8 +437,8 @@ class CountTensors(TrainerCallback):
 
     def on_epoch_end(self, args, state, control, **kwargs):
         gc.collect()
-        tensors = [one for one in gc.get_objects() if type(one) in (torch.Tensor, nn.Parameter)]
-        self.alive.append((len(tensors), sum(one.nbytes for one in tensors)))
+        tensors = [item for item in gc.get_objects() if type(item) in (torch.Tensor, nn.Parameter)]
+        self.alive.append((len(tensors), sum(tensor.nbytes for tensor in tensors)))
 
 
 @pytest.mark.parametrize("trainable", ["vision", "all"])
