@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 import psutil
 import torch
-from helpers import make_clip, make_dataset, make_trainer
+from helpers import ONE_THREAD, TORCHRUN, make_clip, make_dataset, make_trainer
 from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerState
 
@@ -65,10 +65,9 @@ def train(folder: str, variant: str) -> None:
 
 
 def start(folder: Path, variant: str, processes: int) -> subprocess.Popen:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if processes == 2 else []
-    command = [sys.executable, *launcher, __file__, "--train", str(folder), "--variant", variant]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    launcher = TORCHRUN if processes == 2 else [sys.executable]
+    command = [*launcher, __file__, "--train", str(folder), "--variant", variant]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ONE_THREAD)
 
 
 def finish(folder: Path, variant: str, processes: int) -> str:

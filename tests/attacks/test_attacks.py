@@ -14,8 +14,8 @@ from hpt.attacks.square import square_side
 
 
 FIVE = ["cat", "dog", "grey heron", "teapot", "bus"]
-QUICK = {"apgd-ce": {"steps": 10}, "apgd-dlr": {"steps": 10}, "apgd-t": {"steps": 5}, "fab-t": {"steps": 5}}
-QUICK |= {"square": {"queries": 60}, "cw": {"steps": 5}}
+FEW_STEPS = {"apgd-ce": {"steps": 10}, "apgd-dlr": {"steps": 10}, "apgd-t": {"steps": 5}, "fab-t": {"steps": 5}}
+FEW_STEPS |= {"square": {"queries": 60}, "cw": {"steps": 5}}
 TWO_NORMS = [name for name, kind in ATTACKS.items() if "l2" in kind.norms]
 
 
@@ -28,10 +28,10 @@ def linear(images):
 def make_attack(name, eps=8 / 255, **settings):
     """The attack, cut down to a few steps, with a proxy if it needs one."""
     kind = get_attack(name)
-    settings = QUICK.get(name, {}) | ({"proxy": linear} if kind.needs_proxy else {}) | settings
+    settings = FEW_STEPS.get(name, {}) | ({"proxy": linear} if kind.needs_proxy else {}) | settings
     attack = kind(eps=eps, **settings)
     for part_name, part in getattr(attack, "attacks", {}).items():
-        vars(part).update(QUICK[part_name])
+        vars(part).update(FEW_STEPS[part_name])
     return attack
 
 

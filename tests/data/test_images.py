@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
-from helpers import CLASSES, make_dataset
+from helpers import CLASSES, make_benchmark, make_dataset
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -104,7 +104,7 @@ def test_truncated_image_is_named_when_it_is_decoded():
 
 
 def test_batches_travel_as_uint8_from_workers():
-    benchmark = Benchmark("random", "test", make_dataset(6), CLASSES, None, ImageTransform())
+    benchmark = make_benchmark(6, template=None)
     (batch,) = DataLoader(benchmark, 6, collate_fn=collate, num_workers=2)
     assert batch["pixel_values"].dtype == torch.uint8
     assert batch["sample_ids"].tolist() == list(range(6)) and batch["labels"].tolist() == [0, 1, 2] * 2

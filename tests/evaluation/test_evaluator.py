@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
-from helpers import CLASSES, make_clip, make_dataset
+from helpers import CLASSES, make_benchmark, make_clip, make_dataset
 from torch import nn
 
 from hpt import PGD, InputError, RobustnessEvaluator, ZeroShotClassifier
@@ -34,7 +34,7 @@ def proxy():
 
 @pytest.fixture
 def benchmark():
-    return Benchmark("random", "test", make_dataset(25), CLASSES, "{}", ImageTransform())
+    return make_benchmark(25)
 
 
 def make_evaluator(proxy=None, **settings):
@@ -270,7 +270,7 @@ def test_damaged_files_are_refused(model_and_processor, benchmark, tmp_path):
 
 
 def test_subsets_are_stratified_seeded_and_saved(model_and_processor, tmp_path):
-    benchmark = Benchmark("random", "test", make_dataset(60), CLASSES, "{}", ImageTransform())
+    benchmark = make_benchmark(60)
     rows = make_evaluator(max_samples=30, attacks=[], output_dir=tmp_path)(*model_and_processor, benchmark)
     saved = json.loads((tmp_path / "samples_random.json").read_text())
     assert saved["ids"] == benchmark.subset(30).ids().tolist() != list(range(30))

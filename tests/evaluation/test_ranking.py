@@ -2,26 +2,21 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from helpers import CLASSES, ROOT, make_clip, make_dataset, make_family
+from helpers import CLASSES, make_clip, make_family, run_recipe_apart
 
 from hpt import PGD, InputError, ZeroShotClassifier
-from hpt.data.benchmark import Benchmark
 from hpt.data.images import ImageTransform
 from hpt.evaluation.figures import draw_transfer_matrix
 from hpt.evaluation.ranking import TransferMatrix, format_ranking, paired_difference, rank_proxies, recommend, share
 from hpt.models.loading import save_finished
 
 
-RECIPE = str(ROOT / "recipes" / "rank_proxies.py")
 EPS = [2 / 255, 16 / 255]
 
 
@@ -29,11 +24,6 @@ EPS = [2 / 255, 16 / 255]
 def models():
     pairs = {"target": make_clip(0), "again": make_clip(1), "other": make_clip(2, patch_size=4)}
     return {name: ZeroShotClassifier(model.eval(), processor) for name, (model, processor) in pairs.items()}
-
-
-@pytest.fixture
-def benchmark():
-    return Benchmark("random", "test", make_dataset(10), CLASSES, "{}", ImageTransform())
 
 
 def test_every_model_is_scored_on_images_made_against_every_model(models, benchmark):
@@ -217,19 +207,6 @@ def test_intervals_are_those_of_paired_samples():
     assert share(np.zeros(5, bool), np.zeros(5, bool))[0] == 0  # a candidate that is never right
 
 
-def run_recipe(folder, *arguments, processes=1):
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return subprocess.run(
-        [*launcher, RECIPE, *map(str, arguments), "--use_cpu"],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-
-
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
@@ -238,7 +215,7 @@ def saved(tmp_path_factory):
     return folder
 
 
-def ranking(saved, output):
+def ranking_arguments(saved, output):
     return [
         *(
             "--target",
@@ -247,13 +224,16 @@ def ranking(saved, output):
             f"again={saved / 'again'}",
             f"other={saved / 'other'}",
         ),
-        *("--dataset", "digits", "--max_samples", 30, "--steps", 1, "--output_dir", output),
+        *("--dataset", "digits", "--max_samples", 30, "--steps", 1, "--output_dir", output, "--use_cpu"),
     ]
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="two processes on CPU need gloo")
 def test_the_recipe_ranks_and_two_processes_do_as_one(saved, tmp_path):
-    alone, shared = (run_recipe(tmp_path, *ranking(saved, tmp_path / str(n)), processes=n) for n in (1, 2))
+    alone, shared = (
+        run_recipe_apart("rank_proxies.py", *ranking_arguments(saved, tmp_path / str(n)), processes=n, cwd=tmp_path)
+        for n in (1, 2)
+    )
     assert alone.returncode == shared.returncode == 0, alone.stderr + shared.stderr
     assert "30 images of digits (validation), attacked at native resolution" in alone.stdout
     assert "| rank | proxy " in alone.stdout and "again (as the target)" in alone.stdout
@@ -281,7 +261,7 @@ def test_the_recipe_ranks_and_two_processes_do_as_one(saved, tmp_path):
     ids=["eps", "steps", "dataset", "names", "model", "all"],
 )
 def test_the_recipe_refuses_what_cannot_be_meant(saved, tmp_path, arguments, line):
-    run = run_recipe(tmp_path, *ranking(saved, tmp_path / "out"), *arguments)
+    run = run_recipe_apart("rank_proxies.py", *ranking_arguments(saved, tmp_path / "out"), *arguments, cwd=tmp_path)
     assert run.returncode == 2 and "Traceback" not in run.stderr and not list(tmp_path.iterdir())
     assert run.stderr.splitlines()[-1].startswith("error: ") and line in run.stderr.splitlines()[-1]
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import SOUND, row
+from helpers import SOUND, make_row
 
 from hpt.evaluation.figures import draw_adversarial_images, draw_clean_against_robust, draw_robustness_curves
 from hpt.evaluation.report import format_accuracies, write_csv
@@ -29,7 +29,9 @@ def test_table_has_models_down_benchmarks_across_and_the_mean_last():
 
 def test_one_table_for_each_radius_and_the_latest_worst_case():
     more = [replace(row, eps=0.2) for row in SOUND if row.eps == 0.1]
-    table = format_accuracies(SOUND + more + [row(WORST_CASE, 0.4, parameters={"attacks": ["pgd", "cw", "fab-t"]})])
+    table = format_accuracies(
+        SOUND + more + [make_row(WORST_CASE, 0.4, parameters={"attacks": ["pgd", "cw", "fab-t"]})]
+    )
     first, second = table.split("l_inf eps = ")[1:]
     assert first.startswith("25.5/255\n") and second.startswith("51/255\n")
     assert "40.0 [" in first and "40.0 [" not in second
@@ -37,27 +39,27 @@ def test_one_table_for_each_radius_and_the_latest_worst_case():
 
 
 def test_what_a_suite_left_out_stands_beside_its_number():
-    pair = row("autoattack", 0.4, steps=None, left_out=["apgd-t"], benchmark="pair")
-    whole = row("autoattack", 0.6, steps=None)
-    worst = [row(WORST_CASE, 0.4, parameters={"attacks": ["autoattack"]})]
+    pair = make_row("autoattack", 0.4, steps=None, left_out=["apgd-t"], benchmark="pair")
+    whole = make_row("autoattack", 0.6, steps=None)
+    worst = [make_row(WORST_CASE, 0.4, parameters={"attacks": ["autoattack"]})]
     table = cells(format_accuracies([whole, pair, *worst], ["b", "pair"]))
     assert table["m", "autoattack"] == ["60.0 [57.0, 63.0]", "40.0 [37.0, 43.0], without apgd-t", "50.0"]
 
 
 def test_a_mean_over_classes_stands_beside_the_accuracy_and_its_interval():
-    table = cells(format_accuracies([row("clean", 0.9, mean_per_class_accuracy=0.8)]))
+    table = cells(format_accuracies([make_row("clean", 0.9, mean_per_class_accuracy=0.8)]))
     assert table["m", "clean"] == ["80.0 per class; 90.0 [87.0, 93.0]", "80.0"]
 
 
 @pytest.mark.parametrize(
     ("row", "label"),
     [
-        (row("pgd", 0.5), "PGD-10"),
-        (row("pgd:steps=50,restarts=5", 0.5, steps=50, restarts=5), "PGD-50 x 5"),
-        (row("pgd:step_size=1/255", 0.5), "PGD-10 (step_size=1/255)"),
-        (row("square:queries=9", 0.5, steps=None), "square (queries=9)"),
-        (row("transfer", 0.5), "transfer from m"),
-        (row("transfer-to-proxy", 0.5), "made on m"),
+        (make_row("pgd", 0.5), "PGD-10"),
+        (make_row("pgd:steps=50,restarts=5", 0.5, steps=50, restarts=5), "PGD-50 x 5"),
+        (make_row("pgd:step_size=1/255", 0.5), "PGD-10 (step_size=1/255)"),
+        (make_row("square:queries=9", 0.5, steps=None), "square (queries=9)"),
+        (make_row("transfer", 0.5), "transfer from m"),
+        (make_row("transfer-to-proxy", 0.5), "made on m"),
     ],
 )
 def test_labels_say_what_ran(row, label):

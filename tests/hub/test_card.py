@@ -33,7 +33,7 @@ from hpt.training.record import describe_settings
 BENCHMARK = Benchmark("animals", "test", make_dataset(30), CLASSES, "a {}", ImageTransform())
 
 
-def evaluate(model, processor, name, **settings):
+def evaluate_on_animals(model, processor, name, **settings):
     settings = {"attacks": ["pgd:steps=2", "fgsm"], "eps": [4 / 255, 8 / 255], "batch_size": 30} | settings
     return RobustnessEvaluator(**settings)(model, processor, BENCHMARK, name=name)
 
@@ -47,8 +47,9 @@ def run(tmp_path_factory):
     trainer.train()
     save_finished(trainer.model, processor, folder)
     trainer.describe(folder)
-    rows = evaluate(trainer.model, processor, str(folder)) + evaluate(vanilla, processor, "/somewhere/vanilla")
-    rows += evaluate(make_clip(5)[0], processor, "another")
+    rows = evaluate_on_animals(trainer.model, processor, str(folder))
+    rows += evaluate_on_animals(vanilla, processor, "/somewhere/vanilla")
+    rows += evaluate_on_animals(make_clip(5)[0], processor, "another")
     before = (folder / "README.md").read_text()
     add_evaluation(ModelFolder(folder), rows, hash_weights(trainer.model.state_dict()))
     return folder, rows, before
@@ -163,7 +164,7 @@ def test_an_adapters_card_loads_it_on_its_base(tmp_path):
     card = (tmp_path / "adapter" / "README.md").read_text()
     assert 'CLIPModel.from_pretrained("PATH/base"), "me/adapter")' in card and "LoRA adapters of rank 2" in card
     assert str(tmp_path) not in card + (tmp_path / "adapter" / "adapter_config.json").read_text()
-    rows = evaluate(merged(trainer.model), processor, "merged", eps=8 / 255)
+    rows = evaluate_on_animals(merged(trainer.model), processor, "merged", eps=8 / 255)
     add_evaluation(ModelFolder(tmp_path / "adapter"), rows, hash_weights(merged(trainer.model).state_dict()))
     assert "pgd" in (tmp_path / "adapter" / "README.md").read_text()
 
@@ -211,7 +212,7 @@ def test_a_model_that_hpt_did_not_train_gets_a_card_of_its_evaluation(tmp_path):
     model, processor = make_clip(0)
     save_finished(model, processor, tmp_path / "clip")
     folder = ModelFolder(tmp_path / "clip")
-    add_evaluation(folder, evaluate(model, processor, "clip"), hash_weights(model.state_dict()))
+    add_evaluation(folder, evaluate_on_animals(model, processor, "clip"), hash_weights(model.state_dict()))
     card = ModelCard((tmp_path / "clip" / "README.md").read_text())
     assert "that hpt has measured; how it was trained isn't recorded" in card.text and "hpt-gpd" not in card.data.tags
     assert len(card.data.eval_results) == 8 and "How to reproduce" not in card.text
@@ -223,7 +224,8 @@ def test_a_model_that_hpt_did_not_train_gets_a_card_of_its_evaluation(tmp_path):
 def test_a_familys_card_names_its_class_and_pads_prompts_as_hpt_does(tmp_path, family, padding):
     model, processor = make_family(family)
     save_finished(model, processor, tmp_path)
-    add_evaluation(ModelFolder(tmp_path), evaluate(model, processor, family), hash_weights(model.state_dict()))
+    rows = evaluate_on_animals(model, processor, family)
+    add_evaluation(ModelFolder(tmp_path), rows, hash_weights(model.state_dict()))
     card = ModelCard((tmp_path / "README.md").read_text())
     assert f"from transformers import {family}Model, AutoProcessor" in card.text and f"padding={padding})" in card.text
     assert card.data.tags == ["adversarial-robustness"]

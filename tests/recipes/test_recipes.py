@@ -8,7 +8,7 @@ from runpy import run_path
 
 import pytest
 import torch
-from helpers import ROOT, make_clip, save_images
+from helpers import ROOT, make_clip, run_recipe_apart, save_images
 from peft import PeftModel
 from stand_in_hub import messages, pushed
 from transformers import CLIPModel, CLIPProcessor
@@ -180,12 +180,7 @@ def test_quickstart_end_to_end(tmp_path):
     ids=["key", "eps", "warm-up", "proxy eps", "subset", "benchmark", "dtype", "epochs", "held out"],
 )
 def test_bad_input_is_one_line_before_anything_is_written(tmp_path, arguments, line):
-    run = subprocess.run(
-        [sys.executable, str(RECIPES / "hpt_gpd.py"), *arguments, "--output_dir", str(tmp_path / "run")],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
+    run = run_recipe_apart("hpt_gpd.py", *arguments, "--output_dir", tmp_path / "run", cwd=tmp_path)
     assert run.returncode == 2
     assert line in run.stderr.splitlines()[-1] and run.stderr.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in run.stderr
@@ -212,7 +207,7 @@ def test_yaml_files_are_valid(file, tmp_path, monkeypatch):
     assert args.output_dir.startswith("outputs/")
 
 
-def evaluation(models, folder, *arguments):
+def evaluation_arguments(models, folder, *arguments):
     """Arguments of a short evaluation of two models made on the spot."""
     listed = [f"{name}={folder / name}" for name in models]
     arguments = ["--models", *listed, "--attacks", "pgd:steps=1", "--eps", "4/255", "16/255", *arguments]
@@ -227,14 +222,9 @@ def two_models(tmp_path_factory):
     return folder
 
 
-def run_evaluation(*arguments):
-    command = [sys.executable, str(RECIPES / "evaluate.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-
-
 def test_evaluation_end_to_end(two_models):
-    arguments = evaluation(["first", "second"], two_models, "--benchmarks", "digits", "cifar10=nowhere")
-    run = run_evaluation(*arguments)
+    arguments = evaluation_arguments(["first", "second"], two_models, "--benchmarks", "digits", "cifar10=nowhere")
+    run = run_recipe_apart("evaluate.py", *arguments)
     assert run.returncode == 1, run.stderr  # one benchmark is missing, the other was evaluated
     assert "Missing: cifar10: There is no folder or file 'nowhere'" in run.stdout
     output = two_models / "results"
@@ -250,8 +240,8 @@ def test_evaluation_end_to_end(two_models):
     for picture in ("robustness_digits_linf", *radii):
         assert (output / f"{picture}.png").read_bytes()[:4] == b"\x89PNG"
 
-    arguments = evaluation(["second"], two_models, "--benchmarks", "digits")
-    again = run_evaluation(*arguments, "--attacks", "cw:steps=1", "--eps", "4/255")
+    arguments = evaluation_arguments(["second"], two_models, "--benchmarks", "digits")
+    again = run_recipe_apart("evaluate.py", *arguments, "--attacks", "cw:steps=1", "--eps", "4/255")
     assert again.returncode == 0, again.stderr
     for line in (
         "| first  | PGD-1      |",
@@ -278,7 +268,9 @@ def test_evaluation_end_to_end(two_models):
     ids=["benchmark", "proxy", "proxy's name", "samples", "nothing left", "model", "names"],
 )
 def test_evaluation_refuses_what_cannot_be_meant(two_models, tmp_path, arguments, line):
-    run = run_evaluation(*evaluation(["first"], two_models), *arguments, "--output_dir", tmp_path / "results")
+    run = run_recipe_apart(
+        "evaluate.py", *evaluation_arguments(["first"], two_models), *arguments, "--output_dir", tmp_path / "results"
+    )
     assert run.returncode == 2
     assert run.stderr.splitlines()[-1].startswith("error: ") and line in run.stderr.splitlines()[-1]
     assert "Traceback" not in run.stderr and not list(tmp_path.iterdir())

@@ -239,13 +239,13 @@ def test_diagnostics_are_those_of_the_logged_step(tmp_path):
     assert sum("train_clean_accuracy" in entry for entry in trainer.state.log_history) == 3
 
 
-def make_benchmark(names, seed, size=16):
+def make_eval_set(names, seed, size=16):
     dataset = make_dataset(10, size, seed)
     return Benchmark("random", "test", dataset, names, "{}", ImageTransform())
 
 
 def test_evaluates_each_set_over_its_own_classes(tmp_path):
-    sets = {"first": make_benchmark(CLASSES, 3), "second": make_benchmark(["a", "b", "c"], 4, size=24)}
+    sets = {"first": make_eval_set(CLASSES, 3), "second": make_eval_set(["a", "b", "c"], 4, size=24)}
     trainer = make_trainer(tmp_path, eval_dataset=sets, per_device_eval_batch_size=3)
     metrics = trainer.evaluate()
     trainer.model.eval()
@@ -413,7 +413,7 @@ def test_metric_of_the_best_model_must_exist(tmp_path):
 
 
 def test_predict_uses_the_classes_of_its_set(tmp_path):
-    trainer = make_trainer(tmp_path, eval_dataset=make_benchmark(["a", "b", "c"], 4))
+    trainer = make_trainer(tmp_path, eval_dataset=make_eval_set(["a", "b", "c"], 4))
     trainer.evaluate()
     assert trainer.eval_classifier.class_names == ["a", "b", "c"]
     output = trainer.predict(make_dataset(6))
