@@ -138,7 +138,7 @@ def test_comparisons_of_the_first_version_and_of_this_one_share_a_column(tmp_pat
     before = replace(PGD, parameters={"steps": 10})
     assert column_of(now) == column_of(before) != column_of(replace(before, batch_size=64))
     assert as_eval_result(now) == as_eval_result(before)
-    assert list(read_board(str(save_card(tmp_path / "a", CLEAN_ROW, now))).rows)[1] == column_of(now)
+    assert list(board_of(str(save_card(tmp_path / "a", CLEAN_ROW, now))).rows)[1] == column_of(now)
 
 
 def test_images_made_against_an_unknown_model_are_not_compared(tmp_path):
