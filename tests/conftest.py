@@ -13,11 +13,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run beside each other
 import datasets  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from helpers import CLASSES, make_clip, make_trainer  # noqa: E402
+from helpers import CLASSES, make_benchmark, make_clip, make_trainer  # noqa: E402
 from huggingface_hub import constants  # noqa: E402
 from stand_in_hub import TOKEN, stand_in_hub  # noqa: E402
 
 from hpt import ZeroShotClassifier  # noqa: E402
+from hpt.data.benchmark import Benchmark  # noqa: E402
 from hpt.models.loading import save_finished  # noqa: E402
 
 
@@ -38,6 +39,11 @@ def images() -> torch.Tensor:
 @pytest.fixture
 def labels() -> torch.Tensor:
     return torch.tensor([0, 1, 2, 0])
+
+
+@pytest.fixture
+def benchmark() -> Benchmark:
+    return make_benchmark()
 
 
 # The Hub and what is pushed

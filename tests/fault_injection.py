@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 import psutil
 import torch
-from helpers import make_clip, make_dataset, make_trainer
+from helpers import ONE_THREAD, TORCHRUN, make_clip, make_dataset, make_trainer
 from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerState
 
@@ -65,10 +65,9 @@ def train(folder: str, variant: str) -> None:
 
 
 def start(folder: Path, variant: str, processes: int) -> subprocess.Popen:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if processes == 2 else []
-    command = [sys.executable, *launcher, __file__, "--train", str(folder), "--variant", variant]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    launcher = TORCHRUN if processes == 2 else [sys.executable]
+    command = [*launcher, __file__, "--train", str(folder), "--variant", variant]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ONE_THREAD)
 
 
 def finish(folder: Path, variant: str, processes: int) -> str:
@@ -81,20 +80,20 @@ def finish(folder: Path, variant: str, processes: int) -> str:
 
 def kill_in_step(folder: Path, variant: str, processes: int, step: int, delay: float) -> None:
     """Start a run, and SIGKILL all of its processes `delay` seconds after step `step` has begun."""
-    process = start(folder, variant, processes)
-    for line in process.stdout:
+    launched = start(folder, variant, processes)
+    for line in launched.stdout:
         if line.startswith("step ") and int(line.split()[1]) >= step:
             break
     time.sleep(delay)
-    for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+    for process in [*psutil.Process(launched.pid).children(recursive=True), launched]:
         with suppress(psutil.NoSuchProcess):  # some end by themselves when others are killed
-            one.kill()
-    process.communicate()
+            process.kill()
+    launched.communicate()
 
 
-def assert_same_run(one: Path, other: Path) -> None:
+def assert_same_run(reference: Path, resumed: Path) -> None:
     """The last checkpoints of two runs have the same weights, EMA, optimizer state and log, bit for bit."""
-    folders = [folder / f"checkpoint-{STEPS}" for folder in (one, other)]
+    folders = [folder / f"checkpoint-{STEPS}" for folder in (reference, resumed)]
     names = [sorted(file.name for file in folder.glob("*.safetensors")) for folder in folders]
     assert names[0] == names[1] and "gpd_state.safetensors" in names[0]
     states = [{name: load_file(folder / name) for name in names[0]} for folder in folders]
@@ -109,18 +108,18 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert_equal(*states)
 
 
-def assert_equal(one, other, where: str = "") -> None:
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            assert_equal(one[key], other[key], f"{where} {key}")
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(other), where
-        for number, pair in enumerate(zip(one, other, strict=True)):
+def assert_equal(first, second, where: str = "") -> None:
+    if isinstance(first, dict):
+        assert first.keys() == second.keys(), where
+        for key in first:
+            assert_equal(first[key], second[key], f"{where} {key}")
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second), where
+        for number, pair in enumerate(zip(first, second, strict=True)):
             assert_equal(*pair, f"{where} {number}")
     else:
-        same = torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
-        assert same, f"{where}: {one} is not {other}"
+        same = torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
+        assert same, f"{where}: {first} is not {second}"
 
 
 def main(kills: int, seed: int) -> None:
@@ -133,9 +132,9 @@ def main(kills: int, seed: int) -> None:
                 finish(references[variant, processes], variant, processes)
             folder, step, delay = Path(scratch) / f"killed {number}", draw.randint(1, STEPS), draw.uniform(0, 0.15)
             kill_in_step(folder, variant, processes, step, delay)
-            left = sorted(folder.glob("checkpoint-*"), key=lambda one: int(one.name.split("-")[1]))
-            whole = [one.name for one in left if (one / "manifest.json").exists()]
-            cut = [one.name for one in left if one.name not in whole]
+            left = sorted(folder.glob("checkpoint-*"), key=lambda checkpoint: int(checkpoint.name.split("-")[1]))
+            whole = [checkpoint.name for checkpoint in left if (checkpoint / "manifest.json").exists()]
+            cut = [checkpoint.name for checkpoint in left if checkpoint.name not in whole]
             finish(folder, variant, processes)
             assert_same_run(references[variant, processes], folder)
             stage = "anchor" if step <= STEPS // 2 else "transfer"

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from runpy import run_path
@@ -16,6 +17,8 @@ from torch import nn
 from transformers import CLIPImageProcessorPil, CLIPProcessor, TrainerCallback
 
 from hpt import HPTConfig, HPTTrainer, ZeroShotClassifier
+from hpt.data.benchmark import Benchmark
+from hpt.data.images import ImageTransform
 from hpt.evaluation.rows import LARGE_EPS, WORST_CASE, Row
 from hpt.training.pretraining import PretrainingConfig, build_clip, byte_tokenizer
 
@@ -24,6 +27,7 @@ TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 # For programs that tests start: tests run beside each other, and what they share is found here
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(TESTS), str(ROOT)])}
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
 CLASSES = ["cat", "dog", "grey heron"]
@@ -43,6 +47,11 @@ def make_dataset(rows: int = 12, size: int = 16, seed: int = 0) -> datasets.Data
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES)})
     labels = [row % len(CLASSES) for row in range(rows)]
     return datasets.Dataset.from_dict({"image": list(pixels), "label": labels}, features=features)
+
+
+def make_benchmark(rows: int = 10, template: str | None = "{}") -> Benchmark:
+    """The random images of [`make_dataset`] as a test set of native size."""
+    return Benchmark("random", "test", make_dataset(rows), CLASSES, template, ImageTransform())
 
 
 def save_images(folder, splits=("train",), kinds=("cat", "dog")):
@@ -88,11 +97,11 @@ def weights(model):
     return {name: weight.detach().clone() for name, weight in model.named_parameters()}
 
 
-def assert_same(one, other, atol=0.0):
-    assert one.keys() == other.keys()
-    for name in one:
+def assert_same(first, second, atol=0.0):
+    assert first.keys() == second.keys()
+    for name in first:
         torch.testing.assert_close(
-            one[name], other[name], rtol=0, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
+            first[name], second[name], rtol=0, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
         )
 
 
@@ -122,6 +131,13 @@ def run_recipe(script: str, *arguments) -> None:
         run_path(str(recipe))["main"]()
     finally:
         sys.argv = before
+
+
+def run_recipe_apart(script: str, *arguments, processes: int = 1, cwd=None) -> subprocess.CompletedProcess:
+    """A recipe in one or two processes of its own, to its end."""
+    launcher = TORCHRUN if processes == 2 else [sys.executable]
+    command = [*launcher, str(ROOT / "recipes" / script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=ONE_THREAD)
 
 
 class TerminateAt(TrainerCallback):
@@ -193,7 +209,7 @@ def make_family(name):
     return model, CLIPProcessor(image_processor, byte_tokenizer())
 
 
-def row(attack, accuracy, eps=0.1, n=1000, **more):
+def make_row(attack, accuracy, eps=0.1, n=1000, **more):
     attacked = None if attack == "clean" else "m"
     steps = None if attack in ("clean", "worst case") else 10
     benchmark = more.pop("benchmark", "b")
@@ -204,13 +220,13 @@ def row(attack, accuracy, eps=0.1, n=1000, **more):
 
 
 SOUND = [
-    row("clean", 0.9, stochastic=False),
-    row(LARGE_EPS, 0.0, eps=0.5, zero_gradient=0),
-    row("pgd", 0.52, zero_gradient=10),  # as much as is allowed
-    row("pgd:steps=2", 0.6, zero_gradient=0, steps=2),
-    row("apgd", 0.505, zero_gradient=0, broken_by={"apgd-ce": 380, "apgd-dlr": 5}),
-    row("square", 0.6, zero_gradient=0),
-    row("transfer-to-proxy", 0.9, zero_gradient=0),
-    row("autoattack", 0.5, zero_gradient=0, broken_by={"apgd-ce": 380, "apgd-t": 20, "fab-t": 0, "square": 10}),
-    row(WORST_CASE, 0.5, parameters={"attacks": ["apgd", "pgd"]}),
+    make_row("clean", 0.9, stochastic=False),
+    make_row(LARGE_EPS, 0.0, eps=0.5, zero_gradient=0),
+    make_row("pgd", 0.52, zero_gradient=10),  # as much as is allowed
+    make_row("pgd:steps=2", 0.6, zero_gradient=0, steps=2),
+    make_row("apgd", 0.505, zero_gradient=0, broken_by={"apgd-ce": 380, "apgd-dlr": 5}),
+    make_row("square", 0.6, zero_gradient=0),
+    make_row("transfer-to-proxy", 0.9, zero_gradient=0),
+    make_row("autoattack", 0.5, zero_gradient=0, broken_by={"apgd-ce": 380, "apgd-t": 20, "fab-t": 0, "square": 10}),
+    make_row(WORST_CASE, 0.5, parameters={"attacks": ["apgd", "pgd"]}),
 ]

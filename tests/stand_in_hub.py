@@ -62,16 +62,16 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(404, "EntryNotFound", "none")
         if action == "tree":
             recursive = "recursive=True" in self.path or "recursive=true" in self.path
-            found = sorted((folder / within).rglob("*") if recursive else (folder / within).iterdir())
-            return self.send_json([describe(file, folder) for file in found if not file.name.startswith(".")])
+            entries = sorted((folder / within).rglob("*") if recursive else (folder / within).iterdir())
+            return self.send_json([describe(file, folder) for file in entries if not file.name.startswith(".")])
         if action == "paths-info":
             paths = (
                 json.loads(body)["paths"]
                 if body.startswith(b"{")
                 else re.findall(r"paths=([^&]*)", unquote(str(body)))
             )
-            found = [folder / one.strip("'") for one in paths]
-            return self.send_json([describe(file, folder) for file in found if file.exists()])
+            entries = [folder / path.strip("'") for path in paths]
+            return self.send_json([describe(file, folder) for file in entries if file.exists()])
         files = [{"rfilename": str(file.relative_to(folder))} for file in files_in(folder)]
         private = (folder / PRIVATE).exists()
         about = {"id": repository, "sha": commit_of(folder), "siblings": files, "private": private, "gated": False}
@@ -110,7 +110,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(404, "RevisionNotFound", "none")
         if action == "preupload":
             files = json.loads(body)["files"]
-            return self.send_json({"files": [upload_mode(one, branch) for one in files]})
+            return self.send_json({"files": [upload_mode(file, branch) for file in files]})
         return self.commit(repository, branch, [json.loads(line) for line in body.splitlines()])
 
     def create(self, wanted: dict):
@@ -131,10 +131,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def offer_uploads(self, repository: str, objects: list[dict]):
         answers = []
-        for one in objects:
-            there = (self.server.root / "lfs" / one["oid"]).exists()
-            offer = {} if there else {"actions": {"upload": {"href": f"{self.server.url}/lfs/{one['oid']}"}}}
-            answers.append({"oid": one["oid"], "size": one["size"], **offer})
+        for blob in objects:
+            there = (self.server.root / "lfs" / blob["oid"]).exists()
+            offer = {} if there else {"actions": {"upload": {"href": f"{self.server.url}/lfs/{blob['oid']}"}}}
+            answers.append({"oid": blob["oid"], "size": blob["size"], **offer})
         self.send_json({"transfer": "basic", "objects": answers})
 
     def do_PUT(self):
@@ -252,8 +252,10 @@ def branch_at(folder: Path, revision: str) -> Path | None:
     if revision == "main" or folder.with_name(f"{folder.name}@{revision}").is_dir():
         return folder if revision == "main" else folder.with_name(f"{folder.name}@{revision}")
     branches = [folder, *folder.parent.glob(f"{folder.name}@*")]
-    found = [one for one in branches if revision in (commit_of(one), *(commit["id"] for commit in history(one)))]
-    return found[0] if found else None
+    holders = [
+        branch for branch in branches if revision in (commit_of(branch), *(commit["id"] for commit in history(branch)))
+    ]
+    return holders[0] if holders else None
 
 
 def card_data(folder: Path) -> dict:
@@ -266,16 +268,16 @@ def validate(content: str) -> dict:
     """What of the Hub's rules for metadata a card breaks: base model, model-index, and the tasks of its results."""
     data, errors = yaml.safe_load(content.split("---")[1]), []
     for key in ("base_model", "datasets"):
-        for one in [data[key]] if isinstance(data.get(key), str) else data.get(key) or []:
-            if not HUB_ID.fullmatch(one) and key == "base_model":
-                errors.append(f'"base_model" {one} is not a valid Hub id')
+        for hub_id in [data[key]] if isinstance(data.get(key), str) else data.get(key) or []:
+            if not HUB_ID.fullmatch(hub_id) and key == "base_model":
+                errors.append(f'"base_model" {hub_id} is not a valid Hub id')
     for model in data.get("model-index") or []:
         for result in model["results"]:
             if not {"task", "dataset", "metrics"} <= set(result) or not result["metrics"]:
                 errors.append('"model-index[0].results" lacks a field')
             elif not {"type", "name"} <= set(result["dataset"]):
                 errors.append('"dataset" lacks its type or name')
-    return {"errors": [{"message": one} for one in errors], "warnings": []}
+    return {"errors": [{"message": error} for error in errors], "warnings": []}
 
 
 def upload_mode(file: dict, folder: Path) -> dict:

@@ -75,7 +75,7 @@ def test_bad_settings_are_refused(tmp_path, content, argv, message):
 
 
 @pytest.fixture
-def folder(tmp_path):
+def recipe_folder(tmp_path):
     """A recipe's folder, with a configuration for it and one for another recipe."""
     (tmp_path / "small.yaml").write_text("dataset: cifar10\n")
     (tmp_path / "other.yaml").write_text("target: x\n")
@@ -83,28 +83,28 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("given", [["--config", "small"], ["--config=small"], []])
-def test_a_name_is_a_file_beside_the_recipe(folder, monkeypatch, given):
-    (folder / "elsewhere").mkdir()
-    monkeypatch.chdir(folder / "elsewhere")
-    data, path = parse_config((Data,), None if given else "small", given, folder=folder)
-    assert (data.dataset, path) == ("cifar10", folder / "small.yaml")
+def test_a_name_is_a_file_beside_the_recipe(recipe_folder, monkeypatch, given):
+    (recipe_folder / "elsewhere").mkdir()
+    monkeypatch.chdir(recipe_folder / "elsewhere")
+    data, path = parse_config((Data,), None if given else "small", given, folder=recipe_folder)
+    assert (data.dataset, path) == ("cifar10", recipe_folder / "small.yaml")
 
 
-def test_a_path_is_a_path(folder, monkeypatch):
-    (folder / "elsewhere").mkdir()
-    monkeypatch.chdir(folder / "elsewhere")
+def test_a_path_is_a_path(recipe_folder, monkeypatch):
+    (recipe_folder / "elsewhere").mkdir()
+    monkeypatch.chdir(recipe_folder / "elsewhere")
     with pytest.raises(InputError, match="no configuration file 'small.yaml'"):
-        parse_config((Data,), None, ["--config", "small.yaml"], folder=folder)
-    (folder / "elsewhere" / "small.yaml").write_text("dataset: mine\n")
+        parse_config((Data,), None, ["--config", "small.yaml"], folder=recipe_folder)
+    (recipe_folder / "elsewhere" / "small.yaml").write_text("dataset: mine\n")
     for given in ("small.yaml", "./small.yaml", "../elsewhere/small.yaml"):
-        assert parse_config((Data,), None, ["--config", given], folder=folder)[0].dataset == "mine"
+        assert parse_config((Data,), None, ["--config", given], folder=recipe_folder)[0].dataset == "mine"
 
 
-def test_an_unknown_name_is_refused_with_those_that_fit(folder):
+def test_an_unknown_name_is_refused_with_those_that_fit(recipe_folder):
     with pytest.raises(
         InputError, match="named 'smal': did you mean small. Known: small; or give a path that ends in"
     ):
-        parse_config((Data,), None, ["--config", "smal"], folder=folder)
+        parse_config((Data,), None, ["--config", "smal"], folder=recipe_folder)
 
 
 def test_an_option_is_taken_out():
@@ -124,8 +124,8 @@ def help_text(capsys, *argv, types=(Data, HPTConfig), **settings) -> str:
     return capsys.readouterr().out
 
 
-def test_help_shows_own_fields_first_in_groups_with_defaults(capsys, folder):
-    text = help_text(capsys, "--dataset", "x", "--help", folder=folder)
+def test_help_shows_own_fields_first_in_groups_with_defaults(capsys, recipe_folder):
+    text = help_text(capsys, "--dataset", "x", "--help", folder=recipe_folder)
     starts = ["  --config ", "What it is about:", "  --dataset ", "Objective:", "Stages:", "Attack:", "Model:"]
     places = [text.index(f"\n{start}") for start in starts]
     assert places == sorted(places)

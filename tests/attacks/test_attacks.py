@@ -14,8 +14,8 @@ from hpt.attacks.square import square_side
 
 
 FIVE = ["cat", "dog", "grey heron", "teapot", "bus"]
-QUICK = {"apgd-ce": {"steps": 10}, "apgd-dlr": {"steps": 10}, "apgd-t": {"steps": 5}, "fab-t": {"steps": 5}}
-QUICK |= {"square": {"queries": 60}, "cw": {"steps": 5}}
+FEW_STEPS = {"apgd-ce": {"steps": 10}, "apgd-dlr": {"steps": 10}, "apgd-t": {"steps": 5}, "fab-t": {"steps": 5}}
+FEW_STEPS |= {"square": {"queries": 60}, "cw": {"steps": 5}}
 TWO_NORMS = [name for name, kind in ATTACKS.items() if "l2" in kind.norms]
 
 
@@ -28,10 +28,10 @@ def linear(images):
 def make_attack(name, eps=8 / 255, **settings):
     """The attack, cut down to a few steps, with a proxy if it needs one."""
     kind = get_attack(name)
-    settings = QUICK.get(name, {}) | ({"proxy": linear} if kind.needs_proxy else {}) | settings
+    settings = FEW_STEPS.get(name, {}) | ({"proxy": linear} if kind.needs_proxy else {}) | settings
     attack = kind(eps=eps, **settings)
-    for part, one in getattr(attack, "attacks", {}).items():
-        vars(one).update(QUICK[part])
+    for part_name, part in getattr(attack, "attacks", {}).items():
+        vars(part).update(FEW_STEPS[part_name])
     return attack
 
 
@@ -202,9 +202,9 @@ def test_restarts_are_the_worst_case(classifier, images, labels):
     result = PGD(**settings, restarts=4).perturb(classifier, images, labels, ids)
     starts = [random_start(Batch(images, labels, ids, torch.full((4, 1, 1, 1), 0.01)), "linf", 0, r) for r in range(4)]
     assert len({start.sum().item() for start in starts}) == 4
-    one = PGD(**settings)(classifier, images, labels, ids)
+    single = PGD(**settings)(classifier, images, labels, ids)
     broken = classifier(result.images).argmax(-1) != labels
-    assert (broken | (classifier(one).argmax(-1) == labels)).all()
+    assert (broken | (classifier(single).argmax(-1) == labels)).all()
     assert torch.equal(broken[:3], result.broken_by[:3] >= 0)
 
 
@@ -289,11 +289,11 @@ def test_apgd_equals_its_algorithm(norm, eps, steps):
             loss, gradient, right = super()._evaluate(classifier, batch, point)
             return loss, gradient, torch.ones_like(right)
 
-    found = Unbreakable(eps=eps, steps=steps, norm=norm)(net, images, labels, torch.arange(6))
+    adversarial = Unbreakable(eps=eps, steps=steps, norm=norm)(net, images, labels, torch.arange(6))
     batch = Batch(images, labels, torch.arange(6), torch.full((6, 1, 1, 1), eps).double())
-    for x, y, start, one in zip(images, labels, random_start(batch, norm, 0), found, strict=True):
+    for x, y, start, x_adv in zip(images, labels, random_start(batch, norm, 0), adversarial, strict=True):
         best = reference_apgd(lambda z, y=y: F.cross_entropy(net(z[None]), y[None]), x, start, eps, steps, norm)
-        torch.testing.assert_close(one, best, rtol=0, atol=1e-9)
+        torch.testing.assert_close(x_adv, best, rtol=0, atol=1e-9)
 
 
 def test_square_colours_every_channel_by_itself():
@@ -308,7 +308,7 @@ def test_square_colours_every_channel_by_itself():
         make_attack("square", 0.1, queries=2)(classifier, images, torch.zeros(20).long(), torch.arange(20)) - images
     )
     centre = change[:, :, 8, 8].sign()
-    assert centre.abs().min() == 1 and len({tuple(one) for one in centre.tolist()}) > 4
+    assert centre.abs().min() == 1 and len({tuple(colour) for colour in centre.tolist()}) > 4
 
 
 def test_square_goes_on_at_ties():

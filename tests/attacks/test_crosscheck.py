@@ -50,7 +50,7 @@ def ours(digits, name, **settings):
     model, images, labels = digits
     ids = torch.arange(len(labels))
     attacks = [get_attack(name)(eps=EPS, seed=seed, **settings) for seed in range(3)]
-    return np.mean([robust_accuracy(model, one(model, images, labels, ids), images, labels) for one in attacks])
+    return np.mean([robust_accuracy(model, attack(model, images, labels, ids), images, labels) for attack in attacks])
 
 
 def agree(own: float, theirs: float) -> None:
@@ -92,20 +92,20 @@ def toolbox_accuracy(digits, make_attack, seeds: int) -> float:
 def test_apgd_is_as_strong_as_the_adversarial_robustness_toolboxs(digits, name, loss):
     evasion = pytest.importorskip("art.attacks.evasion", reason="adversarial-robustness-toolbox isn't installed")
 
-    def make_attack(classifier):
+    def make_theirs(classifier):
         settings = {"eps_step": 2 * EPS, "max_iter": 40, "nb_random_init": 1, "batch_size": 500, "verbose": False}
         return evasion.AutoProjectedGradientDescent(classifier, eps=EPS, loss_type=loss, **settings)
 
-    agree(ours(digits, name, steps=40), toolbox_accuracy(digits, make_attack, seeds=3))
+    agree(ours(digits, name, steps=40), toolbox_accuracy(digits, make_theirs, seeds=3))
 
 
 def test_square_is_as_strong_as_the_adversarial_robustness_toolboxs(digits):
     evasion = pytest.importorskip("art.attacks.evasion", reason="adversarial-robustness-toolbox isn't installed")
 
-    def make_attack(classifier):
+    def make_theirs(classifier):
         return evasion.SquareAttack(classifier, eps=EPS, max_iter=500, nb_restarts=1, batch_size=500, verbose=False)
 
-    agree(ours(digits, "square", queries=500), toolbox_accuracy(digits, make_attack, seeds=2))
+    agree(ours(digits, "square", queries=500), toolbox_accuracy(digits, make_theirs, seeds=2))
 
 
 @pytest.mark.parametrize("name", ["apgd-t", "fab-t"])

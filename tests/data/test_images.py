@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
-from helpers import CLASSES, make_dataset
+from helpers import CLASSES, make_benchmark, make_dataset
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -22,12 +22,12 @@ def encoded(image, kind="PNG"):
 
 def test_digits_are_split_by_class_without_overlap():
     splits = {name: load_benchmark("digits", name) for name in ("train", "validation", "test")}
-    assert [len(one) for one in splits.values()] == [1077, 360, 360]
-    assert sum(len(one) for one in splits.values()) == 1797
-    for one in splits.values():
-        counts = np.bincount(one.dataset["label"])
-        assert counts.max() - counts.min() <= 0.1 * len(one) / 10 + 2
-    images = [image.tobytes() for one in splits.values() for image in one.dataset["image"]]
+    assert [len(split) for split in splits.values()] == [1077, 360, 360]
+    assert sum(len(split) for split in splits.values()) == 1797
+    for split in splits.values():
+        counts = np.bincount(split.dataset["label"])
+        assert counts.max() - counts.min() <= 0.1 * len(split) / 10 + 2
+    images = [image.tobytes() for split in splits.values() for image in split.dataset["image"]]
     assert len(set(images)) >= 1790  # a few digits are identical
     assert splits["test"].dataset["label"][:] == load_benchmark("digits").dataset["label"][:]
     assert splits["test"].class_names[7] == "seven"
@@ -75,7 +75,7 @@ def broken_benchmark(content):
     features = Features({"image": datasets.Image(), "label": ClassLabel(names=CLASSES)})
     rows = {"image": [encoded(Image.new("RGB", (8, 8))), content], "label": [0, 1]}
     table = Dataset.from_dict(
-        {"image": [{"bytes": one, "path": None} for one in rows["image"]], "label": rows["label"]}, features=features
+        {"image": [{"bytes": file, "path": None} for file in rows["image"]], "label": rows["label"]}, features=features
     )
     return Benchmark("odd", "test", table, CLASSES, None, ImageTransform())
 
@@ -104,7 +104,7 @@ def test_truncated_image_is_named_when_it_is_decoded():
 
 
 def test_batches_travel_as_uint8_from_workers():
-    benchmark = Benchmark("random", "test", make_dataset(6), CLASSES, None, ImageTransform())
+    benchmark = make_benchmark(6, template=None)
     (batch,) = DataLoader(benchmark, 6, collate_fn=collate, num_workers=2)
     assert batch["pixel_values"].dtype == torch.uint8
     assert batch["sample_ids"].tolist() == list(range(6)) and batch["labels"].tolist() == [0, 1, 2] * 2

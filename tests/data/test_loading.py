@@ -51,8 +51,8 @@ def test_every_record_reads_its_layout(tmp_path, name, streaming):
     benchmark = load_benchmark(name, path=folder, streaming=streaming)
     examples = list(benchmark) if streaming else [benchmark[row] for row in range(len(benchmark))]
     labels = [0, 1, 0] if name == "pcam" else [0, 1, 2]
-    assert [one["labels"] for one in examples] == labels * len(record.splits["test"].split("+"))
-    assert len({one["pixel_values"].numpy().tobytes() for one in examples}) == len(examples)
+    assert [example["labels"] for example in examples] == labels * len(record.splits["test"].split("+"))
+    assert len({example["pixel_values"].numpy().tobytes() for example in examples}) == len(examples)
     assert benchmark.dataset.column_names == ["image", "label"]
     assert len(benchmark.class_names) == record.num_classes and benchmark.source is None
     native = name in ("cifar10", "cifar100", "stl10", "tiny_imagenet")
@@ -100,7 +100,7 @@ def test_names_are_cleaned_by_rule(name, given, cleaned):
 
 def test_tiny_imagenet_wnids_are_mended_to_200_classes():
     names = raw_names("tiny_imagenet")
-    assert len(set(names)) == len({BENCHMARKS["tiny_imagenet"].clean_name(one) for one in names}) == 200
+    assert len(set(names)) == len({BENCHMARKS["tiny_imagenet"].clean_name(name) for name in names}) == 200
 
 
 def test_pcam_has_boolean_labels_and_takes_its_names_from_the_record(tmp_path):
@@ -162,10 +162,8 @@ def test_the_records_configuration_is_taken(tmp_path):
 
 
 def test_streams_check_what_they_give(tmp_path):
-    label = [
-        type(one["labels"]) for one in load_benchmark("pcam", path=write_repository(tmp_path, "pcam"), streaming=True)
-    ]
-    assert label == [int] * 3
+    stream = load_benchmark("pcam", path=write_repository(tmp_path, "pcam"), streaming=True)
+    assert [type(example["labels"]) for example in stream] == [int] * 3
     dataset = make_dataset(3).cast_column("label", Value("int64"))
     dataset.to_parquet(tmp_path / "set.parquet")
     streamed = load_benchmark(str(tmp_path / "set.parquet"), streaming=True, class_names=["cat", "dog"])
@@ -204,7 +202,8 @@ def test_fewer_rows_than_published_are_said(tmp_path):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         load_benchmark("dtd", path=write_repository(tmp_path, "dtd"))
-    assert any("dtd has 3 rows in" in str(one.message) and "instead of 1880" in str(one.message) for one in caught)
+    messages = [str(warning.message) for warning in caught]
+    assert any("dtd has 3 rows in" in message and "instead of 1880" in message for message in messages)
 
 
 def test_the_table_of_the_records_is_read_back(tmp_path, monkeypatch, capsys):
@@ -217,7 +216,7 @@ def test_the_table_of_the_records_is_read_back(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     table = {
         cells[0]: cells
-        for cells in ([one.strip() for one in line.split("|")[1:-1]] for line in printed.split("\n") if "|" in line)
+        for cells in ([cell.strip() for cell in line.split("|")[1:-1]] for line in printed.split("\n") if "|" in line)
     }
     assert list(table)[2:] == [name for name in SIXTEEN if name != "dtd"]
     licence = "ImageNet's terms of access"
@@ -241,7 +240,7 @@ def test_a_folder_of_images_in_one_line(tmp_path):
     with pytest.warns(UserWarning, match="images of 16 pixels, which are enlarged to 256, cropped to 224"):
         load_benchmark(str(tmp_path / "pets"))
     streamed = list(load_benchmark(str(tmp_path / "pets"), streaming=True))
-    assert [one["labels"] for one in streamed] == [0, 0, 1, 1]
+    assert [example["labels"] for example in streamed] == [0, 0, 1, 1]
 
 
 def test_the_right_split_is_taken_and_never_a_training_split_for_another(tmp_path):
@@ -261,7 +260,7 @@ def test_a_folders_classes_are_those_of_all_its_splits(tmp_path, streaming):
     save_images(tmp_path / "pets", ("train",), ("bird", "cat", "dog"))
     folder = str(save_images(tmp_path / "pets", ("test",), ("cat", "dog")))
     test = load_benchmark(folder, streaming=streaming)
-    assert test.class_names == ["bird", "cat", "dog"] and [one["labels"] for one in test] == [1, 1, 2, 2]
+    assert test.class_names == ["bird", "cat", "dog"] and [example["labels"] for example in test] == [1, 1, 2, 2]
     assert test.split == "test"
 
 
@@ -281,7 +280,7 @@ def test_training_data_comes_with_a_validation_set_where_there_is_one(tmp_path):
     assert (train.split, validation.split) == ("train", "validation")
     assert load_training_data(str(save_images(tmp_path / "only")))[1] is None
     assert load_training_data(f"{both}:split=validation")[1] is None
-    assert [one.split for one in load_training_data("digits")] == ["train", "validation"]
+    assert [benchmark.split for benchmark in load_training_data("digits")] == ["train", "validation"]
     train, held_out = load_training_data("digits", validation_size=100)
     assert (len(train), len(held_out)) == (977, 100) and not set(train.ids()) & set(held_out.ids())
     with pytest.raises(InputError, match="all is sixteen benchmarks"):
@@ -438,22 +437,23 @@ def test_texts_that_name_nothing_are_refused(text, message):
 def test_a_batch_is_read_at_once_and_keeps_ids(tmp_path):
     benchmark = load_benchmark("cifar10", path=write_repository(tmp_path, "cifar10", rows=20))
     few = benchmark.rows(np.array([7, 3, 11]))
-    assert [one["sample_ids"] for one in few.__getitems__([2, 0])] == [11, 7]
+    assert [example["sample_ids"] for example in few.__getitems__([2, 0])] == [11, 7]
     (batch,) = DataLoader(few, 3, collate_fn=collate, num_workers=1)
     single = [few[row] for row in range(3)]
-    assert batch["sample_ids"].tolist() == [one["sample_ids"] for one in single] == [7, 3, 11]
-    assert torch.equal(batch["pixel_values"], torch.stack([one["pixel_values"] for one in single]))
+    assert batch["sample_ids"].tolist() == [example["sample_ids"] for example in single] == [7, 3, 11]
+    assert torch.equal(batch["pixel_values"], torch.stack([example["pixel_values"] for example in single]))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_stream_gives_the_same_images_for_any_number_of_workers(tmp_path, num_workers):
     folder = write_repository(tmp_path, "eurosat", rows=5)
-    streamed, loaded = (load_benchmark("eurosat", path=folder, streaming=one) for one in (True, False))
+    streamed, loaded = (load_benchmark("eurosat", path=folder, streaming=mode) for mode in (True, False))
     batches = list(DataLoader(streamed, 4, collate_fn=collate, num_workers=num_workers))
     pixels, ids = (torch.cat([batch[key] for batch in batches]) for key in ("pixel_values", "sample_ids"))
     expected = {loaded[row]["pixel_values"].numpy().tobytes() for row in range(15)}
-    assert len(pixels) == 15 and {one.numpy().tobytes() for one in pixels} == expected
-    assert sorted(ids.tolist()) == sorted(one["sample_ids"] for one in streamed) and len(set(ids.tolist())) == 15
+    assert len(pixels) == 15 and {image.numpy().tobytes() for image in pixels} == expected
+    assert sorted(ids.tolist()) == sorted(example["sample_ids"] for example in streamed)
+    assert len(set(ids.tolist())) == 15
 
 
 def test_rows_taken_from_a_stream_are_a_benchmark(tmp_path):
@@ -462,7 +462,7 @@ def test_rows_taken_from_a_stream_are_a_benchmark(tmp_path):
     loaded = load_benchmark("food101", path=folder).rows(np.arange(4))
     assert (len(taken), taken.class_names, taken.split) == (4, loaded.class_names, "test")
     streamed = load_benchmark("food101", path=folder, streaming=True)
-    assert [taken[row]["sample_ids"] for row in range(4)] == [one["sample_ids"] for one in streamed][:4]
+    assert [taken[row]["sample_ids"] for row in range(4)] == [example["sample_ids"] for example in streamed][:4]
     with pytest.raises(InputError, match=r"Can't take 0 rows of food101 \(test\): give at least 1"):
         streamed.take(0)
     assert all(torch.equal(taken[row]["pixel_values"], loaded[row]["pixel_values"]) for row in range(4))

@@ -19,28 +19,30 @@ SCRIPT = """
 import json, sys, warnings
 from hpt import InputError, load_benchmark, load_proxy
 warnings.simplefilter("always")
-found = {}
+outcomes = {}
 for text in sys.argv[1:]:
     name, _, mode = text.partition("+")
     with warnings.catch_warnings(record=True) as caught:
         try:
             if mode == "proxy":
-                found[text] = load_proxy(name).model.config._commit_hash
+                outcomes[text] = load_proxy(name).model.config._commit_hash
                 continue
-            one = load_benchmark(name, streaming=mode == "streaming")
-            more = one if isinstance(one, dict) else {name: one}
-            found[text] = {
-                key: [next(iter(each))["labels"], each.source, each.class_names[1]] for key, each in more.items()
+            loaded = load_benchmark(name, streaming=mode == "streaming")
+            benchmarks = loaded if isinstance(loaded, dict) else {name: loaded}
+            outcomes[text] = {
+                key: [next(iter(benchmark))["labels"], benchmark.source, benchmark.class_names[1]]
+                for key, benchmark in benchmarks.items()
             }
         except InputError as error:
-            found[text] = str(error)
-        found[text + " warned"] = [str(one.message) for one in caught if "instead of" not in str(one.message)]
-print(json.dumps(found))
+            outcomes[text] = str(error)
+        messages = [str(warning.message) for warning in caught]
+        outcomes[text + " warned"] = [message for message in messages if "instead of" not in message]
+print(json.dumps(outcomes))
 """
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory):
+def full_hub(tmp_path_factory):
     """All sixteen but one, ImageNet gated; and a proxy, beside a gated one."""
     root = tmp_path_factory.mktemp("hub")
     for name in LAYOUTS:
@@ -53,18 +55,18 @@ def hub(tmp_path_factory):
 
 
 @pytest.fixture
-def load_from(hub, tmp_path):
+def load_from(full_hub, tmp_path):
     """Loads benchmarks in a process of its own, which sees the stand-in as the Hub, and gives what became of each."""
 
     def load(*texts, **environment):
         environment = {
-            "HF_ENDPOINT": hub.url,
+            "HF_ENDPOINT": full_hub.url,
             "HF_HOME": str(tmp_path / "home"),
             "HF_HUB_OFFLINE": "0",
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
         } | environment
-        hub.requests.clear()
+        full_hub.requests.clear()
         run = subprocess.run(
             [sys.executable, "-c", SCRIPT, *texts], env=os.environ | environment, capture_output=True, text=True
         )
@@ -79,54 +81,54 @@ def downloaded(hub) -> list[str]:
     return sorted({path.partition(COMMIT)[2] for kind, path in hub.requests if kind == "GET" and ".parquet" in path})
 
 
-def test_all_are_loaded_from_the_hub_but_what_cannot_be_had(hub, load_from):
+def test_all_are_loaded_from_the_hub_but_what_cannot_be_had(full_hub, load_from):
     """Found, missing, gated with and without a token; then from the cache without the Hub."""
-    found = load_from("all")
-    assert list(found["all"]) == [name for name in SIXTEEN if name not in ("imagenet", "dtd")]
-    assert found["all"]["cifar10"] == [0, f"uoft-cs/cifar10@{COMMIT}", "automobile"]
-    (left_out,) = [one for one in found["all warned"] if one.startswith("Left out: ")]
+    outcomes = load_from("all")
+    assert list(outcomes["all"]) == [name for name in SIXTEEN if name not in ("imagenet", "dtd")]
+    assert outcomes["all"]["cifar10"] == [0, f"uoft-cs/cifar10@{COMMIT}", "automobile"]
+    (left_out,) = [message for message in outcomes["all warned"] if message.startswith("Left out: ")]
     first, second = left_out.split(" dtd: ")
     assert first.startswith("Left out: imagenet: Can't load the dataset 'ILSVRC/imagenet-1k': it is gated: accept")
     assert "https://huggingface.co/datasets/ILSVRC/imagenet-1k, then run `hf auth login` or set HF_TOKEN" in first
     assert second.startswith("Can't load the dataset 'tanganke/dtd': no such Hub id or local folder")
-    files = [path for kind, path in hub.requests if kind == "GET" and path.endswith(".parquet")]
+    files = [path for kind, path in full_hub.requests if kind == "GET" and path.endswith(".parquet")]
     splits = {path.rsplit("/", 1)[1].partition("-")[0] for path in files if "stanford_cars" in path}
     assert splits == {"test"}  # neither its training images nor its corrupted ones
     assert len([path for path in files if "sun397" in path]) == 3  # train, validation and test make up the protocol's
 
-    hub_was_asked = len(hub.requests)
+    hub_was_asked = len(full_hub.requests)
     offline = load_from("all", HF_HUB_OFFLINE="1")
-    assert hub_was_asked and not hub.requests and offline["all"] == found["all"]
-    assert f"isn't in the cache, and the Hub can't be reached at {hub.url}" in offline["all warned"][-1]
+    assert hub_was_asked and not full_hub.requests and offline["all"] == outcomes["all"]
+    assert f"isn't in the cache, and the Hub can't be reached at {full_hub.url}" in offline["all warned"][-1]
 
     with_token = load_from("imagenet", HF_TOKEN=TOKEN)
     assert with_token["imagenet"]["imagenet"] == [0, f"ILSVRC/imagenet-1k@{COMMIT}", "goldfish"]
-    assert downloaded(hub) == ["/data/validation-00000-of-00001.parquet"]
+    assert downloaded(full_hub) == ["/data/validation-00000-of-00001.parquet"]
 
 
-def test_streaming_reads_from_the_hub_without_a_cache(hub, load_from, tmp_path):
-    found = load_from("food101+streaming", "caltech256+streaming", "stl10+streaming")
-    assert found["food101+streaming"] == {"food101": [0, f"ethz/food101@{COMMIT}", "baby back ribs"]}
-    assert found["caltech256+streaming"]["caltech256"][2] == "american flag"
+def test_streaming_reads_from_the_hub_without_a_cache(full_hub, load_from, tmp_path):
+    outcomes = load_from("food101+streaming", "caltech256+streaming", "stl10+streaming")
+    assert outcomes["food101+streaming"] == {"food101": [0, f"ethz/food101@{COMMIT}", "baby back ribs"]}
+    assert outcomes["caltech256+streaming"]["caltech256"][2] == "american flag"
     assert not list((tmp_path / "home" / "hub").rglob("*.parquet"))
-    assert downloaded(hub)[0] == "/data/test-00000-of-00001.parquet"
+    assert downloaded(full_hub)[0] == "/data/test-00000-of-00001.parquet"
     offline = load_from("food101+streaming", "dtd", HF_HUB_OFFLINE="1")
-    assert all("the Hub can't be reached" in offline[one] for one in ("food101+streaming", "dtd"))
+    assert all("the Hub can't be reached" in offline[text] for text in ("food101+streaming", "dtd"))
 
 
-def test_a_pinned_revision_is_kept_apart_in_the_cache(hub, load_from):
+def test_a_pinned_revision_is_kept_apart_in_the_cache(full_hub, load_from):
     pinned = f"cifar10=uoft-cs/cifar10@{COMMIT}"
     missing = "cifar10=uoft-cs/cifar10@v9"
-    found = load_from(pinned, missing)
-    assert found[pinned][pinned][1] == f"uoft-cs/cifar10@{COMMIT}"
-    assert "Can't load the dataset 'uoft-cs/cifar10@v9': no such" in found[missing]
+    outcomes = load_from(pinned, missing)
+    assert outcomes[pinned][pinned][1] == f"uoft-cs/cifar10@{COMMIT}"
+    assert "Can't load the dataset 'uoft-cs/cifar10@v9': no such" in outcomes[missing]
     offline = load_from(pinned, "cifar10", HF_HUB_OFFLINE="1")
     assert offline[pinned][pinned][0] == 0 and "can't be reached" in offline["cifar10"]
 
 
 def test_proxies_are_found_missing_or_gated(load_from):
-    found = load_from("org/proxy+proxy", "org/gated+proxy", "org/missing+proxy")
-    assert found["org/proxy+proxy"] == COMMIT
-    assert "'org/missing': no such Hub id or local folder" in found["org/missing+proxy"]
-    assert "'org/gated': it is gated: accept its terms at" in found["org/gated+proxy"]
-    assert "hf auth login" in found["org/gated+proxy"]
+    outcomes = load_from("org/proxy+proxy", "org/gated+proxy", "org/missing+proxy")
+    assert outcomes["org/proxy+proxy"] == COMMIT
+    assert "'org/missing': no such Hub id or local folder" in outcomes["org/missing+proxy"]
+    assert "'org/gated': it is gated: accept its terms at" in outcomes["org/gated+proxy"]
+    assert "hf auth login" in outcomes["org/gated+proxy"]

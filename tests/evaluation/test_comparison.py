@@ -1,11 +1,9 @@
 import pytest
 import torch
-from helpers import CLASSES, make_clip, make_dataset
+from helpers import CLASSES, make_clip
 from scipy.stats import binomtest
 
 from hpt import PGD, ZeroShotClassifier
-from hpt.data.benchmark import Benchmark
-from hpt.data.images import ImageTransform
 from hpt.evaluation.comparison import compare_models, measure
 from hpt.evaluation.figures import draw_accuracy_bars, draw_accuracy_over_eps, draw_training_curves
 from hpt.evaluation.report import format_table
@@ -22,34 +20,29 @@ def test_wilson_interval_equals_scipys(correct, total):
 
 
 @pytest.fixture
-def models():
+def subjects():
     pair = {"first": make_clip(0), "second": make_clip(1, patch_size=4)}
     return [Subject(ZeroShotClassifier(model.eval(), processor), name) for name, (model, processor) in pair.items()]
 
 
-@pytest.fixture
-def benchmark():
-    return Benchmark("random", "test", make_dataset(10), CLASSES, "{}", ImageTransform())
-
-
-def test_measures_what_is_attacked_and_what_is_scored(models, benchmark):
+def test_measures_what_is_attacked_and_what_is_scored(subjects, benchmark):
     attack = PGD(eps=8 / 255, steps=3, seed=5)
     images = torch.stack([benchmark[row]["pixel_values"] for row in range(10)]) / 255
     labels = torch.tensor(benchmark.dataset["label"])
-    by_name = {model.name: model.classifier.with_classes(CLASSES, "{}") for model in models}
+    by_name = {subject.name: subject.classifier.with_classes(CLASSES, "{}") for subject in subjects}
     first = by_name["first"]
     adversarial = attack(first, images, labels, torch.arange(10))
-    rows = measure(models, benchmark, attack, "first", batch_size=3)
+    rows = measure(subjects, benchmark, attack, "first", batch_size=3)
     for row in rows:
         classifier = by_name[row.model]
         assert row.accuracy == pytest.approx((classifier(adversarial).argmax(-1) == labels).float().mean().item())
         assert (row.attacked, row.n, row.eps, row.steps, row.seed) == ("first", 10, 8 / 255, 3, 5)
         assert (row.benchmark, row.split, row.attack_space, row.norm) == ("random", "test", "native", "linf")
-    assert rows == measure(models, benchmark, attack, "first", batch_size=10)  # no batching changes a verdict
+    assert rows == measure(subjects, benchmark, attack, "first", batch_size=10)  # no batching changes a verdict
 
 
-def test_table_has_a_line_per_model(models, benchmark):
-    rows = compare_models(models, benchmark, PGD(eps=8 / 255, steps=2), batch_size=5, num_workers=0)
+def test_table_has_a_line_per_model(subjects, benchmark):
+    rows = compare_models(subjects, benchmark, PGD(eps=8 / 255, steps=2), batch_size=5, num_workers=0)
     assert [(row.model, row.attacked) for row in rows] == [
         ("first", None),
         ("second", None),

@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
-from helpers import CLASSES, make_clip, make_dataset
+from helpers import CLASSES, make_benchmark, make_clip, make_dataset
 from torch import nn
 
 from hpt import PGD, InputError, RobustnessEvaluator, ZeroShotClassifier
@@ -34,7 +34,7 @@ def proxy():
 
 @pytest.fixture
 def benchmark():
-    return Benchmark("random", "test", make_dataset(25), CLASSES, "{}", ImageTransform())
+    return make_benchmark(25)
 
 
 def make_evaluator(proxy=None, **settings):
@@ -75,9 +75,9 @@ def test_accuracies_equal_an_independent_computation(model_and_processor, benchm
         adversarial = PGD(eps=eps, steps=2)(classifier, images, labels, ids)
         right["pgd:steps=2", eps] = (classifier(adversarial).argmax(-1) == labels) & right["clean"]
     rows = make_evaluator()(model, processor, benchmark)
-    found = {row.attack if row.attack == "clean" else (row.attack, row.eps): row for row in rows}
+    measured = {row.attack if row.attack == "clean" else (row.attack, row.eps): row for row in rows}
     for key, verdicts in right.items():
-        assert found[key].accuracy == pytest.approx(verdicts.float().mean().item()), key
+        assert measured[key].accuracy == pytest.approx(verdicts.float().mean().item()), key
 
 
 @pytest.mark.parametrize("mean_per_class", [False, True])
@@ -94,15 +94,15 @@ def test_rows_follow_from_the_predictions(model_and_processor, benchmark, monkey
 
     monkeypatch.setattr(RobustnessEvaluator, "_attack_batch", attack_batch)
     rows = make_evaluator()(*model_and_processor, replace(benchmark, mean_per_class=mean_per_class))
-    found = {(row.attack, row.eps): row for row in rows}
+    measured = {(row.attack, row.eps): row for row in rows}
     expected = {("clean", None): (24,), ("pgd:steps=2", EPS[0]): (24, 3), ("cw:steps=2", EPS[0]): (24, 5)}
     expected |= {(WORST_CASE, EPS[0]): (24, 3, 5), (WORST_CASE, EPS[1]): (24, 2, 7)}
     for key, divisors in expected.items():
-        right = np.array([all(sample % one for one in divisors) for sample in range(25)])
-        assert found[key].accuracy == pytest.approx(right.mean())
+        right = np.array([all(sample % divisor for divisor in divisors) for sample in range(25)])
+        assert measured[key].accuracy == pytest.approx(right.mean())
         per_class = np.mean([right[labels == label].mean() for label in range(3)]) if mean_per_class else None
-        assert found[key].mean_per_class_accuracy == pytest.approx(per_class)
-    assert (found["pgd:steps=2", EPS[0]].zero_gradient, found["pgd:steps=2", EPS[0]].broken_by) == (7, {"a": 14})
+        assert measured[key].mean_per_class_accuracy == pytest.approx(per_class)
+    assert (measured["pgd:steps=2", EPS[0]].zero_gradient, measured["pgd:steps=2", EPS[0]].broken_by) == (7, {"a": 14})
 
 
 def test_an_attack_that_leaves_its_ball_is_not_scored(model_and_processor, benchmark, monkeypatch):
@@ -119,7 +119,7 @@ def test_two_models_and_a_reverse_transfer_are_continued(benchmark, proxy, tmp_p
     def run(**settings):
         evaluator = make_evaluator(proxy, attacks=["pgd:steps=1", "transfer-to-proxy:steps=1"], **settings)
         models = {seed: make_clip(seed) for seed in (0, 2)}
-        return [row for seed, one in models.items() for row in evaluator(*one, benchmark, name=f"model {seed}")]
+        return [row for seed, pair in models.items() for row in evaluator(*pair, benchmark, name=f"model {seed}")]
 
     rows = run(output_dir=tmp_path)
     assert comparable(run(output_dir=tmp_path)) == comparable(rows) == comparable(run())
@@ -141,7 +141,7 @@ def test_the_worst_case_is_taken_per_sample(model_and_processor, benchmark):
 @pytest.mark.parametrize("batch_size", [1, 7, 25])
 def test_batching_changes_no_verdict(model_and_processor, benchmark, batch_size):
     rows, others = (make_evaluator(batch_size=size)(*model_and_processor, benchmark) for size in (4, batch_size))
-    accuracies = [[row.accuracy for row in one if row.attack != LARGE_EPS] for one in (rows, others)]
+    accuracies = [[row.accuracy for row in evaluation if row.attack != LARGE_EPS] for evaluation in (rows, others)]
     assert accuracies[0] == accuracies[1]
 
 
@@ -154,7 +154,7 @@ def test_wrong_samples_are_not_attacked_and_prompts_are_encoded_once(model_and_p
     evaluator = make_evaluator(attacks=["pgd:steps=1", "cw:steps=1"])
     rows = evaluator(model, processor, benchmark)
     predictions = np.concatenate(
-        [one["predictions"] for one in evaluator.results.predictions[digest(rows[0].settings())].values()]
+        [batch["predictions"] for batch in evaluator.results.predictions[digest(rows[0].settings())].values()]
     )
     assert seen == set(np.flatnonzero(predictions == benchmark.dataset["label"]).tolist())
     assert len(encoded) == 1
@@ -270,7 +270,7 @@ def test_damaged_files_are_refused(model_and_processor, benchmark, tmp_path):
 
 
 def test_subsets_are_stratified_seeded_and_saved(model_and_processor, tmp_path):
-    benchmark = Benchmark("random", "test", make_dataset(60), CLASSES, "{}", ImageTransform())
+    benchmark = make_benchmark(60)
     rows = make_evaluator(max_samples=30, attacks=[], output_dir=tmp_path)(*model_and_processor, benchmark)
     saved = json.loads((tmp_path / "samples_random.json").read_text())
     assert saved["ids"] == benchmark.subset(30).ids().tolist() != list(range(30))

@@ -3,12 +3,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import CLASSES, SOUND, make_clip, make_dataset, row
+from helpers import SOUND, make_benchmark, make_clip, make_row
 from torch import nn
 
 from hpt import RobustnessEvaluator
-from hpt.data.benchmark import Benchmark
-from hpt.data.images import ImageTransform
 from hpt.evaluation.flags import find_flags
 from hpt.evaluation.report import format_flags
 from hpt.evaluation.rows import LARGE_EPS
@@ -21,22 +19,30 @@ def test_a_sound_evaluation_raises_no_flag():
 @pytest.mark.parametrize(
     ("changed", "name", "message"),
     [
-        (row("clean", 0.9, n=999), "few-samples", "999 samples: +-3.0 points"),
-        (row("clean", 0.9, stochastic=True), "stochastic-model", "other logits the second time"),
-        (row(LARGE_EPS, 0.06, eps=0.5), "large-eps-survivors", "6.0 % survive APGD at 127.5/255"),
-        (row("apgd", 0.505, zero_gradient=11), "zero-gradients", "11 of 1000 samples had a gradient of exactly zero"),
-        (row("pgd", 0.521), "pgd-too-weak", "PGD-10 leaves 52.1 %, the worst case 50.0 %"),
-        (row("square", 0.48), "square-beats-gradients", "leaves 48.0 %, autoattack 50.0 %"),
-        (row("autoattack", 0.5, broken_by={"apgd-ce": 300, "square": 11}), "square-beats-gradients", "breaks 11 of"),
+        (make_row("clean", 0.9, n=999), "few-samples", "999 samples: +-3.0 points"),
+        (make_row("clean", 0.9, stochastic=True), "stochastic-model", "other logits the second time"),
+        (make_row(LARGE_EPS, 0.06, eps=0.5), "large-eps-survivors", "6.0 % survive APGD at 127.5/255"),
+        (
+            make_row("apgd", 0.505, zero_gradient=11),
+            "zero-gradients",
+            "11 of 1000 samples had a gradient of exactly zero",
+        ),
+        (make_row("pgd", 0.521), "pgd-too-weak", "PGD-10 leaves 52.1 %, the worst case 50.0 %"),
+        (make_row("square", 0.48), "square-beats-gradients", "leaves 48.0 %, autoattack 50.0 %"),
+        (
+            make_row("autoattack", 0.5, broken_by={"apgd-ce": 300, "square": 11}),
+            "square-beats-gradients",
+            "breaks 11 of",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) and " " not in value else "",
 )
 def test_each_reason_for_doubt_raises_its_flag(changed, name, message):
-    rows = [changed if one.attack == changed.attack else one for one in SOUND]
+    rows = [changed if row.attack == changed.attack else row for row in SOUND]
     (flag,) = find_flags(rows)
     assert flag.name == name and message in flag.message
     assert format_flags([flag]).startswith(f"- {name}: m on b")
-    others = [replace(one, model="other") for one in SOUND]
+    others = [replace(row, model="other") for row in SOUND]
     assert find_flags(others + rows) == [flag]
 
 
@@ -53,10 +59,10 @@ class Quantised(nn.Module):
 
 @pytest.fixture
 def benchmark():
-    return Benchmark("random", "test", make_dataset(60), CLASSES, "{}", ImageTransform())
+    return make_benchmark(60)
 
 
-def evaluate(model, processor, benchmark, **settings):
+def flags_of(model, processor, benchmark, **settings):
     settings = {"attacks": ["pgd", "square:queries=300"], "eps": 16 / 255} | settings
     return find_flags(RobustnessEvaluator(**settings)(model.eval(), processor, benchmark, name="m"))
 
@@ -66,19 +72,19 @@ def names(flags):
 
 
 def test_an_undefended_model_is_not_flagged_for_masking(benchmark):
-    assert names(evaluate(*make_clip(0), benchmark)) == set()
+    assert names(flags_of(*make_clip(0), benchmark)) == set()
 
 
 def test_saturated_logits_are_flagged(benchmark):
     model, processor = make_clip(0)
     model.logit_scale.data += math.log(1e4)
-    assert "zero-gradients" in names(evaluate(model, processor, benchmark))
+    assert "zero-gradients" in names(flags_of(model, processor, benchmark))
 
 
 def test_a_quantised_input_is_flagged(benchmark):
     model, processor = make_clip(0)
     model.vision_model.embeddings = Quantised(model.vision_model.embeddings)
-    assert "zero-gradients" in names(evaluate(model, processor, benchmark))
+    assert "zero-gradients" in names(flags_of(model, processor, benchmark))
 
 
 def test_a_stochastic_model_is_flagged(benchmark):
@@ -88,4 +94,4 @@ def test_a_stochastic_model_is_flagged(benchmark):
         return output + torch.randn_like(output)
 
     model.visual_projection.register_forward_hook(noise)
-    assert "stochastic-model" in names(evaluate(model, processor, benchmark, attacks=["pgd:steps=1"]))
+    assert "stochastic-model" in names(flags_of(model, processor, benchmark, attacks=["pgd:steps=1"]))

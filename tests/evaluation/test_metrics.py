@@ -19,27 +19,27 @@ def data():
 
 def test_clean_accuracy_equals_sklearns_and_scipys(data):
     predictions, references, _ = data
-    found = CleanAccuracy().compute(predictions=predictions, references=references)
-    assert found["clean_accuracy"] == pytest.approx(accuracy_score(references, predictions))
+    result = CleanAccuracy().compute(predictions=predictions, references=references)
+    assert result["clean_accuracy"] == pytest.approx(accuracy_score(references, predictions))
     interval = binomtest(int((predictions == references).sum()), 200).proportion_ci(method="wilson")
-    assert found["clean_accuracy_low"] == pytest.approx(interval.low, abs=1e-6)
-    assert found["clean_accuracy_high"] == pytest.approx(interval.high, abs=1e-6)
-    assert found["n"] == 200
+    assert result["clean_accuracy_low"] == pytest.approx(interval.low, abs=1e-6)
+    assert result["clean_accuracy_high"] == pytest.approx(interval.high, abs=1e-6)
+    assert result["n"] == 200
 
 
 def test_robust_accuracy_needs_every_prediction_right(data):
     predictions, references, attacked = data
     inputs = {"predictions": predictions, "references": references}
-    found = RobustAccuracy().compute(**inputs, adversarial_predictions=attacked)
+    result = RobustAccuracy().compute(**inputs, adversarial_predictions=attacked)
     expected = np.mean([p == y and all(a == y) for p, y, a in zip(predictions, references, attacked, strict=True)])
-    assert found["robust_accuracy"] == pytest.approx(expected)
+    assert result["robust_accuracy"] == pytest.approx(expected)
 
 
 def test_mean_per_class_accuracy_equals_sklearns(data):
     predictions, references, _ = data
-    found = MeanPerClassAccuracy().compute(predictions=predictions, references=references)
-    assert found["mean_per_class_accuracy"] == pytest.approx(balanced_accuracy_score(references, predictions))
-    assert set(found) == {"mean_per_class_accuracy", "n"}
+    result = MeanPerClassAccuracy().compute(predictions=predictions, references=references)
+    assert result["mean_per_class_accuracy"] == pytest.approx(balanced_accuracy_score(references, predictions))
+    assert set(result) == {"mean_per_class_accuracy", "n"}
 
 
 def test_batches_can_be_added(data):

@@ -2,38 +2,28 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from helpers import CLASSES, ROOT, make_clip, make_dataset, make_family
+from helpers import CLASSES, make_clip, make_family, run_recipe_apart
 
 from hpt import PGD, InputError, ZeroShotClassifier
-from hpt.data.benchmark import Benchmark
 from hpt.data.images import ImageTransform
 from hpt.evaluation.figures import draw_transfer_matrix
 from hpt.evaluation.ranking import TransferMatrix, format_ranking, paired_difference, rank_proxies, recommend, share
 from hpt.models.loading import save_finished
 
 
-RECIPE = str(ROOT / "recipes" / "rank_proxies.py")
 EPS = [2 / 255, 16 / 255]
 
 
 @pytest.fixture
 def models():
-    made = {"target": make_clip(0), "again": make_clip(1), "other": make_clip(2, patch_size=4)}
-    return {name: ZeroShotClassifier(model.eval(), processor) for name, (model, processor) in made.items()}
-
-
-@pytest.fixture
-def benchmark():
-    return Benchmark("random", "test", make_dataset(10), CLASSES, "{}", ImageTransform())
+    pairs = {"target": make_clip(0), "again": make_clip(1), "other": make_clip(2, patch_size=4)}
+    return {name: ZeroShotClassifier(model.eval(), processor) for name, (model, processor) in pairs.items()}
 
 
 def test_every_model_is_scored_on_images_made_against_every_model(models, benchmark):
@@ -80,16 +70,18 @@ def test_proxies_of_other_families_keep_their_own_size_and_statistics(benchmark)
     for name, model in models.items():
         expected = model.with_classes(CLASSES, "{}")(adversarial).argmax(-1) == labels
         assert matrix.correct["Align", 8 / 255][name].tolist() == expected.tolist()
-    same = {one.name: one.same_architecture for one in rank_proxies(matrix, "CLIP")}
+    same = {candidate.name: candidate.same_architecture for candidate in rank_proxies(matrix, "CLIP")}
     assert same == {"Siglip": False, "Align": False, "AltCLIP": True}  # whose vision tower here is CLIP's
 
 
 @pytest.fixture
 def attacked(monkeypatch):
     """The models that are attacked, in order, by their identity."""
-    calls, run = [], PGD.perturb
+    calls, perturb = [], PGD.perturb
     monkeypatch.setattr(
-        PGD, "perturb", lambda self, one, *rest: (calls.append(id(one.model)), run(self, one, *rest))[1]
+        PGD,
+        "perturb",
+        lambda self, classifier, *rest: (calls.append(id(classifier.model)), perturb(self, classifier, *rest))[1],
     )
     return calls
 
@@ -168,9 +160,9 @@ def made_up(clean, robust, n=400):
 def test_ranks_by_accuracy_on_the_targets_images():
     clean = {"target": 300, "twin": 380, "good": 360, "close": 340}
     ranked = rank_proxies(made_up(clean, {"target": 4, "twin": 100, "good": 320, "close": 318}), "target")
-    assert [one.name for one in ranked] == ["good", "close", "twin"]
-    assert [one.rank_by_clean for one in ranked] == [2, 3, 1]
-    assert [one.same_architecture for one in ranked] == [False, False, True]
+    assert [candidate.name for candidate in ranked] == ["good", "close", "twin"]
+    assert [candidate.rank_by_clean for candidate in ranked] == [2, 3, 1]
+    assert [candidate.same_architecture for candidate in ranked] == [False, False, True]
     good, close, twin = ranked
     assert good.robust == [0.8, 0.8] and good.mean[0] == 0.8 and good.clean == 0.9
     assert good.kept[0][0] == pytest.approx(320 / 360)
@@ -192,8 +184,8 @@ def test_a_best_candidate_built_like_the_target_is_marked():
 def test_equal_accuracies_share_a_rank():
     clean = {"target": 300, "twin": 360, "good": 360, "close": 340}
     ranked = rank_proxies(made_up(clean, {"target": 4, "twin": 300, "good": 320, "close": 320}), "target")
-    assert [one.rank for one in ranked] == [1, 1, 3]
-    assert {one.name: one.rank_by_clean for one in ranked} == {"twin": 1, "good": 1, "close": 3}
+    assert [candidate.rank for candidate in ranked] == [1, 1, 3]
+    assert {candidate.name: candidate.rank_by_clean for candidate in ranked} == {"twin": 1, "good": 1, "close": 3}
     assert "takes the same." in recommend(ranked)
 
 
@@ -215,19 +207,6 @@ def test_intervals_are_those_of_paired_samples():
     assert share(np.zeros(5, bool), np.zeros(5, bool))[0] == 0  # a candidate that is never right
 
 
-def run_recipe(folder, *arguments, processes=1):
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return subprocess.run(
-        [*launcher, RECIPE, *map(str, arguments), "--use_cpu"],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-
-
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
@@ -236,7 +215,7 @@ def saved(tmp_path_factory):
     return folder
 
 
-def ranking(saved, output):
+def ranking_arguments(saved, output):
     return [
         *(
             "--target",
@@ -245,22 +224,26 @@ def ranking(saved, output):
             f"again={saved / 'again'}",
             f"other={saved / 'other'}",
         ),
-        *("--dataset", "digits", "--max_samples", 30, "--steps", 1, "--output_dir", output),
+        *("--dataset", "digits", "--max_samples", 30, "--steps", 1, "--output_dir", output, "--use_cpu"),
     ]
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="two processes on CPU need gloo")
 def test_the_recipe_ranks_and_two_processes_do_as_one(saved, tmp_path):
-    one, two = (run_recipe(tmp_path, *ranking(saved, tmp_path / str(n)), processes=n) for n in (1, 2))
-    assert one.returncode == two.returncode == 0, one.stderr + two.stderr
-    assert "30 images of digits (validation), attacked at native resolution" in one.stdout
-    assert "| rank | proxy " in one.stdout and "again (as the target)" in one.stdout
-    assert "Recommended proxy: " in one.stdout and (tmp_path / "1" / "ranking.md").read_text() in one.stdout
+    alone, shared = (
+        run_recipe_apart("rank_proxies.py", *ranking_arguments(saved, tmp_path / str(n)), processes=n, cwd=tmp_path)
+        for n in (1, 2)
+    )
+    assert alone.returncode == shared.returncode == 0, alone.stderr + shared.stderr
+    assert "30 images of digits (validation), attacked at native resolution" in alone.stdout
+    assert "| rank | proxy " in alone.stdout and "again (as the target)" in alone.stdout
+    assert "Recommended proxy: " in alone.stdout and (tmp_path / "1" / "ranking.md").read_text() in alone.stdout
     assert len(list((tmp_path / "2").glob("verdicts-*.jsonl"))) == 2
     rows = [list(csv.DictReader((tmp_path / n / "matrix.csv").open())) for n in ("1", "2")]
     assert rows[0] == rows[1] and len(rows[0]) == 3 * (1 + 3 * 3)
     rankings = [json.loads((tmp_path / n / "ranking.json").read_text()) for n in ("1", "2")]
-    assert rankings[0] == rankings[1] and {one["name"] for one in rankings[0]["candidates"]} == {"again", "other"}
+    assert rankings[0] == rankings[1]
+    assert {candidate["name"] for candidate in rankings[0]["candidates"]} == {"again", "other"}
     assert (rankings[0]["target"], rankings[0]["split"], rankings[0]["n"]) == ("target", "validation", 30)
     assert (tmp_path / "1" / "matrix.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -278,7 +261,7 @@ def test_the_recipe_ranks_and_two_processes_do_as_one(saved, tmp_path):
     ids=["eps", "steps", "dataset", "names", "model", "all"],
 )
 def test_the_recipe_refuses_what_cannot_be_meant(saved, tmp_path, arguments, line):
-    run = run_recipe(tmp_path, *ranking(saved, tmp_path / "out"), *arguments)
+    run = run_recipe_apart("rank_proxies.py", *ranking_arguments(saved, tmp_path / "out"), *arguments, cwd=tmp_path)
     assert run.returncode == 2 and "Traceback" not in run.stderr and not list(tmp_path.iterdir())
     assert run.stderr.splitlines()[-1].startswith("error: ") and line in run.stderr.splitlines()[-1]
 
@@ -291,16 +274,16 @@ def test_the_heat_map_shows_who_is_scored_on_whose_images(models, benchmark, mon
     draw_transfer_matrix(matrix.rows(), "title", tmp_path / "matrix.png")
     for axes, eps in zip(drawn[0].axes, EPS, strict=True):
         across, down = (
-            [one.get_text() for one in labels] for labels in (axes.get_xticklabels(), axes.get_yticklabels())
+            [label.get_text() for label in labels] for labels in (axes.get_xticklabels(), axes.get_yticklabels())
         )
         assert across == list(models) and down == ["clean", *models]
         for y, attacked in enumerate([None, *models]):
             column = matrix.correct[attacked, eps if attacked else None]
             assert axes.images[0].get_array()[y].tolist() == pytest.approx(
-                [100 * column[one].mean() for one in across]
+                [100 * column[name].mean() for name in across]
             )
             shown = [text.get_text() for text in axes.texts if text.get_position()[1] == y]
-            assert shown == [f"{100 * column[one].mean():.0f}" for one in across]
+            assert shown == [f"{100 * column[name].mean():.0f}" for name in across]
 
 
 def test_the_table_has_intervals_and_shares(models, benchmark):

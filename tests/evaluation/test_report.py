@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import SOUND, row
+from helpers import SOUND, make_row
 
 from hpt.evaluation.figures import draw_adversarial_images, draw_clean_against_robust, draw_robustness_curves
 from hpt.evaluation.report import format_accuracies, write_csv
@@ -17,8 +17,8 @@ def cells(table):
 
 
 def test_table_has_models_down_benchmarks_across_and_the_mean_last():
-    second = [replace(one, benchmark="c", accuracy=one.accuracy / 2) for one in SOUND]
-    other = [replace(one, model="other") for one in SOUND]
+    second = [replace(row, benchmark="c", accuracy=row.accuracy / 2) for row in SOUND]
+    other = [replace(row, model="other") for row in SOUND]
     table = cells(format_accuracies(SOUND + second + other, ["b", "c"]))
     assert table["model", "attack"] == ["b", "c", "mean"]
     assert table["m", "clean"] == ["90.0 [87.0, 93.0]", "45.0 [87.0, 93.0]", "67.5"]
@@ -28,8 +28,10 @@ def test_table_has_models_down_benchmarks_across_and_the_mean_last():
 
 
 def test_one_table_for_each_radius_and_the_latest_worst_case():
-    more = [replace(one, eps=0.2) for one in SOUND if one.eps == 0.1]
-    table = format_accuracies(SOUND + more + [row(WORST_CASE, 0.4, parameters={"attacks": ["pgd", "cw", "fab-t"]})])
+    more = [replace(row, eps=0.2) for row in SOUND if row.eps == 0.1]
+    table = format_accuracies(
+        SOUND + more + [make_row(WORST_CASE, 0.4, parameters={"attacks": ["pgd", "cw", "fab-t"]})]
+    )
     first, second = table.split("l_inf eps = ")[1:]
     assert first.startswith("25.5/255\n") and second.startswith("51/255\n")
     assert "40.0 [" in first and "40.0 [" not in second
@@ -37,42 +39,42 @@ def test_one_table_for_each_radius_and_the_latest_worst_case():
 
 
 def test_what_a_suite_left_out_stands_beside_its_number():
-    pair = row("autoattack", 0.4, steps=None, left_out=["apgd-t"], benchmark="pair")
-    whole = row("autoattack", 0.6, steps=None)
-    worst = [row(WORST_CASE, 0.4, parameters={"attacks": ["autoattack"]})]
+    pair = make_row("autoattack", 0.4, steps=None, left_out=["apgd-t"], benchmark="pair")
+    whole = make_row("autoattack", 0.6, steps=None)
+    worst = [make_row(WORST_CASE, 0.4, parameters={"attacks": ["autoattack"]})]
     table = cells(format_accuracies([whole, pair, *worst], ["b", "pair"]))
     assert table["m", "autoattack"] == ["60.0 [57.0, 63.0]", "40.0 [37.0, 43.0], without apgd-t", "50.0"]
 
 
 def test_a_mean_over_classes_stands_beside_the_accuracy_and_its_interval():
-    table = cells(format_accuracies([row("clean", 0.9, mean_per_class_accuracy=0.8)]))
+    table = cells(format_accuracies([make_row("clean", 0.9, mean_per_class_accuracy=0.8)]))
     assert table["m", "clean"] == ["80.0 per class; 90.0 [87.0, 93.0]", "80.0"]
 
 
 @pytest.mark.parametrize(
-    ("one", "label"),
+    ("row", "label"),
     [
-        (row("pgd", 0.5), "PGD-10"),
-        (row("pgd:steps=50,restarts=5", 0.5, steps=50, restarts=5), "PGD-50 x 5"),
-        (row("pgd:step_size=1/255", 0.5), "PGD-10 (step_size=1/255)"),
-        (row("square:queries=9", 0.5, steps=None), "square (queries=9)"),
-        (row("transfer", 0.5), "transfer from m"),
-        (row("transfer-to-proxy", 0.5), "made on m"),
+        (make_row("pgd", 0.5), "PGD-10"),
+        (make_row("pgd:steps=50,restarts=5", 0.5, steps=50, restarts=5), "PGD-50 x 5"),
+        (make_row("pgd:step_size=1/255", 0.5), "PGD-10 (step_size=1/255)"),
+        (make_row("square:queries=9", 0.5, steps=None), "square (queries=9)"),
+        (make_row("transfer", 0.5), "transfer from m"),
+        (make_row("transfer-to-proxy", 0.5), "made on m"),
     ],
 )
-def test_labels_say_what_ran(one, label):
-    assert one.label == label
+def test_labels_say_what_ran(row, label):
+    assert row.label == label
 
 
 def test_csv_has_every_field_of_every_row(tmp_path):
     write_csv(SOUND, tmp_path / "rows.csv")
     rows = list(csv.DictReader((tmp_path / "rows.csv").open()))
-    assert [float(one["accuracy"]) for one in rows] == [one.accuracy for one in SOUND]
+    assert [float(row["accuracy"]) for row in rows] == [row.accuracy for row in SOUND]
     assert rows[4]["broken_by"] == '{"apgd-ce": 380, "apgd-dlr": 5}'
 
 
 def test_pictures_are_drawn(tmp_path):
-    other = [replace(one, model="other", accuracy=0, low=0) for one in SOUND]
+    other = [replace(row, model="other", accuracy=0, low=0) for row in SOUND]
     draw_robustness_curves(SOUND + other, "b", "linf", tmp_path / "curves.png")
     draw_clean_against_robust(SOUND + other, Radius(0.1), tmp_path / "scatter.png")
     image = torch.full((3, 8, 8), 0.5)

@@ -3,11 +3,9 @@
 from dataclasses import fields, replace
 
 import pytest
-from helpers import CLASSES, SOUND, make_clip, make_dataset, row
+from helpers import SOUND, make_benchmark, make_clip, make_row
 
 from hpt import PGD, RobustnessEvaluator, ZeroShotClassifier
-from hpt.data.benchmark import Benchmark
-from hpt.data.images import ImageTransform
 from hpt.evaluation.comparison import measure
 from hpt.evaluation.flags import find_flags
 from hpt.evaluation.plan import plan_attack, plan_clean
@@ -26,23 +24,23 @@ def subject():
 
 @pytest.fixture
 def benchmark():
-    return Benchmark("random", "test", make_dataset(10), CLASSES, "a {}", ImageTransform())
+    return make_benchmark(template="a {}")
 
 
 def test_a_row_knows_its_radius_and_attack():
-    pgd = row("pgd:steps=50", 0.5, eps=4 / 255, steps=50)
+    pgd = make_row("pgd:steps=50", 0.5, eps=4 / 255, steps=50)
     assert pgd.radius == Radius("4/255") and pgd.named_attack.name == "pgd" and pgd.label == "PGD-50"
-    clean = row("clean", 0.9)
+    clean = make_row("clean", 0.9)
     assert clean.radius is None and clean.label == "clean"
 
 
 def test_the_number_of_steps_is_the_rows_own():
     """A comparison's attack has no settings in its text, and defaults may change."""
-    assert row("pgd", 0.5, steps=2).label == "PGD-2"
+    assert make_row("pgd", 0.5, steps=2).label == "PGD-2"
 
 
 def test_attacks_of_other_versions_stand_in_tables():
-    later = row("later:momentum=1", 0.2, steps=3)
+    later = make_row("later:momentum=1", 0.2, steps=3)
     assert "| later-3 (momentum=1) |" in format_accuracies([*SOUND, later])
     assert find_flags([*SOUND, later]) == []
     assert describe_row(later) == "Robust accuracy under later-3 (momentum=1) at l_inf eps 25.5/255"

@@ -2,23 +2,16 @@
 
 import pytest
 import torch
-from helpers import CLASSES, make_clip, make_dataset
+from helpers import make_benchmark
 
-from hpt import PGD, ZeroShotClassifier
-from hpt.data.benchmark import Benchmark
-from hpt.data.images import ImageTransform, collate
+from hpt import PGD
+from hpt.data.images import collate
 from hpt.evaluation.scoring import score_batch
 
 
 @pytest.fixture
-def classifier():
-    model, processor = make_clip(0)
-    return ZeroShotClassifier(model.eval(), processor).with_classes(CLASSES)
-
-
-@pytest.fixture
 def batch():
-    benchmark = Benchmark("random", "test", make_dataset(8), CLASSES, "{}", ImageTransform())
+    benchmark = make_benchmark(8)
     return collate([benchmark[number] for number in range(8)])
 
 

@@ -29,35 +29,35 @@ def model() -> ZeroShotClassifier:
     return ZeroShotClassifier(clip.eval(), processor)
 
 
-def noise(width: int = 40, height: int = 30) -> Image.Image:
+def noise_image(width: int = 40, height: int = 30) -> Image.Image:
     generator = torch.Generator().manual_seed(0)
     return Image.fromarray(torch.randint(256, (height, width, 3), generator=generator).byte().numpy())
 
 
 def test_the_attack_moves_the_prediction_within_eps(live_attack, model):
-    found = live_attack.attack_model(model, noise(), CLASSES, eps=16 / 255)
-    assert found.clean.shape == found.adversarial.shape == (3, 16, 16)
-    assert (found.adversarial - found.clean).abs().max() <= 16 / 255 + 1e-6
-    assert found.label == max(found.before, key=found.before.get)
-    assert found.after[found.label] < found.before[found.label]
-    for view in (found.before, found.after):
+    result = live_attack.attack_model(model, noise_image(), CLASSES, eps=16 / 255)
+    assert result.clean.shape == result.adversarial.shape == (3, 16, 16)
+    assert (result.adversarial - result.clean).abs().max() <= 16 / 255 + 1e-6
+    assert result.label == max(result.before, key=result.before.get)
+    assert result.after[result.label] < result.before[result.label]
+    for view in (result.before, result.after):
         assert list(view) == CLASSES and sum(view.values()) == pytest.approx(1)
-    assert found.magnification == pytest.approx(255 / 32) and found.perturbation.min() >= 0
-    again = live_attack.attack_model(model, noise(), CLASSES, eps=16 / 255)
-    assert torch.equal(again.adversarial, found.adversarial)
+    assert result.magnification == pytest.approx(255 / 32) and result.perturbation.min() >= 0
+    again = live_attack.attack_model(model, noise_image(), CLASSES, eps=16 / 255)
+    assert torch.equal(again.adversarial, result.adversarial)
 
 
 def test_the_true_class_is_what_is_left(live_attack, model):
-    own = live_attack.attack_model(model, noise(), CLASSES, eps=0).label
+    own = live_attack.attack_model(model, noise_image(), CLASSES, eps=0).label
     other = next(name for name in CLASSES if name != own)
-    found = live_attack.attack_model(model, noise(), CLASSES, eps=16 / 255, true_class=other)
-    assert found.label == other and found.after[other] < found.before[other]
+    result = live_attack.attack_model(model, noise_image(), CLASSES, eps=16 / 255, true_class=other)
+    assert result.label == other and result.after[other] < result.before[other]
 
 
 def test_eps_0_changes_nothing(live_attack, model):
-    found = live_attack.attack_model(model, noise(), CLASSES, eps=0)
-    assert found.after == found.before and torch.equal(found.adversarial, found.clean)
-    assert (found.perturbation == 0.5).all() and found.magnification == 1
+    result = live_attack.attack_model(model, noise_image(), CLASSES, eps=0)
+    assert result.after == result.before and torch.equal(result.adversarial, result.clean)
+    assert (result.perturbation == 0.5).all() and result.magnification == 1
 
 
 @pytest.mark.parametrize(
@@ -70,13 +70,13 @@ def test_eps_0_changes_nothing(live_attack, model):
         ({"class_names": ["cat"]}, "one class alone"),
         ({"template": "a {} of {}"}, "must have one {}"),
         ({"class_names": ["cat", "d" * 200]}, "A class name is too long"),
-        ({"image": noise(3000, 1)}, "too long a strip"),
+        ({"image": noise_image(3000, 1)}, "too long a strip"),
         ({"image": Image.new("I;16", (20, 20))}, "more than 8 bits a channel"),
     ],
     ids=["class", "no name", "negative", "nan", "one name", "two names", "long name", "strip", "16 bits"],
 )
 def test_what_cannot_be_attacked_is_refused(live_attack, model, change, line):
-    given = {"image": noise(), "class_names": CLASSES, "eps": 4 / 255} | change
+    given = {"image": noise_image(), "class_names": CLASSES, "eps": 4 / 255} | change
     with pytest.raises(InputError, match=line):
         live_attack.attack_model(model, **given)
 

@@ -33,7 +33,7 @@ from hpt.training.record import describe_settings
 BENCHMARK = Benchmark("animals", "test", make_dataset(30), CLASSES, "a {}", ImageTransform())
 
 
-def evaluate(model, processor, name, **settings):
+def evaluate_on_animals(model, processor, name, **settings):
     settings = {"attacks": ["pgd:steps=2", "fgsm"], "eps": [4 / 255, 8 / 255], "batch_size": 30} | settings
     return RobustnessEvaluator(**settings)(model, processor, BENCHMARK, name=name)
 
@@ -47,8 +47,9 @@ def run(tmp_path_factory):
     trainer.train()
     save_finished(trainer.model, processor, folder)
     trainer.describe(folder)
-    rows = evaluate(trainer.model, processor, str(folder)) + evaluate(vanilla, processor, "/somewhere/vanilla")
-    rows += evaluate(make_clip(5)[0], processor, "another")
+    rows = evaluate_on_animals(trainer.model, processor, str(folder))
+    rows += evaluate_on_animals(vanilla, processor, "/somewhere/vanilla")
+    rows += evaluate_on_animals(make_clip(5)[0], processor, "another")
     before = (folder / "README.md").read_text()
     add_evaluation(ModelFolder(folder), rows, hash_weights(trainer.model.state_dict()))
     return folder, rows, before
@@ -118,7 +119,7 @@ def test_without_an_evaluation_the_card_says_so(run):
 def test_results_stand_beside_the_vanilla_models(run, card):
     pairs = {(own.attack, own.eps): (own, vanilla) for own, vanilla in pair_up(ModelFolder(run[0]).rows)}
     own, vanilla = pairs["pgd:steps=2", 8 / 255]
-    cells = [f"{100 * one.accuracy:.1f} [{100 * one.low:.1f}, {100 * one.high:.1f}]" for one in (vanilla, own)]
+    cells = [f"{100 * row.accuracy:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]" for row in (vanilla, own)]
     (line,) = [line for line in card.splitlines() if "PGD-2 (steps of 2/255), l_inf eps 8/255" in line and "|" in line]
     assert [cell.strip() for cell in line.split("|")[2:4]] == cells
     assert "![Accuracy over eps](figures/robustness_animals_linf.png)" in card
@@ -146,9 +147,9 @@ def test_snippets_run(run, card, tmp_path, number):
     snippet = card.split("## How to use it")[1].split("```python\n")[number + 1].split("```")[0]
     Image.new("RGB", (40, 30), (200, 30, 90)).save(tmp_path / "image.png")
     code = snippet.replace('"robust"', repr(str(run[0]))).replace(f'"{run[0].parent.name}"', repr(str(run[0])))
-    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
-    assert "cat" in found.stdout or "tensor" in found.stdout
+    process = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert "cat" in process.stdout or "tensor" in process.stdout
 
 
 def test_an_adapters_card_loads_it_on_its_base(tmp_path):
@@ -163,7 +164,7 @@ def test_an_adapters_card_loads_it_on_its_base(tmp_path):
     card = (tmp_path / "adapter" / "README.md").read_text()
     assert 'CLIPModel.from_pretrained("PATH/base"), "me/adapter")' in card and "LoRA adapters of rank 2" in card
     assert str(tmp_path) not in card + (tmp_path / "adapter" / "adapter_config.json").read_text()
-    rows = evaluate(merged(trainer.model), processor, "merged", eps=8 / 255)
+    rows = evaluate_on_animals(merged(trainer.model), processor, "merged", eps=8 / 255)
     add_evaluation(ModelFolder(tmp_path / "adapter"), rows, hash_weights(merged(trainer.model).state_dict()))
     assert "pgd" in (tmp_path / "adapter" / "README.md").read_text()
 
@@ -211,7 +212,7 @@ def test_a_model_that_hpt_did_not_train_gets_a_card_of_its_evaluation(tmp_path):
     model, processor = make_clip(0)
     save_finished(model, processor, tmp_path / "clip")
     folder = ModelFolder(tmp_path / "clip")
-    add_evaluation(folder, evaluate(model, processor, "clip"), hash_weights(model.state_dict()))
+    add_evaluation(folder, evaluate_on_animals(model, processor, "clip"), hash_weights(model.state_dict()))
     card = ModelCard((tmp_path / "clip" / "README.md").read_text())
     assert "that hpt has measured; how it was trained isn't recorded" in card.text and "hpt-gpd" not in card.data.tags
     assert len(card.data.eval_results) == 8 and "How to reproduce" not in card.text
@@ -223,7 +224,8 @@ def test_a_model_that_hpt_did_not_train_gets_a_card_of_its_evaluation(tmp_path):
 def test_a_familys_card_names_its_class_and_pads_prompts_as_hpt_does(tmp_path, family, padding):
     model, processor = make_family(family)
     save_finished(model, processor, tmp_path)
-    add_evaluation(ModelFolder(tmp_path), evaluate(model, processor, family), hash_weights(model.state_dict()))
+    rows = evaluate_on_animals(model, processor, family)
+    add_evaluation(ModelFolder(tmp_path), rows, hash_weights(model.state_dict()))
     card = ModelCard((tmp_path / "README.md").read_text())
     assert f"from transformers import {family}Model, AutoProcessor" in card.text and f"padding={padding})" in card.text
     assert card.data.tags == ["adversarial-robustness"]
@@ -317,15 +319,16 @@ def test_the_processors_difference_is_measured(size, same, tmp_path):
     classifier = ZeroShotClassifier(*make_clip(0))
     classifier.eval()
     benchmark = Benchmark("animals", "test", make_dataset(9, size), CLASSES, "a {}", ImageTransform())
-    found = compare_with_processor(classifier, benchmark, batch_size=4)
-    assert found["n"] == 9 and 0 <= found["accuracy"] <= 1
-    assert (found["largest_difference"] < 1e-5) == same and found["largest_difference"] < found["logit_range"]
+    agreement = compare_with_processor(classifier, benchmark, batch_size=4)
+    assert agreement["n"] == 9 and 0 <= agreement["accuracy"] <= 1
+    assert (agreement["largest_difference"] < 1e-5) == same
+    assert agreement["largest_difference"] < agreement["logit_range"]
     images = [image for image in benchmark.dataset["image"]]
     inputs = classifier.processor(
         text=["a cat", "a dog", "a grey heron"], images=images, return_tensors="pt", padding=True
     )
     with torch.no_grad():
         right = classifier.model(**inputs).logits_per_image.argmax(1) == torch.tensor(benchmark.dataset["label"][:])
-    assert found["accuracy_by_processor"] == pytest.approx(right.float().mean().item())
-    ModelFolder(tmp_path).write_agreement(found)
-    assert ModelFolder(tmp_path).agreement == found
+    assert agreement["accuracy_by_processor"] == pytest.approx(right.float().mean().item())
+    ModelFolder(tmp_path).write_agreement(agreement)
+    assert ModelFolder(tmp_path).agreement == agreement

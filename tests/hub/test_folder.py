@@ -33,7 +33,7 @@ def reads(monkeypatch):
     return counts
 
 
-def evaluate(folder: Path, accuracy: float = 0.5) -> list[Row]:
+def evaluation_of(folder: Path, accuracy: float = 0.5) -> list[Row]:
     weights = hash_weights(CLIPModel.from_pretrained(folder).state_dict())
     return [Row("mine", None, accuracy, 0.4, 0.6, 100, "digits", "test", "native", weights=weights)]
 
@@ -45,7 +45,7 @@ def evaluate(folder: Path, accuracy: float = 0.5) -> list[Row]:
 def test_publishing_reads_each_file_once(hub, folder, reads, evaluated):
     if evaluated:
         (folder.parent / "evaluation").mkdir()
-        lines = "".join(f"{json.dumps(asdict(row))}\n" for row in evaluate(folder))
+        lines = "".join(f"{json.dumps(asdict(row))}\n" for row in evaluation_of(folder))
         (folder.parent / "evaluation" / "results.jsonl").write_text(lines)
     reads.clear()
     run_recipe("publish.py", "--run", folder.parent, "--hub_model_id", "me/robust")
@@ -59,7 +59,7 @@ def test_what_is_written_replaces_what_was_read(folder, reads):
     model = ModelFolder(folder)
     assert (model.rows, model.agreement) == ([], None)
     record = model.run
-    rows = evaluate(folder)
+    rows = evaluation_of(folder)
     model.add_rows(rows, {rows[0].weights})
     model.write_agreement({"n": 1})
     model.write_card("A card")
@@ -73,7 +73,7 @@ def test_what_is_written_replaces_what_was_read(folder, reads):
 
 def test_other_weights_take_the_measurements_along(folder):
     before = ModelFolder(folder)
-    rows = evaluate(folder)
+    rows = evaluation_of(folder)
     before.add_rows(rows, {rows[0].weights})
     before.make_figures()
     before.robustness_picture("digits", "linf").touch()

@@ -164,7 +164,9 @@ def test_the_most_robust_stand_first_by_the_hardest_attack(tmp_path):
     l2 = replace(PGD, norm="l2", eps=1.0)
     boards = []
     for name, accuracies in (("a", (0.6, 0.3)), ("b", (0.5, 0.4))):
-        rows = [replace(row, accuracy=one, low=0.0, high=1.0) for row, one in zip((PGD, l2), accuracies, strict=True)]
+        rows = [
+            replace(row, accuracy=value, low=0.0, high=1.0) for row, value in zip((PGD, l2), accuracies, strict=True)
+        ]
         boards.append(board_of(f"{name}={save_card(tmp_path / name, CLEAN_ROW, *rows)}"))
     table = format_boards(boards, shared_columns(boards))
     assert table.index(" a ") < table.index(" b ")
@@ -239,7 +241,9 @@ def test_two_label_sets_of_a_dataset_stay_apart(tmp_path):
 
 
 def test_a_result_is_named_by_whom_the_images_were_made_against():
-    of_itself, of_vanilla = (as_eval_result(replace(PGD, attacked=one)).metric_name for one in (THIS, "vanilla"))
+    of_itself, of_vanilla = (
+        as_eval_result(replace(PGD, attacked=attacked)).metric_name for attacked in (THIS, "vanilla")
+    )
     assert of_itself == "Robust accuracy under PGD-10 (steps of 1/255) at l_inf eps 4/255"
     assert of_vanilla == (
         "Robust accuracy under PGD-10 (steps of 1/255) on images made against the vanilla model at l_inf eps 4/255"

@@ -180,8 +180,8 @@ embeds = vision(pixel_values=state["pixel_values"]).image_embeds
 torch.testing.assert_close(embeds, model.get_image_features(pixel_values=state["pixel_values"]).pooler_output)
 classify = pipeline("zero-shot-image-classification", model=name)
 image = Image.new("RGB", (40, 30), (200, 30, 90))
-found = classify(image, candidate_labels=["cat", "dog"], hypothesis_template="This is a photo of a {}")
-print(json.dumps({"scores": sum(one["score"] for one in found), **processor.image_processor.to_dict()}))
+scores = classify(image, candidate_labels=["cat", "dog"], hypothesis_template="This is a photo of a {}")
+print(json.dumps({"scores": sum(entry["score"] for entry in scores), **processor.image_processor.to_dict()}))
 """
 
 
@@ -193,7 +193,7 @@ def test_others_load_it_without_hpt(hub, tmp_path):
     classifier = ZeroShotClassifier(trainer.model.eval(), trainer.processing_class, ["cat", "dog"])
     images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     state = {
-        "texts": [f"This is a photo of a {one}" for one in ("cat", "dog")],
+        "texts": [f"This is a photo of a {animal}" for animal in ("cat", "dog")],
         "pixel_values": (images - classifier.image_mean) / classifier.image_std,
         "logits": classifier(images).detach(),
     }
@@ -206,12 +206,12 @@ def test_others_load_it_without_hpt(hub, tmp_path):
         text=True,
     )
     assert run.returncode == 0, run.stderr
-    found = json.loads(run.stdout.splitlines()[-1])
-    assert found["scores"] == pytest.approx(1, abs=1e-5)
+    output = json.loads(run.stdout.splitlines()[-1])
+    assert output["scores"] == pytest.approx(1, abs=1e-5)
     given = trainer.processing_class.image_processor
     for key in ("image_mean", "image_std", "resample"):
-        assert found[key] == (list(value) if isinstance(value := getattr(given, key), tuple) else value), key
-    assert (found["size"], found["crop_size"]) == (dict(given.size), dict(given.crop_size))
+        assert output[key] == (list(value) if isinstance(value := getattr(given, key), tuple) else value), key
+    assert (output["size"], output["crop_size"]) == (dict(given.size), dict(given.crop_size))
 
 
 def test_an_adapter_is_pushed_and_its_card_names_its_base(hub, tmp_path):

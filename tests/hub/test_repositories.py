@@ -58,7 +58,7 @@ def test_weights_of_others_are_not_written_over(hub, folder):
 
 
 def test_a_card_that_cannot_be_read_right_now_is_not_overwritten(hub, folder, monkeypatch):
-    def time_out(*arguments, **how):
+    def time_out(*arguments, **options):
         raise LocalEntryNotFoundError("timed out")
 
     publish(ModelFolder(folder), "me/robust")

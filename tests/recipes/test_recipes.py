@@ -8,7 +8,7 @@ from runpy import run_path
 
 import pytest
 import torch
-from helpers import ROOT, make_clip, save_images
+from helpers import ROOT, make_clip, run_recipe_apart, save_images
 from peft import PeftModel
 from stand_in_hub import messages, pushed
 from transformers import CLIPModel, CLIPProcessor
@@ -94,8 +94,8 @@ def test_two_processes_train_adapters_by_the_launch_file(hub, tmp_path):
     merged = CLIPModel.from_pretrained(tmp_path / "robust")
     adapted = PeftModel.from_pretrained(CLIPModel.from_pretrained(tmp_path / "target"), tmp_path / "adapter")
     pixels = torch.rand(2, 3, 16, 16)
-    found, expected = (one.get_image_features(pixel_values=pixels).pooler_output for one in (merged, adapted))
-    torch.testing.assert_close(found, expected)
+    features, expected = (model.get_image_features(pixel_values=pixels).pooler_output for model in (merged, adapted))
+    torch.testing.assert_close(features, expected)
 
 
 def test_parquet_shards_are_streamed(tmp_path):
@@ -181,12 +181,7 @@ def test_quickstart_end_to_end(tmp_path):
     ids=["key", "eps", "warm-up", "proxy eps", "subset", "benchmark", "dtype", "epochs", "held out"],
 )
 def test_bad_input_is_one_line_before_anything_is_written(tmp_path, arguments, line):
-    run = subprocess.run(
-        [sys.executable, str(RECIPES / "hpt_gpd.py"), *arguments, "--output_dir", str(tmp_path / "run")],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
+    run = run_recipe_apart("hpt_gpd.py", *arguments, "--output_dir", tmp_path / "run", cwd=tmp_path)
     assert run.returncode == 2
     assert line in run.stderr.splitlines()[-1] and run.stderr.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in run.stderr
@@ -213,7 +208,7 @@ def test_yaml_files_are_valid(file, tmp_path, monkeypatch):
     assert args.output_dir.startswith("outputs/")
 
 
-def evaluation(models, folder, *arguments):
+def evaluation_arguments(models, folder, *arguments):
     """Arguments of a short evaluation of two models made on the spot."""
     listed = [f"{name}={folder / name}" for name in models]
     arguments = ["--models", *listed, "--attacks", "pgd:steps=1", "--eps", "4/255", "16/255", *arguments]
@@ -228,14 +223,9 @@ def two_models(tmp_path_factory):
     return folder
 
 
-def run_evaluation(*arguments):
-    command = [sys.executable, str(RECIPES / "evaluate.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-
-
 def test_evaluation_end_to_end(two_models):
-    arguments = evaluation(["first", "second"], two_models, "--benchmarks", "digits", "cifar10=nowhere")
-    run = run_evaluation(*arguments)
+    arguments = evaluation_arguments(["first", "second"], two_models, "--benchmarks", "digits", "cifar10=nowhere")
+    run = run_recipe_apart("evaluate.py", *arguments)
     assert run.returncode == 1, run.stderr  # one benchmark is missing, the other was evaluated
     assert "Missing: cifar10: There is no folder or file 'nowhere'" in run.stdout
     output = two_models / "results"
@@ -251,8 +241,8 @@ def test_evaluation_end_to_end(two_models):
     for picture in ("robustness_digits_linf", *radii):
         assert (output / f"{picture}.png").read_bytes()[:4] == b"\x89PNG"
 
-    arguments = evaluation(["second"], two_models, "--benchmarks", "digits")
-    again = run_evaluation(*arguments, "--attacks", "cw:steps=1", "--eps", "4/255")
+    arguments = evaluation_arguments(["second"], two_models, "--benchmarks", "digits")
+    again = run_recipe_apart("evaluate.py", *arguments, "--attacks", "cw:steps=1", "--eps", "4/255")
     assert again.returncode == 0, again.stderr
     for line in (
         "| first  | PGD-1      |",
@@ -279,7 +269,9 @@ def test_evaluation_end_to_end(two_models):
     ids=["benchmark", "proxy", "proxy's name", "samples", "nothing left", "model", "names"],
 )
 def test_evaluation_refuses_what_cannot_be_meant(two_models, tmp_path, arguments, line):
-    run = run_evaluation(*evaluation(["first"], two_models), *arguments, "--output_dir", tmp_path / "results")
+    run = run_recipe_apart(
+        "evaluate.py", *evaluation_arguments(["first"], two_models), *arguments, "--output_dir", tmp_path / "results"
+    )
     assert run.returncode == 2
     assert run.stderr.splitlines()[-1].startswith("error: ") and line in run.stderr.splitlines()[-1]
     assert "Traceback" not in run.stderr and not list(tmp_path.iterdir())
@@ -291,7 +283,7 @@ def test_loading_is_timed_beside_its_floor(capsys):
     assert first == "60 images of digits (test), batches of 16, 1 rounds:"
     assert floor.startswith("decoding and transforming alone: ") and floor.endswith("1.00 [1.00-1.00] of the first")
     assert [line.partition(":")[0] for line in loaders] == [
-        f"DataLoader, {how}" for how in ("in the main process", "num_workers=1", "num_workers=2")
+        f"DataLoader, {workers}" for workers in ("in the main process", "num_workers=1", "num_workers=2")
     ]
 
 
@@ -312,7 +304,7 @@ def test_loading_is_timed_beside_its_floor(capsys):
 )
 def test_training_on_a_folder_of_images_refuses_what_would_mislead(tmp_path, arguments, line):
     pets = save_images(tmp_path / "pets")
-    arguments = [one.format(pets=pets) for one in arguments]
+    arguments = [argument.format(pets=pets) for argument in arguments]
     run = subprocess.run(
         [sys.executable, str(RECIPES / "hpt_gpd.py"), *arguments, "--output_dir", str(tmp_path / "run"), "--use_cpu"],
         capture_output=True,

@@ -133,8 +133,8 @@ def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(whole_ru
 def assert_same_files(folder, other, step=12):
     """The last checkpoints agree in weights, optimizer, EMA and log."""
     for name in ("model.safetensors", "optimizer.pt", "gpd_state.safetensors"):
-        one, another = (read_manifest(run / f"checkpoint-{step}")["files"][name] for run in (folder, other))
-        assert one == another, name
+        first, second = (read_manifest(run / f"checkpoint-{step}")["files"][name] for run in (folder, other))
+        assert first == second, name
     assert log_of(folder) == log_of(other)
 
 
@@ -400,7 +400,7 @@ class TerminateChildrenToo(TerminateAt):
     def on_step_begin(self, args, state, control, **kwargs):
         super().on_step_begin(args, state, control, **kwargs)
         if state.global_step + 1 == self.step:
-            children = [one for one in psutil.Process().children() if one not in self.before]
+            children = [child for child in psutil.Process().children() if child not in self.before]
             assert len(children) == 2
             for child in children:
                 child.terminate()

@@ -5,12 +5,12 @@ from hpt.cli import parse_config
 from hpt.radius import Fraction
 
 
-def config(**settings):
+def hpt_config(**settings):
     return HPTConfig(**({"output_dir": "unused", "use_cpu": True} | settings))
 
 
 def test_defaults_are_the_papers():
-    args = config()
+    args = hpt_config()
     assert (args.anchor_epochs, args.transfer_epochs, args.num_train_epochs) == (5, 5, 10)
     assert (args.anchor_learning_rate, args.learning_rate, args.warmup_steps) == (5e-5, 5e-2, 1000)
     assert (args.ema_decay, args.pull_ratio) == (0.9, 0.5)
@@ -25,13 +25,13 @@ def test_defaults_are_the_papers():
 def test_fractions(text):
     expected = {"1/255": 1 / 255, "0.5": 0.5, "5e-2": 0.05, 0.25: 0.25, "8 / 255": 8 / 255}[text]
     assert Fraction(text) == pytest.approx(expected)
-    assert config(attack_eps=text, attack_step_size="1/255").attack_eps == pytest.approx(expected)
+    assert hpt_config(attack_eps=text, attack_step_size="1/255").attack_eps == pytest.approx(expected)
     args, _ = parse_config((HPTConfig,), None, ["--output_dir", "unused", "--pull_ratio", str(text).replace(" ", "")])
     assert args.pull_ratio == pytest.approx(expected)
 
 
 def test_optimizer_arguments_are_sgds_alone():
-    assert config(optim="adamw_torch").optim_args is None
+    assert hpt_config(optim="adamw_torch").optim_args is None
 
 
 @pytest.mark.parametrize(
@@ -64,34 +64,34 @@ def test_optimizer_arguments_are_sgds_alone():
 )
 def test_contradictions_are_refused(settings, message):
     with pytest.raises(InputError, match=message):
-        config(**settings)
+        hpt_config(**settings)
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
 def test_sharding_asked_for_by_the_launcher_is_refused(monkeypatch, name):
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
     with pytest.raises(InputError, match=f"{name} isn't supported"):
-        config()
+        hpt_config()
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "false")
-    config()
+    hpt_config()
 
 
 def test_num_train_epochs_may_be_given_if_right():
-    assert config(num_train_epochs=10).num_train_epochs == 10
+    assert hpt_config(num_train_epochs=10).num_train_epochs == 10
 
 
 def test_schedule_is_checked_before_anything_is_loaded():
     with pytest.raises(InputError, match="warmup_steps is 1000, but the anchor stage has only 80 steps"):
-        config().schedule(1000)
+        hpt_config().schedule(1000)
 
 
 def test_output_dir_must_be_a_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="output_dir is '.*file', which is a file: give a folder"):
-        config(output_dir=str(tmp_path / "file"))
+        hpt_config(output_dir=str(tmp_path / "file"))
 
 
 def test_workers_of_a_stream_persist():
-    assert config(steps_per_epoch=5, dataloader_num_workers=2).dataloader_persistent_workers
-    assert not config(dataloader_num_workers=2).dataloader_persistent_workers
-    assert not config(steps_per_epoch=5).dataloader_persistent_workers
+    assert hpt_config(steps_per_epoch=5, dataloader_num_workers=2).dataloader_persistent_workers
+    assert not hpt_config(dataloader_num_workers=2).dataloader_persistent_workers
+    assert not hpt_config(steps_per_epoch=5).dataloader_persistent_workers

@@ -9,19 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import CLASSES, ONE_THREAD, TerminateAt, make_clip, make_dataset, make_trainer
+from helpers import ONE_THREAD, TORCHRUN, TerminateAt, make_benchmark, make_clip, make_dataset, make_trainer
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from hpt import InputError, RobustnessEvaluator, ZeroShotClassifier
 from hpt.cli import run_recipe
-from hpt.data.benchmark import Benchmark
-from hpt.data.images import ImageTransform
 from hpt.training.checkpoints import last_checkpoint
 from hpt.training.resumable import CheckpointError
 
 
-def run(folder: Path, dtype: str = "float64", dataset=None, **settings) -> None:
+def train_and_save(folder: Path, dtype: str = "float64", dataset=None, **settings) -> None:
     """Train 2 + 2 epochs of 5 steps at a global batch of 8; write each rank's weights and metrics."""
     world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     proxy, processor = make_clip(1, patch_size=4)
@@ -55,25 +53,22 @@ def run(folder: Path, dtype: str = "float64", dataset=None, **settings) -> None:
     save_file(weights | {"metrics": torch.tensor(values)}, folder / f"{world_size}-{rank}.safetensors")
 
 
-def run_with_text(folder: Path) -> None:
+def train_both_towers(folder: Path) -> None:
     """The same with both towers, from random starts, which belong to an image's place in the run."""
-    run(folder, trainable="all", kl_reduction="mean", attack_random_start=True)
+    train_and_save(folder, trainable="all", kl_reduction="mean", attack_random_start=True)
 
 
-def run_with_stream(folder: Path) -> None:
+def train_on_stream(folder: Path) -> None:
     """The same over a stream, which one process reads for both."""
     stream = make_dataset(40).to_iterable_dataset(num_shards=2)
-    run(folder, dataset=stream, steps_per_epoch=5, shuffle_buffer_size=7)
-
-
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    train_and_save(folder, dataset=stream, steps_per_epoch=5, shuffle_buffer_size=7)
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="two processes on CPU need gloo")
-@pytest.mark.parametrize("how", ["run", "run_with_text", "run_with_stream"])
-def test_two_processes_train_as_one(tmp_path, how):
+@pytest.mark.parametrize("function", ["train_and_save", "train_both_towers", "train_on_stream"])
+def test_two_processes_train_as_one(tmp_path, function):
     for launcher in ([sys.executable], TORCHRUN):
-        subprocess.run([*launcher, __file__, str(tmp_path), how], check=True, env=ONE_THREAD, capture_output=True)
+        subprocess.run([*launcher, __file__, str(tmp_path), function], check=True, env=ONE_THREAD, capture_output=True)
     alone, first, second = (load_file(tmp_path / f"{name}.safetensors") for name in ("1-0", "2-0", "2-1"))
     torch.testing.assert_close(
         first.pop("metrics"), alone.pop("metrics"), rtol=1e-6, atol=1e-6
@@ -191,7 +186,7 @@ def test_what_stops_one_rank_stops_both(tmp_path, what):
 
 def evaluate(folder: Path) -> None:
     """Evaluate robustness; the rows land in the folder, and each rank checks that it was given them all."""
-    benchmark = Benchmark("random", "test", make_dataset(26), CLASSES, "{}", ImageTransform())
+    benchmark = make_benchmark(26)
     evaluator = RobustnessEvaluator(
         attacks=["pgd:steps=2", "apgd"], eps=[2 / 255, 16 / 255], batch_size=4, output_dir=folder
     )
@@ -216,7 +211,6 @@ def read_results(folder: Path) -> tuple[list, dict]:
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="two processes on CPU need gloo")
 def test_two_processes_evaluate_as_one(tmp_path):
     """Also where they go on with what one has begun."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     alone, shared, continued = (tmp_path / name for name in ("alone", "shared", "continued"))
     subprocess.run([sys.executable, __file__, alone, "evaluate"], check=True, env=ONE_THREAD, capture_output=True)
     continued.mkdir()
@@ -225,7 +219,7 @@ def test_two_processes_evaluate_as_one(tmp_path):
         assert len(lines) > kept
         (continued / name).write_text("".join(lines[:kept]))
     for folder in (shared, continued):
-        subprocess.run([*torchrun, __file__, folder, "evaluate"], check=True, env=ONE_THREAD, capture_output=True)
+        subprocess.run([*TORCHRUN, __file__, folder, "evaluate"], check=True, env=ONE_THREAD, capture_output=True)
         assert len(list(folder.glob("predictions-*.jsonl"))) == 2
         assert read_results(folder) == read_results(alone)
 
@@ -242,7 +236,7 @@ def fail_on_one_rank(folder: Path) -> None:
         return output
 
     type(model).get_image_features = broken
-    benchmark = Benchmark("random", "test", make_dataset(26), CLASSES, "{}", ImageTransform())
+    benchmark = make_benchmark(26)
     evaluator = RobustnessEvaluator(attacks=["pgd:steps=1"], batch_size=4, output_dir=folder)
     for _ in range(2):
         with pytest.raises(InputError, match="mine, random, clean: the logits of the model"):
@@ -253,9 +247,8 @@ def fail_on_one_rank(folder: Path) -> None:
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="two processes on CPU need gloo")
 def test_what_fails_in_one_process_fails_in_all(tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     subprocess.run(
-        [*torchrun, __file__, tmp_path, "fail_on_one_rank"], check=True, env=ONE_THREAD, capture_output=True
+        [*TORCHRUN, __file__, tmp_path, "fail_on_one_rank"], check=True, env=ONE_THREAD, capture_output=True
     )
 
 

@@ -94,8 +94,8 @@ def test_value_and_attack_loss_equal_their_equations(step, name):
     T, P = (lambda images, model=model: model(images).detach() for model in (step._target, step._proxy))
     expected = loss(T, P, step.images, step.adversarial, step.labels)
     torch.testing.assert_close(objective(step).detach(), expected, rtol=1e-10, atol=0)
-    found = objective.attack_loss(step, step.adversarial).detach()
-    torch.testing.assert_close(found, attack_loss(T, step.adversarial, step.labels), rtol=1e-10, atol=0)
+    value = objective.attack_loss(step, step.adversarial).detach()
+    torch.testing.assert_close(value, attack_loss(T, step.adversarial, step.labels), rtol=1e-10, atol=0)
 
 
 # The same with gradients, in torch
@@ -110,10 +110,10 @@ DIFFERENTIABLE = {
 def test_gradients_equal_those_of_the_equations(step, name):
     objective, target, proxy = OBJECTIVES[name](), step._target, step._proxy
     trained = [weight for part, weight in target.model.named_parameters() if part.startswith("vision_model")]
-    found = torch.autograd.grad(objective(step).mean(), trained, allow_unused=True)
+    gradients = torch.autograd.grad(objective(step).mean(), trained, allow_unused=True)
     loss = DIFFERENTIABLE[name](target, lambda x: proxy(x).detach(), step.images, step.adversarial, step.labels).mean()
     expected = torch.autograd.grad(loss, trained, allow_unused=True)
-    for ours, theirs in zip(found, expected, strict=True):
+    for ours, theirs in zip(gradients, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-14)
     images = step.adversarial.clone().requires_grad_()
     ours = torch.autograd.grad(objective.attack_loss(step, images).sum(), images)
@@ -205,7 +205,7 @@ def test_gpd_goes_around_any_pair(tmp_path, stages):
     objective, anchor = stages
     trainer = make_trainer(tmp_path, objective=objective, anchor_objective=anchor)
     trainer.train()
-    assert {stage: type(one) for stage, one in trainer.objectives.items()} == {
+    assert {stage: type(instance) for stage, instance in trainer.objectives.items()} == {
         "anchor": OBJECTIVES[anchor],
         "transfer": OBJECTIVES[objective],
     }

@@ -87,10 +87,10 @@ def test_small_gradients_survive_float16(classifier, images, labels):
 def test_training_in_lower_precision_is_near_float32(tmp_path, settings):
     """Far nearer than the two runs are to where they began."""
     runs, rates = [], {"anchor_learning_rate": 0.02, "learning_rate": 0.05}
-    for one in ({}, settings):
-        trainer = make_trainer(tmp_path, **rates, **one)
+    for precision in ({}, settings):
+        trainer = make_trainer(tmp_path, **rates, **precision)
         begin = weights(trainer.model)
-        if "fp16" in one:  # at the usual 2 ** 16 the first step overflows, which delays the learning rate
+        if "fp16" in precision:  # at the usual 2 ** 16 the first step overflows, which delays the learning rate
             trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
         trainer.train()
         runs.append(weights(trainer.model))
@@ -120,7 +120,7 @@ def test_fp16_skips_a_step_that_overflows_and_resumes_with_its_scale(tmp_path):
 
     trainer.objectives["anchor"] = Overflow()
     trainer.train()
-    before, after = (load(tmp_path / f"checkpoint-{step}") for step in (2, 3))
+    before, after = (load_weights(tmp_path / f"checkpoint-{step}") for step in (2, 3))
     assert_same(before, after)
     files = [tmp_path / f"checkpoint-{step}" / "scaler.pt" for step in range(1, 13)]
     scales = [2.0**16] + [torch.load(file, weights_only=True)["scale"] for file in files]
@@ -133,7 +133,7 @@ def test_fp16_skips_a_step_that_overflows_and_resumes_with_its_scale(tmp_path):
     assert_same(weights(resumed.model), weights(trainer.model))
 
 
-def load(folder):
+def load_weights(folder):
     return weights(make_clip(0)[0].from_pretrained(folder))
 
 
@@ -197,8 +197,10 @@ def test_compiled_towers_train_to_the_same_weights(tmp_path):
     plain, compiled = (json.loads((tmp_path / name / "values.json").read_text()) for name in ("plain", "compiled"))
     assert plain.pop("graphs") == 0 and compiled.pop("graphs") >= 3  # attack, training pass, proxy
     assert plain == compiled
-    one, other = (load(tmp_path / name / "checkpoint-6") for name in ("plain", "compiled"))
-    assert_same(one, other, atol=1e-5)
+    plain_weights, compiled_weights = (
+        load_weights(tmp_path / name / "checkpoint-6") for name in ("plain", "compiled")
+    )
+    assert_same(plain_weights, compiled_weights, atol=1e-5)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from hpt.training.pretraining import (
 )
 
 
-def config(folder, **settings):
+def pretraining_config(folder, **settings):
     tiny = {"image_size": 16, "patch_size": 8, "vision_hidden_size": 16, "text_hidden_size": 16, "projection_dim": 8}
     run = {"num_train_epochs": 1, "max_train_samples": 60, "disable_tqdm": True, "use_cpu": True, "warmup_steps": 1}
     return PretrainingConfig(output_dir=str(folder), **(tiny | run | settings))
@@ -50,7 +50,7 @@ def test_sigmoid_loss_scores_each_pair_by_itself():
 
 
 def test_each_caption_is_encoded_once(tmp_path):
-    trainer = ContrastiveTrainer(*make_clip(0), config(tmp_path), load_benchmark("digits", "train"))
+    trainer = ContrastiveTrainer(*make_clip(0), pretraining_config(tmp_path), load_benchmark("digits", "train"))
     trainer.model.eval()
     encode, encoded = trainer.model.get_text_features, []
     trainer.model.get_text_features = lambda **tokens: (encoded.append(len(tokens["input_ids"])), encode(**tokens))[1]
@@ -69,7 +69,9 @@ def test_each_caption_is_encoded_once(tmp_path):
 
 def test_augmentation_mirrors_and_shifts(tmp_path):
     trainer = ContrastiveTrainer(
-        *make_clip(0), config(tmp_path, random_flip=True, random_shift=2), load_benchmark("digits", "train")
+        *make_clip(0),
+        pretraining_config(tmp_path, random_flip=True, random_shift=2),
+        load_benchmark("digits", "train"),
     )
     image = torch.rand(3, 6, 8)
     padded = torch.nn.functional.pad(image, [2] * 4)
@@ -103,7 +105,7 @@ def test_pretrained_folder_loads_and_learned(tmp_path, family, learning_rate, mo
     folder = tmp_path / family
     assert not is_finished(folder)
     run = {"num_train_epochs": 5, "max_train_samples": None, "per_device_train_batch_size": 16}
-    pretrain(config(folder, family=family, learning_rate=learning_rate, **run))
+    pretrain(pretraining_config(folder, family=family, learning_rate=learning_rate, **run))
     assert is_finished(folder)
     test = load_benchmark("digits")
     (row,) = measure([Subject(load_proxy(str(folder)))], test)
@@ -117,11 +119,11 @@ def test_pretrained_folder_loads_and_learned(tmp_path, family, learning_rate, mo
 
 def test_a_cut_off_pretraining_continues(tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    pretrain(config(whole, num_train_epochs=2, save_strategy="epoch"))
-    pretrain(config(cut, num_train_epochs=2, save_strategy="epoch"))
+    pretrain(pretraining_config(whole, num_train_epochs=2, save_strategy="epoch"))
+    pretrain(pretraining_config(cut, num_train_epochs=2, save_strategy="epoch"))
     shutil.rmtree(cut / "checkpoint-2")
     (cut / "config.json").unlink()
-    pretrain(config(cut, num_train_epochs=2, save_strategy="epoch"))
+    pretrain(pretraining_config(cut, num_train_epochs=2, save_strategy="epoch"))
     first, second = (CLIPModel.from_pretrained(folder).state_dict() for folder in (whole, cut))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -137,4 +139,4 @@ def test_a_cut_off_pretraining_continues(tmp_path):
 )
 def test_refuses_impossible_shapes(tmp_path, settings, message):
     with pytest.raises(InputError, match=message):
-        pretrain(config(tmp_path, **settings))
+        pretrain(pretraining_config(tmp_path, **settings))

@@ -36,8 +36,8 @@ def reference_run(dataset, g=0.7, b=0.6, epochs=2, batch=4, eps=8 / 255, step=4 
     )
     texts = [F.normalize(m.get_text_features(**tokens).pooler_output, dim=-1).detach() for m in (target, proxy)]
     mean, std = (
-        torch.tensor(one).view(3, 1, 1)
-        for one in (processor.image_processor.image_mean, processor.image_processor.image_std)
+        torch.tensor(statistic).view(3, 1, 1)
+        for statistic in (processor.image_processor.image_mean, processor.image_processor.image_std)
     )
 
     def classify(model, text):
@@ -239,13 +239,13 @@ def test_diagnostics_are_those_of_the_logged_step(tmp_path):
     assert sum("train_clean_accuracy" in entry for entry in trainer.state.log_history) == 3
 
 
-def make_benchmark(names, seed, size=16):
+def make_eval_set(names, seed, size=16):
     dataset = make_dataset(10, size, seed)
     return Benchmark("random", "test", dataset, names, "{}", ImageTransform())
 
 
 def test_evaluates_each_set_over_its_own_classes(tmp_path):
-    sets = {"first": make_benchmark(CLASSES, 3), "second": make_benchmark(["a", "b", "c"], 4, size=24)}
+    sets = {"first": make_eval_set(CLASSES, 3), "second": make_eval_set(["a", "b", "c"], 4, size=24)}
     trainer = make_trainer(tmp_path, eval_dataset=sets, per_device_eval_batch_size=3)
     metrics = trainer.evaluate()
     trainer.model.eval()
@@ -272,8 +272,8 @@ def test_each_evaluation_reads_its_own_set_when_workers_persist(tmp_path):
     seen = []
     step = trainer.prediction_step
     trainer.prediction_step = lambda *batch, **rest: (seen.append(len(batch[1]["labels"])), step(*batch, **rest))[1]
-    for one in (None, None, make_dataset(7)):
-        trainer.evaluate(one)
+    for dataset in (None, None, make_dataset(7)):
+        trainer.evaluate(dataset)
     assert seen == [6, 6, 7]
 
 
@@ -413,7 +413,7 @@ def test_metric_of_the_best_model_must_exist(tmp_path):
 
 
 def test_predict_uses_the_classes_of_its_set(tmp_path):
-    trainer = make_trainer(tmp_path, eval_dataset=make_benchmark(["a", "b", "c"], 4))
+    trainer = make_trainer(tmp_path, eval_dataset=make_eval_set(["a", "b", "c"], 4))
     trainer.evaluate()
     assert trainer.eval_classifier.class_names == ["a", "b", "c"]
     output = trainer.predict(make_dataset(6))
@@ -437,8 +437,8 @@ class CountTensors(TrainerCallback):
 
     def on_epoch_end(self, args, state, control, **kwargs):
         gc.collect()
-        tensors = [one for one in gc.get_objects() if type(one) in (torch.Tensor, nn.Parameter)]
-        self.alive.append((len(tensors), sum(one.nbytes for one in tensors)))
+        tensors = [item for item in gc.get_objects() if type(item) in (torch.Tensor, nn.Parameter)]
+        self.alive.append((len(tensors), sum(tensor.nbytes for tensor in tensors)))
 
 
 @pytest.mark.parametrize("trainable", ["vision", "all"])
