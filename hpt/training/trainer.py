@@ -34,6 +34,7 @@ from hpt.models.weights import forward_redirected
 from hpt.training.callbacks import LogitScaleCallback
 from hpt.training.checkpoints import checkpoint_folder
 from hpt.training.config import MATHEMATICS, HPTConfig
+from hpt.training.diagnostics import Diagnostics
 from hpt.training.gpd import ANCHOR, GPDCallback, get_gpd_schedule
 from hpt.training.identity import describe_proxy, describe_target, describe_training
 from hpt.training.inputs import check_best_metric, check_launch, prepare_inputs
@@ -44,8 +45,6 @@ from hpt.training.step import TrainingStep
 
 
 logger = logging.getLogger(__name__)
-
-DIAGNOSTICS = ("train_clean_accuracy", "train_robust_accuracy", "proxy_robust_accuracy", "zero_gradient_share")
 
 
 class NonFiniteLossError(TrainingStopped):
@@ -129,6 +128,7 @@ class HPTTrainer(ResumableTrainer):
         self.proxy = inputs.proxy and inputs.proxy.to(args.device)
         self.original = inputs.original and inputs.original.to(args.device)
         self.objectives, self.schedule = args.make_objectives(), inputs.schedule
+        self._diagnostics = Diagnostics(self.accelerator, self.classifier, self.proxy is not None)
         self._make_attacks(args)
         self._compile_towers()
         if args.mixed_precision == "fp16" and args.device.type == "cpu":  # accelerate would train in float32, silently
@@ -172,7 +172,7 @@ class HPTTrainer(ResumableTrainer):
         if self.args.push_to_hub:
             self.publisher.refuse_private_run()
         self._micro_batches = 0
-        self._diagnostics = []  # of the micro-batches of a step that is logged
+        self._diagnostics.clear()
         try:
             output = super().train(*args, **kwargs)
         finally:
@@ -225,7 +225,7 @@ class HPTTrainer(ResumableTrainer):
             )
         self._stop_unless_finite(losses, "loss")
         if self._is_logged(self.state.global_step + 1):
-            self._diagnose(step)
+            self._diagnostics.note(step)
         if self.args.kl_reduction == "sum":  # over the global batch: undo the averages over micro-batches and ranks
             loss = losses.sum() * self.current_gradient_accumulation_steps * self.args.world_size
         else:
@@ -298,23 +298,9 @@ class HPTTrainer(ResumableTrainer):
             return step % self.state.logging_steps == 0 or (step == 1 and self.args.logging_first_step)
         return False
 
-    @torch.no_grad()
-    def _diagnose(self, step: TrainingStep) -> None:
-        """Note how target and proxy do on the images of a logged step, with what the objective has computed of it."""
-        with batch_norm_untouched(self.classifier), self.accelerator.autocast():
-            logits = [step.target(images).logits for images in (step.images, step.adversarial)]
-        if self.proxy is not None:
-            logits.append(step.proxy(step.adversarial).logits)
-        shares = [*(scores.argmax(-1) == step.labels for scores in logits), step.attacked.zero_gradient]
-        self._diagnostics.append(torch.stack(shares).float().mean(1))
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self._diagnostics:
-            logs["stage"] = 1 if self.schedule.stage(self.state.global_step - 1) == ANCHOR else 2
-            means = self.accelerator.reduce(torch.stack(self._diagnostics).mean(0), "mean")
-            names = [name for name in DIAGNOSTICS if self.proxy is not None or name != "proxy_robust_accuracy"]
-            logs |= dict(zip(names, means.tolist(), strict=True))
-            self._diagnostics = []
+        if "loss" in logs and (noted := self._diagnostics.take()):
+            logs |= {"stage": 1 if self.schedule.stage(self.state.global_step - 1) == ANCHOR else 2} | noted
         super().log(logs, start_time)
 
     # Evaluation

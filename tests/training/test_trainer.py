@@ -17,9 +17,10 @@ from transformers import CLIPModel, TrainerCallback
 from hpt import InputError, ZeroShotClassifier
 from hpt.data.benchmark import Benchmark
 from hpt.data.images import ImageTransform
+from hpt.training.diagnostics import DIAGNOSTICS
 from hpt.training.objectives import Objective
 from hpt.training.pretraining import PretrainingConfig, build_siglip
-from hpt.training.trainer import DIAGNOSTICS, NonFiniteLossError
+from hpt.training.trainer import NonFiniteLossError
 
 
 def logits_of(model, images, text_embeds):
@@ -232,8 +233,8 @@ def test_logs_every_step(tmp_path):
 def test_diagnostics_are_those_of_the_logged_step(tmp_path):
     trainer = make_trainer(tmp_path, logging_steps=4, **SEQUENTIAL)
     calls = []
-    original = trainer._diagnose
-    trainer._diagnose = lambda *values: (calls.append(trainer.state.global_step), original(*values))
+    original = trainer._diagnostics.note
+    trainer._diagnostics.note = lambda *values: (calls.append(trainer.state.global_step), original(*values))
     trainer.train()
     assert calls == [3, 7, 11]
     assert sum("train_clean_accuracy" in entry for entry in trainer.state.log_history) == 3

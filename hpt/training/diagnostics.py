@@ -1,0 +1,50 @@
+"""What the log says of the images of a logged step, beside the loss."""
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from hpt.attacks.base import batch_norm_untouched
+from hpt.training.step import TrainingStep
+
+
+DIAGNOSTICS = ("train_clean_accuracy", "train_robust_accuracy", "proxy_robust_accuracy", "zero_gradient_share")
+
+
+class Diagnostics:
+    """Accuracies of target and proxy over the micro-batches of a logged step, with what the objective has computed.
+
+    What it hasn't costs a further forward pass, and is therefore computed for logged steps only.
+
+    Args:
+        accelerator (`Accelerator`): For its autocast, and the mean over processes.
+        target (`nn.Module`): What must stay as it is when it sees images again.
+        has_proxy (`bool`): Whether a proxy is scored too, on the images that attack the target.
+    """
+
+    def __init__(self, accelerator: Accelerator, target: nn.Module, has_proxy: bool):
+        self.accelerator, self.target, self.has_proxy = accelerator, target, has_proxy
+        self._noted: list[torch.Tensor] = []
+
+    def clear(self) -> None:
+        """Forget what was noted, such as of a step that was cut off."""
+        self._noted = []
+
+    @torch.no_grad()
+    def note(self, step: TrainingStep) -> None:
+        """Note how target and proxy do on the images of a micro-batch."""
+        with batch_norm_untouched(self.target), self.accelerator.autocast():
+            logits = [step.target(images).logits for images in (step.images, step.adversarial)]
+        if self.has_proxy:
+            logits.append(step.proxy(step.adversarial).logits)
+        shares = [*(scores.argmax(-1) == step.labels for scores in logits), step.attacked.zero_gradient]
+        self._noted.append(torch.stack(shares).float().mean(1))
+
+    def take(self) -> dict[str, float]:
+        """Means over what was noted in all processes, in [0, 1]; nothing if nothing was. They are forgotten then."""
+        if not self._noted:
+            return {}
+        means = self.accelerator.reduce(torch.stack(self._noted).mean(0), "mean")
+        self.clear()
+        names = [name for name in DIAGNOSTICS if self.has_proxy or name != "proxy_robust_accuracy"]
+        return dict(zip(names, means.tolist(), strict=True))
