@@ -7,6 +7,7 @@ import difflib
 import errno
 import inspect
 import os
+import re
 import sys
 import textwrap
 import time
@@ -86,6 +87,9 @@ def run_recipe(main: Callable[[], None]) -> None:
     except (InputError, TrainingStopped) as error:
         _print_error(one_line(error))
         sys.exit(2 if isinstance(error, InputError) else 1)
+    except BrokenPipeError:  # whoever reads the output, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
             raise
@@ -143,8 +147,12 @@ def _find_config(config: str | Path | None, folder: Path | None, known: set[str]
 
 def _names_of_configs(folder: Path, known: set[str]) -> list[str]:
     """The YAML files beside a recipe that hold nothing but its fields."""
-    files = sorted(folder.glob("*.yaml"))
-    return [file.stem for file in files if set(yaml.safe_load(file.read_text(encoding="utf-8"))) <= known]
+    return [file.stem for file in sorted(folder.glob("*.yaml")) if set(_field_names(file)) <= known]
+
+
+def _field_names(file: Path) -> list[str]:
+    """The words before a colon at the beginning of a YAML file's lines, whether or not it can be read as YAML."""
+    return re.findall(r"^(\w+):", file.read_text(encoding="utf-8"), re.MULTILINE)
 
 
 def _yaml_as_arguments(path: Path, types: tuple[type, ...]) -> list[str]:
@@ -249,7 +257,7 @@ def _describe_field(field: Field) -> str:
     if field.default is MISSING and field.default_factory is MISSING:
         return f"{text} (required)"
     default = field.default if field.default_factory is MISSING else field.default_factory()
-    return text if default is False or default in (None, [], "") else f"{text} (default: {_as_written(default)})"
+    return text if default in (None, [], "") else f"{text} (default: {_as_written(default)})"
 
 
 def _as_written(value) -> str:

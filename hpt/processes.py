@@ -96,6 +96,8 @@ def launch(command: list[str], num_processes: str) -> int:
             return _exit_code(rank, failure.exitcode)
         except SignalException as error:
             return 128 + error.sigval
+        finally:
+            del os.environ[ERRORS]
     return 0
 
 

@@ -1,8 +1,8 @@
 """Time HPT-GPD's training step and PGD-10 at real size: ViT-B/32, ViT-B/16 proxy, random weights, images at 224.
 
-    accelerate launch recipes/benchmark.py --dataset tiny_imagenet=PATH
-    accelerate launch recipes/benchmark.py --dataset tiny_imagenet=PATH --batch_size 1 --steps 300 --rounds 0 --compile
-    accelerate launch recipes/benchmark.py --dataset cifar10=PATH --only_loading
+    hpt benchmark --dataset tiny_imagenet=PATH
+    hpt benchmark --dataset tiny_imagenet=PATH --batch_size 1 --steps 300 --rounds 0 --compile
+    hpt benchmark --dataset cifar10=PATH --only_loading
 
 Prints seconds per step, peak memory at the paper's batch size and what is in use as the steps go on; and, at a smaller
 one, the ratio to the published order of work (all prompts re-encoded at every forward, padded to 77; `backward()` into

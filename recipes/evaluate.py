@@ -1,8 +1,8 @@
 """Evaluate models on benchmarks under attacks: rows with intervals, a table, reliability flags and pictures.
 
-    accelerate launch recipes/evaluate.py                                    # the quickstart's models on digits
-    accelerate launch recipes/evaluate.py --config recipes/evaluate_cifar10.yaml --benchmarks cifar10=PATH
-    accelerate launch recipes/evaluate.py --models openai/clip-vit-base-patch32 mine=outputs/robust \
+    hpt evaluate                                    # the quickstart's models on digits
+    hpt evaluate --config evaluate_cifar10 --benchmarks cifar10=PATH
+    hpt evaluate --models openai/clip-vit-base-patch32 mine=outputs/robust \
         --benchmarks tiny_imagenet cifar10 --attacks pgd:steps=50,restarts=5 autoattack --eps 1/255 4/255 \
         --max_samples 1000 --output_dir outputs/evaluation
 
@@ -15,13 +15,10 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from accelerate.utils import gather_object
-
-from hpt import InputError, RobustnessEvaluator, load_benchmark
+from hpt import InputError, RobustnessEvaluator
 from hpt.attacks.registry import parse_attacks
 from hpt.cli import parse_config, run_recipe
-from hpt.data.benchmark import Benchmark
-from hpt.data.images import check_images
+from hpt.data.loading import load_available
 from hpt.data.names import expand_all
 from hpt.evaluation.outputs import report_evaluation
 from hpt.evaluation.subject import Subject
@@ -82,7 +79,7 @@ def main():
     state = join_processes(settings.use_cpu)
 
     # Data and models
-    benchmarks, missing = load_benchmarks(datasets, settings.protocol)
+    benchmarks, missing = load_available(datasets, settings.protocol)
     if not benchmarks:
         raise InputError("; ".join(missing.values()))
     subjects = [load_subject(model, state.device) for model in models]
@@ -110,21 +107,6 @@ def main():
     state.wait_for_everyone()  # or the launcher would end a process that is still drawing
     if failures:
         sys.exit(1)
-
-
-def load_benchmarks(datasets: list[Reference], protocol: str) -> tuple[list[Benchmark], dict[str, str]]:
-    """The benchmarks, and why others can't be had, on which all processes agree."""
-    benchmarks, missing = [], {}
-    for dataset in datasets:
-        try:
-            benchmark = load_benchmark(dataset, protocol=protocol)
-            check_images(benchmark.dataset, benchmark.name, same_size=benchmark.attack_space == "native")
-            benchmarks.append(benchmark)
-        except InputError as error:
-            missing[dataset.name] = str(error)
-    for others in gather_object([missing]):
-        missing |= others
-    return [benchmark for benchmark in benchmarks if benchmark.name not in missing], missing
 
 
 def load_subject(model: Reference, device) -> Subject:

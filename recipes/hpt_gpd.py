@@ -1,9 +1,9 @@
 """Fine-tune a vanilla CLIP by HPT-GPD against a frozen proxy, evaluate it, and save it.
 
-    accelerate launch recipes/hpt_gpd.py                                        # quickstart, on embedded digits
-    accelerate launch recipes/hpt_gpd.py --config recipes/cifar10.yaml --train_dataset cifar10=PATH \
+    hpt train                                        # quickstart, on embedded digits
+    hpt train --config cifar10 --train_dataset cifar10=PATH \
         --eval_datasets cifar10=PATH
-    accelerate launch recipes/hpt_gpd.py --config recipes/vit_b32_eps1.yaml     # the paper's setting, from the Hub
+    hpt train --config vit_b32_eps1     # the paper's setting, from the Hub
 
 Fields of `Recipe` below and of `hpt.HPTConfig` stand in the YAML, or follow as `--field value`. A run that was cut
 off continues from its last checkpoint in `output_dir`.
@@ -27,11 +27,10 @@ from hpt.processes import set_cpu_threads
 from hpt.radius import Fraction, Radius
 from hpt.training.config import DTYPES
 from hpt.training.inputs import check_sets
-from hpt.training.pretraining import PretrainingConfig, plan_pretraining, pretrain_unless_finished
+from hpt.training.pretraining import pretrain_missing
 
 
 HERE = Path(__file__).parent
-PRETRAINED = {"pretrain_target": "target", "pretrain_proxy": "proxy"}  # fields with a YAML, and what it makes
 
 
 @dataclass
@@ -100,9 +99,8 @@ def main():
     check_sets(train, validation, tests, args)
 
     # Models
-    pretrainings = plan_pretrainings(recipe, args, config.parent)
-    for pretraining in pretrainings.values():
-        pretrain_unless_finished(pretraining)
+    files = {"target": recipe.pretrain_target, "proxy": recipe.pretrain_proxy}
+    pretrained = pretrain_missing(files, vars(recipe), args, config.parent)
     target, processor = load_dual_encoder(recipe.target, recipe.target_revision)
     if recipe.lora_rank is not None:
         target = add_lora(target, recipe.lora_rank, recipe.lora_alpha, args.trainable, args.seed)
@@ -118,7 +116,7 @@ def main():
         train_dataset=train,
         eval_dataset=validation,
     )
-    trainer.recipe = vars(recipe) | {name: None for name in PRETRAINED if name not in pretrainings}
+    trainer.recipe = vars(recipe) | {f"pretrain_{name}": None for name in files if name not in pretrained}
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or "last")
     if not trainer.is_world_process_zero():
         return
@@ -144,18 +142,6 @@ def main():
     if args.push_to_hub:
         info = trainer.push_to_hub(folder=folders[-1])
         print(f"Pushed to {info.repo_url}")
-
-
-def plan_pretrainings(recipe: Recipe, args: HPTConfig, folder: Path) -> dict[str, PretrainingConfig]:
-    """How target and proxy are pretrained, by the recipe's field, as far as its YAML files make them."""
-    overrides = ["--train_dataset", recipe.train_dataset, "--validation_size", str(recipe.validation_size)]
-    for name in ("use_cpu", "bf16", "fp16"):  # one process has one device and one precision
-        overrides += [f"--{name}", str(getattr(args, name))]
-    planned = {}
-    for name, model in PRETRAINED.items():
-        if file := getattr(recipe, name):
-            planned[name] = plan_pretraining(folder / file, getattr(recipe, model), overrides)
-    return {name: pretraining for name, pretraining in planned.items() if pretraining is not None}
 
 
 def load_subjects(recipe: Recipe, args: HPTConfig) -> list[Subject]:

@@ -1,13 +1,13 @@
 """Compare checkpoints by what their model cards say was measured: one table and one picture.
 
-    python recipes/leaderboard.py --models vanilla=outputs/quickstart/target robust=outputs/quickstart/robust
-    python recipes/leaderboard.py --models me/robust-clip my-org/another@v2 --attacks "worst case" --eps 4/255
+    hpt leaderboard --models vanilla=outputs/quickstart/target robust=outputs/quickstart/robust
+    hpt leaderboard --models me/robust-clip my-org/another@v2 --attacks "worst case" --eps 4/255
 
 A column holds one attack with one eps, on the same samples: what wasn't measured on all of them in the same way is
 listed below the table, and if nothing was, that is an error. No model is loaded. The card of a model that hpt didn't
 train, such as the first, has to be written before:
 
-    python recipes/publish.py --run outputs/quickstart/target --evaluations outputs/quickstart/evaluation --dry_run
+    hpt publish --run outputs/quickstart/target --evaluations outputs/quickstart/evaluation --dry_run
 """
 
 from dataclasses import dataclass, field

@@ -1,7 +1,7 @@
 """Pretrain a small CLIP on an image-classification benchmark, to have targets and proxies without the Hub.
 
-    accelerate launch recipes/pretrain_clip.py --config recipes/digits_target.yaml --output_dir outputs/my_clip
-    accelerate launch recipes/pretrain_clip.py --config recipes/cifar10_target.yaml \
+    hpt pretrain --config digits_target --output_dir outputs/my_clip
+    hpt pretrain --config cifar10_target \
         --train_dataset cifar10=PATH --output_dir outputs/cifar10/target
 
 The YAML files beside this script are read into `hpt.training.pretraining.PretrainingConfig`; any field can follow as

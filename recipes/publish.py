@@ -1,8 +1,8 @@
 """Push a finished run to the Hub, with its evaluations on its model card.
 
-    python recipes/publish.py --run outputs/quickstart --hub_model_id me/robust-digits --dry_run     # what would go
-    python recipes/publish.py --run outputs/quickstart --hub_model_id my-org/robust-digits --hub_private_repo True
-    python recipes/publish.py --run outputs/robust --evaluations outputs/evaluation another/results.jsonl
+    hpt publish --run outputs/quickstart --hub_model_id me/robust-digits --dry_run     # what would go
+    hpt publish --run outputs/quickstart --hub_model_id my-org/robust-digits --hub_private_repo True
+    hpt publish --run outputs/robust --evaluations outputs/evaluation another/results.jsonl
 
 `--run` is the output_dir of recipes/hpt_gpd.py, or any folder that HPTTrainer saved its finished model in; with
 evaluations, also that of a model which hpt didn't train. Started again, a push that was cut off goes on; after another

@@ -1,9 +1,9 @@
 """Which proxy to take for a target: every model scored on images made against every other, and a ranking.
 
-    accelerate launch recipes/rank_proxies.py --target openai/clip-vit-base-patch32 \
+    hpt rank-proxies --target openai/clip-vit-base-patch32 \
         --proxies openai/clip-vit-base-patch16 google/siglip-base-patch16-224 kakaobrain/align-base \
         --dataset tiny_imagenet --validation_size 1000 --output_dir outputs/proxies
-    accelerate launch recipes/rank_proxies.py --config recipes/rank_proxies_cifar10.yaml --dataset cifar10=PATH
+    hpt rank-proxies --config rank_proxies_cifar10 --dataset cifar10=PATH
 
 Fields of `Ranking` below stand in the YAML, or follow as `--field value`. The images are of a validation split or held
 out of the training split, since a proxy chosen on a test split would flatter what is then reported on it; models that
@@ -14,11 +14,9 @@ share the work.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hpt import InputError, load_benchmark
+from hpt import InputError
 from hpt.cli import parse_config, run_recipe
-from hpt.data.benchmark import Benchmark
-from hpt.data.images import check_images
-from hpt.data.loading import load_training_data
+from hpt.data.loading import load_validation
 from hpt.data.names import parse_benchmark
 from hpt.evaluation.outputs import report_ranking
 from hpt.evaluation.ranking import TransferMatrix
@@ -64,11 +62,12 @@ def main():
     state = join_processes(settings.use_cpu)
 
     # Data and models
-    benchmark = load_images(settings, dataset)
+    images = load_validation(dataset, settings.validation_size, settings.protocol)
+    images = images.subset(settings.max_samples, settings.seed)
     models = dict(load_named(model, state.device) for model in (target, *candidates))
 
     # Measure
-    matrix = TransferMatrix(models, benchmark, settings.eps, settings.steps, settings.seed, settings.output_dir)
+    matrix = TransferMatrix(models, images, settings.eps, settings.steps, settings.seed, settings.output_dir)
     matrix.measure(settings.batch_size, settings.num_workers, state)
     if state.is_main_process:
         report_ranking(matrix, target.name)
@@ -87,22 +86,6 @@ def check(settings: Ranking, dataset: Reference, models: list[Reference]) -> Non
     for name, value in least.items():
         if getattr(settings, name) < value:
             raise InputError(f"{name} is {getattr(settings, name)}, but must be at least {value}.")
-
-
-def load_images(settings: Ranking, dataset: Reference) -> Benchmark:
-    """The images to choose by: a validation split, images held out of the training split, or a split that is named."""
-    if "split" in dataset.settings:
-        benchmark = load_benchmark(dataset, protocol=settings.protocol)
-    else:
-        _, benchmark = load_training_data(dataset, settings.validation_size, settings.protocol)
-    if benchmark is None:
-        raise InputError(
-            f"{dataset} has no validation split to choose on: give --validation_size N, training images that "
-            "no candidate was trained on."
-        )
-    benchmark = benchmark.subset(settings.max_samples, settings.seed)
-    check_images(benchmark.dataset, benchmark.name, same_size=benchmark.attack_space == "native")
-    return benchmark
 
 
 if __name__ == "__main__":

@@ -11,8 +11,10 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+from accelerate.utils import gather_object
+
 from hpt.data.benchmark import Benchmark, StreamingBenchmark
-from hpt.data.images import ImageTransform, check_labels
+from hpt.data.images import ImageTransform, check_images, check_labels
 from hpt.data.names import as_benchmark, loading_arguments, stands_for_all, the_sixteen
 from hpt.data.records import BENCHMARKS, BenchmarkRecord
 from hpt.data.sources import number_labels, read_splits, select_columns
@@ -121,6 +123,44 @@ def load_training_data(
         return train, None
 
 
+def load_available(references: list[Reference], protocol: str = "hpt") -> tuple[list[Benchmark], dict[str, str]]:
+    """Test splits whose images can be used, and by name why others can't be had; the same in all processes."""
+    benchmarks, missing = [], {}
+    for reference in references:
+        try:
+            benchmark = load_benchmark(reference, protocol=protocol)
+            check_images(benchmark.dataset, benchmark.name, same_size=benchmark.attack_space == "native")
+            benchmarks.append(benchmark)
+        except InputError as error:
+            missing[reference.name] = str(error)
+    for of_another in gather_object([missing]):
+        missing |= of_another
+    return [benchmark for benchmark in benchmarks if benchmark.name not in missing], missing
+
+
+def load_validation(reference: Reference, validation_size: int = 0, protocol: str = "hpt") -> Benchmark:
+    """Images to choose by: a validation split, images held out of the training split, or a split that is named.
+
+    Args:
+        reference ([`Reference`]): The benchmark.
+        validation_size, protocol: As of [`load_training_data`].
+
+    Raises:
+        InputError: as [`load_benchmark`], and if there are no such images.
+    """
+    if "split" in reference.settings:
+        benchmark = load_benchmark(reference, protocol=protocol)
+    else:
+        _, benchmark = load_training_data(reference, validation_size, protocol)
+    if benchmark is None:
+        raise InputError(
+            f"{reference} has no validation split to choose on: give --validation_size N, training images that "
+            "no candidate was trained on."
+        )
+    check_images(benchmark.dataset, benchmark.name, same_size=benchmark.attack_space == "native")
+    return benchmark
+
+
 def _load_all(split: str, path: str | None, protocol: str, streaming: bool) -> dict:
     if path is not None and not Path(path).is_dir():
         raise InputError(f"There is no folder {path!r} with copies of the benchmarks.")
@@ -174,7 +214,7 @@ def _load(reference: Reference, record: BenchmarkRecord, split: str, protocol: s
     name, place = reference.name, reference.place
     native = split in record.native_splits[protocol]
     if record.load is None:
-        dataset, class_names, split, commit = _read(reference, record, split, streaming)
+        dataset, class_names, split, commit = _read_split(reference, record, split, streaming)
     elif place is None:
         dataset, commit = record.load(split), None
         class_names = dataset.features["label"].names
@@ -222,7 +262,7 @@ def _warn_of_rows(benchmark: Benchmark, record: BenchmarkRecord, place: str | No
         )
 
 
-def _read(reference: Reference, record: BenchmarkRecord, split: str, streaming: bool):
+def _read_split(reference: Reference, record: BenchmarkRecord, split: str, streaming: bool):
     """Dataset with columns `image` and `label`, its class names, the split that it is, and its commit on the Hub."""
     wanted, place = record.splits[split].split("+"), reference.place
     any_split = record.num_classes is None and split == "test"

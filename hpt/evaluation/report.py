@@ -35,9 +35,9 @@ def format_accuracies(rows: list[Row], benchmarks: list[str] | None = None) -> s
         title = f"{describe_norm(radius.norm)} eps = {radius}"
         shown = [row for row in rows if row.attack == CLEAN or row.radius == radius]
         ran = sorted({text for row in shown if row.attack == WORST_CASE for text in row.parameters["attacks"]})
-        sections.append(f"{title}\n\n{_table(shown, benchmarks)}\n\nWorst case over {', '.join(ran)}.")
+        sections.append(f"{title}\n\n{_accuracy_table(shown, benchmarks)}\n\nWorst case over {', '.join(ran)}.")
     if not sections:
-        sections.append(_table(rows, benchmarks))
+        sections.append(_accuracy_table(rows, benchmarks))
     return "\n\n".join(sections)
 
 
@@ -55,7 +55,7 @@ def describe_resolution(row: Row) -> str:
     return "native resolution" if row.attack_space == "native" else f"{row.attack_space} pixels"
 
 
-def _table(rows: list[Row], benchmarks: list[str]) -> str:
+def _accuracy_table(rows: list[Row], benchmarks: list[str]) -> str:
     cells: dict[tuple, dict[str, Row]] = {}
     for row in rows:
         cells.setdefault((row.model, row.label), {})[row.benchmark] = row

@@ -139,7 +139,7 @@ def read_result_rows(path: str | Path) -> list[Row]:
     path = Path(path)
     path = path / "results.jsonl" if path.is_dir() else path
     if not path.is_file():
-        raise InputError(f"There are no results at {path}: give the output_dir of recipes/evaluate.py.")
+        raise InputError(f"There are no results at {path}: give the output_dir of `hpt evaluate`.")
     return as_rows(json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else read_lines(path), path)
 
 

@@ -38,7 +38,7 @@ def read_model_id(card: str) -> str | None:
 
 def merge_cards(new: str, old: str) -> str:
     """The new card with what the old one has beside hpt's sections, in its place, and its further metadata."""
-    before, card = _parse(old), _parse(new)
+    before, card = _parse_card(old), _parse_card(new)
     data, written = before.data.to_dict(), card.data.to_dict()
     tags = list(dict.fromkeys([*written["tags"], *(data.get("tags") or [])]))
     if "model-index" not in written:  # a model-index that hpt didn't measure isn't kept
@@ -55,7 +55,7 @@ def merge_cards(new: str, old: str) -> str:
     return f"---\n{card.data.to_yaml()}\n---\n\n{text.strip()}\n"
 
 
-def _parse(card: str) -> ModelCard:
+def _parse_card(card: str) -> ModelCard:
     try:
         return ModelCard(card, ignore_metadata_errors=True)
     except (ValueError, YAMLError) as error:
@@ -65,7 +65,7 @@ def _parse(card: str) -> ModelCard:
 
 def hand_written(card: str) -> str:
     """What of a card isn't hpt's: its text beside the sections, without blank lines."""
-    body = INTRODUCTION.sub("", BLOCK.sub("", _parse(card).text))
+    body = INTRODUCTION.sub("", BLOCK.sub("", _parse_card(card).text))
     return "\n".join(line.rstrip() for line in body.splitlines() if line.strip())
 
 
@@ -76,7 +76,7 @@ def own_sections(card: str) -> str:
 
 def stated_license(card: str) -> str | None:
     """The license that a card's metadata has."""
-    return _parse(card).data.to_dict().get("license")
+    return _parse_card(card).data.to_dict().get("license")
 
 
 def is_own_card(card: str) -> bool:

@@ -135,7 +135,7 @@ def read_results(model: Reference) -> list[EvalResult]:
 def _read_local(path: Path) -> str:
     card = ModelFolder(path).card if path.is_dir() else read_text(path)
     if card is None:
-        raise InputError(f"{path} has no {CARD_FILE}: give a folder that recipes/publish.py has written a card in.")
+        raise InputError(f"{path} has no {CARD_FILE}: give a folder that `hpt publish` has written a card in.")
     return card
 
 
@@ -181,7 +181,7 @@ def shared_columns(
         lines = [f"{', '.join(names)}: {': '.join(titles[column])}" for column, names in attacks.items()]
         raise InputError(
             "No attack was measured on all of them with the same settings, and different ones don't go into a column. "
-            f"There is {'; '.join(lines) or 'no attack at all'}. Evaluate them together by recipes/evaluate.py."
+            f"There is {'; '.join(lines) or 'no attack at all'}. Evaluate them together by `hpt evaluate`."
         )
     return sorted(
         shared, key=lambda column: (str(column.sample_set), column.norm or "", column.eps or 0, column.attack)

@@ -54,7 +54,7 @@ def results(folder: ModelFolder, model_id: str) -> str:
     titles = [_title(pairs[0][0]) for pairs in tables.values()]
     for title, pairs in zip(titles, tables.values(), strict=True):
         which = f" (samples {pairs[0][0].samples})" if titles.count(title) > 1 else ""
-        parts += [f"{title}{which}:", _table(pairs)]
+        parts += [f"{title}{which}:", _comparison_table(pairs)]
     parts += [f"![Accuracy over eps]({FIGURES}/{name})" for name in folder.robustness_pictures]
     if not folder.robustness_pictures:
         parts.append("It was attacked at too few radii for a picture of accuracy over eps.")
@@ -63,7 +63,7 @@ def results(folder: ModelFolder, model_id: str) -> str:
     return "\n\n".join(parts)
 
 
-def _table(pairs: list[tuple[Row, Row | None]]) -> str:
+def _comparison_table(pairs: list[tuple[Row, Row | None]]) -> str:
     """What was measured on the same samples, with the attacks of the worst case below it."""
     compared = any(vanilla for _, vanilla in pairs)
     lines, notes = [["attack", *(["vanilla"] if compared else []), "this model"]], []

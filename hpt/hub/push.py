@@ -138,7 +138,7 @@ def push_later(
     options |= {"hub_revision": revision, "license": license}
     options["unfinished"] = True if folder.is_unfinished else None
     given = [part for name, value in options.items() if value is not None for part in (f"--{name}", str(value))]
-    return shlex.join(["python", "recipes/publish.py", *given])
+    return shlex.join(["hpt", "publish", *given])
 
 
 @contextmanager

@@ -172,7 +172,6 @@ class ZeroShotClassifier(nn.Module):
 
     def tokenize(self, prompts: list[str]) -> dict[str, torch.Tensor]:
         """Token ids of prompts on the CPU, cased and padded as the model needs it; a warning names one that is cut."""
-        prompts = [prompt.lower() for prompt in prompts] if self.family.lowercases else prompts
         tokenizer = self.processor.tokenizer
         longest = min(tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings)
         lengths = [len(ids) for ids in tokenizer(prompts)["input_ids"]]

@@ -26,7 +26,6 @@ class Family:
         has_bias (`bool`): Whether `logit_bias` is added to the logits.
         pads_to_full_length (`bool`): Whether prompts are padded to the longest possible one, as in its pretraining:
             a model that pools the last position counts padding too.
-        lowercases (`bool`): Whether prompts are lowercased first, as in its pretraining.
         processor (`str`): Class of its processor on cards.
         tags (`tuple[str, ...]`): Tags of its own on cards.
     """
@@ -39,7 +38,6 @@ class Family:
     has_temperature: bool = False
     has_bias: bool = False
     pads_to_full_length: bool = False
-    lowercases: bool = False
     processor: str = "AutoProcessor"
     tags: tuple[str, ...] = ()
 
@@ -77,7 +75,7 @@ class Family:
 _RECORDS = (
     Family("clip", "CLIPModel", processor="CLIPProcessor", tags=("clip",)),
     # SigLIP 2 of fixed size is of this type too, and comes with a tokenizer that keeps the case
-    Family("siglip", "SiglipModel", has_bias=True, pads_to_full_length=True, lowercases=True),
+    Family("siglip", "SiglipModel", has_bias=True, pads_to_full_length=True),
     Family("align", "AlignModel", has_temperature=True),
     # Any two towers, such as a ViT and a BERT, whose layers have names of their own
     Family(

@@ -1,4 +1,4 @@
-"""`HPTConfig`, and the parsing of flat YAML plus command line that all recipes share."""
+"""`HPTConfig`: the settings of a run, beside those of transformers, with their checks."""
 
 import math
 import os

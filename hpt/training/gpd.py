@@ -1,4 +1,4 @@
-"""The learning rate of Generalization-Pivot Decoupling: two stages, each with its own peak, warm-up and cosine.
+"""Generalization-Pivot Decoupling: two stages with rates of their own, and what acts on the weights between epochs.
 
 optimizer = torch.optim.SGD(model.parameters(), lr=5e-2, momentum=0.9)  # the transfer stage's peak rate
 scheduler = get_gpd_schedule(optimizer, steps_per_epoch=1563, anchor_learning_rate=5e-5)

@@ -6,6 +6,7 @@ To add an objective, write a class like those below, with its equation and its s
 
 import inspect
 from abc import ABC, abstractmethod
+from typing import get_args, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from hpt.attacks.losses import cross_entropy
 from hpt.errors import InputError
 from hpt.radius import Fraction
+from hpt.training.gpd import GPD_PAPER
 from hpt.training.step import TrainingStep
 
 
@@ -22,7 +24,8 @@ KL_DIRECTIONS = ("proxy_to_target", "target_to_proxy")
 class Objective(ABC):
     """What a training step minimises, and what its attack maximises.
 
-    Its settings are keyword arguments of its constructor, and can be given in text as `objective_args`.
+    Its settings are keyword arguments of its constructor, annotated as numbers, booleans or texts, and attributes of
+    the same names. They can be given in text as `objective_args`.
 
     Attributes:
         needs_proxy (`bool`): Whether it asks the step for `step.proxy(images)`.
@@ -46,7 +49,8 @@ class Objective(ABC):
 
     def describe(self, reduction: str) -> str:
         """Its settings in words, with how the trainer takes it over the batch, for records and cards."""
-        return ", ".join([f"{reduction} over the batch", *(f"{name} {value}" for name, value in vars(self).items())])
+        settings = [f"{name} {getattr(self, name)}" for name in inspect.signature(type(self)).parameters]
+        return ", ".join([f"{reduction} over the batch", *settings])
 
 
 def kl_divergence(target_logits, proxy_logits, direction="proxy_to_target", temperature=1.0) -> torch.Tensor:
@@ -83,7 +87,7 @@ class RobustTransfer(Objective):
     """
 
     needs_proxy = needs_labels = True
-    arxiv = "2601.12865"
+    arxiv = GPD_PAPER
     fields = ("kl_direction", "temperature")
 
     def __init__(self, *, kl_direction: str = "proxy_to_target", temperature: float = 1.0):
@@ -136,13 +140,13 @@ def make_objective(name: str, defaults: dict, field: str = "objective", settings
         InputError: for an unknown setting, with the known ones; a value that can't be meant; or two values for a
             setting, in its own field and in `settings`.
     """
-    known = inspect.signature(OBJECTIVES[name]).parameters
+    known, kinds = inspect.signature(OBJECTIVES[name]).parameters, get_type_hints(OBJECTIVES[name].__init__)
     values = dict(defaults)
     for item in filter(None, (settings or "").split(",")):
-        key, _, text = item.partition("=")
+        key, text = (part.strip() for part in item.partition("=")[::2])
         if key not in known:
             raise InputError(f"{field}_args sets {key!r}; known of {name}: {', '.join(known) or 'no settings'}.")
-        value = _parse(f"{field}_args", key, text, known[key].annotation)
+        value = _parse_setting(f"{field}_args", key, text, kinds.get(key, str))
         if values.get(key, value) not in (value, known[key].default):
             raise InputError(f"{key} is {values[key]!r}, but {field}_args sets it to {value!r}: give it once.")
         values[key] = value
@@ -155,8 +159,9 @@ def check_known(what: str, value: str, known) -> None:
         raise InputError(f"Unknown {what} {value!r}; known: {', '.join(known)}.")
 
 
-def _parse(field: str, key: str, text: str, kind: type):
+def _parse_setting(field: str, key: str, text: str, kind):
     """A setting's value as its constructor wants it: a number, which may be a fraction, `true` or `false`, or text."""
+    kind = next((part for part in get_args(kind) if part is not type(None)), kind)  # of `float | None`, float
     if kind is bool:
         if text.lower() not in ("true", "false"):
             raise InputError(f"{field} sets {key} to {text!r}, which must be true or false.")

@@ -261,25 +261,33 @@ class ContrastiveTrainer(ResumableTrainer):
         return images
 
 
-def plan_pretraining(file: Path, model: str, overrides: list[str]) -> PretrainingConfig | None:
-    """How a YAML file pretrains a model, if that is the model which it makes: if the model is its `output_dir`.
+def pretrain_missing(files: dict[str, str | None], recipe: dict, args: TrainingArguments, folder: Path) -> set[str]:
+    """Pretrain the models of a recipe that YAML files make, unless they are there.
 
     Args:
-        file (`Path`): Fields of [`PretrainingConfig`].
-        model (`str`): Where the model is to be.
-        overrides (`list[str]`): `--field value` that go before the file's.
+        files (`dict[str, str]`): Of each field of the recipe that names a model, its YAML file, if it has one, with
+            fields of [`PretrainingConfig`]. It makes the model if that is its `output_dir`.
+        recipe (`dict`): The recipe's fields; its data are pretrained on.
+        args ([`~transformers.TrainingArguments`]): Whose device and precision are taken: a process has but one.
+        folder (`Path`): Where the files are.
+
+    Returns:
+        `set[str]`: the fields whose models the files make.
     """
-    (args, _) = parse_config((PretrainingConfig,), file, overrides)
-    return args if model == args.output_dir else None
-
-
-def pretrain_unless_finished(args: PretrainingConfig) -> None:
-    """[`pretrain`], unless `args.output_dir` has the finished model."""
-    if is_finished(args.output_dir):
-        return
-    if args.process_index == 0:
-        print(f"Pretraining {args.output_dir}, kept for the next run")
-    pretrain(args)
+    settings = {name: recipe[name] for name in ("train_dataset", "validation_size")}
+    settings |= {name: getattr(args, name) for name in ("use_cpu", "bf16", "fp16")}
+    overrides = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+    made_by_files = set()
+    for name, file in files.items():
+        pretraining = parse_config((PretrainingConfig,), folder / file, overrides)[0] if file else None
+        if pretraining is None or pretraining.output_dir != recipe[name]:
+            continue
+        made_by_files.add(name)
+        if not is_finished(pretraining.output_dir):
+            if args.process_index == 0:
+                print(f"Pretraining {pretraining.output_dir}, kept for the next run")
+            pretrain(pretraining)
+    return made_by_files
 
 
 def pretrain(args: PretrainingConfig) -> None:

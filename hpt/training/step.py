@@ -12,7 +12,8 @@ class TrainingStep:
     """A micro-batch, its adversarial images, and the outputs of target, proxy and original on either.
 
     Outputs on [`images`] and on [`adversarial`] are computed when they are first asked for, and kept for the step;
-    those on other images, such as an attack is trying, anew each time.
+    those on other images, such as an attack is trying, anew each time. While the attack runs, which may compute in
+    another precision and goes past the wrapper, nothing of the target is kept.
 
     Args:
         images (`torch.Tensor` of shape `(batch, 3, height, width)`): Clean images `x`, in [0, 1].
@@ -42,15 +43,23 @@ class TrainingStep:
         self.images, self.labels = images, labels
         self._target, self._proxy, self._original = target, proxy, original
         self._text_embeds = text_embeds
-        self._kept: dict[tuple[str, bool], Outputs] = {}
+        self._kept: dict[tuple[str, bool, bool], Outputs] = {}
 
     @property
     def adversarial(self) -> torch.Tensor:
-        """Adversarial images `x_a`, `(batch, 3, height, width)` in [0, 1], made against the target."""
+        """Adversarial images `x_a`, `(batch, 3, height, width)` in [0, 1], made against the target.
+
+        Raises:
+            RuntimeError: while the attack runs, such as from `attack_loss`.
+        """
+        if self.attacked is None:
+            raise RuntimeError("There are no adversarial images yet: the attack that makes them still runs.")
         return self.attacked.images
 
     def target(self, images: torch.Tensor) -> Outputs:
         """`T` on images, with gradients wherever they are enabled."""
+        if self.attacked is None:
+            return self._target.outputs(images, self._text_embeds)
         return self._kept_or_new("target", images, lambda: self._target.outputs(images, self._text_embeds))
 
     def proxy(self, images: torch.Tensor) -> Outputs:
@@ -66,9 +75,11 @@ class TrainingStep:
         is_adversarial = self.attacked is not None and images is self.attacked.images
         if not is_clean and not is_adversarial:
             return compute()
-        if (model, is_clean) not in self._kept:
-            self._kept[model, is_clean] = compute()
-        return self._kept[model, is_clean]
+        key = model, is_clean, torch.is_grad_enabled()
+        with_gradients = (model, is_clean, True)  # which do without, too
+        if key not in self._kept and with_gradients not in self._kept:
+            self._kept[key] = compute()
+        return self._kept.get(with_gradients) or self._kept[key]
 
 
 @torch.no_grad()

@@ -396,7 +396,7 @@ class HPTTrainer(ResumableTrainer):
         card = folder.card  # PEFT's save writes its own over it
         super()._save(output_dir, state_dict)
         if self.train_dataset is not None and self.args.should_save:
-            self.publisher.describe_save(folder, card)
+            self.publisher.describe_save(folder, card or "")
 
     def save_model(self, output_dir=None, _internal_call=False):
         """See [`~transformers.Trainer.save_model`]; with `push_to_hub`, what was saved is pushed."""

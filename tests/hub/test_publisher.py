@@ -86,9 +86,7 @@ def test_a_model_saved_by_its_user_is_pushed(hub, tmp_path, monkeypatch):
     trainer.save_model(str(tmp_path / "final"))
     assert messages(hub, "me/run") == ["Model save"] and pushed(hub, "me/run") >= ALWAYS
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        PushFailed, match=f"Push later: python recipes/publish.py --run {tmp_path}/final --hub_model_id"
-    ):
+    with pytest.raises(PushFailed, match=f"Push later: hpt publish --run {tmp_path}/final --hub_model_id"):
         trainer.save_model(str(tmp_path / "final"))
     assert (tmp_path / "final" / "model.safetensors").is_file()
 
@@ -114,7 +112,7 @@ def test_offline_the_command_to_push_later_does_the_same(hub, tmp_path, monkeypa
     with pytest.raises(PushFailed) as error:
         trainer.push_to_hub(private=True, revision="v2", license="mit")
     assert str(error.value).partition("Push later: ")[2] == (
-        f"python recipes/publish.py --run '{tmp_path}/my run' --hub_model_id me/run --hub_private_repo True "
+        f"hpt publish --run '{tmp_path}/my run' --hub_model_id me/run --hub_private_repo True "
         "--hub_revision v2 --license mit"
     )
 

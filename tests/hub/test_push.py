@@ -96,7 +96,7 @@ def test_training_survives_a_hub_that_dies_and_comes_back(hub, tmp_path, caplog)
     with pytest.raises(PushFailed) as error:
         trainer.push_to_hub()
     command = str(error.value).partition("Push later: ")[2]
-    assert command == f"python recipes/publish.py --run {tmp_path / 'run'} --hub_model_id me/run"
+    assert command == f"hpt publish --run {tmp_path / 'run'} --hub_model_id me/run"
     with stand_in_hub(hub.root, port=hub.server_port):
         run_recipe("publish.py", *command.split()[2:])
     assert pushed(hub, "me/run") >= ALWAYS

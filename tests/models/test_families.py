@@ -92,14 +92,6 @@ class CasedTokenizer:
         return {"input_ids": [[0]] * len(texts)}
 
 
-@pytest.mark.parametrize(("name", "prompt"), [("Siglip", "a grey heron"), ("CLIP", "A Grey Heron")])
-def test_a_siglips_prompts_are_lowercased_whatever_its_tokenizer_does(name, prompt):
-    model, processor = make_family(name)
-    processor.tokenizer = CasedTokenizer()
-    ZeroShotClassifier(model, processor).tokenize(["A Grey Heron"])
-    assert processor.tokenizer.texts == [prompt]
-
-
 def test_classes_do_not_depend_on_dropout(images):
     """A text tower with dropout, as BERT has, gives the same classes while the model trains."""
     model, processor = make_family("ChineseCLIP")

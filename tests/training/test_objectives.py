@@ -141,6 +141,24 @@ def test_a_step_computes_each_output_once_and_those_of_an_attack_anew(step, mode
     assert len(calls) == 4
 
 
+def test_what_a_step_keeps_has_gradients_where_they_are_enabled(step):
+    with torch.no_grad():
+        assert not step.target(step.images).logits.requires_grad
+    outputs = step.target(step.images)
+    assert outputs.logits.requires_grad
+    with torch.no_grad():
+        assert step.target(step.images) is outputs
+
+
+def test_while_the_attack_runs_nothing_of_the_target_is_kept(step):
+    attacked, step.attacked = step.attacked, None
+    with pytest.raises(RuntimeError, match="There are no adversarial images yet"):
+        step.adversarial  # noqa: B018
+    first, proxy = step.target(step.images), step.proxy(step.images)
+    step.attacked = attacked
+    assert step.target(step.images) is not first and step.proxy(step.images) is proxy
+
+
 def test_frozen_models_give_no_gradients_and_embeddings_are_those_of_the_logits(step):
     assert step.target(step.images).logits.requires_grad
     for outputs in (step.proxy(step.images), step.original(step.images)):
@@ -158,7 +176,7 @@ class ToOriginal(Objective):
 
     needs_original = needs_labels = True
 
-    def __init__(self, *, weight: float = 1.0, clean: bool = True):
+    def __init__(self, *, weight: "float | None" = 1.0, clean: bool = True):
         self.weight, self.clean = weight, clean
 
     def attack_loss(self, step, images):
@@ -175,7 +193,7 @@ def own_objective(monkeypatch):
 
 
 def test_an_objective_of_ones_own_trains_without_a_proxy(tmp_path, own_objective):
-    settings = {"objective": "to_original", "objective_args": "weight=1/2,clean=false", "anchor_epochs": 0}
+    settings = {"objective": "to_original", "objective_args": "weight = 1/2, clean=false", "anchor_epochs": 0}
     vanilla = weights(make_clip(0)[0])
     trainer = make_trainer(tmp_path, proxy=None, save_strategy="epoch", **settings)
     trainer.train()
