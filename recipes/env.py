@@ -1,7 +1,6 @@
 """Print what a bug report needs: versions, devices, threads and precision; no path, token, host or user.
 
 hpt env
-hpt env
 """
 
 from hpt.cli import run_recipe
