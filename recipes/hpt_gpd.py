@@ -156,8 +156,10 @@ def load_subjects(recipe: Recipe, args: HPTConfig) -> list[Subject]:
 def print_next_steps(output: Path, architecture: str) -> None:
     """Where everything lies, and what to do with it."""
     robust, pictures = str(output / "robust"), sorted(file.name for file in output.glob("*.png"))
-    print(f"Robust model: {robust}, with a model card, loaded by {architecture}.from_pretrained({robust!r})")
-    print(f"Results and pictures: {output}/results.json, {', '.join(pictures)}")
+    print(f"Robust model: {robust}, with a model card")
+    print(f"Loaded by {architecture}.from_pretrained({robust!r})")
+    print(f"Results: {output}/results.json")
+    print(f"Pictures: {', '.join(pictures)}")
     print("Stronger attacks than PGD: hpt evaluate (--help for other models and benchmarks)")
     print("The real thing: hpt train --config vit_b32_eps1")
 

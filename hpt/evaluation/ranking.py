@@ -17,7 +17,7 @@ from hpt.data.benchmark import Benchmark
 from hpt.data.images import hash_samples
 from hpt.errors import InputError
 from hpt.evaluation.comparison import make_row, score
-from hpt.evaluation.report import markdown_table
+from hpt.evaluation.report import fitting_tables
 from hpt.evaluation.rows import MEASURED_SINCE, Row
 from hpt.evaluation.subject import Subject
 from hpt.files import append_line, digest, read_lines
@@ -76,7 +76,7 @@ class TransferMatrix:
         (kept,) = broadcast_object_list([self._read() if state.is_main_process else None])
         missing = [column for column in self.columns if not self._complete(kept.get(self._keys[column], {}))]
         mine = missing[state.process_index :: state.num_processes]
-        for name, radius in tqdm(mine, desc="Attacks", disable=not state.is_local_main_process):
+        for name, radius in tqdm(mine, desc="Attacks", leave=False, disable=not state.is_local_main_process):
             attack = None if radius is None else self.attacks[radius]
             loader = {"batch_size": batch_size, "num_workers": num_workers}
             correct = score(self.subjects, self.benchmark, attack, name, **loader)
@@ -210,7 +210,7 @@ def format_ranking(ranked: list[RankedProxy], matrix: TransferMatrix, target: st
     return (
         f"Accuracy in % on images made against {target} by {attack.label}, with its 95 % interval and, in "
         "parentheses, the share of the clean accuracy that is kept\n\n"
-        f"{markdown_table(lines)}\n\n{own}\n\n{recommend(ranked)}"
+        f"{fitting_tables(lines, keys=2)}\n\n{own}\n\n{recommend(ranked)}"
     )
 
 

@@ -66,7 +66,26 @@ def _accuracy_table(rows: list[Row], benchmarks: list[str]) -> str:
         values = [_accuracy(measured[name]) for name in benchmarks if name in measured]
         mean = f"{100 * sum(values) / len(values):.1f}" if len(values) == len(benchmarks) else "-"
         lines.append([model, attack, *(format_accuracy(measured.get(name)) for name in benchmarks), mean])
-    return markdown_table(lines)
+    return fitting_tables(lines, keys=2)
+
+
+def fitting_tables(lines: list[list[str]], *, keys: int, width: int = 100) -> str:
+    """A Markdown table; or, if it is wider than a terminal, several below each other that share their first columns.
+
+    Args:
+        lines (`list[list[str]]`): Cells, the header first.
+        keys (`int`): How many first columns say what a line is about.
+        width (`int`, *optional*, defaults to 100): Characters in a line, unless one column alone takes more.
+    """
+    widths = [max(map(len, column)) + 3 for column in zip(*lines, strict=True)]
+    tables, room = [], 0
+    for place in range(keys, len(widths)):
+        if not tables or widths[place] > room:
+            tables.append([*range(keys)])
+            room = width - 1 - sum(widths[:keys])
+        tables[-1].append(place)
+        room -= widths[place]
+    return "\n\n".join(markdown_table([[line[place] for place in places] for line in lines]) for places in tables)
 
 
 def markdown_table(lines: list[list[str]]) -> str:

@@ -6,7 +6,7 @@ import torch
 from helpers import SOUND, make_row
 
 from hpt.evaluation.figures import draw_adversarial_images, draw_clean_against_robust, draw_robustness_curves
-from hpt.evaluation.report import format_accuracies, write_csv
+from hpt.evaluation.report import fitting_tables, format_accuracies, markdown_table, write_csv
 from hpt.evaluation.rows import WORST_CASE
 from hpt.radius import Radius
 
@@ -82,3 +82,14 @@ def test_pictures_are_drawn(tmp_path):
     draw_adversarial_images([{"clean": image, "adversarial": image} | names] * 2, "title", tmp_path / "images.png")
     for picture in ("curves.png", "scatter.png", "images.png"):
         assert (tmp_path / picture).stat().st_size > 5000
+
+
+def test_a_table_that_is_too_wide_is_divided():
+    lines = [["model", "attack", *"abcd"], ["m", "pgd", *(letter * 30 for letter in "abcd")]]
+    tables = fitting_tables(lines, keys=2, width=100).split("\n\n")
+    assert [table.splitlines()[0].split() for table in tables] == [
+        ["|", "model", "|", "attack", "|", *pair, "|"] for pair in (["a", "|", "b"], ["c", "|", "d"])
+    ]
+    assert all(len(line) <= 100 for table in tables for line in table.splitlines())
+    assert fitting_tables(lines, keys=2, width=200) == markdown_table(lines)
+    assert len(fitting_tables(lines, keys=2, width=10).split("\n\n")) == 4  # one column each, however wide
