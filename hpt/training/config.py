@@ -92,11 +92,9 @@ class HPTConfig(TrainingArguments):
     """
 
     # Objective
-    objective: str = field(
-        default="hpt", metadata={"help": f"What the transfer stage minimises: {', '.join(OBJECTIVES)}."}
-    )
+    objective: str = field(default="hpt", metadata={"help": f"Of the transfer stage: {', '.join(OBJECTIVES)}."})
     objective_args: str | None = field(default=None, metadata={"help": "Its settings, such as temperature=2."})
-    anchor_objective: str = field(default="anchor", metadata={"help": "What the anchor stage minimises, likewise."})
+    anchor_objective: str = field(default="anchor", metadata={"help": "Of the anchor stage, likewise."})
     anchor_objective_args: str | None = field(default=None, metadata={"help": "Its settings, likewise."})
     kl_direction: str = field(
         default="proxy_to_target", metadata={"help": "proxy_to_target is KL(P||T), target_to_proxy KL(T||P)."}
