@@ -137,9 +137,9 @@ def _find_config(config: str | Path | None, folder: Path | None, known: set[str]
     names = _names_of_configs(folder, known)
     if not (folder / f"{text}.yaml").is_file():
         close = difflib.get_close_matches(text, names, n=1)
-        hint = f" did you mean {close[0]}?" if close else ""
+        hint = f": did you mean {close[0]}?" if close else "."
         raise InputError(
-            f"There is no configuration named {text!r}:{hint} Known: {', '.join(names)}; or give a path that ends "
+            f"There is no configuration named {text!r}{hint} Known: {', '.join(names)}; or give a path that ends "
             "in .yaml."
         )
     return folder / f"{text}.yaml"
@@ -185,8 +185,8 @@ def _check_known(name: str, types: tuple[type, ...], where) -> None:
     own = known - {field.name for base in bases for field in fields(base)}
     rest = "".join(f", and those of {base.__name__}" for base in bases)
     close = difflib.get_close_matches(field_name, known, n=1)
-    hint = f" did you mean {close[0]}?" if close else ""
-    raise InputError(f"Unknown field {name!r} in {where}:{hint} Known: {', '.join(sorted(own))}{rest}.")
+    hint = f": did you mean {close[0]}?" if close else "."
+    raise InputError(f"Unknown field {name!r} in {where}{hint} Known: {', '.join(sorted(own))}{rest}.")
 
 
 def _raise_input_error(message: str):

@@ -58,6 +58,8 @@ def explain_hub_error(kind: str, name: str, error: BaseException) -> InputError:
             "no such Hub id or local folder, or it is private: check the spelling, give a local path, or log in "
             "with `hf auth login`"
         )
+    elif "HFValidationError" in names:
+        hint = "there is no such local folder, and it is no Hub id, which is OWNER/NAME"
     elif names & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError"}:
         from huggingface_hub.constants import ENDPOINT
 

@@ -132,7 +132,7 @@ def check_images(dataset: datasets.Dataset, name: str, same_size: bool = False) 
     """
     encoded = dataset.select_columns("image").cast_column("image", datasets.Image(decode=False))
     sizes = set()
-    for row, example in enumerate(tqdm(encoded, desc=f"Checking the images of {name}", leave=False)):
+    for row, example in enumerate(tqdm(encoded, desc=f"Checking the images of {name}", leave=False, disable=None)):
         source = example["image"]
         if source is None:
             raise InputError(f"Row {row} of {name} has no image.")

@@ -3,12 +3,14 @@
 import math
 import os
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, SchedulerType
 
 from hpt.errors import InputError
+from hpt.files import check_folder
 from hpt.prompts import DEFAULT_TEMPLATE
 from hpt.radius import Fraction, Radius, check_step_size
 from hpt.training.gpd import ANCHOR, TRANSFER, GPDSchedule, check_epochs
@@ -19,6 +21,7 @@ TRAINABLE = ("vision", "all")
 SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")  # what accelerate can be told to launch with
 DTYPES = ("float32", "bfloat16", "float16")
 KL_REDUCTIONS = ("mean", "sum")
+TRACKERS = {"tensorboard", "trackio", "wandb"}  # packages of the names that report_to takes
 FRACTIONS = ("attack_eps", "attack_step_size", "temperature", "anchor_learning_rate", "learning_rate", "warmup_steps")
 FRACTIONS += ("ema_decay", "pull_ratio")
 # Fields that can't change between a checkpoint and the run that resumes from it.
@@ -175,6 +178,9 @@ class HPTConfig(TrainingArguments):
             self.optim_args = None  # SGD's default, meaningless to another optimizer
         super().__post_init__()
         self.dataloader_pin_memory &= self.device.type != "cpu"  # which torch would warn of
+        for name in TRACKERS & set(self.report_to):
+            if find_spec(name) is None:
+                raise InputError(f"report_to names {name}, which isn't installed: pip install {name}.")
 
     def schedule(self, num_examples: int | None) -> GPDSchedule:
         """The run's stages over a training set of `num_examples`, or over a stream for `None`.
@@ -298,6 +304,7 @@ class HPTConfig(TrainingArguments):
             raise InputError("remove_unused_columns would drop what the attack needs: leave it out.")
         if Path(self.output_dir or ".").is_file():
             raise InputError(f"output_dir is {self.output_dir!r}, which is a file: give a folder.")
+        check_folder(Path(self.output_dir or "."))
         if "checkpoint" in (strategy := HubStrategy(self.hub_strategy).value):
             raise InputError(
                 f"hub_strategy is {strategy!r}, which would push optimizer states: give every_save or end."

@@ -24,8 +24,8 @@ KL_DIRECTIONS = ("proxy_to_target", "target_to_proxy")
 class Objective(ABC):
     """What a training step minimises, and what its attack maximises.
 
-    Its settings are keyword arguments of its constructor, annotated as numbers, booleans or texts, and attributes of
-    the same names. They can be given in text as `objective_args`.
+    Its settings are keyword arguments of its constructor, numbers, booleans or texts, and attributes of the same
+    names. They can be given in text as `objective_args`.
 
     Attributes:
         needs_proxy (`bool`): Whether it asks the step for `step.proxy(images)`.
@@ -146,7 +146,7 @@ def make_objective(name: str, defaults: dict, field: str = "objective", settings
         key, text = (part.strip() for part in item.partition("=")[::2])
         if key not in known:
             raise InputError(f"{field}_args sets {key!r}; known of {name}: {', '.join(known) or 'no settings'}.")
-        value = _parse_setting(f"{field}_args", key, text, kinds.get(key, str))
+        value = _parse_setting(f"{field}_args", key, text, kinds.get(key, type(known[key].default)))
         if values.get(key, value) not in (value, known[key].default):
             raise InputError(f"{key} is {values[key]!r}, but {field}_args sets it to {value!r}: give it once.")
         values[key] = value

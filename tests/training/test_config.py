@@ -30,6 +30,12 @@ def test_fractions(text):
     assert args.pull_ratio == pytest.approx(expected)
 
 
+def test_a_tracker_that_is_not_installed_is_refused(monkeypatch):
+    monkeypatch.setattr("hpt.training.config.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="report_to names wandb, which isn't installed: pip install wandb"):
+        hpt_config(report_to="wandb")
+
+
 def test_optimizer_arguments_are_sgds_alone():
     assert hpt_config(optim="adamw_torch").optim_args is None
 
@@ -43,6 +49,7 @@ def test_optimizer_arguments_are_sgds_alone():
         ({"attack_eps": "1/0"}, "attack_eps is '1/0'"),
         ({"attack_step_size": "3/255"}, "at most 2 . eps"),
         ({"num_train_epochs": 3}, r"num_train_epochs is 3, but the stages have 5 \+ 5 = 10 epochs"),
+        ({"output_dir": f"{__file__}/run"}, "can't be written to .*: .*test_config.py isn't a folder"),
         ({"objective": "trades"}, "Unknown objective 'trades'; known: hpt, anchor, tecoa"),
         ({"kl_direction": "both"}, "Unknown kl_direction 'both'"),
         ({"trainable": "text"}, "Unknown trainable 'text'; known: vision, all"),
