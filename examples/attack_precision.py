@@ -24,7 +24,7 @@ from hpt.training.config import DTYPES
 
 
 @dataclass
-class Comparison:
+class Precisions:
     models: list[str] = field(
         default_factory=lambda: ["vanilla=outputs/quickstart/target", "robust=outputs/quickstart/robust"],
         metadata={"help": "Models, each as NAME=PATH, a path or a Hub id."},
@@ -51,11 +51,11 @@ def attack_in(dtype: str, attack: PGD, classifier, batches: list[dict]) -> tuple
 
 
 def main():
-    (comparison, _) = parse_config((Comparison,))
-    models = [parse_model(text) for text in comparison.models]
-    eps, device = Radius(comparison.eps), "cuda" if torch.cuda.is_available() else "cpu"
-    benchmark = load_benchmark(comparison.benchmark).subset(comparison.max_samples)
-    loader = DataLoader(benchmark, comparison.batch_size, collate_fn=collate)
+    (settings, _) = parse_config((Precisions,))
+    models = [parse_model(text) for text in settings.models]
+    eps, device = Radius(settings.eps), "cuda" if torch.cuda.is_available() else "cpu"
+    benchmark = load_benchmark(settings.benchmark).subset(settings.max_samples)
+    loader = DataLoader(benchmark, settings.batch_size, collate_fn=collate)
     batches = [{name: values.to(device) for name, values in batch.items()} for batch in loader]
     print(f"{benchmark.name} {benchmark.split}, n = {len(benchmark)}, l_inf eps = {eps}\n")
     print("| model | attack | attack_dtype | accuracy in % | mean loss | pixels that differ in % |")

@@ -21,7 +21,7 @@ from hpt.references import parse_model, refuse_same_names
 
 
 @dataclass
-class Comparison:
+class Selection:
     """What is compared."""
 
     models: list[str] = field(metadata={"help": "Folders or Hub ids with a model card; NAME=PATH names one."})
@@ -32,12 +32,12 @@ class Comparison:
 
 
 def main():
-    comparison, _ = parse_config((Comparison,))
-    models = [parse_model(text) for text in comparison.models]
+    selection, _ = parse_config((Selection,))
+    models = [parse_model(text) for text in selection.models]
     refuse_same_names(model.name for model in models)
-    output = check_folder(Path(comparison.output_dir))
+    output = check_folder(Path(selection.output_dir))
     boards = [read_board(model) for model in models]
-    columns = shared_columns(boards, comparison.benchmarks, comparison.attacks, comparison.eps)
+    columns = shared_columns(boards, selection.benchmarks, selection.attacks, selection.eps)
 
     page = f"Accuracy in %, with its 95 % interval\n\n{format_boards(boards, columns)}\n"
     page += "".join(f"\n- Left out: {line}" for line in left_out(boards, columns))

@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 
 from hpt.data.benchmark import Benchmark, StreamingBenchmark
 from hpt.data.images import ImageTransform, check_images, check_labels
-from hpt.data.names import as_benchmark, loading_arguments, stands_for_all, the_sixteen
+from hpt.data.names import loading_arguments, name_benchmark, stands_for_all, the_sixteen
 from hpt.data.records import BENCHMARKS, BenchmarkRecord
 from hpt.data.sources import number_labels, read_splits, select_columns
 from hpt.errors import InputError, MissingSplit
@@ -82,7 +82,7 @@ def load_benchmark(
             )
         folder = reference.place if reference.named else None
         return _load_all(split, folder or path, protocol, streaming)
-    reference = as_benchmark(reference)
+    reference = name_benchmark(reference)
     settings |= loading_arguments(reference)
     split = settings.pop("split", split)
     record = _find_record(reference.name, split, **settings)
@@ -107,7 +107,7 @@ def load_training_data(
     Raises:
         InputError: as [`load_benchmark`], and for images to be held out of a stream.
     """
-    benchmark = as_benchmark(name if isinstance(name, Reference) else Reference.parse(name))
+    benchmark = name_benchmark(name if isinstance(name, Reference) else Reference.parse(name))
     if streaming and validation_size:
         raise InputError("No images can be held out of a stream: leave validation_size out, or don't stream.")
     train = load_benchmark(benchmark, "train", protocol=protocol, streaming=streaming)

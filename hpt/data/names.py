@@ -18,10 +18,10 @@ def parse_benchmark(text: str) -> Reference:
     Raises:
         InputError: for a name that is neither a record's nor a place to read from, or an unknown setting.
     """
-    return as_benchmark(Reference.parse(text))
+    return name_benchmark(Reference.parse(text))
 
 
-def as_benchmark(reference: Reference) -> Reference:
+def name_benchmark(reference: Reference) -> Reference:
     """The benchmark that a reference stands for: without a source if its record says that, and called by its own name.
 
     Raises:
@@ -101,5 +101,5 @@ def expand_all(texts: list[str]) -> list[Reference]:
         if stands_for_all(reference):
             benchmarks += the_sixteen(reference.source if reference.named else None)
         else:
-            benchmarks.append(as_benchmark(reference))
+            benchmarks.append(name_benchmark(reference))
     return benchmarks

@@ -38,7 +38,7 @@ def write_card(folder: ModelFolder, model_id: str | None = None, old: str | None
     old = folder.card if old is None else old
     model_id = model_id or read_model_id(old or "") or folder.path.resolve().name
     card = render_card(folder, model_id, license)
-    folder.write_card(merge_cards(card, old) if old else card)
+    folder.replace_card(merge_cards(card, old) if old else card)
 
 
 def render_card(folder: ModelFolder, model_id: str, license: str | None = None) -> str:

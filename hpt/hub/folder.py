@@ -184,7 +184,7 @@ class ModelFolder:
         """The model card, or `None`."""
         return self.text(CARD_FILE)
 
-    def write_card(self, text: str) -> None:
+    def replace_card(self, text: str) -> None:
         """Replace the model card."""
         self._write(CARD_FILE, text)
 

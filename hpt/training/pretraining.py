@@ -42,7 +42,7 @@ from hpt.training.resumable import ResumableTrainer
 
 
 # Fields of TrainingArguments that can't change between a checkpoint and the run that resumes from it
-MATHEMATICS = (
+OPTIMIZATION = (
     "learning_rate lr_scheduler_type warmup_steps num_train_epochs optim adam_beta1 adam_beta2 adam_epsilon "
     "max_grad_norm weight_decay seed mixed_precision"
 ).split()
@@ -226,7 +226,7 @@ class ContrastiveTrainer(ResumableTrainer):
         """See [`ResumableTrainer`]."""
         theirs = {setting.name for setting in fields(TrainingArguments)} | {"train_dataset"}
         own = [setting.name for setting in fields(PretrainingConfig) if setting.name not in theirs]
-        return describe_training(self.args, own + MATHEMATICS, self.train_dataset)
+        return describe_training(self.args, own + OPTIMIZATION, self.train_dataset)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         images, labels = self.augment(to_unit_range(inputs["pixel_values"])), inputs["labels"]

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from hpt import BENCHMARKS, InputError, ZeroShotClassifier, load_benchmark
 from hpt.data.images import collate
 from hpt.data.loading import load_training_data
-from hpt.data.names import as_benchmark, expand_all, parse_benchmark
+from hpt.data.names import expand_all, name_benchmark, parse_benchmark
 from hpt.data.records import SIXTEEN
 from hpt.references import Reference
 
@@ -372,7 +372,7 @@ def test_what_cannot_be_meant_is_said(parquet, label, values, arguments, message
 def test_texts_name_benchmarks(text, expected):
     benchmark = parse_benchmark(text)
     assert (benchmark.name, benchmark.source, benchmark.revision, benchmark.settings) == expected
-    assert str(benchmark) == text and as_benchmark(benchmark) == benchmark
+    assert str(benchmark) == text and name_benchmark(benchmark) == benchmark
 
 
 def test_a_reference_loads_what_its_text_does(tmp_path):

@@ -62,7 +62,7 @@ def test_what_is_written_replaces_what_was_read(folder, reads):
     rows = evaluation_of(folder)
     model.add_rows(rows, {rows[0].weights})
     model.write_agreement({"n": 1})
-    model.write_card("A card")
+    model.replace_card("A card")
     model.write_run(record | {"seconds": 7})
     assert (model.rows, model.agreement, model.card) == (rows, {"n": 1}, "A card")
     assert model.run == record | {"seconds": 7} == json.loads((folder / "training.json").read_text())
