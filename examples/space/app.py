@@ -53,7 +53,7 @@ def load_models(sources: dict[str, str]) -> dict[str, ZeroShotClassifier]:
     for source in sources.values():
         if source in QUICKSTART.values() and not Path(source).exists():
             raise InputError(
-                f"There is no {source} yet: run `accelerate launch recipes/hpt_gpd.py`, or name two models by "
+                f"There is no {source} yet: run `hpt train`, or name two models by "
                 "--vanilla and --robust, or by the variables VANILLA and ROBUST."
             )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

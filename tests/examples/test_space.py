@@ -109,7 +109,7 @@ def test_missing_models_are_told_before_the_page_starts(tmp_path):
         [sys.executable, str(SPACE / "app.py")], cwd=tmp_path, capture_output=True, text=True, env=os.environ
     )
     assert run.returncode == 2 and len(run.stderr.splitlines()) == 1
-    assert run.stderr.startswith("error: There is no outputs/quickstart/target yet: run `accelerate launch")
+    assert run.stderr.startswith("error: There is no outputs/quickstart/target yet: run `hpt train`")
 
 
 def test_missing_gradio_is_told_in_a_line(monkeypatch):
