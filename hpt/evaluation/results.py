@@ -8,6 +8,7 @@ import json
 from dataclasses import asdict, fields
 from pathlib import Path
 
+import hpt
 from hpt.data.benchmark import Benchmark
 from hpt.errors import InputError
 from hpt.evaluation.rows import Row
@@ -53,16 +54,9 @@ class ResultsFolder:
         Raises:
             InputError: for a damaged line that isn't the last.
         """
-        rows, predictions = [], {}
         if self.folder is None:
-            return rows, predictions
-        known = {field.name for field in fields(Row)}
-        for number, line in enumerate(read_lines(self.file), start=1):
-            if not isinstance(line, dict) or set(line) != known:
-                raise InputError(
-                    f"Line {number} of {self.file} isn't a row of this version of hpt: give another output_dir."
-                )
-            rows.append(Row(**line))
+            return [], {}
+        rows, predictions = as_rows(read_lines(self.file), self.file), {}
         for file in sorted(self.folder.glob("predictions-*.jsonl")):
             for number, line in enumerate(read_lines(file), start=1):
                 if not isinstance(line, dict) or not {"row", "batch", "predictions", "seconds"} <= set(line):
@@ -147,10 +141,14 @@ def as_rows(lines: list, path: Path) -> list[Row]:
     """The rows that a file's lines of JSON are.
 
     Raises:
-        InputError: if one isn't a row, naming the file at `path`.
+        InputError: if one isn't a row of this version of hpt, naming the file at `path` and the version of the row.
     """
     known = {field.name for field in fields(Row)}
     for number, line in enumerate(lines, start=1):
         if not isinstance(line, dict) or set(line) != known:
-            raise InputError(f"Row {number} of {path} isn't one of this version of hpt: evaluate again.")
+            version = line.get("hpt_version") if isinstance(line, dict) else None
+            raise InputError(
+                f"Row {number} of {path} isn't one of hpt {hpt.__version__}, but of {version or 'another version'}: "
+                "evaluate again, into another folder."
+            )
     return [Row(**line) for line in lines]
