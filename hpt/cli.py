@@ -3,7 +3,6 @@
 A name given to `--config`, such as `cifar10`, is a file beside the recipe; anything else is a path.
 """
 
-import difflib
 import errno
 import inspect
 import os
@@ -21,7 +20,7 @@ from huggingface_hub.utils import enable_progress_bars
 from transformers.hf_argparser import HfArgumentParser
 from transformers.utils.logging import disable_progress_bar
 
-from hpt.errors import InputError, TrainingStopped, one_line
+from hpt.errors import InputError, TrainingStopped, did_you_mean, one_line
 from hpt.radius import describe_length
 
 
@@ -136,11 +135,9 @@ def _find_config(config: str | Path | None, folder: Path | None, known: set[str]
         return config if config is None else Path(config)
     names = _names_of_configs(folder, known)
     if not (folder / f"{text}.yaml").is_file():
-        close = difflib.get_close_matches(text, names, n=1)
-        hint = f": did you mean {close[0]}?" if close else "."
         raise InputError(
-            f"There is no configuration named {text!r}{hint} Known: {', '.join(names)}; or give a path that ends "
-            "in .yaml."
+            f"There is no configuration named {text!r}{did_you_mean(text, names)} Known: {', '.join(names)}; or give "
+            "a path that ends in .yaml."
         )
     return folder / f"{text}.yaml"
 
@@ -184,8 +181,7 @@ def _check_known(name: str, types: tuple[type, ...], where) -> None:
     bases = [kind.__base__ for kind in types if is_dataclass(kind.__base__)]
     own = known - {field.name for base in bases for field in fields(base)}
     rest = "".join(f", and those of {base.__name__}" for base in bases)
-    close = difflib.get_close_matches(field_name, known, n=1)
-    hint = f": did you mean {close[0]}?" if close else "."
+    hint = did_you_mean(field_name, known)
     raise InputError(f"Unknown field {name!r} in {where}{hint} Known: {', '.join(sorted(own))}{rest}.")
 
 

@@ -1,5 +1,8 @@
 """What the user got wrong, said in one line: what, where, and what would be right."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class InputError(ValueError):
     """A mistake in what the user gave, in one line; recipes print it without a traceback and exit with 2."""
@@ -15,6 +18,18 @@ class PushFailed(TrainingStopped):
 
 class MissingSplit(InputError):
     """A dataset that is there lacks the split that is asked for."""
+
+
+def check_known(what: str, value: str, known: Iterable[str]) -> None:
+    """Refuse a name that isn't one of the known ones, which are listed."""
+    if value not in known:
+        raise InputError(f"Unknown {what} {value!r}; known: {', '.join(known)}.")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`": did you mean X?"` for the known name that is closest, or a full stop if none is close."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f": did you mean {close[0]}?" if close else "."
 
 
 def causes(error: BaseException) -> list[BaseException]:

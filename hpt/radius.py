@@ -2,7 +2,7 @@
 
 import math
 
-from hpt.errors import InputError
+from hpt.errors import InputError, check_known
 
 
 NORMS = ("linf", "l2")
@@ -18,6 +18,21 @@ class Fraction(float):
         if denominator and float(denominator) == 0:
             raise ValueError(f"{value} divides by zero")
         return super().__new__(cls, float(numerator) / float(denominator or 1))
+
+
+def read_number(text: str, what: str, *, whole: bool) -> int | float:
+    """The number that a text sets something to: a whole one, or any, which may be a fraction.
+
+    Raises:
+        InputError: for any other text; it begins with `what`, such as `"objective_args sets temperature"`.
+    """
+    try:
+        number = Fraction(text)
+    except ValueError:
+        raise InputError(f"{what} to {text!r}, which isn't a number.") from None
+    if whole and not number.is_integer():
+        raise InputError(f"{what} to {text}, but it must be a whole number.")
+    return int(number) if whole else float(number)
 
 
 class Radius(Fraction):
@@ -38,8 +53,7 @@ class Radius(Fraction):
     norm: str
 
     def __new__(cls, eps: float | str, norm: str = "linf"):
-        if norm not in NORMS:
-            raise InputError(f"Unknown norm {norm!r}; known: {', '.join(NORMS)}.")
+        check_known("norm", norm, NORMS)
         radius = super().__new__(cls, eps)
         number = float(radius)
         if not 0 < number < math.inf:

@@ -10,8 +10,8 @@ from hpt.attacks.fab import FABT
 from hpt.attacks.gradient import CW, FGSM, PGD, Adaptive, ReverseTransfer, Transfer
 from hpt.attacks.square import Square
 from hpt.attacks.suites import APGD, AutoAttack
-from hpt.errors import InputError
-from hpt.radius import Fraction, Radius
+from hpt.errors import InputError, check_known
+from hpt.radius import Radius, read_number
 
 
 ATTACKS = {
@@ -36,8 +36,7 @@ SET_BY_EVALUATOR = {"eps", "norm", "seed", "proxy", "loss"}
 
 def get_attack(name: str) -> type[Attack]:
     """The attack class of that name; [`InputError`] listing the known names otherwise."""
-    if name not in ATTACKS:
-        raise InputError(f"Unknown attack {name!r}; known: {', '.join(ATTACKS)}.")
+    check_known("attack", name, ATTACKS)
     return ATTACKS[name]
 
 
@@ -120,19 +119,8 @@ class NamedAttack:
             key, _, value = setting.partition("=")
             if key not in known:
                 raise InputError(f"{self.name} has no setting {key!r}; known: {', '.join(known) or 'none'}.")
-            numbers[key] = self._number(key, value)
+            numbers[key] = read_number(value, f"{str(self)!r} sets {key}", whole=key != "step_size")
         return numbers
-
-    def _number(self, key: str, value: str) -> int | float:
-        try:
-            number = Fraction(value)
-        except ValueError:
-            raise InputError(f"{str(self)!r} sets {key} to {value!r}, which isn't a number.") from None
-        if key == "step_size":
-            return float(number)
-        if not number.is_integer():
-            raise InputError(f"{str(self)!r} sets {key} to {value}, but it must be a whole number.")
-        return int(number)
 
     def make(self, radius: Radius, *, seed: int = 0, proxy=None) -> Attack:
         """The attack itself.

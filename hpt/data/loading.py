@@ -18,7 +18,7 @@ from hpt.data.images import ImageTransform, check_images, check_labels
 from hpt.data.names import loading_arguments, name_benchmark, stands_for_all, the_sixteen
 from hpt.data.records import BENCHMARKS, BenchmarkRecord
 from hpt.data.sources import number_labels, read_splits, select_columns
-from hpt.errors import InputError, MissingSplit
+from hpt.errors import InputError, MissingSplit, check_known
 from hpt.prompts import check_class_names
 from hpt.references import Reference
 
@@ -70,8 +70,7 @@ def load_benchmark(
         InputError: for an unknown name, split or protocol; a dataset that can't be had; columns, classes or labels
             that don't fit the record.
     """
-    if protocol not in PROTOCOLS:
-        raise InputError(f"Unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}.")
+    check_known("protocol", protocol, PROTOCOLS)
     settings = {"class_names": class_names, "image_column": image_column, "label_column": label_column}
     settings |= {"config": config, "template": template, "native_resolution": native_resolution}
     reference = name if isinstance(name, Reference) else Reference.parse(name)

@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from hpt.errors import InputError
+from hpt.errors import InputError, check_known
 from hpt.models.families import check_dual_encoder, family_of
 
 
@@ -41,8 +41,7 @@ def add_lora(
             without such layers.
     """
     check_lora(rank, alpha)
-    if trainable not in TRAINABLE:
-        raise InputError(f"Unknown trainable {trainable!r}; known: {', '.join(TRAINABLE)}.")
+    check_known("trainable", trainable, TRAINABLE)
     if isinstance(model, PeftModel):
         raise InputError("The model has adapters already: merge them first, or train them as they are.")
     check_dual_encoder(model)

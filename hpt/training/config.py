@@ -9,12 +9,12 @@ from pathlib import Path
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, SchedulerType
 
-from hpt.errors import InputError
+from hpt.errors import InputError, check_known
 from hpt.files import check_folder
 from hpt.prompts import DEFAULT_TEMPLATE
 from hpt.radius import Fraction, Radius, check_step_size
 from hpt.training.gpd import ANCHOR, TRANSFER, GPDSchedule, check_epochs
-from hpt.training.objectives import OBJECTIVES, Objective, RobustTransfer, check_known, make_objective
+from hpt.training.objectives import OBJECTIVES, Objective, RobustTransfer, make_objective
 
 
 TRAINABLE = ("vision", "all")
@@ -288,10 +288,9 @@ class HPTConfig(TrainingArguments):
         for name in ("ema_decay", "pull_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name):g}, but must be between 0 and 1.")
-        if self.trainable not in TRAINABLE:
-            raise InputError(f"Unknown trainable {self.trainable!r}; known: {', '.join(TRAINABLE)}.")
-        if self.attack_dtype not in (None, *DTYPES):
-            raise InputError(f"Unknown attack_dtype {self.attack_dtype!r}; known: {', '.join(DTYPES)}.")
+        check_known("trainable", self.trainable, TRAINABLE)
+        if self.attack_dtype is not None:
+            check_known("attack_dtype", self.attack_dtype, DTYPES)
         if SchedulerType(self.lr_scheduler_type) != SchedulerType.COSINE:
             raise InputError(f"lr_scheduler_type is {self.lr_scheduler_type!r}, but GPD's stages are cosine.")
         if self.bf16_full_eval or self.fp16_full_eval:

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from hpt.attacks.losses import cross_entropy
-from hpt.errors import InputError
-from hpt.radius import Fraction
+from hpt.errors import InputError, check_known
+from hpt.radius import read_number
 from hpt.training.gpd import GPD_PAPER
 from hpt.training.step import TrainingStep
 
@@ -153,12 +153,6 @@ def make_objective(name: str, defaults: dict, field: str = "objective", settings
     return OBJECTIVES[name](**values)
 
 
-def check_known(what: str, value: str, known) -> None:
-    """Refuse a name that isn't one of the known ones, which are listed."""
-    if value not in known:
-        raise InputError(f"Unknown {what} {value!r}; known: {', '.join(known)}.")
-
-
 def _parse_setting(field: str, key: str, text: str, kind):
     """A setting's value as its constructor wants it: a number, which may be a fraction, `true` or `false`, or text."""
     kind = next((part for part in get_args(kind) if part is not type(None)), kind)  # of `float | None`, float
@@ -168,10 +162,4 @@ def _parse_setting(field: str, key: str, text: str, kind):
         return text.lower() == "true"
     if kind not in (int, float):
         return text
-    try:
-        number = Fraction(text)
-    except ValueError:
-        raise InputError(f"{field} sets {key} to {text!r}, which isn't a number.") from None
-    if kind is int and not number.is_integer():
-        raise InputError(f"{field} sets {key} to {text}, but it must be a whole number.")
-    return kind(number)
+    return read_number(text, f"{field} sets {key}", whole=kind is int)

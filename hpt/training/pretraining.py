@@ -30,7 +30,7 @@ from hpt.cli import parse_config
 from hpt.data.benchmark import Benchmark
 from hpt.data.images import collate, to_unit_range
 from hpt.data.loading import load_training_data
-from hpt.errors import InputError
+from hpt.errors import InputError, check_known
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.loading import save_finished
 from hpt.models.weights import forward_redirected
@@ -103,8 +103,7 @@ class PretrainingConfig(TrainingArguments):
     def __post_init__(self):
         if self.push_to_hub:
             raise InputError("push_to_hub is for robust models: push a pretrained one by model.push_to_hub(name).")
-        if self.family not in PRETRAINED:
-            raise InputError(f"Unknown family {self.family!r}; known: {', '.join(PRETRAINED)}.")
+        check_known("family", self.family, PRETRAINED)
         if self.image_size % self.patch_size:
             raise InputError(f"patch_size {self.patch_size} doesn't divide image_size {self.image_size}.")
         for tower in ("vision", "text"):
