@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 from hpt import PGD, load_benchmark
-from hpt.cli import parse_config, run_recipe
+from hpt.cli import check_quickstart, parse_config, run_recipe
 from hpt.data.images import collate, to_unit_range
 from hpt.models.loading import load_named
 from hpt.radius import Fraction, Radius
@@ -53,6 +53,7 @@ def attack_in(dtype: str, attack: PGD, classifier, batches: list[dict]) -> tuple
 def main():
     (settings, _) = parse_config((Precisions,))
     models = [parse_model(text) for text in settings.models]
+    check_quickstart(models)
     eps, device = Radius(settings.eps), "cuda" if torch.cuda.is_available() else "cpu"
     benchmark = load_benchmark(settings.benchmark).subset(settings.max_samples)
     loader = DataLoader(benchmark, settings.batch_size, collate_fn=collate)

@@ -11,9 +11,11 @@ import math
 from torch import nn
 
 from hpt import RobustnessEvaluator, load_benchmark
+from hpt.cli import check_quickstart, run_recipe
 from hpt.evaluation.flags import find_flags
 from hpt.evaluation.report import format_accuracies, format_flags
 from hpt.models.loading import load_dual_encoder
+from hpt.references import parse_model
 
 
 TARGET = "outputs/quickstart/target"
@@ -31,6 +33,7 @@ class Quantised(nn.Module):
 
 
 def main():
+    check_quickstart([parse_model(TARGET)])
     models = {name: load_dual_encoder(TARGET) for name in ("vanilla", "logits x 10,000", "quantised input")}
     models["logits x 10,000"][0].logit_scale.data += math.log(10_000)
     vision = models["quantised input"][0].vision_model
@@ -43,4 +46,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

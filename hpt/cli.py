@@ -10,7 +10,7 @@ import re
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -22,6 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from hpt.errors import InputError, TrainingStopped, did_you_mean, one_line
 from hpt.radius import describe_length
+from hpt.references import Reference
 
 
 WIDTH, COLUMN = 100, 34  # of what `--help` prints, and where its second column begins
@@ -108,6 +109,13 @@ def _print_error(text: str) -> None:
         Path(os.environ[ERRORS], os.environ["RANK"]).write_text(text, encoding="utf-8")
     else:
         print(f"error: {text}", file=sys.stderr)
+
+
+def check_quickstart(models: Iterable[Reference]) -> None:
+    """Refuse models of the quickstart that aren't there yet, which recipes and examples take unless others are given."""
+    for model in models:
+        if model.source.startswith("outputs/quickstart/") and not Path(model.source).exists():
+            raise InputError(f"There is no {model.source} yet: run `hpt train`, which makes it, or give other models.")
 
 
 def split_option(argv: list[str], name: str, value: str = "a value") -> tuple[str | None, list[str]]:

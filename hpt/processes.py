@@ -37,7 +37,9 @@ def join_processes(use_cpu: bool = False) -> PartialState:
 
 
 def set_cpu_threads(number: int | None) -> None:
-    """Compute with so many threads on the CPU; with torch's own number for `None`.
+    """Compute with so many threads on the CPU; for `None` with torch's own number, and say if some stay idle.
+
+    `accelerate launch` and torchrun begin a process with one thread, `python` with all.
 
     Raises:
         InputError: for fewer than one.
@@ -46,6 +48,10 @@ def set_cpu_threads(number: int | None) -> None:
         raise InputError(f"cpu_threads is {number}, but must be at least 1.")
     if number is not None:
         torch.set_num_threads(number)
+    elif not torch.accelerator.is_available() and os.environ.get("RANK", "0") == "0":
+        threads, cores = torch.get_num_threads(), available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        if threads < cores:
+            print(f"Each process computes with {threads} of {cores} CPU threads: --cpu_threads {cores} takes all.")
 
 
 def on_main_process(work: Callable):

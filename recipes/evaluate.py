@@ -17,7 +17,7 @@ from pathlib import Path
 
 from hpt import InputError, RobustnessEvaluator
 from hpt.attacks.registry import parse_attacks
-from hpt.cli import parse_config, run_recipe
+from hpt.cli import check_quickstart, parse_config, run_recipe
 from hpt.data.loading import load_available
 from hpt.data.names import expand_all
 from hpt.evaluation.outputs import report_evaluation
@@ -71,6 +71,7 @@ def main():
     datasets = expand_all(settings.benchmarks)
     models = [parse_model(text) for text in settings.models]
     proxy_model = parse_model(settings.proxy) if settings.proxy else None
+    check_quickstart([*models, proxy_model] if proxy_model else models)
     parse_attacks(settings.attacks, settings.eps, settings.proxy)
     check_folder(Path(settings.output_dir))
     refuse_same_names(dataset.name for dataset in datasets)

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from hpt import InputError, ZeroShotClassifier
+from hpt.cli import check_quickstart
 from hpt.models.loading import load_named
 from hpt.references import parse_model
 
@@ -50,14 +51,10 @@ def find_page():
 
 def load_models(sources: dict[str, str]) -> dict[str, ZeroShotClassifier]:
     """The models by what the page calls them, on the GPU if there is one."""
-    for source in sources.values():
-        if source in QUICKSTART.values() and not Path(source).exists():
-            raise InputError(
-                f"There is no {source} yet: run `hpt train`, or name two models by "
-                "--vanilla and --robust, or by the variables VANILLA and ROBUST."
-            )
+    models = {name: parse_model(source) for name, source in sources.items()}
+    check_quickstart(models.values())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return {name: load_named(parse_model(source), device)[1] for name, source in sources.items()}
+    return {name: load_named(model, device)[1] for name, model in models.items()}
 
 
 if __name__ == "__main__":

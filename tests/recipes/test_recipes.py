@@ -8,12 +8,12 @@ from runpy import run_path
 
 import pytest
 import torch
-from helpers import ROOT, make_clip, run_recipe_apart, save_images
+from helpers import ROOT, make_clip, run_recipe, run_recipe_apart, save_images
 from peft import PeftModel
 from stand_in_hub import messages, pushed
 from transformers import CLIPModel, CLIPProcessor
 
-from hpt import load_benchmark
+from hpt import InputError, load_benchmark
 from hpt.models.loading import save_finished
 from hpt.training.speed import time_loading
 
@@ -128,6 +128,12 @@ def launch(script, *arguments, launcher=("--cpu",), **environment):
     ]
     env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | environment
     return subprocess.run(command, capture_output=True, text=True, env=env)
+
+
+def test_evaluation_of_the_quickstart_wants_it_run_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="no outputs/quickstart/target yet: run `hpt train`"):
+        run_recipe("evaluate.py")
 
 
 def test_quickstart_end_to_end(tmp_path):
