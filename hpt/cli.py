@@ -112,7 +112,7 @@ def _print_error(text: str) -> None:
 
 
 def check_quickstart(models: Iterable[Reference]) -> None:
-    """Refuse models of the quickstart that aren't there yet, which recipes and examples take unless others are given."""
+    """Refuse models of the quickstart that aren't there yet, which recipes take unless others are given."""
     for model in models:
         if model.source.startswith("outputs/quickstart/") and not Path(model.source).exists():
             raise InputError(f"There is no {model.source} yet: run `hpt train`, which makes it, or give other models.")
