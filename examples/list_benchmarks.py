@@ -16,6 +16,7 @@ from hpt.cli import run_recipe
 from hpt.data.names import expand_all
 from hpt.data.records import SIXTEEN
 from hpt.evaluation.report import markdown_table
+from hpt.prompts import make_prompts
 from hpt.references import Reference
 
 
@@ -34,7 +35,7 @@ def describe(reference: Reference) -> tuple[list[str], str]:
     hub_id = record.hub_id + (f" ({record.config})" if record.config else "") + (", gated" if record.gated else "")
     rows = f"{len(benchmark)} of {record.num_rows}" if local else str(record.num_rows)
     line = [name, hub_id, record.splits[benchmark.split], rows, str(len(benchmark.class_names))]
-    prompts = [benchmark.template.format(name) for name in benchmark.class_names[:3]]
+    prompts = make_prompts(benchmark.template, benchmark.class_names[:3])
     return [*line, ", ".join(dict.fromkeys(spaces)), record.licence, "; ".join(prompts)], record.deviation
 
 

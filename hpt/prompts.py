@@ -8,10 +8,38 @@ from hpt.errors import InputError
 DEFAULT_TEMPLATE = "This is a photo of a {}"
 
 
+def list_templates(template: str | list[str]) -> list[str]:
+    """One or several prompt templates as a list."""
+    return [template] if isinstance(template, str) else list(template)
+
+
+def check_templates(template: str | list[str]) -> list[str]:
+    """The same, after a look at each: `str.format` must fill it with one class name.
+
+    Raises:
+        InputError: if there is none, or one without a `{}`, with several, or with other braces.
+    """
+    templates = list_templates(template)
+    if not templates:
+        raise InputError("There is no prompt template: give at least one, such as 'a photo of a {}'.")
+    for text in templates:
+        if not isinstance(text, str) or text.count("{}") != 1 or set("{}") & set(text.replace("{}", "")):
+            raise InputError(
+                f"The prompt template {text!r} must have one {{}} where the class name goes, and no other braces."
+            )
+    return templates
+
+
+def make_prompts(template: str | list[str], class_names: list[str]) -> list[str]:
+    """The prompts of all classes by the first template, then by the second, and so on."""
+    return [text.format(name) for text in list_templates(template) for name in class_names]
+
+
 def check_class_names(class_names: list[str]) -> list[str]:
     """Refuse anything but a list of names; warn of duplicates, naming them (ImageNet has "crane" twice)."""
-    if isinstance(class_names, str):
-        raise InputError(f"class_names is the text {class_names!r}, but must be a list with one name per label.")
+    if isinstance(class_names, (str, dict)):
+        kind = "text" if isinstance(class_names, str) else "dict"
+        raise InputError(f"class_names is the {kind} {class_names!r}, but must be a list with one name per label.")
     class_names = list(class_names)
     if not class_names:
         raise InputError("There are no class names: give one name per label.")

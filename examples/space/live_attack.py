@@ -98,8 +98,6 @@ def attack_model(
 
 def with_prompts(model: ZeroShotClassifier, class_names: list[str], template: str) -> ZeroShotClassifier:
     """The model over these prompts; prompts that the text tower would cut, of which hpt warns, are refused."""
-    if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
-        raise InputError(f"The prompt template {template!r} must have one {{}}, where the class name goes.")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", ".*class prompts are longer")

@@ -23,7 +23,7 @@ class Benchmark(torch.utils.data.Dataset):
         split (`str`): Our split name.
         dataset (`datasets.Dataset`): Columns `image` and `label` (integers from 0).
         class_names (`list[str]`): One readable name per label, in label order.
-        template (`str`): Prompt template.
+        template (`str` or `list[str]`): Prompt template, or several to average.
         transform ([`ImageTransform`]): The protocol's preprocessing.
         mean_per_class (`bool`): Whether its accuracy is customarily the mean over classes.
         sample_ids (`np.ndarray`, *optional*): Of each row, its number in the whole split; `None` for a whole split.
@@ -34,7 +34,7 @@ class Benchmark(torch.utils.data.Dataset):
     split: str
     dataset: Dataset = field(repr=False)
     class_names: list[str] = field(repr=False)
-    template: str
+    template: str | list[str]
     transform: ImageTransform
     mean_per_class: bool = False
     sample_ids: np.ndarray | None = field(default=None, repr=False)
@@ -110,7 +110,7 @@ class StreamingBenchmark(torch.utils.data.IterableDataset):
     split: str
     dataset: IterableDataset = field(repr=False)
     class_names: list[str] = field(repr=False)
-    template: str
+    template: str | list[str]
     transform: ImageTransform
     mean_per_class: bool = False
     source: str | None = None

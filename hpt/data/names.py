@@ -72,11 +72,13 @@ def _name_of(reference: Reference) -> str:
     return name
 
 
-def loading_arguments(benchmark: Reference) -> dict[str, str | bool]:
-    """A benchmark's settings as arguments of `load_benchmark`."""
+def loading_arguments(benchmark: Reference) -> dict[str, str | bool | list[str]]:
+    """A benchmark's settings as arguments of `load_benchmark`; a `|` stands between several templates."""
     settings = dict(benchmark.settings)
     if "native_resolution" in settings:
         settings["native_resolution"] = settings["native_resolution"] == "true"
+    if "|" in settings.get("template", ""):
+        settings["template"] = settings["template"].split("|")
     return settings
 
 

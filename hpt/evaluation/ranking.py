@@ -22,6 +22,7 @@ from hpt.evaluation.rows import MEASURED_SINCE, Row
 from hpt.evaluation.subject import Subject
 from hpt.files import append_line, digest, read_lines
 from hpt.models.weights import architecture
+from hpt.prompts import make_prompts
 from hpt.radius import Radius
 
 
@@ -65,7 +66,7 @@ class TransferMatrix:
     def _identify(self, subject: Subject) -> str:
         """A digest of all that a model's verdicts on these classes depend on."""
         model = subject.classifier
-        prompts = [self.benchmark.template.format(class_name) for class_name in self.benchmark.class_names]
+        prompts = make_prompts(self.benchmark.template, self.benchmark.class_names)
         tokens = {key: ids.tolist() for key, ids in model.tokenize(prompts).items()}
         statistics = [model.image_size, model.image_mean.tolist(), model.image_std.tolist()]
         return digest([subject.weights, statistics, tokens])

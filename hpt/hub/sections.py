@@ -9,6 +9,7 @@ from hpt.hub.card_text import loaded_by
 from hpt.hub.folder import CURVES, FIGURES, MAY_BE_LOCAL, RUN_FILE, ModelFolder
 from hpt.hub.measurements import limits, results, strongest_result
 from hpt.hub.usage import usage
+from hpt.prompts import list_templates
 
 
 HPT_GPD = "2601.12865"  # on arXiv
@@ -97,7 +98,7 @@ def training(folder: ModelFolder, model_id: str) -> str:
         *([["proxy", f"{_origin(proxy)}, {_shape(proxy)}, {proxy['dtype']}"]] if proxy else []),
         ["trained", run["adapter"] or towers],
         ["data", _data(run["data"])],
-        ["prompts", f"`{run['prompt_template']}`"],
+        ["prompts", ", ".join(f"`{template}`" for template in list_templates(run["prompt_template"]))],
         ["objective", f"{run['objective']} ({run['divergence']})"],
         *_other_anchor(run),
         *_stages(run["schedule"]),

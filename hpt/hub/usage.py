@@ -4,7 +4,7 @@ import json
 
 from hpt.hub.folder import ModelFolder
 from hpt.models.families import family_by_architecture
-from hpt.prompts import DEFAULT_TEMPLATE
+from hpt.prompts import DEFAULT_TEMPLATE, list_templates
 
 
 EXAMPLE_LABELS = ["cat", "dog", "car"]
@@ -46,7 +46,7 @@ from hpt import PGD, ZeroShotClassifier
 
 model = {load}
 processor = {processor}.from_pretrained("{model_id}")
-labels, template = {labels}, {template}
+labels, template = {labels}, {templates}
 classifier = ZeroShotClassifier(model.eval(), processor, labels, template)
 images, right = torch.rand(1, 3, {image_size}, {image_size}), torch.tensor([0])
 adversarial = PGD(eps={eps}, steps=10)(classifier, images, right)
@@ -75,6 +75,7 @@ def usage(folder: ModelFolder, model_id: str) -> str:
     family = family_by_architecture(model["architecture"])
     names = {"model_id": model_id, "architecture": model["architecture"], "load": _load_call(folder, model_id)}
     names["processor"] = family.processor
+    templates = run["prompt_template"] if run else DEFAULT_TEMPLATE
     imports = "from transformers import {architecture}, {processor}".format(**names)
     return TEXT.format(
         **names,
@@ -83,7 +84,8 @@ def usage(folder: ModelFolder, model_id: str) -> str:
         imports=f"from peft import PeftModel\n{imports}" if adapter else imports,
         padding='"max_length"' if family.pads_to_full_length else "True",
         labels=json.dumps(run["data"]["class_names"][:3] if run else EXAMPLE_LABELS, ensure_ascii=False),
-        template=json.dumps(run["prompt_template"] if run else DEFAULT_TEMPLATE, ensure_ascii=False),
+        template=json.dumps(list_templates(templates)[0], ensure_ascii=False),  # transformers takes a single template
+        templates=json.dumps(templates, ensure_ascii=False),
         image_size=model["image_size"],
         eps=run["settings"].get("attack_eps", "1/255") if run else "1/255",
     )

@@ -17,7 +17,7 @@ from torch import nn
 
 from hpt.errors import InputError
 from hpt.models.families import check_dual_encoder, family_of
-from hpt.prompts import DEFAULT_TEMPLATE, check_class_names
+from hpt.prompts import DEFAULT_TEMPLATE, check_class_names, check_templates, make_prompts
 
 
 def input_size(image_processor) -> int:
@@ -77,7 +77,7 @@ class ZeroShotClassifier(nn.Module):
             Normalisation per channel, instead of the processor's.
 
     Raises:
-        InputError: if the model isn't a dual encoder, there are no class names, or a template has no `{}`.
+        InputError: if the model isn't a dual encoder, there are no class names, or a template doesn't take one.
     """
 
     def __init__(self, model, processor, class_names=None, template=DEFAULT_TEMPLATE, image_mean=None, image_std=None):
@@ -87,10 +87,7 @@ class ZeroShotClassifier(nn.Module):
         self.model = model
         self.processor = processor
         self.class_names = None if class_names is None else check_class_names(class_names)
-        self.templates = [template] if isinstance(template, str) else list(template)
-        for prompt in self.templates:
-            if "{}" not in prompt:
-                raise InputError(f"The prompt template {prompt!r} has no {{}} where the class name goes.")
+        self.templates = check_templates(template)
         self.image_size = input_size(processor.image_processor)
         mean, std = pixel_statistics(processor.image_processor)
         mean = mean if image_mean is None else image_mean
@@ -104,7 +101,8 @@ class ZeroShotClassifier(nn.Module):
     def with_classes(self, class_names: list[str], template: str | list[str] | None = None) -> "ZeroShotClassifier":
         """The same model and normalisation over other classes."""
         mean, std = self.image_mean.flatten().tolist(), self.image_std.flatten().tolist()
-        return ZeroShotClassifier(self.model, self.processor, class_names, template or self.templates, mean, std)
+        template = self.templates if template is None else template
+        return ZeroShotClassifier(self.model, self.processor, class_names, template, mean, std)
 
     def forward(self, images: torch.Tensor, text_embeds: torch.Tensor | None = None) -> torch.Tensor:
         """Class logits of images.
@@ -162,7 +160,7 @@ class ZeroShotClassifier(nn.Module):
         """Class embeddings with gradients, `(num_classes, dim)`: the mean over the templates, of unit length again."""
         if self.class_names is None:
             raise InputError("This classifier has no classes yet: use with_classes([...]).")
-        tokens = self.tokenize([template.format(name) for template in self.templates for name in self.class_names])
+        tokens = self.tokenize(make_prompts(self.templates, self.class_names))
         chunks = zip(*(values.to(self.model.device).split(chunk_size) for values in tokens.values()), strict=True)
         embeds = [
             F.normalize(_pooled(self.model.get_text_features(**dict(zip(tokens, chunk, strict=True)))), dim=-1)

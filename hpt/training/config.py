@@ -11,7 +11,7 @@ from transformers.trainer_utils import HubStrategy, SchedulerType
 
 from hpt.errors import InputError, check_known
 from hpt.files import check_folder
-from hpt.prompts import DEFAULT_TEMPLATE
+from hpt.prompts import DEFAULT_TEMPLATE, check_templates
 from hpt.radius import Fraction, Radius, check_step_size
 from hpt.training.gpd import ANCHOR, TRANSFER, GPDSchedule, check_epochs
 from hpt.training.objectives import OBJECTIVES, Objective, RobustTransfer, make_objective
@@ -87,8 +87,8 @@ class HPTConfig(TrainingArguments):
         trainable (`str`, *optional*, defaults to `"vision"`):
             `"vision"` trains `vision_model` and `visual_projection`, `"all"` everything. A PEFT model trains its
             adapters.
-        prompt_template (`str`, *optional*, defaults to `"This is a photo of a {}"`):
-            Template of the class prompts in training.
+        prompt_template (`str` or `list[str]`, *optional*, defaults to `"This is a photo of a {}"`):
+            Template of the class prompts in training. The embeddings of several are averaged on the unit sphere.
 
     Raises:
         InputError: for values out of range, unknown names, or settings that contradict each other.
@@ -136,7 +136,10 @@ class HPTConfig(TrainingArguments):
 
     # Model
     trainable: str = field(default="vision", metadata={"help": "vision or all."})
-    prompt_template: str = field(default=DEFAULT_TEMPLATE, metadata={"help": "Template of the class prompts."})
+    prompt_template: list[str] | str = field(
+        default_factory=lambda: DEFAULT_TEMPLATE,  # the one kind of default that HfArgumentParser has for lists
+        metadata={"help": "One or several templates of the class prompts."},
+    )
 
     # Changed defaults
     lr_scheduler_type: SchedulerType | str = field(
@@ -168,6 +171,8 @@ class HPTConfig(TrainingArguments):
     def __post_init__(self):
         self._refuse_sharding()
         self._parse_numbers()
+        templates = check_templates(self.prompt_template)
+        self.prompt_template = templates[0] if len(templates) == 1 else templates  # the command line gives a list
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model = "robust_accuracy"
         self._check()

@@ -34,7 +34,7 @@ from hpt.errors import InputError, check_known
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.loading import save_finished
 from hpt.models.weights import forward_redirected
-from hpt.prompts import DEFAULT_TEMPLATE
+from hpt.prompts import DEFAULT_TEMPLATE, check_templates, make_prompts
 from hpt.training.callbacks import LogitScaleCallback
 from hpt.training.identity import describe_training
 from hpt.training.inputs import check_launch
@@ -104,6 +104,7 @@ class PretrainingConfig(TrainingArguments):
         if self.push_to_hub:
             raise InputError("push_to_hub is for robust models: push a pretrained one by model.push_to_hub(name).")
         check_known("family", self.family, PRETRAINED)
+        check_templates(self.caption_templates)
         if self.image_size % self.patch_size:
             raise InputError(f"patch_size {self.patch_size} doesn't divide image_size {self.image_size}.")
         for tower in ("vision", "text"):
@@ -216,9 +217,7 @@ class ContrastiveTrainer(ResumableTrainer):
         super().__init__(model, args, collate, train_dataset, callbacks=[LogitScaleCallback()])
         self.model_accepts_loss_kwargs = False
         self.classifier = classifier.to(args.device)
-        self.captions = [
-            template.format(name) for template in args.caption_templates for name in train_dataset.class_names
-        ]
+        self.captions = make_prompts(args.caption_templates, train_dataset.class_names)
         self.tokens = {name: ids.to(args.device) for name, ids in classifier.tokenize(self.captions).items()}
 
     def mathematics(self) -> dict:

@@ -5,7 +5,7 @@ run.yaml       fields of the recipe and settings that differ from the defaults, 
 """
 
 import re
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, Field, asdict, fields
 from pathlib import Path
 
 import torch
@@ -118,17 +118,23 @@ def describe_data(train: Benchmark | EpochStream) -> dict:
 def describe_settings(args: HPTConfig, recipe: dict) -> dict:
     """Fields of a recipe, and settings that differ from the defaults, as YAML has them."""
     settings = [field for field in fields(HPTConfig) if field.init and field.name not in NOT_OF_THE_RUN]
-    values = {field.name: (getattr(args, field.name), field.default) for field in settings if "hub" not in field.name}
+    values = {
+        field.name: (getattr(args, field.name), _default(field)) for field in settings if "hub" not in field.name
+    }
     changed = {name: value for name, (value, default) in values.items() if _changed(value, default)}
     changed |= {"seed": args.seed, "anchor_epochs": args.anchor_epochs, "transfer_epochs": args.transfer_epochs}
     given = {name: value for name, value in recipe.items() if value not in (None, []) and "pretrain_" not in name}
     return {name: _as_yaml(name, value) for name, value in (given | changed).items()}
 
 
+def _default(field: Field):
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
 def _changed(value, default) -> bool:
     """Whether a setting differs from its default, which `TrainingArguments` may have put into another type."""
-    if default is None or default is MISSING:
-        return bool(value) and value != ["labels"]
+    if default is None:
+        return bool(value)
     return getattr(value, "value", value) != getattr(default, "value", default)
 
 

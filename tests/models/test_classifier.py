@@ -209,12 +209,12 @@ def test_refuses_a_damaged_folder(tmp_path):
 
 
 def test_refuses_bad_prompts(classifier):
-    with pytest.raises(InputError, match="'a photo' has no {}"):
-        classifier.with_classes(CLASSES, "a photo")
     with pytest.raises(InputError, match="no class names"):
         classifier.with_classes([])
     with pytest.raises(InputError, match="the text 'cat', but must be a list"):
         classifier.with_classes("cat")
+    with pytest.raises(InputError, match="the dict {'c1': 'cat'}, but must be a list"):
+        classifier.with_classes({"c1": "cat"})
     with pytest.raises(InputError, match="class name of label 1 is ''"):
         classifier.with_classes(["cat", ""])
     with pytest.raises(InputError, match="no classes yet"):

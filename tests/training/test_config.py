@@ -1,4 +1,5 @@
 import pytest
+import yaml
 
 from hpt import HPTConfig, InputError
 from hpt.cli import parse_config
@@ -81,6 +82,19 @@ def test_sharding_asked_for_by_the_launcher_is_refused(monkeypatch, name):
         hpt_config()
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "false")
     hpt_config()
+
+
+@pytest.mark.parametrize("given", [["a {}"], ["a {}", "the {}, here"], []], ids=["one", "several", "none"])
+def test_prompt_templates_from_a_command_line_and_a_file(tmp_path, given):
+    """A single one is text, as in the checkpoints of earlier versions."""
+    expected = {0: "This is a photo of a {}", 1: "a {}"}.get(len(given), given)
+    argv = ["--output_dir", "unused", "--use_cpu", *(["--prompt_template", *given] if given else [])]
+    assert parse_config((HPTConfig,), None, argv)[0].prompt_template == expected
+    fields = {"output_dir": "unused", "use_cpu": True} | ({"prompt_template": given} if given else {})
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(fields))
+    assert parse_config((HPTConfig,), tmp_path / "run.yaml", [])[0].prompt_template == expected
+    assert hpt_config(**({"prompt_template": given} if given else {})).prompt_template == expected
+    assert hpt_config(prompt_template="a {} | b").prompt_template == "a {} | b"
 
 
 def test_num_train_epochs_may_be_given_if_right():
