@@ -14,12 +14,13 @@ from pathlib import Path
 from accelerate.utils import gather_object
 
 from hpt.data.benchmark import Benchmark, StreamingBenchmark
+from hpt.data.classes import read_class_names, readable_names
 from hpt.data.images import ImageTransform, check_images, check_labels
 from hpt.data.names import loading_arguments, name_benchmark, stands_for_all, the_sixteen
 from hpt.data.records import BENCHMARKS, BenchmarkRecord
 from hpt.data.sources import number_labels, read_splits, select_columns
 from hpt.errors import InputError, MissingSplit, check_known
-from hpt.prompts import check_class_names
+from hpt.prompts import check_class_names, check_templates
 from hpt.references import Reference
 
 
@@ -33,11 +34,11 @@ def load_benchmark(
     protocol: str = "hpt",
     streaming: bool = False,
     *,
-    class_names: list[str] | str | None = None,
+    class_names: list[str] | dict[str, str] | str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     config: str | None = None,
-    template: str | None = None,
+    template: str | list[str] | None = None,
     native_resolution: bool = False,
 ) -> Benchmark | StreamingBenchmark | dict[str, Benchmark | StreamingBenchmark]:
     """Load a benchmark's split by its record, or a split of any other image-classification set.
@@ -55,10 +56,14 @@ def load_benchmark(
         protocol (`str`, *optional*, defaults to `"hpt"`): `"hpt"` attacks CIFAR, STL-10 and TinyImageNet at native
             resolution, and trains on TinyImageNet at 224; `"pmg"` follows TeCoA and PMG-AFT.
         streaming (`bool`, *optional*, defaults to `False`): Download rows as they are iterated over.
-        class_names (`list[str]` or `str`, *optional*): For datasets without a record: names in label order, or a file
-            with one a line, instead of those of the dataset's features.
+        class_names (`list[str]`, `dict[str, str]` or `str`, *optional*): For datasets without a record. A list has
+            names in label order, among which the dataset's own names, if it has some, are looked up; a dict has
+            readable names by the dataset's own. A file has a name a line, or the dataset's, a tab and the readable
+            one. Without, the dataset's own names are taken, and refused where no text tower knows them: numbers, and
+            WordNet ids other than ImageNet's, whose names are known.
         image_column, label_column, config (`str`, *optional*): For datasets without a record, where they aren't plain.
-        template (`str`, *optional*): Prompt template, instead of the record's.
+        template (`str` or `list[str]`, *optional*): Prompt template, or several to average, instead of the record's;
+            in text with a `|` between them.
         native_resolution (`bool`, *optional*, defaults to `False`): For datasets without a record: attack images at
             their own size, all the same, instead of at 224 pixels.
 
@@ -176,7 +181,7 @@ def _load_all(split: str, path: str | None, protocol: str, streaming: bool) -> d
     return loaded
 
 
-def _find_record(name: str, split: str, *, template: str | None, **settings) -> BenchmarkRecord:
+def _find_record(name: str, split: str, *, template: str | list[str] | None, **settings) -> BenchmarkRecord:
     """The record of that name, or one for a dataset that has none."""
     if name in BENCHMARKS:
         if changed := [key for key, value in settings.items() if value]:
@@ -186,24 +191,23 @@ def _find_record(name: str, split: str, *, template: str | None, **settings) -> 
         record = _make_record(split, **settings)
     if split not in record.splits:
         raise MissingSplit(f"{name} has no split {split!r}; known: {', '.join(record.splits)}.")
-    if template is not None and "{}" not in template:
-        raise InputError(f"The prompt template {template!r} has no {{}} where the class name goes.")
+    if template is not None:
+        check_templates(template)
     return record if template is None else replace(record, template=template)
 
 
 def _make_record(split: str, *, class_names, native_resolution: bool, **fields) -> BenchmarkRecord:
     """A record for a dataset that has none."""
     if isinstance(class_names, str):
-        if not Path(class_names).is_file():
-            raise InputError(f"There is no file {class_names!r} with class names.")
-        try:
-            class_names = Path(class_names).read_text(encoding="utf-8-sig").strip().splitlines()
-        except UnicodeDecodeError as error:
-            raise InputError(f"The class names in {class_names} aren't UTF-8: {error}.") from error
+        class_names = read_class_names(class_names)
+    if isinstance(class_names, dict):
+        class_names = {str(own): name for own, name in class_names.items()}
+    elif class_names is not None:
+        class_names = tuple(name.strip() for name in check_class_names(class_names))
     return BenchmarkRecord(
         splits={split: split},
         native_splits=dict.fromkeys(PROTOCOLS, (split,) if native_resolution else ()),
-        class_names=None if class_names is None else tuple(class_names),
+        class_names=class_names,
         **fields,
     )
 
@@ -221,6 +225,8 @@ def _load(reference: Reference, record: BenchmarkRecord, split: str, protocol: s
     else:
         raise InputError(f"{name} is embedded in its library: give no path.")
     class_names = [record.clean_name(class_name) for class_name in class_names]
+    if record.class_names is None:
+        class_names = readable_names(class_names, name if place is None else place)
     if record.num_classes not in (None, len(class_names)):
         raise InputError(f"{place} has {len(class_names)} classes, but {name} has {record.num_classes}.")
     check_class_names(class_names)
@@ -267,6 +273,5 @@ def _read_split(reference: Reference, record: BenchmarkRecord, split: str, strea
     any_split = record.num_classes is None and split == "test"
     dataset, splits, available, commit = read_splits(reference, record.config, wanted, streaming, any_split)
     dataset = select_columns(dataset, record.image_column, record.label_column, place)
-    class_names = record.class_names and [class_name.strip() for class_name in record.class_names]
-    dataset, class_names = number_labels(dataset, class_names, place, whole=set(available) == set(splits))
+    dataset, class_names = number_labels(dataset, record.class_names, place, whole=set(available) == set(splits))
     return dataset, class_names, split if splits == wanted else splits[0], commit

@@ -4,18 +4,18 @@ The Hub ids, splits and columns were gathered from public pages; what a dataset'
 record, and a loaded set that doesn't fit its record is refused.
 """
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import datasets
 import numpy as np
 from datasets import ClassLabel, Dataset, Features
 from PIL import Image
 
+from hpt.data.classes import WORDNET_ID, wordnet_names
 from hpt.data.images import stratified_split
+from hpt.errors import InputError
 from hpt.prompts import DEFAULT_TEMPLATE
 
 
@@ -53,9 +53,11 @@ def _cifar100_name(name: str) -> str:
     return "crab" if name == "cra" else _spaces(name)  # the Hub's copy misspells it
 
 
-def _tiny_imagenet_name(wnid: str) -> str:
-    names = json.loads((Path(__file__).parent / "class_names" / "tiny_imagenet.json").read_text(encoding="utf-8"))
-    return names[TINY_IMAGENET_WNIDS.get(wnid, wnid)]
+def _tiny_imagenet_name(name: str) -> str:
+    wnid, names = TINY_IMAGENET_WNIDS.get(name, name), wordnet_names("tiny_imagenet")
+    if WORDNET_ID.fullmatch(wnid) and wnid not in names:
+        raise InputError(f"{wnid} is none of TinyImageNet's 200 classes: call the dataset by another name.")
+    return names.get(wnid, _spaces(wnid))  # a copy may have readable names
 
 
 def _load_digits(split: str):
@@ -110,9 +112,10 @@ class BenchmarkRecord:
         native_splits (`dict`): Per protocol, the splits whose images are attacked at their own size and upsampled in
             the model; those of the others are resized to 256, centre-cropped to 224 and attacked there.
         clean_name (`Callable`): From a class name in the dataset's features to one for a prompt.
-        template (`str`): Prompt template.
+        template (`str` or `list[str]`): Prompt template, or several.
         mean_per_class (`bool`): Whether its accuracy is customarily the mean over classes.
-        class_names (`tuple[str]`, *optional*): Names of the classes, for a dataset that has none.
+        class_names (`tuple[str]` or `dict[str, str]`, *optional*): Names of the classes, for a dataset that has none;
+            as of [`load_benchmark`].
         num_rows (`int`, *optional*): Rows of the split that the protocol evaluates.
         gated (`bool`): Whether its terms have to be accepted on the Hub.
         licence (`str`): What is known of its licence.
@@ -128,9 +131,9 @@ class BenchmarkRecord:
     image_column: str | None = "image"
     label_column: str | None = "label"
     clean_name: Callable[[str], str] = _spaces
-    template: str = DEFAULT_TEMPLATE
+    template: str | list[str] = DEFAULT_TEMPLATE
     mean_per_class: bool = False
-    class_names: tuple[str, ...] | None = None
+    class_names: tuple[str, ...] | dict[str, str] | None = None
     num_rows: int | None = None
     gated: bool = False
     licence: str = "unknown"

@@ -13,6 +13,7 @@ from datasets.packaged_modules.folder_based_builder.folder_based_builder import 
 from datasets.packaged_modules.parquet.parquet import ParquetConfig
 from pyarrow.dataset import ParquetFragmentScanOptions
 
+from hpt.data.classes import match_classes, rename_classes, renumber
 from hpt.errors import InputError, MissingSplit, explain_hub_error
 from hpt.references import Reference
 
@@ -128,37 +129,34 @@ def _holds_images(kind) -> bool:
     return isinstance(kind, datasets.Image) or (isinstance(kind, dict) and set(kind) == {"bytes", "path"})
 
 
-def number_labels(dataset, class_names: list[str] | None, source: str, whole: bool):
+def number_labels(dataset, class_names: list[str] | dict[str, str] | None, source: str, whole: bool):
     """The dataset with integer labels, and the class names in their order.
 
     Args:
         dataset (`Dataset` or `IterableDataset`): With a column `label` of integers, booleans or names.
-        class_names (`list[str]`, *optional*): In label order; needed where the labels are numbers without names.
+        class_names (`list[str]` or `dict[str, str]`, *optional*): In the order that labels are to have, among which
+            [`match_classes`] looks up the dataset's own names, if it has some; or readable names by its own. Needed
+            where the labels are numbers without names.
         source (`str`): What messages call the dataset.
         whole (`bool`): Whether these are all of its splits, which have all of its names.
 
     Raises:
-        InputError: when there are no names, or labels of another type.
+        InputError: when there are no names, names that don't fit, or labels of another type.
     """
     kind, streaming = dataset.features["label"], isinstance(dataset, IterableDataset)
     if isinstance(kind, ClassLabel):
-        if class_names is not None and len(class_names) != kind.num_classes:
-            raise InputError(f"{source} has {kind.num_classes} classes, but there are {len(class_names)} class names.")
-        return dataset, class_names or kind.names
+        return _lay_over(dataset, kind.names, class_names, source)
     dtype = kind.dtype if isinstance(kind, Value) else type(kind).__name__
     if dtype in ("string", "large_string") and not streaming:
-        if class_names is None and not whole:
+        if not whole and (class_names is None or isinstance(class_names, dict)):
             raise InputError(
                 f"The labels of {source} are text, and its other splits may have more of them: give class_names, a "
                 "file with one a line."
             )
         labels = dataset["label"][:]
-        class_names = class_names or sorted(set(labels) - {None})
-        numbers = {name: number for number, name in enumerate(class_names)}
-        for row, label in enumerate(labels):
-            if label not in numbers:
-                raise InputError(f"Row {row} of {source} has label {label!r}, which is no class name.")
-        return _with_labels(dataset, [numbers[label] for label in labels]), class_names
+        own = sorted(set(labels) - {None})
+        numbers = {name: number for number, name in enumerate(own)}
+        return _lay_over(_with_labels(dataset, [numbers.get(label) for label in labels]), own, class_names, source)
     if dtype != "bool" and not dtype.startswith(("int", "uint")):
         hint = ", or text without streaming" if streaming else " or text"
         raise InputError(f"The labels of {source} are {dtype}, but must be integers{hint}.")
@@ -166,10 +164,24 @@ def number_labels(dataset, class_names: list[str] | None, source: str, whole: bo
         raise InputError(
             f"The labels of {source} are {dtype} and name no classes: give class_names, a file with one a line."
         )
+    if isinstance(class_names, dict):
+        class_names = rename_classes([str(number) for number in range(len(class_names))], class_names, source)
     if dtype == "bool":
         as_numbers = Value("int64")
         dataset = dataset.cast_column("label", as_numbers) if streaming else _with_labels(dataset, dataset["label"][:])
     return dataset, class_names
+
+
+def _lay_over(dataset, own: list[str], class_names: list[str] | dict[str, str] | None, source: str):
+    """As of [`number_labels`], where labels number names of the dataset's own."""
+    if class_names is None:
+        return dataset, own
+    if isinstance(class_names, dict):
+        return dataset, rename_classes(own, class_names, source)
+    hint = "To rename classes, give a dict, or lines of two columns: its own name, a tab and the readable name."
+    numbers = match_classes(own, class_names, source, hint)
+    same = numbers == list(range(len(class_names)))
+    return dataset if same else renumber(dataset, numbers), class_names
 
 
 def _with_labels(dataset: Dataset, labels: list) -> Dataset:

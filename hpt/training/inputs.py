@@ -1,13 +1,14 @@
 """What a user trains with and on, checked before any long work and in the form that the trainer takes it."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import datasets
 import torch
 from transformers import TrainingArguments
 
 from hpt.data.benchmark import Benchmark, StreamingBenchmark
+from hpt.data.classes import match_classes, readable_names, renumber
 from hpt.data.images import ImageTransform, check_images, check_labels, resize_as_trained
 from hpt.data.streams import EpochStream, check_workers
 from hpt.errors import InputError
@@ -16,6 +17,9 @@ from hpt.models.families import check_dual_encoder, check_towers
 from hpt.models.weights import architecture, freeze_untrained, hash_weights, plain_weights
 from hpt.training.config import HPTConfig
 from hpt.training.gpd import GPDSchedule
+
+
+RENAME = "Leave class_names out, or rename the dataset's classes first."
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ def prepare_inputs(
     check_proxy(proxy, model, args)
     class_names = class_names or own_class_names(train_dataset, eval_dataset)
     classifier = ZeroShotClassifier(model, processing_class, class_names, args.prompt_template)
+    class_names = classifier.class_names
     transform = plain_transform(classifier)
     train, schedule = None, None
     if train_dataset is not None:
@@ -177,27 +182,58 @@ def check_sets(train: Benchmark | StreamingBenchmark, validation, tests: list[Be
 
 
 def own_class_names(train_dataset, eval_dataset) -> list[str]:
-    """The class names of the training set, or of the first evaluation set where there is none; else [`InputError`]."""
+    """The class names of the training set, or of the first evaluation set where there is none.
+
+    Raises:
+        InputError: when it has none, or has names that say nothing to a text tower.
+    """
     dataset = train_dataset
     if dataset is None:
         dataset = next(iter(eval_dataset.values()), None) if isinstance(eval_dataset, dict) else eval_dataset
+    names = None if dataset is None else _names_of(dataset)
+    if names is None:
+        raise InputError("Class names are missing: give class_names, or a dataset whose labels are a ClassLabel.")
+    if isinstance(dataset, (Benchmark, StreamingBenchmark)):
+        return names
+    return readable_names(names, "The training set" if train_dataset is not None else "The evaluation set")
+
+
+def _names_of(dataset) -> list[str] | None:
+    """The class names that a benchmark or a plain dataset has itself, if any."""
     if isinstance(dataset, (Benchmark, StreamingBenchmark)):
         return dataset.class_names
-    features = None if dataset is None else dataset.features
-    if features is None or not isinstance(features.get("label"), datasets.ClassLabel):
-        raise InputError("Class names are missing: give class_names, or a dataset whose labels are a ClassLabel.")
-    return features["label"].names
+    label = (dataset.features or {}).get("label")
+    return label.names if isinstance(label, datasets.ClassLabel) else None
+
+
+def number_as(class_names: list[str], dataset, name: str, hint: str):
+    """A benchmark or a plain dataset with labels that number these classes; one without names has such labels already.
+
+    Raises:
+        InputError: as of [`match_classes`].
+    """
+    own = _names_of(dataset)
+    if own is None or own == class_names:
+        return dataset
+    numbers = match_classes(own, class_names, name, hint)
+    same = numbers == list(range(len(class_names)))
+    if not isinstance(dataset, (Benchmark, StreamingBenchmark)):
+        return dataset if same else renumber(dataset, numbers)
+    rows = dataset.dataset if same else renumber(dataset.dataset, numbers)
+    return replace(dataset, dataset=rows, class_names=class_names)
 
 
 def as_benchmark(dataset, name: str, class_names: list[str], transform: ImageTransform) -> Benchmark:
-    """A benchmark as it is, a plain dataset with the training classes and the target's input size.
+    """A benchmark as it is, a plain dataset with the training classes, by name, and the target's input size.
 
     Raises:
-        InputError: for a stream, images that can't be read, or labels that don't fit the classes.
+        InputError: for a stream, images that can't be read, or classes or labels that don't fit.
     """
     if isinstance(dataset, (datasets.IterableDataset, StreamingBenchmark)):
         raise InputError(f"{name} is a stream: give a part of it, load_benchmark(..., streaming=True).take(rows).")
     if not isinstance(dataset, Benchmark):
+        hint = "Only a benchmark, from load_benchmark, is evaluated over classes of its own."
+        dataset = number_as(class_names, dataset, name, hint)
         check_labels(dataset, class_names, name)
         dataset = Benchmark(name, "given", dataset, class_names, None, transform)
     check_images(dataset.dataset, name)
@@ -218,6 +254,7 @@ def as_training_set(dataset, args: HPTConfig, class_names: list[str], transform:
         InputError: for a dataset that doesn't fit the classes, or a stream without `steps_per_epoch`.
     """
     name = "the training set"
+    dataset = number_as(class_names, dataset, name, RENAME)
     if isinstance(dataset, datasets.IterableDataset):
         if dataset.features is None:
             raise InputError(f"{name} doesn't say its features: give them to from_generator or map as features=.")
@@ -228,8 +265,6 @@ def as_training_set(dataset, args: HPTConfig, class_names: list[str], transform:
         dataset = as_benchmark(dataset, name, class_names, transform)
         check_labels(dataset.dataset, class_names, name)
         return dataset
-    if len(dataset.class_names) != len(class_names):
-        raise InputError(f"{name} has {len(dataset.class_names)} classes, but there are {len(class_names)} names.")
     label = dataset.dataset.features["label"]
     dtype = str(getattr(label, "dtype", label))
     if not isinstance(label, datasets.ClassLabel) and not dtype.startswith(("int", "uint")):

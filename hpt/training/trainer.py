@@ -67,7 +67,8 @@ class HPTTrainer(ResumableTrainer):
         model (`PreTrainedModel` or `PeftModel`): The target `T`, a dual encoder with float32 weights.
         args ([`HPTConfig`]): Settings.
         proxy ([`ZeroShotClassifier`] or `None`): The proxy `P`, from [`load_proxy`]; it is frozen and stays in its own
-            dtype. Objectives that don't learn from a proxy, such as `"tecoa"`, do without.
+            dtype. It teaches the training classes, whatever classes it has. Objectives that don't learn from a proxy,
+            such as `"tecoa"`, do without.
         processing_class (`ProcessorMixin`): The target's processor. If it doesn't resize bicubically, as is done in
             training, it does so from then on, with a warning.
         train_dataset (dataset, *optional*): A [`Benchmark`], or a `datasets.Dataset` with columns `image` and `label`,
@@ -75,8 +76,9 @@ class HPTTrainer(ResumableTrainer):
             `datasets.IterableDataset` likewise, with `steps_per_epoch` in `args`.
         eval_dataset (dataset or dict of them, *optional*): Not streaming. `evaluate()` reports `clean_accuracy` and
             `robust_accuracy` (under PGD in float32), in [0, 1], of each. A benchmark has classes of its own; a plain
-            dataset uses those of the training set.
-        class_names (`list[str]`, *optional*): Names of the training set's classes, instead of its own.
+            dataset has some or all of the training classes, by their names if it has any, or else by their numbers.
+        class_names (`list[str]`, *optional*): Names of the training classes, needed where the training set has none.
+            Where it has some, they are looked up among these, and labels follow this order.
         kwargs: Passed on to [`~transformers.Trainer`].
 
     Raises:

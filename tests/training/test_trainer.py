@@ -484,12 +484,12 @@ def test_bad_datasets(tmp_path):
     wrong = unnamed.remove_columns("label").add_column("label", [0] * 10 + [7, 1])
     with pytest.raises(InputError, match="Row 10 of the training set has label 7, but labels go from 0 to 2"):
         _with_names(tmp_path, wrong, CLASSES)
-    with pytest.raises(InputError, match="has 3 classes, but there are 2 class names"):
+    with pytest.raises(InputError, match="aren't among the 2 class names 'cat', 'dog': 'grey heron'. Leave class_na"):
         _with_names(tmp_path, make_dataset(), CLASSES[:2])
     with pytest.raises(InputError, match="needs .'label'.: rename"):
         _with_names(tmp_path, make_dataset().rename_column("label", "target"), CLASSES)
     with pytest.warns(UserWarning, match="more than once.*'cat'"):
-        _with_names(tmp_path, make_dataset(), ["cat", "cat", "dog"])
+        _with_names(tmp_path, unnamed, ["cat", "cat", "dog"])
     with pytest.raises(InputError, match="no epochs of its own: give steps_per_epoch"):
         _with_names(tmp_path, make_dataset().to_iterable_dataset(), CLASSES)
     with pytest.raises(InputError, match="nothing to evaluate"):

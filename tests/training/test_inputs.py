@@ -1,0 +1,127 @@
+"""What a trainer is given: the classes of its training set, of what it is evaluated on, and of its proxy."""
+
+import datasets
+import pytest
+import yaml
+from datasets import ClassLabel, Value
+from helpers import CLASSES, assert_same, make_clip, make_dataset, make_trainer, weights
+
+from hpt import HPTConfig, HPTTrainer, InputError, ZeroShotClassifier
+from hpt.data.benchmark import Benchmark, StreamingBenchmark
+from hpt.data.images import ImageTransform, to_unit_range
+
+
+def with_names(folder, dataset, names, **settings) -> HPTTrainer:
+    model, processor = make_clip(0)
+    settings = {
+        "warmup_steps": 0.1,
+        "save_strategy": "no",
+        "per_device_train_batch_size": 4,
+        "max_steps": 2,
+    } | settings
+    args = HPTConfig(str(folder), use_cpu=True, disable_tqdm=True, **settings)
+    proxy = ZeroShotClassifier(*make_clip(1, patch_size=4))
+    return HPTTrainer(model, args, proxy, processor, dataset, class_names=names)
+
+
+def in_order(dataset, names) -> datasets.Dataset:
+    """The same images and classes as in a dataset, its classes in another order or spelling."""
+    own = dataset.features["label"].names
+    places = [[name.lower() for name in names].index(own[label]) for label in dataset["label"]]
+    numbered = dataset.remove_columns("label").add_column("label", places)
+    return numbered.cast_column("label", ClassLabel(names=names))
+
+
+def labelled_by(trainer, rows) -> datasets.Dataset:
+    """Random images in the classes that the target puts them in, so that it is right on all of them."""
+    dataset = make_dataset(rows)
+    batches = [to_unit_range(batch["pixel_values"]) for batch in trainer.get_test_dataloader(dataset)]
+    predicted = [label for images in batches for label in trainer.classifier(images).argmax(-1).tolist()]
+    named = dataset.remove_columns("label").add_column("label", predicted)
+    return named.cast_column("label", ClassLabel(names=CLASSES))
+
+
+@pytest.mark.parametrize("names", [CLASSES, ["dog", "grey heron", "cat"], ["Grey Heron", "Cat", "Dog"]])
+def test_a_plain_set_is_scored_by_the_names_of_its_classes(tmp_path, names):
+    trainer = make_trainer(tmp_path)
+    dataset = in_order(labelled_by(trainer, 12), names)
+    assert trainer.evaluate(dataset)["eval_clean_accuracy"] == 1
+    assert trainer.predict(dataset).metrics["test_clean_accuracy"] == 1
+    again = make_trainer(tmp_path, eval_dataset={"given": dataset})
+    assert again.evaluate()["eval_given_clean_accuracy"] == 1
+    numbers = dataset.cast_column("label", Value("int64"))  # of the training classes
+    assert (again.evaluate(numbers)["eval_clean_accuracy"] == 1) == (names == CLASSES)
+
+
+def test_a_plain_set_may_have_some_of_the_training_classes(tmp_path):
+    trainer = make_trainer(tmp_path)
+    dataset = labelled_by(trainer, 12)
+    label = dataset["label"][0]
+    few = dataset.filter(lambda row: row["label"] == label)
+    few = in_order(few, [CLASSES[label]])
+    assert trainer.evaluate(few)["eval_clean_accuracy"] == 1
+
+
+@pytest.mark.parametrize("place", ["eval_dataset", "evaluate", "predict"])
+def test_a_plain_set_of_other_classes_is_refused(tmp_path, place):
+    other = make_dataset(6).cast_column("label", ClassLabel(names=["cat", "cow", "ox"]))
+    message = (
+        r"set has classes that aren't among the 3 class names 'cat', 'dog', 'grey heron': 'cow', 'ox'. Only a bench"
+    )
+    with pytest.raises(InputError, match=message):
+        if place == "eval_dataset":
+            make_trainer(tmp_path, eval_dataset=other)
+        else:
+            getattr(make_trainer(tmp_path), place)(other)
+
+
+@pytest.mark.parametrize("kind", ["plain", "benchmark", "stream", "streaming benchmark"])
+def test_class_names_give_the_order_of_the_training_classes(tmp_path, kind):
+    names, dataset = ["dog", "Grey_heron", "cat", "ox"], make_dataset()
+    settings = {"steps_per_epoch": 3} if "stream" in kind else {}
+    rows = dataset.to_iterable_dataset() if "stream" in kind else dataset
+    if "benchmark" in kind:
+        make = StreamingBenchmark if "stream" in kind else Benchmark
+        rows = make("animals", "train", rows, CLASSES, "{}", ImageTransform(18, 16))
+    trainer = with_names(tmp_path, rows, names, **settings)
+    train = trainer.train_dataset
+    assert trainer.classifier.class_names == trainer.proxy.class_names == train.class_names == names
+    rows = train.stream.dataset if "stream" in kind else train.dataset
+    assert [row["label"] for row in rows] == [(label + 2) % 3 for label in dataset["label"]]
+    trainer.train()
+
+
+def test_names_that_no_text_tower_knows_are_asked_for_or_refused(tmp_path):
+    numbered = make_dataset().cast_column("label", ClassLabel(names=["0", "1", "2"]))
+    with pytest.raises(InputError, match="The training set has class names that no text tower knows, '0', '1', '2'"):
+        make_trainer(tmp_path, dataset=numbered)
+    assert with_names(tmp_path, numbered, ["0", "1", "2"]).classifier.class_names == ["0", "1", "2"]
+    assert with_names(tmp_path, numbered, CLASSES).classifier.class_names == CLASSES
+    ids = make_dataset().cast_column("label", ClassLabel(names=["n02123045", "n01440764", "n01443537"]))
+    trainer = make_trainer(tmp_path, dataset=ids, eval_dataset=ids)
+    assert trainer.classifier.class_names == ["tabby", "tench", "goldfish"]
+
+
+def test_a_proxys_own_classes_do_not_matter(tmp_path):
+    proxy = ZeroShotClassifier(*make_clip(1, patch_size=4))
+    plain = make_trainer(tmp_path, proxy=proxy)
+    plain.train()
+    proxy = ZeroShotClassifier(*make_clip(1, patch_size=4), ["ox", "grey heron"], "{}")
+    trainer = make_trainer(tmp_path, proxy=proxy)
+    assert trainer.proxy.class_names == CLASSES and trainer.proxy.templates == plain.proxy.templates
+    trainer.train()
+    assert_same(weights(plain.model), weights(trainer.model))
+
+
+def test_several_prompt_templates_train_as_their_mean(tmp_path):
+    trainer = make_trainer(tmp_path, prompt_template=["a {}", "{}"], eval_dataset=make_dataset(6))
+    assert trainer.classifier.templates == trainer.proxy.templates == ["a {}", "{}"]
+    trainer.evaluate()
+    assert trainer.eval_classifier.templates == ["a {}", "{}"]
+    assert trainer.mathematics()["prompt_template"] == ["a {}", "{}"]
+    trainer.train()
+    trainer.save_model(tmp_path / "saved")
+    card = (tmp_path / "saved" / "README.md").read_text()
+    assert "`a {}`, `{}`" in card and 'labels, template = ["cat", "dog", "grey heron"], ["a {}", "{}"]' in card
+    assert 'texts = ["a {}".format(label)' in card  # others than hpt take a single template
+    assert yaml.safe_load((tmp_path / "saved" / "run.yaml").read_text())["prompt_template"] == ["a {}", "{}"]
