@@ -1,6 +1,7 @@
 """Prompt templates and the class names that are put into them."""
 
 import warnings
+from collections import Counter
 
 from hpt.errors import InputError
 
@@ -10,7 +11,7 @@ DEFAULT_TEMPLATE = "This is a photo of a {}"
 
 def list_templates(template: str | list[str]) -> list[str]:
     """One or several prompt templates as a list."""
-    return [template] if isinstance(template, str) else list(template)
+    return list(template) if isinstance(template, (list, tuple)) else [template]
 
 
 def check_templates(template: str | list[str]) -> list[str]:
@@ -46,7 +47,7 @@ def check_class_names(class_names: list[str]) -> list[str]:
     for label, name in enumerate(class_names):
         if not isinstance(name, str) or not name.strip():
             raise InputError(f"The class name of label {label} is {name!r}, but must be text.")
-    duplicates = sorted({name for name in class_names if class_names.count(name) > 1})
+    duplicates = sorted(name for name, times in Counter(class_names).items() if times > 1)
     if duplicates:
         warnings.warn(f"Class names given more than once, which no prompt can tell apart: {duplicates}.", stacklevel=3)
     return class_names

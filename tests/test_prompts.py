@@ -20,6 +20,7 @@ BAD = {
     "none": ([], "There is no prompt template: give at least one"),
     "second": (["a {}", "the"], "template 'the' must have"),
     "number": ([3], "template 3 must have"),
+    "nothing": ([None], "template None must have"),
 }
 BAD_TEMPLATES = pytest.mark.parametrize(("template", "message"), BAD.values(), ids=BAD.keys())
 

@@ -201,6 +201,7 @@ def _make_record(split: str, *, class_names, native_resolution: bool, **fields) 
     if isinstance(class_names, str):
         class_names = read_class_names(class_names)
     if isinstance(class_names, dict):
+        check_class_names(list(dict.fromkeys(class_names.values())))  # several may have one name, as words lists do
         class_names = {str(own): name for own, name in class_names.items()}
     elif class_names is not None:
         class_names = tuple(name.strip() for name in check_class_names(class_names))
