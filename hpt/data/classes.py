@@ -89,7 +89,7 @@ def readable_names(own: list[str], what: str) -> list[str]:
     return names
 
 
-def read_class_names(file: str | Path) -> list[str] | dict[str, str]:
+def read_names(file: str | Path) -> list[str] | dict[str, str]:
     """Class names from a text file: one a line; or two columns, a dataset's own name and the readable one.
 
     Columns have a tab between them, or, behind a WordNet id, a space, as ImageNet's lists have it.

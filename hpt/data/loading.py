@@ -14,7 +14,7 @@ from pathlib import Path
 from accelerate.utils import gather_object
 
 from hpt.data.benchmark import Benchmark, StreamingBenchmark
-from hpt.data.classes import read_class_names, readable_names
+from hpt.data.classes import read_names, readable_names
 from hpt.data.images import ImageTransform, check_images, check_labels
 from hpt.data.names import loading_arguments, name_benchmark, stands_for_all, the_sixteen
 from hpt.data.records import BENCHMARKS, BenchmarkRecord
@@ -199,7 +199,7 @@ def _find_record(name: str, split: str, *, template: str | list[str] | None, **s
 def _make_record(split: str, *, class_names, native_resolution: bool, **fields) -> BenchmarkRecord:
     """A record for a dataset that has none."""
     if isinstance(class_names, str):
-        class_names = read_class_names(class_names)
+        class_names = read_names(class_names)
     if isinstance(class_names, dict):
         check_class_names(list(dict.fromkeys(class_names.values())))  # several may have one name, as words lists do
         class_names = {str(own): name for own, name in class_names.items()}

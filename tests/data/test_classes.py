@@ -7,7 +7,7 @@ from datasets import ClassLabel, Features, Value
 from helpers import make_dataset, save_images
 
 from hpt import InputError, load_benchmark
-from hpt.data.classes import match_classes, read_class_names, readable_names, rename_classes, renumber, wordnet_names
+from hpt.data.classes import match_classes, read_names, readable_names, rename_classes, renumber, wordnet_names
 
 
 @pytest.fixture(autouse=True)
@@ -115,13 +115,13 @@ def test_an_image_without_a_label_gets_none():
 )
 def test_files_of_class_names(tmp_path, text, names):
     (tmp_path / "names.txt").write_text(text, encoding="utf-8-sig")
-    assert read_class_names(tmp_path / "names.txt") == names
+    assert read_names(tmp_path / "names.txt") == names
 
 
 def test_a_file_of_both_kinds_of_lines_is_refused(tmp_path):
     (tmp_path / "names.txt").write_text("c1\tcat\ngrey heron\n")
     with pytest.raises(InputError, match="names.txt must have one class name in each line, or two with a tab between"):
-        read_class_names(tmp_path / "names.txt")
+        read_names(tmp_path / "names.txt")
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["in memory", "streaming"])
