@@ -17,13 +17,14 @@ from hpt.evaluation.rows import (
     clean_settings,
     hash_benchmark,
     measured_accuracy,
+    predicted_shares,
     sample_settings,
 )
 from hpt.evaluation.scoring import score_batch, score_images
 from hpt.evaluation.subject import Subject
 
 
-def score(
+def predict(
     subjects: Iterable[Subject],
     benchmark: Benchmark,
     attack: PGD | None = None,
@@ -32,7 +33,7 @@ def score(
     batch_size: int = 64,
     num_workers: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Which images each of several classifiers gets right, clean or made against one of them, in float32.
+    """What each of several classifiers predicts for images, clean or made against one of them, in float32.
 
     All images are attacked, whether or not the attacked model is right without an attack.
 
@@ -44,21 +45,34 @@ def score(
         batch_size, num_workers (`int`, *optional*): Of the data loader; they change no number.
 
     Returns:
-        `dict[str, np.ndarray]`: booleans of shape `(len(benchmark),)` by model.
+        `dict[str, np.ndarray]`: classes of shape `(len(benchmark),)` by model.
     """
     scored = {subject.name: subject.on(benchmark) for subject in subjects}
     shown = attacked or next(iter(scored))  # the first to score each batch
     device = scored[shown].model.device
     loader = DataLoader(benchmark, batch_size, collate_fn=collate, num_workers=num_workers)
-    correct = {name: [] for name in scored}
+    predicted = {name: [] for name in scored}
     what = "clean" if attack is None else f"eps {attack.radius} against the {attacked}"
     for batch in tqdm(loader, desc=f"{benchmark.name}, {what}", leave=False):
         batch = {name: values.to(device) for name, values in batch.items()}
         seen = score_batch(scored[shown], attack, batch)
         for name, classifier in scored.items():
             logits = seen.logits if name == shown else score_images(classifier, seen.images)
-            correct[name].append(logits.argmax(-1) == batch["labels"])
-    return {name: torch.cat(verdicts).cpu().numpy() for name, verdicts in correct.items()}
+            predicted[name].append(logits.argmax(-1))
+    return {name: torch.cat(classes).cpu().numpy() for name, classes in predicted.items()}
+
+
+def score(
+    subjects: Iterable[Subject],
+    benchmark: Benchmark,
+    attack: PGD | None = None,
+    attacked: str | None = None,
+    **loader,
+) -> dict[str, np.ndarray]:
+    """Which images each classifier gets right, booleans of shape `(len(benchmark),)` by model; see [`predict`]."""
+    labels = np.asarray(benchmark.dataset["label"][:])
+    predicted = predict(subjects, benchmark, attack, attacked, **loader)
+    return {name: classes == labels for name, classes in predicted.items()}
 
 
 def measure(
@@ -70,15 +84,19 @@ def measure(
     samples: str | None = None,
     **loader,
 ) -> list[Row]:
-    """The accuracies that [`score`] finds, one row per model; other arguments as there.
+    """The accuracies of what [`predict`] finds, one row per model; other arguments as there.
 
     `samples` is the hash from [`hash_benchmark`], where it is known already.
     """
     subjects, samples = list(subjects), samples or hash_benchmark(benchmark)
-    correct = score(subjects, benchmark, attack, attacked, **loader)
-    return [
-        make_row(subject, correct[subject.name], benchmark, attack, attacked, samples=samples) for subject in subjects
-    ]
+    labels = np.asarray(benchmark.dataset["label"][:])
+    predicted = predict(subjects, benchmark, attack, attacked, **loader)
+    rows = []
+    for subject in subjects:
+        classes = predicted[subject.name]
+        shares = predicted_shares(classes, labels) if attack is None else {}
+        rows.append(make_row(subject, classes == labels, benchmark, attack, attacked, samples=samples, **shares))
+    return rows
 
 
 def make_row(
@@ -91,7 +109,10 @@ def make_row(
     samples: str,
     **settings,
 ) -> Row:
-    """The row of one model's verdicts from [`score`]; `samples` stands for what was classified."""
+    """The row of one model's verdicts from [`score`], and what else was measured of it.
+
+    `samples` is the hash of what was classified.
+    """
     attacks = clean_settings()
     if attack is not None:
         attacks = attack_settings(attack, attack.name, attacked, len(benchmark.class_names), **{ALL_IMAGES: True})

@@ -23,7 +23,7 @@ from hpt.data.images import check_images, collate, to_unit_range
 from hpt.errors import InputError, one_line
 from hpt.evaluation.plan import Task, plan_attack, plan_clean, plan_large_eps
 from hpt.evaluation.results import ResultsFolder
-from hpt.evaluation.rows import CLEAN, LARGE_EPS, WORST_CASE, Row
+from hpt.evaluation.rows import CLEAN, LARGE_EPS, WORST_CASE, Row, predicted_shares
 from hpt.evaluation.scoring import score_batch, score_images
 from hpt.evaluation.subject import Subject
 from hpt.files import digest
@@ -301,7 +301,9 @@ class RobustnessEvaluator:
         """The row of a task all of whose batches are there."""
         more = {"seconds": sum(record["seconds"] for record in records)}
         if task.attack is None:
-            return self._row(task.settings, task, [], **more, stochastic=records[0]["stochastic"])
+            more |= {"stochastic": records[0]["stochastic"]}
+            more |= predicted_shares(self._predicted(task.key), np.asarray(task.benchmark.dataset["label"][:]))
+            return self._row(task.settings, task, [], **more)
         more["zero_gradient"] = sum(record["zero_gradient"] for record in records)
         parts = {part: 0 for record in records for part in record["broken_by"]}
         more["broken_by"] = {part: sum(record["broken_by"].get(part, 0) for record in records) for part in parts}

@@ -1,6 +1,7 @@
-"""What makes a robust accuracy doubtful, found in an evaluation's rows (arXiv 1802.00420, 1902.06705).
+"""What makes an accuracy doubtful, found in an evaluation's rows.
 
-A flag doesn't say that a model isn't robust; it says why the number may be wrong, and what to do about it.
+Most flags don't say that a model isn't robust; they say why the number may be wrong, and what to do about it (arXiv
+1802.00420, 1902.06705). Those in [`GUESSING`] say that the model only guesses, so that no number means anything.
 """
 
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ ZERO_GRADIENTS = 0.01  # share of the samples; images of a class whose name is g
 ALMOST_ZERO = 0.05  # what may be left when images are free to become grey
 SQUARE_ALONE = 0.01  # share of the samples that Square may break after gradients failed
 FEWEST_SAMPLES = 1000
+FEWEST_OTHERS = 0.01  # share of other predictions, of the images that aren't of the most frequent class
+COLLAPSED, AT_CHANCE = GUESSING = ("collapsed", "at-chance")
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Flag:
 
     Args:
         name (`str`): `"pgd-too-weak"`, `"large-eps-survivors"`, `"square-beats-gradients"`, `"zero-gradients"`,
-            `"stochastic-model"` or `"few-samples"`.
+            `"stochastic-model"`, `"collapsed"`, `"at-chance"` or `"few-samples"`.
         model, benchmark (`str`): What it is about.
         eps (`float`), norm (`str`), *optional*: The radius that it is about.
         message (`str`): What was seen and what to do.
@@ -49,7 +52,7 @@ def find_flags(rows: list[Row]) -> list[Flag]:
     flags = []
     for model, sample_set in dict.fromkeys((row.model, row.sample_set) for row in rows):
         own = [row for row in rows if (row.model, row.sample_set) == (model, sample_set)]
-        for check in (_few_samples, _stochastic, _large_eps, _zero_gradients):
+        for check in (_guessing, _few_samples, _stochastic, _large_eps, _zero_gradients):
             flags += check(own)
         for radius in dict.fromkeys(row.radius for row in own if row.attack not in (CLEAN, LARGE_EPS)):
             attacked = [row for row in own if row.radius == radius]
@@ -71,12 +74,31 @@ def _further(above: Row, below: Row, share: float) -> bool:
     return round(above.accuracy * above.n) - round(below.accuracy * below.n) > share * below.n
 
 
+def _guessing(rows: list[Row]) -> list[Flag]:
+    row = next((row for row in rows if row.attack == CLEAN and row.chance is not None), None)
+    if row is None:
+        return []
+    if 1 - row.most_predicted < FEWEST_OTHERS * (1 - row.chance):
+        same = round(row.most_predicted * row.n)
+        message = f"{same} of {row.n} images get the same class: what such a model withstands says nothing."
+        return _flag(COLLAPSED, row, message, masking=False)
+    if row.low > row.chance:
+        return []
+    message = (
+        f"{100 * row.accuracy:.1f} % [{100 * row.low:.1f}, {100 * row.high:.1f}] without an attack isn't above the "
+        f"{100 * row.chance:.1f} % of naming the most frequent class each time."
+    )
+    return _flag(AT_CHANCE, row, message, masking=False)
+
+
 def _few_samples(rows: list[Row]) -> list[Flag]:
+    """Where samples were taken: of a whole split, which has no more, the intervals say enough."""
     row = next((row for row in rows if row.attack == CLEAN), None)
-    if row is None or row.n >= FEWEST_SAMPLES:
+    if row is None or row.n != row.max_samples or row.n >= FEWEST_SAMPLES:
         return []
     half = 50 * (row.high - row.low)
-    return _flag("few-samples", row, f"{row.n} samples: +-{half:.1f} points even without an attack.", masking=False)
+    message = f"{row.n} samples were taken: +-{half:.1f} points even without an attack."
+    return _flag("few-samples", row, message, masking=False)
 
 
 def _stochastic(rows: list[Row]) -> list[Flag]:

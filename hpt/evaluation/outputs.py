@@ -86,6 +86,8 @@ def report_comparison(
         where = f"{benchmark.name} {benchmark.split}, n = {len(benchmark)}"
         title = f"{where}, l_inf eps = {attack.radius}"
         print(f"\n{title}: accuracy in %, with its 95 % interval\n\n{format_table(table)}\n")
+        if flags := find_flags(table):
+            print(f"{format_flags(flags)}\n")
         transferred, own = [], []
         for radius in radii:
             weaker = PGD(eps=radius, steps=attack.steps, seed=attack.seed)

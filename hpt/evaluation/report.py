@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from hpt.evaluation.flags import Flag
+from hpt.evaluation.flags import GUESSING, Flag
 from hpt.evaluation.rows import CLEAN, LARGE_EPS, WORST_CASE, Row
 from hpt.radius import describe_length, describe_norm
 
@@ -112,9 +112,9 @@ def format_accuracy(row: Row | None) -> str:
 
 
 def format_flags(flags: list[Flag]) -> str:
-    """A line for each flag, doubts about masked gradients first."""
+    """A line for each flag: models that guess first, then doubts about masked gradients."""
     lines = []
-    for flag in sorted(flags, key=lambda flag: not flag.masking):
+    for flag in sorted(flags, key=lambda flag: (flag.name not in GUESSING, not flag.masking)):
         radius = "" if flag.radius is None else f" at {flag.radius}"
         lines.append(f"- {flag.name}: {flag.model} on {flag.benchmark}{radius}. {flag.message}")
     return "\n".join(lines) or "- none"

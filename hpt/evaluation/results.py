@@ -11,7 +11,7 @@ from pathlib import Path
 import hpt
 from hpt.data.benchmark import Benchmark
 from hpt.errors import InputError
-from hpt.evaluation.rows import Row
+from hpt.evaluation.rows import ADDED, Row
 from hpt.files import append_line, check_folder, digest, read_lines
 
 
@@ -138,14 +138,14 @@ def read_result_rows(path: str | Path) -> list[Row]:
 
 
 def as_rows(lines: list, path: Path) -> list[Row]:
-    """The rows that a file's lines of JSON are.
+    """The rows that a file's lines of JSON are; of earlier versions, without the fields that were [`ADDED`] since.
 
     Raises:
-        InputError: if one isn't a row of this version of hpt, naming the file at `path` and the version of the row.
+        InputError: if one isn't a row that this version of hpt knows, naming the file at `path` and the version.
     """
     known = {field.name for field in fields(Row)}
     for number, line in enumerate(lines, start=1):
-        if not isinstance(line, dict) or set(line) != known:
+        if not isinstance(line, dict) or not known - ADDED <= set(line) <= known:
             version = line.get("hpt_version") if isinstance(line, dict) else None
             raise InputError(
                 f"Row {number} of {path} isn't one of hpt {hpt.__version__}, but of {version or 'another version'}: "

@@ -7,6 +7,8 @@ A row is complete when it is made: of the settings of a [`Subject`], [`sample_se
 import math
 from dataclasses import asdict, dataclass, field
 
+import numpy as np
+
 from hpt.attacks import Attack, NamedAttack
 from hpt.data.benchmark import Benchmark
 from hpt.data.images import hash_samples
@@ -30,8 +32,11 @@ MEASURED = {
     "zero_gradient",
     "broken_by",
     "stochastic",
+    "most_predicted",
+    "chance",
     "seconds",
 }
+ADDED = {"most_predicted", "chance"}  # which rows of 0.1.0 and 0.2.0 lack
 
 UNSAID_BY_COMPARISONS = {"revision", "templates", "image_mean", "image_std"}  # of version 0.1.0
 OF_THE_ATTACK = {"attack", "attacked", "eps", "norm", "steps", "step_size", "restarts", "parameters", "left_out"}
@@ -61,6 +66,10 @@ class Row:
         zero_gradient (`int`, *optional*): Samples whose gradient was exactly zero, or not finite, at some step.
         broken_by (`dict[str, int]`): Of a suite, how many samples each part broke that those before hadn't.
         stochastic (`bool`, *optional*): Whether the same images gave other logits the second time; for clean rows.
+        most_predicted (`float`, *optional*): Share of the samples in the class that is predicted most often; for
+            clean rows.
+        chance (`float`, *optional*): Share of the samples in their most frequent class, which is the accuracy of
+            naming it for every image; for clean rows.
         dtype (`str`): Of the model's weights; logits and attacks are float32.
         templates (`list[str]`): Prompt templates.
         image_mean, image_std (`list[float]`): Normalisation inside the model.
@@ -93,6 +102,8 @@ class Row:
     zero_gradient: int | None = None
     broken_by: dict[str, int] = field(default_factory=dict)
     stochastic: bool | None = None
+    most_predicted: float | None = None
+    chance: float | None = None
     dtype: str = "float32"
     templates: list[str] = field(default_factory=list)
     image_mean: list[float] = field(default_factory=list)
@@ -208,6 +219,12 @@ def measured_accuracy(right: int, n: int) -> dict[str, float]:
     """The share of samples that are right, and its 95 % interval, as a row has them."""
     low, high = wilson_interval(right, n)
     return {"accuracy": right / n, "low": low, "high": high}
+
+
+def predicted_shares(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """How much of the samples the most frequent predicted class takes, and the most frequent true one."""
+    shares = {"most_predicted": predictions, "chance": labels}
+    return {name: np.bincount(classes).max().item() / len(classes) for name, classes in shares.items()}
 
 
 def hash_benchmark(benchmark: Benchmark) -> str:

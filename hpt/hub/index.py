@@ -8,12 +8,12 @@ from huggingface_hub import EvalResult
 
 from hpt.errors import InputError
 from hpt.evaluation.report import describe_row
-from hpt.evaluation.rows import CLEAN, WORST_CASE, Row
+from hpt.evaluation.rows import ADDED, CLEAN, WORST_CASE, Row
 
 
 TASK = "zero-shot-image-classification"
-# Fields of a row that stand elsewhere in an entry of the index, or say what the whole card is about
-ELSEWHERE = {"model", "accuracy", "split", "source", "image_mean", "image_std", "templates", "seconds"}
+# Fields of a row that stand elsewhere in an entry of the index or of the card
+ELSEWHERE = {"model", "accuracy", "split", "source", "image_mean", "image_std", "templates", "seconds"} | ADDED
 
 
 def as_eval_result(row: Row) -> EvalResult:

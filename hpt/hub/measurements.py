@@ -1,7 +1,7 @@
 """What was measured on a model, as its card says it: the strongest attack in a sentence, all in tables, and limits."""
 
 from hpt.attacks import ATTACKS, Suite
-from hpt.evaluation.flags import find_flags
+from hpt.evaluation.flags import GUESSING, find_flags
 from hpt.evaluation.report import (
     attack_with_step,
     describe_resolution,
@@ -16,6 +16,13 @@ from hpt.radius import describe_norm
 
 
 NOT_EVALUATED = "It has not been evaluated: nothing is known of its accuracy and robustness."
+
+
+def guesses(rows: list[Row]) -> str:
+    """A line for each benchmark on which the model is no better than guessing; empty if there is none."""
+    flags = [flag for flag in find_flags([row for row in rows if row.model == THIS]) if flag.name in GUESSING]
+    lines = [f"**On {flag.benchmark} this model is no better than guessing. {flag.message}**" for flag in flags]
+    return "\n\n".join(dict.fromkeys(lines))
 
 
 def strongest_result(rows: list[Row], eps: str | None) -> str:

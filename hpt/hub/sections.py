@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hpt.evaluation.report import markdown_table
 from hpt.hub.card_text import loaded_by
 from hpt.hub.folder import CURVES, FIGURES, MAY_BE_LOCAL, RUN_FILE, ModelFolder
-from hpt.hub.measurements import limits, results, strongest_result
+from hpt.hub.measurements import guesses, limits, results, strongest_result
 from hpt.hub.usage import usage
 from hpt.prompts import list_templates
 
@@ -25,9 +25,10 @@ CITATION = """\
 
 
 def summary(folder: ModelFolder, model_id: str) -> str:
-    """The model's name as heading; and three sentences: what it is, what it was made from, what was measured."""
+    """The name as heading; that it only guesses, if so; what it is, what it was made from, what was measured."""
     text = _of_trained(folder) if folder.run and folder.run["step"] > 0 else _of_untrained(folder)
-    return f"{loaded_by(model_id)}\n# {model_id.split('/')[-1]}\n\n{text}"
+    heading = f"{loaded_by(model_id)}\n# {model_id.split('/')[-1]}"
+    return "\n\n".join(filter(None, [heading, guesses(folder.rows), text]))
 
 
 def _of_untrained(folder: ModelFolder) -> str:

@@ -19,7 +19,15 @@ def test_a_sound_evaluation_raises_no_flag():
 @pytest.mark.parametrize(
     ("changed", "name", "message"),
     [
-        (make_row("clean", 0.9, n=999), "few-samples", "999 samples: +-3.0 points"),
+        (make_row("clean", 0.9, n=999, max_samples=999), "few-samples", "999 samples were taken: +-3.0 points"),
+        (
+            make_row("clean", 0.33, most_predicted=1.0, chance=0.33),
+            "collapsed",
+            "1000 of 1000 images get the same class",
+        ),
+        (make_row("clean", 0.9, most_predicted=0.9991, chance=0.9), "collapsed", "999 of 1000 images"),
+        (make_row("clean", 0.36, most_predicted=0.5, chance=0.33), "at-chance", "isn't above the 33.0 % of naming"),
+        (make_row("clean", 0.02, most_predicted=0.5, chance=0.33), "at-chance", "2.0 % [-1.0, 5.0] without an attack"),
         (make_row("clean", 0.9, stochastic=True), "stochastic-model", "other logits the second time"),
         (make_row(LARGE_EPS, 0.06, eps=0.5), "large-eps-survivors", "6.0 % survive APGD at 127.5/255"),
         (
@@ -44,6 +52,38 @@ def test_each_reason_for_doubt_raises_its_flag(changed, name, message):
     assert format_flags([flag]).startswith(f"- {name}: m on b")
     others = [replace(row, model="other") for row in SOUND]
     assert find_flags(others + rows) == [flag]
+
+
+@pytest.mark.parametrize(
+    "clean",
+    [
+        make_row("clean", 0.9, n=360),  # a whole split
+        make_row("clean", 0.9, n=360, max_samples=1000),
+        make_row("clean", 0.37, most_predicted=0.5, chance=0.33),
+        make_row("clean", 0.94, most_predicted=0.98, chance=0.9),
+        make_row("clean", 0.3),  # of an earlier version, which doesn't say it
+    ],
+)
+def test_no_model_is_doubted_for_its_benchmark(clean):
+    assert find_flags([clean]) == []
+
+
+def test_on_images_of_one_class_no_model_has_collapsed():
+    (flag,) = find_flags([make_row("clean", 1.0, most_predicted=1.0, chance=1.0)])
+    assert flag.name == "at-chance" and "isn't above the 100.0 %" in flag.message
+
+
+def test_a_collapsed_model_is_flagged(benchmark):
+    model, processor = make_clip(0)
+    model.visual_projection.register_forward_hook(lambda module, inputs, output: 0.05 * output + 1)
+    rows = RobustnessEvaluator(attacks=["pgd:steps=2", "apgd-ce:steps=5"], eps=8 / 255)(
+        model.eval(), processor, benchmark
+    )
+    assert {row.accuracy for row in rows} == {1 / 3}  # it withstands all
+    assert (rows[0].most_predicted, rows[0].chance) == (1, 1 / 3)
+    flags = find_flags(rows)
+    assert "collapsed" in {flag.name for flag in flags}
+    assert format_flags(flags[::-1]).startswith(f"- collapsed: {rows[0].model} on random. 60 of 60 images")
 
 
 class Quantised(nn.Module):

@@ -1,16 +1,17 @@
 """What a row says of itself, whichever version wrote it."""
 
-from dataclasses import fields, replace
+import json
+from dataclasses import asdict, fields, replace
 
 import pytest
 from helpers import SOUND, make_benchmark, make_clip, make_row
 
-from hpt import PGD, RobustnessEvaluator, ZeroShotClassifier
+from hpt import PGD, InputError, RobustnessEvaluator, ZeroShotClassifier
 from hpt.evaluation.comparison import measure
 from hpt.evaluation.flags import find_flags
 from hpt.evaluation.plan import plan_attack, plan_clean
 from hpt.evaluation.report import describe_row, format_accuracies
-from hpt.evaluation.rows import ALL_IMAGES, MEASURED, MEASURED_SINCE, Row, hash_benchmark
+from hpt.evaluation.rows import ADDED, ALL_IMAGES, MEASURED, MEASURED_SINCE, Row, hash_benchmark
 from hpt.evaluation.subject import Subject
 from hpt.models.weights import hash_weights
 from hpt.radius import Radius
@@ -73,6 +74,28 @@ def test_rows_say_whether_all_images_are_attacked(subject, benchmark):
     assert compared.parameters[ALL_IMAGES] and compared.attacks_all_images
     assert replace(compared, batch_size=64).attacks_all_images
     assert not any(measured.attacks_all_images for measured in (clean, *evaluated))
+
+
+def test_rows_without_the_fields_that_were_added_since_are_read_and_gone_on_with(subject, benchmark, tmp_path):
+    def evaluate():
+        evaluator = RobustnessEvaluator(attacks="pgd:steps=1", eps=0.1, output_dir=str(tmp_path))
+        return evaluator(subject.classifier.model, subject.classifier.processor, benchmark)
+
+    now = evaluate()
+    assert now[0].most_predicted is not None and now[0].chance == 0.4 and now[1].chance is None
+    lines = [{name: value for name, value in asdict(row).items() if name not in ADDED} for row in now]
+    (tmp_path / "results.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert evaluate() == [replace(row, most_predicted=None, chance=None) for row in now]
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == len(now)
+    (tmp_path / "results.jsonl").write_text(json.dumps(lines[0] | {"later": 1}) + "\n")
+    with pytest.raises(InputError, match="Row 1 of .* isn't one of hpt"):
+        evaluate()
+
+
+def test_comparisons_measure_what_the_predictions_share(subject, benchmark):
+    (clean,) = measure([subject], benchmark)
+    (evaluated,) = RobustnessEvaluator(attacks=[])(subject.classifier.model, subject.classifier.processor, benchmark)
+    assert (clean.most_predicted, clean.chance) == (evaluated.most_predicted, evaluated.chance) != (None, None)
 
 
 def test_rows_of_the_first_version_which_do_not_say_it_are_the_same_rows(subject, benchmark):

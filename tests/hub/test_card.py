@@ -17,6 +17,7 @@ from hpt.cli import parse_config
 from hpt.data.benchmark import Benchmark
 from hpt.data.images import ImageTransform
 from hpt.evaluation.processor_check import compare_with_processor
+from hpt.evaluation.rows import ADDED
 from hpt.hub.card import write_card
 from hpt.hub.card_text import hand_written, merge_cards
 from hpt.hub.evaluations import add_evaluation
@@ -79,7 +80,7 @@ def test_metadata_are_read_back_as_the_measured_rows(run, card):
 
 
 def test_a_row_survives_the_way_into_metadata_and_back(run):
-    kept = ("templates", "image_mean", "image_std", "seconds")
+    kept = ("templates", "image_mean", "image_std", "seconds", *ADDED)
     for row in ModelFolder(run[0]).rows:
         source = replace(row, source="org/animals@abc", model=THIS)
         back = as_row(as_eval_result(source), THIS)
@@ -133,13 +134,18 @@ def test_summary_gives_the_worst_at_the_radius_of_training(run, card):
     assert "l_inf eps 8/255" in card.split("/hpt:summary")[0]
 
 
+def test_that_the_model_only_guesses_stands_in_the_first_lines(card):
+    line = "**On animals this model is no better than guessing. 30 of 30 images get the same class"
+    assert f"# run0\n\n{line}" in card
+
+
 def test_limits_name_untried_attacks_and_flags(card):
     limits = card.split("## Limits")[1].split("<!-- /hpt")[0]
     untried = "cw, apgd-ce, apgd-dlr, apgd-t, fab-t, square, apgd, autoattack, adaptive, transfer"
     where = "l_inf eps 4/255, 8/255 on 30 images of animals (test)"
     assert f"At {where} it was not attacked by {untried}." in limits
     assert "l_inf eps 4/255, 8/255: each value of a pixel may change by so much" in limits
-    assert "Doubt (`few-samples`) on animals: 30 samples" in limits and "Nothing is certified" in limits
+    assert "Doubt (`collapsed`) on animals: 30 of 30 images" in limits and "Nothing is certified" in limits
 
 
 @pytest.mark.parametrize("number", [0, 1, 2], ids=["pipeline", "logits", "attack"])

@@ -138,6 +138,19 @@ def test_another_architecture_is_claimed_where_it_is_one(write):
     assert "robust itself" not in write(summary)
 
 
+def test_a_model_that_guesses_says_so_on_each_benchmark_once(write):
+    rows = [replace(ROW, most_predicted=1.0, chance=0.1, samples=samples) for samples in "st"]
+    rows += [replace(ROW, accuracy=0.1, low=0.05, most_predicted=0.4, chance=0.1, benchmark="other")]
+    _, first, second, rest = write(summary, *rows, of_vanilla(ROW)).split("\n\n")
+    assert first == (
+        "**On digits this model is no better than guessing. 100 of 100 images get the same class: what such a model "
+        "withstands says nothing.**"
+    )
+    assert second.startswith("**On other this model is no better than guessing. 10.0 % [5.0, 95.0] without an attack")
+    assert rest.startswith("A `CLIPModel`, of which")
+    assert "guessing" not in write(summary, replace(ROW, most_predicted=0.5, chance=0.1))
+
+
 # Results
 
 
@@ -251,13 +264,13 @@ def test_a_missing_worst_case_is_told(write, rows, missing):
 
 
 def test_doubts_are_told_with_their_radius_and_not_across_samples(write):
-    few = [replace(row, n=20, samples="few") for row in (ROW, replace(WORST, accuracy=0.1, low=0.0))]
+    few = [replace(row, n=20, max_samples=20, samples="few") for row in (ROW, replace(WORST, accuracy=0.1, low=0.0))]
     assert "pgd-too-weak" not in write(limits, ROW, PGD, *few)
     weak = write(limits, ROW, PGD, replace(WORST, accuracy=0.2, low=0.1))
     assert "Doubt (`pgd-too-weak`) on digits at l_inf eps 4/255: PGD-10 leaves 50.0 %" in weak
     survivors = replace(PGD, attack=LARGE_EPS, eps=0.5, accuracy=0.3)
     assert "Doubt (`large-eps-survivors`) on digits at l_inf eps 127.5/255" in write(limits, ROW, PGD, survivors)
-    assert write(limits, ROW, *few).count("few-samples") == 2
+    assert write(limits, ROW, *few).count("few-samples") == 1
 
 
 def test_clean_alone_is_no_robustness(write):
