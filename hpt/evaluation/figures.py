@@ -112,7 +112,7 @@ def draw_training_curves(history: list[dict], boundary: int, path: str | Path) -
         if 0 < boundary < last:
             axes.axvspan(0, boundary, color=GREY, alpha=0.12)
     if 0 < boundary < last:
-        loss.set_title("generalization-anchored warm-up (shaded), then generalization-pulled HPT", fontsize=10)
+        loss.set_title("anchor stage (shaded), then transfer stage", fontsize=10)
     save_figure(figure, path)
 
 

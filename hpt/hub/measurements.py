@@ -122,7 +122,8 @@ def limits(folder: ModelFolder, model_id: str) -> str:
         )
     if own and not attacked:
         lines.append("It was not attacked: nothing is known of its robustness.")
-    lines += _untried(attacked)
+    distilled = folder.run is not None and str(folder.run["divergence"]).startswith("KL")
+    lines += _untried(attacked, distilled)
     sets = sorted({row.benchmark for row in own})
     where = f"on {', '.join(sets)}" if sets else "on nothing yet"
     lines.append(f"It was measured {where}; what it does on other images, classes and prompts isn't known.")
@@ -134,8 +135,11 @@ def limits(folder: ModelFolder, model_id: str) -> str:
     return "\n".join(f"- {line}" for line in dict.fromkeys(lines))
 
 
-def _untried(attacked: list[Row]) -> list[str]:
-    """Which attacks weren't tried, and where there is no worst case over several, by samples and radius."""
+def _untried(attacked: list[Row], distilled: bool) -> list[str]:
+    """Which attacks weren't tried, and where there is no worst case over several, by samples and radius.
+
+    `distilled` says whether the model learned by KL.
+    """
     untried: dict[tuple, list[Row]] = {}
     no_worst_case = []
     for rows in _by_radius(attacked):
@@ -151,7 +155,7 @@ def _untried(attacked: list[Row]) -> list[str]:
     if no_worst_case:
         lines.append(
             f"At {_places(no_worst_case)} no worst case over several attacks was measured: stronger ones find more, "
-            "so robust accuracy is overstated. Models distilled by KL are known for that."
+            "so robust accuracy is overstated." + " Models distilled by KL are known for that." * distilled
         )
     return lines
 

@@ -13,6 +13,7 @@ from hpt.prompts import list_templates
 
 
 HPT_GPD = "2601.12865"  # on arXiv
+TRAINER = "HPTTrainer"
 CITATION = """\
 ```bibtex
 @article{fu2026proxy,
@@ -39,10 +40,12 @@ def _of_untrained(folder: ModelFolder) -> str:
 def _of_trained(folder: ModelFolder) -> str:
     run = folder.run
     parts = "both towers were" if run["trainable"] == "all" else "the vision tower was"
+    purpose = f" to withstand small adversarial changes of its input{_taught_by(run)}" if run["objective"] else ""
+    unknown = [] if run["objective"] else ["What that step minimises, and how it attacks images, isn't recorded."]
     sentences = [
         f"A {'LoRA adapter for a ' if folder.is_adapter else ''}`{folder.model['architecture']}`, of which {parts} "
-        f"fine-tuned by {_method(run)}{_cited(run)} to withstand small adversarial changes of its input"
-        f"{_taught_by(run)}.",
+        f"fine-tuned by {_method(run)}{_cited(run)}{purpose}.",
+        *unknown,
         "It classifies images by any class names, as the vanilla model does that it was made from "
         f"({_name(run['target'])}).",
         strongest_result(folder.rows, run["settings"].get("attack_eps", "1/255")),
@@ -57,11 +60,26 @@ def _of_trained(folder: ModelFolder) -> str:
     return " ".join(sentences)
 
 
-def _method(record: dict) -> str:
+def is_hpt_gpd(run: dict) -> bool:
+    """Whether a run was of the paper's method, with its objectives in both stages."""
+    return run["objective"] == "hpt" and run["schedule"]["anchor_epochs"] > 0 and _anchor(run) == "anchor"
+
+
+def _anchor(run: dict) -> str | None:
+    """The anchor stage's objective, which was HPT-GPD's where a run of hpt 0.1.0 doesn't say it."""
+    return run.get("anchor_objective", "anchor")
+
+
+def _method(run: dict) -> str:
     """HPT-GPD, or what of it was used."""
-    name = "HPT" if record["objective"] == "hpt" else f"the objective `{record['objective']}`"
-    gpd = record["schedule"]["anchor_epochs"] > 0
-    return f"{name}-GPD" if name == "HPT" and gpd else f"{name} {'with' if gpd else 'without'} GPD"
+    if is_hpt_gpd(run):
+        return "HPT-GPD"
+    name = "HPT" if run["objective"] == "hpt" else f"the objective `{run['objective']}`"
+    if run["objective"] is None:
+        name = f"a training step of its own, that of `{run['trainer']}`,"
+    if run["schedule"]["anchor_epochs"] == 0:
+        return f"{name} without GPD"
+    return f"{name} with GPD" + (f", anchored by `{_anchor(run)}`" if _anchor(run) not in (None, "anchor") else "")
 
 
 def _papers(run: dict) -> list[str]:
@@ -75,11 +93,22 @@ def _cited(run: dict) -> str:
 
 
 def _taught_by(run: dict) -> str:
-    """Which frozen model it learned from, if it did."""
-    target, proxy = run["target"], run["proxy"]
-    if proxy is None:
+    """Which frozen models it learned from, if it did."""
+    proxies = _proxies(run)
+    if not proxies:
         return ""
-    return f", by learning from a frozen model{' of another architecture' * _differ(target, proxy)} ({_name(proxy)})"
+    other = " of another architecture" * all(_differ(run["target"], proxy) for proxy in proxies)
+    models = "a frozen model" if len(proxies) == 1 else "frozen models"
+    return f", by learning from {models}{other} ({', '.join(map(_proxy_name, proxies))})"
+
+
+def _proxies(run: dict) -> list[dict]:
+    """The frozen models; runs of hpt 0.1.0 and 0.2.0 had one at most."""
+    return run["proxies"] if "proxies" in run else list(filter(None, [run["proxy"]]))
+
+
+def _proxy_name(proxy: dict) -> str:
+    return f"`{proxy['wrapper']}` around {_name(proxy)}" if proxy.get("wrapper") else _name(proxy)
 
 
 def _differ(target: dict, proxy: dict) -> bool:
@@ -92,18 +121,17 @@ def training(folder: ModelFolder, model_id: str) -> str:
     run = folder.run
     if run is None:
         return "How it was trained isn't recorded here."
-    proxy = run["proxy"]
     towers = {"vision": "vision tower and its projection", "all": "both towers"}[run["trainable"]]
     lines = [
         ["target", f"{_origin(run['target'])}, {_shape(run['target'])}"],
-        *([["proxy", f"{_origin(proxy)}, {_shape(proxy)}, {proxy['dtype']}"]] if proxy else []),
+        *([_proxy_title(run, proxy), _proxy_cell(proxy)] for proxy in _proxies(run)),
         ["trained", run["adapter"] or towers],
         ["data", _data(run["data"])],
         ["prompts", ", ".join(f"`{template}`" for template in list_templates(run["prompt_template"]))],
-        ["objective", f"{run['objective']} ({run['divergence']})"],
+        ["objective", f"{run['objective']} ({run['divergence']})" if run["objective"] else "not recorded"],
         *_other_anchor(run),
-        *_stages(run["schedule"]),
-        ["attack in training", run["attack"]],
+        *_stages(run["schedule"], "HPT" if run["objective"] == "hpt" else "transfer"),
+        ["attack in training", run["attack"] or "not recorded"],
         ["batch", f"{run['batch_size']} images, {run['optimizer']}"],
         ["precision", run["precision"]],
         ["hardware", run["hardware"]],
@@ -115,8 +143,17 @@ def training(folder: ModelFolder, model_id: str) -> str:
 
 def _other_anchor(run: dict) -> list[list[str]]:
     """The anchor stage's objective, where it isn't HPT-GPD's."""
-    objective = run.get("anchor_objective")
-    return [["objective of the anchor stage", objective]] if objective not in (None, "anchor") else []
+    return [["objective of the anchor stage", _anchor(run)]] if _anchor(run) not in (None, "anchor") else []
+
+
+def _proxy_title(run: dict, proxy: dict) -> str:
+    """What is said of a proxy: of a step that isn't hpt's, nobody knows whether it learns from it."""
+    title = "proxy" if run["objective"] else "proxy that was given"
+    return f"{title}, in `{proxy['wrapper']}`" if proxy.get("wrapper") else title
+
+
+def _proxy_cell(proxy: dict) -> str:
+    return f"{_origin(proxy)}, {_shape(proxy)}, {proxy['dtype']}"
 
 
 def _stage(settings: dict, stage: str) -> str:
@@ -130,13 +167,13 @@ def _stage(settings: dict, stage: str) -> str:
     return f"{counted}, peak learning rate {rate:g}, cosine after {warmup}"
 
 
-def _stages(settings: dict) -> list[list[str]]:
+def _stages(settings: dict, transfer: str) -> list[list[str]]:
     """Both stages of GPD with what acts on the weights, or the only one without it."""
     if settings["anchor_epochs"] == 0:
         return [["stages", f"one, {_stage(settings, 'transfer')}"]]
     return [
         ["generalization-anchored warm-up", _stage(settings, "anchor")],
-        ["generalization-pulled HPT", _stage(settings, "transfer")],
+        [f"generalization-pulled {transfer}", _stage(settings, "transfer")],
         ["EMA decay, pull ratio", f"{settings['ema_decay']:g}, {settings['pull_ratio']:g}"],
     ]
 
@@ -146,15 +183,20 @@ def reproduction(folder: ModelFolder, model_id: str) -> str:
     run = folder.run
     if run is None:
         return ""
-    text = _by_recipe(run) if "target" in run["settings"] else _in_python(run)
+    own = run.get("trainer", TRAINER) != TRAINER
+    text = _by_recipe(run) if "target" in run["settings"] and not own else _in_python(run)
+    if names := run.get("own_objectives"):
+        text += f"Not part of hpt: {', '.join(f'`{name}`' for name in names)}. "
     listed = ", ".join(f"{name} {version}" for name, version in run["versions"].items() if name != "commit")
     return f"{text}It ran with {listed}."
 
 
 def _in_python(run: dict) -> str:
+    name = run.get("trainer", TRAINER)
+    own = "" if name == TRAINER else f"`{name}`, a subclass of "
     return (
-        f"It was trained in Python, by `HPTTrainer` of hpt {_checkout(run)}, with the models and data above and the "
-        f"`HPTConfig` of `{RUN_FILE}`, which has all that differs from the defaults. "
+        f"It was trained in Python, by {own}`{TRAINER}` of hpt {_checkout(run)}, with the models and data above and "
+        f"the `HPTConfig` of `{RUN_FILE}`, which has all that differs from the defaults. "
     )
 
 

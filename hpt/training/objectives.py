@@ -31,13 +31,19 @@ class Objective(ABC):
         needs_proxy (`bool`): Whether it asks the step for `step.proxy(images)`.
         needs_original (`bool`): Whether it asks for `step.original(images)`, the target's frozen vanilla copy.
         needs_labels (`bool`): Whether it asks for `step.labels`.
-        arxiv (`str`, *optional*): Number of its paper on arXiv, for cards.
+        arxiv (`str`, *optional*): Number of its paper on arXiv, for cards. Like the words of `describe`, it is of one
+            class alone, and not inherited: a subclass computes something else.
         fields (`tuple[str]`): Settings that stand in fields of [`HPTConfig`] of the same name too.
     """
 
     needs_proxy = needs_original = needs_labels = False
     arxiv: str | None = None
     fields: tuple[str, ...] = ()
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls.arxiv = vars(cls).get("arxiv")
+        cls.describe = vars(cls).get("describe", Objective.describe)
 
     def attack_loss(self, step: TrainingStep, images: torch.Tensor) -> torch.Tensor:
         """What the attack maximises over images `(batch, 3, height, width)`: `(batch,)`; by default, cross-entropy."""
@@ -110,6 +116,9 @@ class RobustTransfer(Objective):
 class GeneralizationAnchor(RobustTransfer):
     """The generalization anchor (arXiv 2601.12865, Eq. 8): `L_GA = mean_i KL(softmax T(x_a) || softmax P(x))`."""
 
+    arxiv = GPD_PAPER
+    describe = RobustTransfer.describe
+
     def __call__(self, step: TrainingStep) -> torch.Tensor:
         return self._divergence(step, step.images)  # KL(T(x_a) || P(x))
 
@@ -125,6 +134,13 @@ class TeCoA(Objective):
 
 
 OBJECTIVES = {"hpt": RobustTransfer, "anchor": GeneralizationAnchor, "tecoa": TeCoA}
+OF_HPT = dict(OBJECTIVES)  # without what users add to them, or put in their place
+
+
+def name_objective(objective: Objective) -> str:
+    """Its key in [`OBJECTIVES`], or its class's name where it has none, or has taken the place of one of hpt's."""
+    names = {kind: name for name, kind in (OBJECTIVES | OF_HPT).items()}
+    return names.get(type(objective), type(objective).__name__)
 
 
 def make_objective(name: str, defaults: dict, field: str = "objective", settings: str | None = None) -> Objective:

@@ -21,6 +21,7 @@ from hpt.radius import Fraction, Radius, describe_length
 from hpt.references import Reference
 from hpt.training.config import HPTConfig
 from hpt.training.gpd import ANCHOR, GPD_PAPER, TRANSFER, GPDSchedule
+from hpt.training.objectives import OF_HPT, Objective, name_objective
 
 
 IN_PIXELS = ("attack_eps", "attack_step_size", "proxy_eps")
@@ -36,36 +37,25 @@ def describe_run(
     args: HPTConfig,
     recipe: dict,
     classifier: ZeroShotClassifier,
-    proxy: ZeroShotClassifier | None,
     train: Benchmark | EpochStream,
     schedule: GPDSchedule,
     vanilla_weights: str,
 ) -> dict:
-    """All that stays the same over a run; see [`HPTTrainer`] for the arguments.
+    """All that stays the same over a run, but for its method; see [`HPTTrainer`] for the arguments.
 
     `recipe` has the recipe's fields, and `vanilla_weights` is the hash of what training began with.
     """
-    objectives = args.make_objectives()
-    papers = [objective.arxiv for objective in objectives.values()] + [GPD_PAPER] * (ANCHOR in objectives)
     adapter = getattr(classifier.model, "peft_config", {}).get("default")
-    start = " from a random start" if args.attack_random_start else ""
     optimizer = " ".join(str(getattr(part, "value", part)) for part in (args.optim, args.optim_args) if part)
     batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     return {
         "target": describe_model(classifier),
-        "proxy": describe_model(proxy) if args.needs_proxy else None,
         "vanilla_weights": vanilla_weights,
         "data": describe_data(train),
         "prompt_template": args.prompt_template,
         "trainable": args.trainable,
         "adapter": adapter and f"LoRA adapters of rank {adapter.r}, alpha {adapter.lora_alpha:g}",
         "schedule": asdict(schedule) | {"ema_decay": args.ema_decay, "pull_ratio": args.pull_ratio},
-        "attack": f"PGD-{args.attack_steps} at {Radius(args.attack_eps).title} in steps of "
-        f"{describe_length(args.attack_step_size)}{start}",
-        "objective": args.objective,
-        "anchor_objective": args.anchor_objective if args.anchor_epochs else None,
-        "divergence": objectives[TRANSFER].describe(args.kl_reduction),
-        "papers": list(dict.fromkeys(filter(None, papers))),
         "batch_size": batch_size,
         "processes": args.world_size,
         "optimizer": f"{optimizer}, weight decay {args.weight_decay:g}",
@@ -77,6 +67,45 @@ def describe_run(
         "pretrained_by": {name: Path(file).name for name in MODELS if (file := recipe.get(f"pretrain_{name}"))},
         "versions": describe_versions(),
     }
+
+
+def describe_method(
+    args: HPTConfig, trainer: str, objectives: dict[str, Objective] | None, proxy: ZeroShotClassifier | None
+) -> dict:
+    """What the target learned by: objectives, attack and proxies.
+
+    Args:
+        args ([`HPTConfig`]): Settings.
+        trainer (`str`): Name of its class.
+        objectives (`dict[str, Objective]`, *optional*): Of each stage; `None` where the trainer's step is its own, so
+            that neither objective nor attack nor what the proxy is for are known.
+        proxy ([`ZeroShotClassifier`], *optional*): What the trainer was given.
+    """
+    steps = objectives or {}
+    names = {stage: name_objective(objective) for stage, objective in steps.items()}
+    papers = [objective.arxiv for objective in steps.values()] + [GPD_PAPER] * (args.anchor_epochs > 0)
+    uses_proxy = objectives is None or any(objective.needs_proxy for objective in steps.values())
+    start = " from a random start" if args.attack_random_start else ""
+    attack = f"PGD-{args.attack_steps} at {Radius(args.attack_eps).title} in steps of "
+    return {
+        "trainer": trainer,
+        "proxies": describe_proxies(proxy) if proxy and uses_proxy else [],
+        "attack": objectives and f"{attack}{describe_length(args.attack_step_size)}{start}",
+        "objective": names.get(TRANSFER),
+        "anchor_objective": names.get(ANCHOR),
+        "own_objectives": sorted({*names.values()} - {*OF_HPT}),
+        "divergence": objectives and objectives[TRANSFER].describe(args.kl_reduction),
+        "papers": list(dict.fromkeys(filter(None, papers))),
+    }
+
+
+def describe_proxies(proxy: ZeroShotClassifier) -> list[dict]:
+    """The frozen models that a proxy asks: its own, and those of the classifiers that it is made of."""
+    parts = [part for part in proxy.modules() if isinstance(part, ZeroShotClassifier)]
+    kinds = {id(part.model): type(part).__name__ for part in parts}
+    models = {id(part.model): describe_model(part) for part in parts}
+    plain = ZeroShotClassifier.__name__
+    return [models[key] | {"wrapper": None if kinds[key] == plain else kinds[key]} for key in models]
 
 
 def describe_model(classifier: ZeroShotClassifier) -> dict:

@@ -39,12 +39,14 @@ from hpt.training.gpd import ANCHOR, GPDCallback, get_gpd_schedule
 from hpt.training.identity import describe_proxy, describe_target, describe_training
 from hpt.training.inputs import check_best_metric, check_launch, prepare_inputs
 from hpt.training.objectives import Objective
-from hpt.training.record import describe_run
+from hpt.training.record import describe_method, describe_run
 from hpt.training.resumable import ResumableTrainer
 from hpt.training.step import TrainingStep
 
 
 logger = logging.getLogger(__name__)
+
+STEP = ("training_step", "compute_loss", "_make_step", "_attack")  # the methods by which a step is computed
 
 
 class NonFiniteLossError(TrainingStopped):
@@ -378,13 +380,20 @@ class HPTTrainer(ResumableTrainer):
         if self.train_dataset is None:
             raise InputError("There is no run to describe on a card: the trainer has no train_dataset.")
         if self._described is None:
-            parts = (self.args, self.recipe, self.classifier, self.proxy, self.train_dataset, self.schedule)
+            parts = (self.args, self.recipe, self.classifier, self.train_dataset, self.schedule)
             self._described = describe_run(*parts, self._inputs.vanilla_weights)
+        objectives = None if self._has_own_step() else self.objectives
+        method = describe_method(self.args, type(self).__name__, objectives, self.proxy)
         steps = self.schedule.num_epochs * self.schedule.steps_per_epoch
         steps = min(steps, self.args.max_steps) if self.args.max_steps > 0 else steps
         step = self.state.global_step
         progress = {"step": step, "steps": steps, "stage": self.schedule.stage(max(step - 1, 0))}
-        return self._described | progress | {"seconds": round(self.train_seconds(), 1), "best_step": self.best_step}
+        progress |= {"seconds": round(self.train_seconds(), 1), "best_step": self.best_step}
+        return self._described | method | progress
+
+    def _has_own_step(self) -> bool:
+        """Whether a subclass has replaced what a step computes, so that nobody knows what that is."""
+        return any(getattr(type(self), name) is not getattr(HPTTrainer, name) for name in STEP)
 
     def draw_figures(self, folder: Path) -> None:
         """Draw training curves into a folder, once there is something to see."""

@@ -1,6 +1,7 @@
 """What the sections of a card say of a run and of rows that were measured."""
 
 import json
+import re
 from dataclasses import asdict, replace
 
 import pytest
@@ -118,18 +119,51 @@ def test_without_an_attack_the_summary_gives_the_clean_accuracy(write):
 
 
 @pytest.mark.parametrize(
-    ("objective", "anchor_epochs", "method"),
+    ("objective", "anchor_epochs", "method", "tag"),
     [
-        ("hpt", 1, "HPT-GPD"),
-        ("hpt", 0, "HPT without GPD"),
-        ("anchor", 1, "the objective `anchor` with GPD"),
+        ("hpt", 1, "HPT-GPD", "hpt-gpd"),
+        ("hpt", 0, "HPT without GPD", "hpt"),
+        ("anchor", 1, "the objective `anchor` with GPD", "anchor"),
     ],
 )
-def test_only_what_ran_is_claimed(write, objective, anchor_epochs, method):
+def test_only_what_ran_is_claimed(write, objective, anchor_epochs, method, tag):
     record = {"objective": objective, "schedule": SCHEDULE | {"anchor_epochs": anchor_epochs}}
     assert f"fine-tuned by {method} (" in write(summary, **record)
     table = write(training, **record)
     assert ("EMA decay" in table) == ("generalization-anchored" in table) == (anchor_epochs > 0)
+    assert ("generalization-pulled HPT" in table) == (tag == "hpt-gpd")
+    assert write(card.card_metadata, **record).tags[:2] == [tag, "robust"]
+
+
+def test_of_an_unknown_step_nothing_is_claimed(write):
+    record = {"trainer": "Mine", "objective": None, "anchor_objective": None, "divergence": None, "attack": None}
+    record |= {"proxies": [RECORD["proxy"]], "papers": ["2601.12865"], "own_objectives": []}
+    text = write(summary, **record)
+    assert "fine-tuned by a training step of its own, that of `Mine`, with GPD (" in text
+    assert "What that step minimises, and how it attacks images, isn't recorded." in text
+    table = write(training, **record)
+    for row in ("objective", "attack in training"):
+        assert re.search(rf"\| {row} +\| not recorded ", table)
+    assert "| proxy that was given " in table
+    whole = write(card.render_card, ROW, PGD, **record)
+    assert not re.search("HPT-GPD|pulled HPT|KL|withstand small|by learning from|hpt-gpd|- robust", whole)
+    assert "by `Mine`, a subclass of `HPTTrainer` of hpt" in whole and "accelerate launch" not in whole
+
+
+def test_all_proxies_are_named(write):
+    other = MODEL | {"name": "org/other", "hub_id": "org/other", "image_size": 384, "wrapper": None}
+    proxies = [RECORD["proxy"] | {"wrapper": "Voting"}, other]
+    text = write(summary, proxies=proxies)
+    assert "by learning from frozen models of another architecture (`Voting` around [org/proxy](" in text
+    assert "), [org/other](https://huggingface.co/org/other))." in text
+    table = write(training, proxies=proxies)
+    assert "| proxy, in `Voting` " in table and table.count("| proxy") == 2
+    assert "learning from" not in write(summary, proxies=[]) and "| proxy" not in write(training, proxies=[])
+
+
+def test_what_is_not_part_of_hpt_is_said_where_it_is_reproduced(write):
+    assert "Not part of hpt: `Mine`. It ran with" in write(reproduction, own_objectives=["Mine"])
+    assert "Not part" not in write(reproduction)
 
 
 def test_another_architecture_is_claimed_where_it_is_one(write):

@@ -235,7 +235,7 @@ def test_gpd_goes_around_any_pair(tmp_path, stages):
     [
         ({"objective": "tecoa", "anchor_epochs": 0}, "the objective `tecoa` without GPD", ["2212.07016"]),
         ({"objective": "tecoa"}, "the objective `tecoa` with GPD", ["2601.12865", "2212.07016"]),
-        ({"anchor_objective": "tecoa"}, "HPT-GPD", ["2212.07016", "2601.12865"]),
+        ({"anchor_objective": "tecoa"}, "HPT with GPD, anchored by `tecoa`", ["2212.07016", "2601.12865"]),
         ({"objective": "to_original", "anchor_epochs": 0}, "the objective `to_original` without GPD", []),
     ],
     ids=str,
@@ -250,8 +250,7 @@ def test_a_card_says_and_cites_what_trained_the_model(tmp_path, own_objective, s
     assert ("learning from a frozen model" in card) == trainer.args.needs_proxy == ("| proxy" in card)
     assert ("fu2026proxy" in card) == ("2601.12865" in papers)
     assert ("objective of the anchor stage" in card) == ("anchor_objective" in settings)
-    tag = {"hpt": "hpt-gpd"}.get(trainer.args.objective, trainer.args.objective)
-    assert f"- {tag}\n- robust\n" in card
+    assert f"- {trainer.args.objective}\n- robust\n" in card and "HPT-GPD" not in card
 
 
 def test_a_loss_that_is_no_loss_per_image_is_refused(tmp_path):
