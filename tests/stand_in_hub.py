@@ -1,6 +1,16 @@
 """A stand-in for the Hub on localhost: repositories in folders, read and written by huggingface_hub's own client.
 
-    python tests/stand_in_hub.py FOLDER [PORT]    # then HF_ENDPOINT=http://127.0.0.1:PORT HF_TOKEN=hf_stand_in
+    python tests/stand_in_hub.py FOLDER [PORT]    # prints its URL, http://127.0.0.1:PORT
+
+Programs take it for the Hub if they are started with
+
+    HF_ENDPOINT=http://127.0.0.1:PORT    its URL
+    HF_TOKEN=hf_stand_in                 the user `me`, who may write to me/ and org/; hf_stand_in_read only reads
+    HF_HUB_DISABLE_XET=1                 it takes files by LFS alone; otherwise uploads try Xet for minutes, and fail
+    HF_HOME=ANOTHER_FOLDER               so that its repositories don't get into the cache of the Hub's
+    HF_HUB_OFFLINE=0                     where that is set otherwise
+
+of which huggingface_hub reads all when it is imported. It needs PyYAML.
 
 `FOLDER/models/OWNER/NAME` and `FOLDER/datasets/OWNER/NAME` are repositories, `NAME@BRANCH` their other branches than
 main, and `FOLDER/lfs` holds what was uploaded ahead of a commit, as on the Hub, so that a push cut off goes on.

@@ -5,9 +5,16 @@ publish(ModelFolder("outputs/quickstart/robust"), "me/robust-digits", private=Tr
 
 import shlex
 from contextlib import contextmanager
-from glob import escape
 
-from huggingface_hub import CommitInfo, HfApi, constants, get_token
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelInfo,
+    constants,
+    get_token,
+)
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
 from hpt.errors import InputError, PushFailed, causes
@@ -17,6 +24,9 @@ from hpt.hub.contents import CONFIGS, published_files, stale_files
 from hpt.hub.folder import ModelFolder
 
 
+# What a push does, in this order, as messages call it
+CREATE, READ, UPLOAD, COMMIT = "making the repository", "reading what it has", "uploading large files", "committing"
+UNREACHABLE = {"TransportError", "ConnectionError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"}
 WEIGHTS_OF_ANY = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
 
 
@@ -34,13 +44,14 @@ def prepare_repository(
     Raises:
         InputError: without a token or permission, if the repository holds another model, or is public against
             `private`.
-        PushFailed: if the Hub can't be reached.
+        PushFailed: if the Hub can't be reached, naming the step that failed.
     """
     api = HfApi(token=token)
     if not (token or get_token()):
         raise InputError("There is no token for the Hub: run `hf auth login` or set HF_TOKEN.")
-    with _push_errors_explained(repo_id):
+    with _step(repo_id, CREATE):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    with _step(repo_id, READ):
         api.auth_check(repo_id, write=True)
         if private and not api.model_info(repo_id).private:
             raise InputError(
@@ -91,24 +102,33 @@ def publish(
     Raises:
         InputError: for a folder without a trained model, hand-written parts of both cards that differ, or what
             [`prepare_repository`] refuses.
-        PushFailed: if the Hub can't be reached, or the repository has changed meanwhile; the folder stays complete.
+        PushFailed: if the Hub or its storage can't be reached, or the repository has changed meanwhile, naming the
+            step that failed and whether an empty repository is left; the folder stays complete.
     """
     published_files(folder, token)
     repo_id = prepare_repository(repo_id, private=private, revision=revision, token=token)
     api = HfApi(token=token)
-    with _push_errors_explained(repo_id):
+    with _step(repo_id, READ):
         there = api.model_info(repo_id, revision=revision)
         old = choose_card(folder, remote_card(api, repo_id, there.sha))
         write_card(folder, repo_id, old, license or _find_license(api, folder, old))
-        names = published_files(folder, token)
-        return api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder.path,
+    return _send(api, folder, published_files(folder, token), there, message, revision)
+
+
+def _send(api: HfApi, folder: ModelFolder, names: list[str], there: ModelInfo, message: str, revision: str | None):
+    """Bring files of a folder into a repository that is as `there` says, and delete what hpt had brought before."""
+    files = [file.rfilename for file in there.siblings]
+    additions = [CommitOperationAdd(name, folder.path / name) for name in names]
+    deletions = [CommitOperationDelete(name) for name in stale_files(files, names)]
+    with _step(there.id, UPLOAD, files):
+        api.preupload_lfs_files(there.id, additions, revision=revision, free_memory=False)
+    with _step(there.id, COMMIT, files):
+        return api.create_commit(
+            there.id,
+            [*additions, *deletions],
             commit_message=message,
             revision=revision,
             parent_commit=there.sha,  # so that a card that somebody writes right now isn't overwritten
-            allow_patterns=[escape(name) for name in names],
-            delete_patterns=[escape(name) for name in stale_files([file.rfilename for file in there.siblings], names)],
         )
 
 
@@ -142,19 +162,25 @@ def push_later(
 
 
 @contextmanager
-def _push_errors_explained(repo_id: str):
-    """Within, what keeps a push from the Hub is raised as one line."""
+def _step(repo_id: str, step: str, there: list[str] | None = None):
+    """Within, what keeps a step of a push from the Hub is raised as one line; `there` are the repository's files."""
     try:
         yield
     except InputError:
         raise
     except Exception as error:  # huggingface_hub lets through those of its transport, which has changed before
-        raise explain_push_error(repo_id, error) from error
+        raise explain_push_error(repo_id, step, error, there) from error
 
 
-def explain_push_error(repo_id: str, error: Exception) -> Exception:
-    """What kept a push from the Hub, in one line: [`InputError`] for what the user can mend, or [`PushFailed`]."""
-    names = {base.__name__ for cause in causes(error) for base in type(cause).__mro__}
+def explain_push_error(repo_id: str, step: str, error: Exception, there: list[str] | None = None) -> Exception:
+    """What kept a push from the Hub, in one line: [`InputError`] for what the user can mend, or [`PushFailed`].
+
+    Args:
+        repo_id (`str`): Where it was pushed to.
+        step (`str`): What failed.
+        error (`Exception`): How.
+        there (`list[str]`, *optional*): The files that the repository has, where it was looked at before.
+    """
     http_errors = [cause for cause in causes(error) if isinstance(cause, HfHubHTTPError)]
     responses = [cause.response for cause in http_errors if cause.response is not None]
     status = responses[-1].status_code if responses else None
@@ -168,10 +194,16 @@ def explain_push_error(repo_id: str, error: Exception) -> Exception:
             f"The token may not write to {repo_id}: give a hub_model_id under your name, or under an organisation's "
             f"that lets you, and a token with write permission. The Hub says: {message}."
         )
+    cause = f"{type(error).__name__}: {message or 'no message'}"
     if status == 412:
-        reason = "somebody else has changed it meanwhile"
-    elif names & {"TransportError", "ConnectionError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"}:
-        reason = "it can't be reached, or HF_HUB_OFFLINE is set"
-    else:
-        reason = f"{type(error).__name__}: {message or 'no message'}"
-    return PushFailed(f"Nothing was pushed to {repo_id} on {constants.ENDPOINT}: {reason}.")
+        cause = "somebody else has changed it meanwhile"
+    elif step == UPLOAD:
+        cause += "" if constants.HF_HUB_DISABLE_XET else "; HF_HUB_DISABLE_XET=1 uploads without Xet"
+    elif UNREACHABLE & {base.__name__ for part in causes(error) for base in type(part).__mro__}:
+        cause = f"it can't be reached, or HF_HUB_OFFLINE is set; {cause}"
+    left = ""
+    if step == READ:
+        left = " The repository is there, and empty if this push has made it."
+    elif there is not None and not {*there} - {".gitattributes"}:
+        left = " The repository is there, and empty."
+    return PushFailed(f"Nothing was pushed to {repo_id} on {constants.ENDPOINT}: {step} failed ({cause}).{left}")

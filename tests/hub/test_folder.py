@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 from helpers import run_recipe
-from huggingface_hub import HfApi
 from transformers import CLIPModel
 
 from hpt import InputError
 from hpt.evaluation.rows import Row
+from hpt.hub import push
 from hpt.hub.folder import ModelFolder
 from hpt.models.weights import hash_weights
 
@@ -22,7 +22,7 @@ def reads(monkeypatch):
     """How often each file has been opened for reading, by its path; what is pushed isn't sent."""
     counts, open_file = Counter(), Path.open
     sent = SimpleNamespace(repo_url="https://hub/me/robust")
-    monkeypatch.setattr(HfApi, "upload_folder", lambda *_, **__: sent)
+    monkeypatch.setattr(push, "_send", lambda *_: sent)
 
     def count_and_open(path, mode="r", *arguments, **options):
         if "r" in mode:

@@ -12,7 +12,7 @@ import huggingface_hub
 import pytest
 import torch
 from helpers import ALWAYS, make_clip, make_dataset, make_trainer, run_recipe
-from huggingface_hub import constants
+from huggingface_hub import HfApi, constants
 from peft import PeftModel
 from safetensors.torch import load_file
 from stand_in_hub import COMMIT, READ_TOKEN, TOKEN, messages, pushed, stand_in_hub
@@ -84,6 +84,57 @@ def test_a_push_that_was_cut_off_goes_on(hub, folder, tmp_path, answered):
         assert pushed(again, "me/robust") == set(published_files(ModelFolder(folder)))
         uploads = [path for kind, path in again.requests if kind == "PUT"]
         assert len(uploads) == 2 - answered
+
+
+NO_STORAGE = ConnectionError("Network error: Request error, domain: cas-server.xethub.hf.co")
+OFFLINE = ConnectionError("no route to host")
+
+
+@pytest.mark.parametrize(
+    ("method", "error", "line", "left"),
+    [
+        ("create_repo", OFFLINE, "making the repository failed (it can't be reached, or HF_HUB_OFFLINE is set; ", ""),
+        (
+            "auth_check",
+            OFFLINE,
+            "reading what it has failed (it can't be reached, or HF_HUB_OFFLINE is set; ConnectionError: no route to",
+            " The repository is there, and empty if this push has made it.",
+        ),
+        (
+            "preupload_lfs_files",
+            NO_STORAGE,
+            f"uploading large files failed (ConnectionError: {NO_STORAGE}; HF_HUB_DISABLE_XET=1 uploads without Xet)",
+            " The repository is there, and empty.",
+        ),
+        (
+            "create_commit",
+            RuntimeError("the disk is full"),
+            "committing failed (RuntimeError: the disk is full).",
+            " The repository is there, and empty.",
+        ),
+    ],
+    ids=["making", "reading", "uploading", "committing"],
+)
+def test_a_push_that_fails_names_the_step_the_cause_and_what_is_left(
+    hub, folder, monkeypatch, method, error, line, left
+):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", method != "preupload_lfs_files")  # the stand-in has no Xet
+    with monkeypatch.context() as patch, pytest.raises(PushFailed) as failure:
+        patch.setattr(HfApi, method, fail)
+        publish(ModelFolder(folder), "me/robust")
+    text = str(failure.value)
+    assert text.startswith(f"Nothing was pushed to me/robust on {hub.url}: {line}") and text.endswith(f").{left}")
+    assert (hub.root / "models" / "me" / "robust").is_dir() == bool(left)
+
+
+def test_a_push_that_fails_into_a_repository_with_a_model_does_not_call_it_empty(hub, folder, monkeypatch):
+    publish(ModelFolder(folder), "me/robust")
+    monkeypatch.setattr(HfApi, "create_commit", lambda *_, **__: 1 / 0)
+    with pytest.raises(PushFailed, match=r"committing failed \(ZeroDivisionError: division by zero\)\.$"):
+        publish(ModelFolder(folder), "me/robust")
 
 
 def test_training_survives_a_hub_that_dies_and_comes_back(hub, tmp_path, caplog):
