@@ -1,9 +1,11 @@
 """Pictures of a run and of an evaluation: the phenomenon, the training curves, the results, the images."""
 
+import math
 from itertools import cycle
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from hpt.attacks import PGD
 from hpt.evaluation.report import latest
@@ -15,6 +17,7 @@ BLUE, ORANGE, GREEN, GREY, *_ = COLORS = (
     *("#3b6fb6", "#d9772b", "#3a8f5c", "#8a8a8a", "#8e5ea8"),
     *("#c44e52", "#937860", "#64b5cd", "#b5a642", "#d67fb0"),
 )
+CONTRAST = 0.25  # how far a magnified perturbation may go from grey, which leaves its colours apart
 _EPS_LABELS = {"linf": "eps (1/255); 0 is clean", "l2": "eps (l_2); 0 is clean"}
 
 
@@ -169,23 +172,60 @@ def draw_robustness_curves(rows: list[Row], benchmark: str, norm: str, path: str
 
 def draw_clean_against_robust(rows: list[Row], radius: Radius, path: str | Path) -> None:
     """Clean accuracy of each model on each benchmark against its worst case at a radius, with 95 % intervals."""
-    figure = Figure(figsize=(6, 4.4))
-    axes = figure.subplots()
     rows = latest(rows)
     clean = {(row.model, row.benchmark): row for row in rows if row.attack == CLEAN}
     worst = [row for row in rows if row.attack == WORST_CASE and row.radius == radius]
+    figure = Figure(figsize=(6, 4.8) if len(worst) < 16 else (9, 7.5))  # names need room
+    axes = figure.subplots()
+    named = []
     for model, color in zip(dict.fromkeys(row.model for row in worst), cycle(COLORS), strict=False):
         own = [row for row in worst if row.model == model]
         points = [(clean[model, row.benchmark], row) for row in own]
         across, up = ([100 * pair[axis].accuracy for pair in points] for axis in (0, 1))
         across_ends, up_ends = (error_bars([pair[axis] for pair in points]) for axis in (0, 1))
         axes.errorbar(across, up, yerr=up_ends, xerr=across_ends, fmt="o", color=color, capsize=2, label=model)
-        for row, x, y in zip(own, across, up, strict=True):
-            axes.annotate(row.benchmark, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8, color=color)
+        named += [(*pair, color) for pair in points]
     axes.set(xlabel="clean accuracy (%)", ylabel=f"worst case at {radius} (%)")
     axes.set(xlim=(0, 105), ylim=(-2, 105))
-    axes.legend(frameon=False, loc="upper left")
-    save_figure(figure, path)
+    axes.legend(frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1), fontsize=9)
+    figure.tight_layout()
+    _name_points(axes, named)
+    save_figure(figure, path, layout=False)
+
+
+def _name_points(axes, points: list[tuple[Row, Row, str]]) -> None:
+    """Write each point's benchmark at the nearest place where it covers no other name and no point, with a line to it.
+
+    Args:
+        axes (`Axes`): With the limits and the size that it keeps.
+        points (`list[tuple[Row, Row, str]]`): The row across, the row up, and the color.
+    """
+    room, taken = axes.get_window_extent(), []
+    for across, up, _ in points:
+        x, y = across.accuracy, up.accuracy
+        for interval in (((across.low, y), (across.high, y)), ((x, up.low), (x, up.high))):
+            ends = [[100 * value for value in end] for end in interval]
+            taken.append(Bbox(axes.transData.transform(ends)).padded(3))
+    for across, up, color in points:
+        place = 100 * across.accuracy, 100 * up.accuracy
+        line = {"arrowstyle": "-", "color": color, "lw": 0.5, "shrinkA": 0, "shrinkB": 0}
+        name = axes.annotate(up.benchmark, place, fontsize=7, color=color, ha="center", va="center", arrowprops=line)
+        boxes = _boxes_around(axes.transData.transform(place), name.get_window_extent())
+        boxes = [box for box in boxes if room.containsx(box.x0) and room.containsx(box.x1) and room.containsy(box.y0)]
+        box = next((box for box in boxes if box.count_overlaps(taken) == 0), boxes[0])
+        taken.append(box)
+        name.set_position(axes.transData.inverted().transform([(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2]))
+
+
+def _boxes_around(point, size: Bbox) -> list[Bbox]:
+    """Boxes of a size around a point, the nearest first, on a spiral whose golden angle spreads them evenly."""
+    boxes = []
+    for number in range(3000):
+        angle, distance = 2.4 * number, 2 * math.sqrt(number)
+        x = point[0] + math.cos(angle) * (distance + size.width / 2) - size.width / 2
+        y = point[1] + math.sin(angle) * (distance + size.height / 2) - size.height / 2
+        boxes.append(Bbox.from_bounds(x, y, size.width, size.height))
+    return boxes
 
 
 def draw_adversarial_images(examples: list[dict], title: str, path: str | Path) -> None:
@@ -199,16 +239,16 @@ def draw_adversarial_images(examples: list[dict], title: str, path: str | Path) 
     grid = figure.subplots(len(examples), 3, squeeze=False)
     for axes, example in zip(grid, examples, strict=True):
         clean, adversarial = (example[key].permute(1, 2, 0) for key in ("clean", "adversarial"))
-        change = (adversarial - clean) / (2 * (adversarial - clean).abs().max().clamp(min=1e-12)) + 0.5
-        scale = 0.5 / (adversarial - clean).abs().max().clamp(min=1e-12).item()
-        for panel, image in zip(axes, (clean, change, adversarial), strict=True):
+        change = adversarial - clean
+        scale = CONTRAST / change.abs().max().clamp(min=1e-12).item()
+        for panel, image in zip(axes, (clean, 0.5 + scale * change, adversarial), strict=True):
             panel.imshow(image.clamp(0, 1).numpy(), interpolation="nearest")
             panel.set_xticks([])
             panel.set_yticks([])
         axes[0].set_ylabel(example["label"], fontsize=9)
         right = example["after"] == example["label"]
         axes[0].set_title(f"clean: {example['before']}", fontsize=9)
-        axes[1].set_title(f"perturbation x {scale:.0f}", fontsize=9)
+        axes[1].set_title(f"perturbation x {scale:.2g}" if change.any() else "no perturbation", fontsize=9)
         axes[2].set_title(f"adversarial: {example['after']}", fontsize=9, color=GREEN if right else ORANGE)
     figure.suptitle(title, fontsize=10)
     save_figure(figure, path)
@@ -234,8 +274,10 @@ def _smooth(values: list[float], window: int = 5) -> list[float]:
     return [sum(values[max(0, i - window + 1) : i + 1]) / min(i + 1, window) for i in range(len(values))]
 
 
-def save_figure(figure, path: str | Path) -> None:
+def save_figure(figure, path: str | Path, layout: bool = True) -> None:
+    """Write a picture; `layout` moves its parts so that they don't cover each other."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
+    if layout:
+        figure.tight_layout()
     figure.savefig(path, dpi=150)

@@ -1,9 +1,11 @@
 import csv
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from helpers import SOUND, make_row
+from matplotlib.text import Text
 
 from hpt.evaluation.figures import draw_adversarial_images, draw_clean_against_robust, draw_robustness_curves
 from hpt.evaluation.report import fitting_tables, format_accuracies, markdown_table, write_csv
@@ -82,6 +84,52 @@ def test_pictures_are_drawn(tmp_path):
     draw_adversarial_images([{"clean": image, "adversarial": image} | names] * 2, "title", tmp_path / "images.png")
     for picture in ("curves.png", "scatter.png", "images.png"):
         assert (tmp_path / picture).stat().st_size > 5000
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are drawn, which aren't written."""
+    figures = []
+    monkeypatch.setattr("hpt.evaluation.figures.save_figure", lambda figure, *_, **__: figures.append(figure))
+    return figures
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.01, 0.3], ids=["all in one place", "close", "apart"])
+def test_names_of_points_cover_neither_each_other_nor_the_points(drawn, spread):
+    generator, rows = np.random.default_rng(0), []
+    for model in ("vanilla", "robust"):
+        for benchmark in (
+            "digits",
+            "tiny_imagenet",
+            "oxford_pets",
+            "fgvc_aircraft",
+            "cifar10",
+            "stl10",
+            "dtd",
+            "pcam",
+        ):
+            clean, worst = 0.95 - spread * generator.random(), 0.05 + spread * generator.random()
+            worst = make_row(WORST_CASE, worst, benchmark=benchmark, parameters={"attacks": ["pgd"]})
+            rows += [replace(row, model=model) for row in (make_row("clean", clean, benchmark=benchmark), worst)]
+    draw_clean_against_robust(rows, Radius(0.1), "unused")
+    (figure,) = drawn
+    (axes,) = figure.axes
+    boxes = [Text.get_window_extent(text) for text in axes.texts]  # without the lines
+    points = [axes.transData.transform(text.xy) for text in axes.texts]
+    assert len(boxes) == 16
+    for number, box in enumerate(boxes):
+        assert box.count_overlaps(boxes[:number]) == 0 and not any(box.contains(*point) for point in points)
+
+
+@pytest.mark.parametrize("eps", [16 / 255, 1 / 255, 0])
+def test_a_magnified_perturbation_lies_around_grey(drawn, eps):
+    clean, change = torch.full((3, 8, 8), 0.5), torch.ones(3, 8, 8)
+    change[:, ::2] = -1
+    names = {"label": "cat", "before": "cat", "after": "dog"}
+    draw_adversarial_images([{"clean": clean, "adversarial": clean + eps * change} | names], "title", "unused")
+    panel = drawn[0].axes[1]
+    assert sorted({*panel.images[0].get_array().flatten().tolist()}) == pytest.approx([0.25, 0.75] if eps else [0.5])
+    assert panel.get_title() == {16 / 255: "perturbation x 4", 1 / 255: "perturbation x 64", 0: "no perturbation"}[eps]
 
 
 def test_a_table_that_is_too_wide_is_divided():
