@@ -20,7 +20,7 @@ from huggingface_hub.utils import enable_progress_bars
 from transformers.hf_argparser import HfArgumentParser
 from transformers.utils.logging import disable_progress_bar
 
-from hpt.errors import InputError, TrainingStopped, did_you_mean, one_line
+from hpt.errors import InputError, TrainingStopped, did_you_mean, message_of
 from hpt.radius import describe_length
 from hpt.references import Reference
 
@@ -85,7 +85,7 @@ def run_recipe(main: Callable[[], None]) -> None:
     try:
         main()
     except (InputError, TrainingStopped) as error:
-        _print_error(one_line(error))
+        _print_error(message_of(error))
         sys.exit(2 if isinstance(error, InputError) else 1)
     except BrokenPipeError:  # whoever reads the output, such as `head`, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,11 +1,15 @@
 """What the user got wrong, said in one line: what, where, and what would be right."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """A mistake in what the user gave, in one line; recipes print it without a traceback and exit with 2."""
+    """A mistake in what the user gave; recipes print it without a traceback and exit with 2.
+
+    It says so in one line, below which a list may stand.
+    """
 
 
 class TrainingStopped(RuntimeError):
@@ -40,9 +44,9 @@ def causes(error: BaseException) -> list[BaseException]:
     return chain
 
 
-def one_line(error: Exception) -> str:
+def message_of(error: Exception) -> str:
     """What an error says, without the traceback that a data loader's worker puts before it."""
-    return str(error).strip().splitlines()[-1].removeprefix("hpt.errors.InputError: ")
+    return re.split(r"^hpt\.errors\.\w+: ", str(error).strip(), flags=re.MULTILINE)[-1]
 
 
 def explain_hub_error(kind: str, name: str, error: BaseException) -> InputError:

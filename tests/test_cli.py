@@ -172,6 +172,15 @@ def test_recipes_end_with_one_line(capsys, text):
     assert capsys.readouterr().err == "error: wrong\n"
 
 
+def test_a_list_below_the_line_is_printed_too(capsys):
+    def main():
+        raise InputError("nothing is shared:\n  a has x\n  b has y")
+
+    with pytest.raises(SystemExit):
+        run_recipe(main)
+    assert capsys.readouterr().err == "error: nothing is shared:\n  a has x\n  b has y\n"
+
+
 @pytest.mark.parametrize(
     ("raised", "code", "line"),
     [

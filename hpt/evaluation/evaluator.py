@@ -20,7 +20,7 @@ from hpt.attacks import NamedAttack, Suite
 from hpt.attacks.registry import parse_attacks
 from hpt.data.benchmark import Benchmark
 from hpt.data.images import check_images, collate, to_unit_range
-from hpt.errors import InputError, one_line
+from hpt.errors import InputError, message_of
 from hpt.evaluation.plan import Task, plan_attack, plan_clean, plan_large_eps
 from hpt.evaluation.results import ResultsFolder
 from hpt.evaluation.rows import CLEAN, LARGE_EPS, WORST_CASE, Row, predicted_shares
@@ -169,7 +169,7 @@ class RobustnessEvaluator:
             except InputError as error:
                 if failures is None:
                     raise
-                failures.append(one_line(error))
+                failures.append(message_of(error))
         own = {row.radius for row in rows if _counts_against_model(row)}
         return rows + [self._worst_case(tasks[0], radius) for radius in self.radii if radius in own]
 
@@ -187,7 +187,7 @@ class RobustnessEvaluator:
             for record in self._attack_batches(task, mine):
                 records.append(record)
         except InputError as error:  # to be raised by all processes alike
-            problem = one_line(error)
+            problem = message_of(error)
         done |= {record["batch"]: record for record in gather_object(records)}
         problems = [line for line in gather_object([problem]) if line is not None]
         if problems:

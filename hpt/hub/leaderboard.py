@@ -5,7 +5,6 @@ print(format_boards(boards, shared_columns(boards)))
 """
 
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -15,7 +14,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCard
 from matplotlib.figure import Figure
 from yaml import YAMLError
 
-from hpt.errors import InputError, explain_hub_error
+from hpt.errors import InputError, did_you_mean, explain_hub_error
 from hpt.evaluation.figures import COLORS, error_bars, save_figure
 from hpt.evaluation.report import attack_with_step, format_accuracy, markdown_table
 from hpt.evaluation.rows import CLEAN, WORST_CASE, Row
@@ -24,7 +23,7 @@ from hpt.hub.card_text import remote_card
 from hpt.hub.folder import CARD_FILE, ModelFolder
 from hpt.hub.index import as_row
 from hpt.hub.rows import THIS, shown_rows
-from hpt.radius import Radius
+from hpt.radius import Radius, describe_length
 from hpt.references import Reference
 
 
@@ -89,11 +88,11 @@ def title_columns(columns: Iterable[Column]) -> dict[Column, tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Board:
-    """A checkpoint's name, its measured rows by column, and how many results on its card can't be compared."""
+    """A checkpoint's name, its measured rows by column, and a line for each result that can't be compared."""
 
     name: str
     rows: dict[Column, Row]
-    unusable: int
+    unusable: list[str]
 
 
 def read_board(model: Reference) -> Board:
@@ -105,16 +104,24 @@ def read_board(model: Reference) -> Board:
     Raises:
         InputError: if there is no card, it can't be read, or it has no results that hpt has measured.
     """
-    results, rows = read_results(model), []
-    for result in results:
-        with suppress(ValueError):
-            rows.append(as_row(result, THIS))
-    rows = [row for row in rows if row.attacked in (None, THIS) or "proxy_weights" in row.parameters]
+    rows, unusable = [], []
+    for result in read_results(model):
+        try:
+            rows.append(_comparable(as_row(result, THIS)))
+        except ValueError as error:
+            name = result.metric_name or result.metric_type
+            unusable.append(f"{name} on {result.dataset_name} of {model.name}: {error}")
     if not rows:
         raise InputError(
             f"The card of {model.place} has no results of hpt in its model-index: evaluate and publish it first."
         )
-    return Board(model.name, {column_of(row): row for row in shown_rows(rows)}, len(results) - len(rows))
+    return Board(model.name, {column_of(row): row for row in shown_rows(rows)}, unusable)
+
+
+def _comparable(row: Row) -> Row:
+    if row.attacked not in (None, THIS) and "proxy_weights" not in row.parameters:
+        raise ValueError("its images were made against a model that isn't known by its weights")
+    return row
 
 
 def read_results(model: Reference) -> list[EvalResult]:
@@ -163,8 +170,10 @@ def shared_columns(
         eps (`list[float]`, *optional*): Radii.
 
     Raises:
-        InputError: if no attack was measured on all in the same way, saying how they differ.
+        InputError: for a benchmark, attack or radius that no board has; or if no attack was measured on all in the
+            same way, saying in a line each how they differ.
     """
+    _check_asked(boards, benchmarks, attacks, eps)
     wanted = {}
     for board in boards:
         for column, row in board.rows.items():
@@ -176,29 +185,50 @@ def shared_columns(
                 wanted.setdefault(column, []).append(board.name)
     shared = [column for column, names in wanted.items() if len(names) == len(boards)]
     if not any(column.attack != CLEAN for column in shared):
-        titles = title_columns(wanted)
-        attacks = {column: names for column, names in wanted.items() if column.attack != CLEAN}
-        lines = [f"{', '.join(names)}: {': '.join(titles[column])}" for column, names in attacks.items()]
-        raise InputError(
-            "No attack was measured on all of them with the same settings, and different ones don't go into a column. "
-            f"There is {'; '.join(lines) or 'no attack at all'}. Evaluate them together by `hpt evaluate`."
-        )
+        raise InputError(_nothing_shared(boards, {column for column in wanted if column.attack != CLEAN}))
     return sorted(
         shared, key=lambda column: (str(column.sample_set), column.norm or "", column.eps or 0, column.attack)
     )
 
 
+def _check_asked(boards: list[Board], benchmarks, attacks, eps) -> None:
+    """Refuse to look for what no board has, naming what they have."""
+    rows = [row for board in boards for row in board.rows.values()]
+    there = {"benchmark": [row.benchmark for row in rows], "attack": [row.attack.partition(":")[0] for row in rows]}
+    for what, names in (("benchmark", benchmarks), ("attack", attacks)):
+        known = list(dict.fromkeys(there[what]))
+        for name in names or []:
+            if name not in known:
+                hint = did_you_mean(name, known)
+                raise InputError(f"No card has the {what} {name!r}{hint} They have {', '.join(known)}.")
+    radii = list(dict.fromkeys(row.radius for row in rows if row.radius is not None))
+    for radius in eps or []:
+        if not any(abs(known - radius) < 1e-6 for known in radii):
+            raise InputError(
+                f"No card has an attack at eps {describe_length(radius)}. They have {', '.join(map(str, radii))}."
+            )
+
+
+def _nothing_shared(boards: list[Board], wanted: set[Column]) -> str:
+    """Why no attack is left to compare, with those that were asked for, or else all, and who has them."""
+    all_of_them = {column: None for board in boards for column in board.rows if column.attack != CLEAN}
+    if not all_of_them:
+        return "None of the cards has an attack: evaluate them together by `hpt evaluate`, and publish that."
+    listed = [column for column in all_of_them if column in wanted] or list(all_of_them)
+    titles = title_columns(listed)
+    names = {column: ", ".join(board.name for board in boards if column in board.rows) for column in listed}
+    lines = [f"  {': '.join(titles[column])} (of {names[column]})" for column in listed]
+    why = "No attack was measured on all of them with the same settings: evaluate them together by `hpt evaluate`."
+    return "\n".join([why if wanted else "No card has an attack of that kind at that eps. They have", *lines])
+
+
 def left_out(boards: list[Board], columns: list[Column]) -> list[str]:
-    """A line for each column that not all boards have, with those that have it, and for results of other tools."""
+    """A line for each column that not all boards have, with those that have it, and for what can't be compared."""
     titles = title_columns(column for board in boards for column in board.rows)
     others = [column for column in titles if column not in columns]
     having = {column: ", ".join(board.name for board in boards if column in board.rows) for column in others}
     lines = [f"{': '.join(titles[column])} (only {names})" for column, names in having.items()]
-    return lines + [
-        f"{board.unusable} of the results of {board.name}, which can't be compared"
-        for board in boards
-        if board.unusable
-    ]
+    return lines + [line for board in boards for line in board.unusable]
 
 
 def make_panels(columns: list[Column]) -> dict[str, dict[str, Column]]:

@@ -120,8 +120,48 @@ def test_columns_can_be_chosen(tmp_path, pair):
         save_card(path, CLEAN_ROW, PGD, WORST, further)
     boards = [board_of(str(path)) for path in pair]
     assert [column.eps for column in shared_columns(boards, attacks=["pgd"], eps=[8 / 255])] == [None, 8 / 255]
-    with pytest.raises(InputError, match="There is no attack at all"):
-        shared_columns(boards, benchmarks=["cifar10"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"benchmarks": ["cifar10"]}, "No card has the benchmark 'cifar10'. They have digits."),
+        ({"attacks": ["pdg"]}, "No card has the attack 'pdg': did you mean pgd? They have clean, pgd, worst case."),
+        ({"attacks": ["pgd", "cw"]}, "No card has the attack 'cw'. They have clean, pgd, worst case."),
+        ({"eps": [1 / 255]}, "No card has an attack at eps 1/255. They have 4/255, 8/255."),
+        (
+            {"attacks": ["pgd"], "eps": [8 / 255]},
+            "No card has an attack of that kind at that eps. They have\n"
+            "  digits (test, n = 100): PGD-10 (steps of 1/255) at l_inf eps 4/255 (of a, b)\n"
+            "  digits (test, n = 100): the worst case over apgd, pgd at l_inf eps 8/255 (of b)",
+        ),
+    ],
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
+)
+def test_what_no_card_has_is_refused_with_what_they_have(tmp_path, asked, message):
+    rows = {"a": (CLEAN_ROW, PGD), "b": (CLEAN_ROW, PGD, replace(WORST, eps=8 / 255))}
+    boards = [board_of(f"{name}={save_card(tmp_path / name, *own)}") for name, own in rows.items()]
+    with pytest.raises(InputError) as error:
+        shared_columns(boards, **asked)
+    assert str(error.value) == message
+
+
+def test_checkpoints_without_an_attack_are_refused(tmp_path):
+    with pytest.raises(InputError, match="None of the cards has an attack: evaluate them together by `hpt evaluate`"):
+        shared_columns([board_of(str(save_card(tmp_path / "a", CLEAN_ROW)))])
+
+
+def test_what_is_not_shared_is_listed_in_short_lines(tmp_path):
+    rows = {"a": PGD, "b": replace(PGD, steps=50), "c": replace(PGD, steps=50)}
+    boards = [board_of(f"{name}={save_card(tmp_path / name, CLEAN_ROW, row)}") for name, row in rows.items()]
+    with pytest.raises(InputError) as error:
+        shared_columns(boards)
+    first, *lines = str(error.value).splitlines()
+    assert first.startswith("No attack was measured on all of them with the same settings: evaluate them together")
+    assert lines == [
+        "  digits (test, n = 100): PGD-10 (steps of 1/255) at l_inf eps 4/255 (of a)",
+        "  digits (test, n = 100): PGD-50 (steps of 1/255) at l_inf eps 4/255 (of b, c)",
+    ]
 
 
 def test_an_attack_is_chosen_by_its_name_whatever_its_settings(tmp_path):
@@ -145,8 +185,10 @@ def test_images_made_against_an_unknown_model_are_not_compared(tmp_path):
     rows = [replace(PGD, attacked="vanilla"), replace(PGD, attack="transfer", attacked="proxy")]
     known = replace(rows[1], parameters={"proxy_weights": "c0ffee"})
     board = board_of(str(save_card(tmp_path / "a", CLEAN_ROW, PGD, *rows, known)))
-    assert list(board.rows.values()) == [CLEAN_ROW, PGD, known] and board.unusable == 2
-    assert left_out([board], list(board.rows)) == [f"2 of the results of {tmp_path / 'a'}, which can't be compared"]
+    assert list(board.rows.values()) == [CLEAN_ROW, PGD, known]
+    ends = [line.partition(" on images made against the ")[2] for line in left_out([board], list(board.rows))]
+    why = f"on digits of {tmp_path / 'a'}: its images were made against a model that isn't known by its weights"
+    assert ends[0] == f"vanilla model at l_inf eps 4/255 {why}" and len(ends) == 2
 
 
 @pytest.mark.parametrize(
@@ -230,7 +272,10 @@ def test_results_of_others_are_not_compared(tmp_path):
     results += [EvalResult(**RESULT_OF_ANOTHER), EvalResult(**RESULT_OF_ANOTHER | {"metric_type": "f1"})]
     data = ModelCardData(model_name="clip", eval_results=results, library_name="transformers")
     ModelCard(f"---\n{data}\n---\n\n# A card").save(tmp_path / "README.md")
-    assert board_of(str(tmp_path)).unusable == 2
+    assert board_of(f"mine={tmp_path}").unusable == [
+        "accuracy on digits of mine: it isn't an accuracy with its settings",
+        "f1 on digits of mine: it isn't an accuracy with its settings",
+    ]
 
 
 def test_two_label_sets_of_a_dataset_stay_apart(tmp_path):
