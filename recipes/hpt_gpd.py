@@ -9,6 +9,7 @@ Fields of `Recipe` below and of `hpt.HPTConfig` stand in the YAML, or follow as 
 off continues from its last checkpoint in `output_dir`.
 """
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -137,6 +138,7 @@ def main():
     rows = report_comparison(subjects, tests, attack, recipe.proxy_eps, output, **loader)
     add_comparison(folders, rows, subjects[-1], tests[0])
     print_next_steps(output, type(robust["robust"]).__name__)
+    print(f"Stronger attacks than PGD: {evaluate_command(recipe, args)}")
 
     # Publish
     if args.push_to_hub:
@@ -153,6 +155,21 @@ def load_subjects(recipe: Recipe, args: HPTConfig) -> list[Subject]:
     return [Subject(model.to(args.device), name) for name, model in models.items()]
 
 
+def evaluate_command(recipe: Recipe, args: HPTConfig) -> str:
+    """What attacks this run's models by stronger attacks, on what it was tested on."""
+    if args.output_dir == "outputs/quickstart":
+        return "hpt evaluate"  # whose own settings those are
+    target = recipe.target if recipe.target_revision is None else f"{recipe.target}@{recipe.target_revision}"
+    command = ["hpt", "evaluate", "--models", f"vanilla={target}", f"robust={args.output_dir}/robust"]
+    command += ["--benchmarks", *recipe.eval_datasets, "--attacks", "pgd:steps=50", "cw", "apgd"]
+    command += ["--eps", str(Radius(args.attack_eps)), "--output_dir", f"{args.output_dir}/evaluation"]
+    if recipe.max_eval_samples is not None:
+        command += ["--max_samples", str(recipe.max_eval_samples)]
+    if recipe.protocol != "hpt":
+        command += ["--protocol", recipe.protocol]
+    return shlex.join(command)
+
+
 def print_next_steps(output: Path, architecture: str) -> None:
     """Where everything lies, and what to do with it."""
     robust, pictures = str(output / "robust"), sorted(file.name for file in output.glob("*.png"))
@@ -160,7 +177,6 @@ def print_next_steps(output: Path, architecture: str) -> None:
     print(f"Loaded by {architecture}.from_pretrained({robust!r})")
     print(f"Results: {output}/results.json")
     print(f"Pictures: {', '.join(pictures)}")
-    print("Stronger attacks than PGD: hpt evaluate (--help for other models and benchmarks)")
     print("The real thing: hpt train --config vit_b32_eps1")
 
 

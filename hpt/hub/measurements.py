@@ -1,6 +1,7 @@
 """What was measured on a model, as its card says it: the strongest attack in a sentence, all in tables, and limits."""
 
 from hpt.attacks import ATTACKS, Suite
+from hpt.data.records import BENCHMARKS
 from hpt.evaluation.flags import GUESSING, find_flags
 from hpt.evaluation.report import (
     attack_with_step,
@@ -123,7 +124,7 @@ def limits(folder: ModelFolder, model_id: str) -> str:
     if own and not attacked:
         lines.append("It was not attacked: nothing is known of its robustness.")
     distilled = folder.run is not None and str(folder.run["divergence"]).startswith("KL")
-    lines += _untried(attacked, distilled)
+    lines += _untried(attacked, model_id, distilled)
     sets = sorted({row.benchmark for row in own})
     where = f"on {', '.join(sets)}" if sets else "on nothing yet"
     lines.append(f"It was measured {where}; what it does on other images, classes and prompts isn't known.")
@@ -135,7 +136,7 @@ def limits(folder: ModelFolder, model_id: str) -> str:
     return "\n".join(f"- {line}" for line in dict.fromkeys(lines))
 
 
-def _untried(attacked: list[Row], distilled: bool) -> list[str]:
+def _untried(attacked: list[Row], model_id: str, distilled: bool) -> list[str]:
     """Which attacks weren't tried, and where there is no worst case over several, by samples and radius.
 
     `distilled` says whether the model learned by KL.
@@ -155,9 +156,23 @@ def _untried(attacked: list[Row], distilled: bool) -> list[str]:
     if no_worst_case:
         lines.append(
             f"At {_places(no_worst_case)} no worst case over several attacks was measured: stronger ones find more, "
-            "so robust accuracy is overstated." + " Models distilled by KL are known for that." * distilled
+            f"so robust accuracy is overstated.{' Models distilled by KL are known for that.' * distilled} They are "
+            f"tried by {' and '.join(_commands(no_worst_case, model_id))}."
         )
     return lines
+
+
+def _commands(rows: list[Row], model_id: str) -> list[str]:
+    """What attacks a model by several attacks on the samples and at the radii of rows, a command for each norm."""
+    commands = []
+    for norm in dict.fromkeys(row.norm for row in rows):
+        own = [row for row in rows if row.norm == norm]
+        names = dict.fromkeys(row.benchmark if row.benchmark in BENCHMARKS else f"{row.benchmark}=PATH" for row in own)
+        eps = dict.fromkeys(str(row.radius) for row in own)
+        given = "" if norm == "linf" else f" --norm {norm}"
+        more = f"--benchmarks {' '.join(names)} --eps {' '.join(eps)}{given} --output_dir outputs/evaluation"
+        commands.append(f"`hpt evaluate --models {model_id} {more}`")
+    return commands
 
 
 def _by_radius(rows: list[Row]) -> list[list[Row]]:

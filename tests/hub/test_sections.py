@@ -2,16 +2,19 @@
 
 import json
 import re
+import shlex
 from dataclasses import asdict, replace
 
 import pytest
 
+from hpt.cli import parse_config
 from hpt.evaluation.rows import CLEAN, LARGE_EPS, WORST_CASE, Row
 from hpt.hub import card
 from hpt.hub.folder import ModelFolder
 from hpt.hub.measurements import limits, results
 from hpt.hub.rows import THIS, VANILLA, shown_rows
 from hpt.hub.sections import SECTIONS, Section, reproduction, summary, training
+from hpt.recipes.evaluate import Evaluation
 
 
 MODEL = {"name": "org/clip", "hub_id": "org/clip", "revision": "c0ffee", "architecture": "CLIPModel"}
@@ -295,6 +298,19 @@ def test_a_missing_worst_case_is_told(write, rows, missing):
     text = write(limits, ROW, *rows)
     assert ("no worst case over several attacks was measured" in text) == (missing is not None)
     assert missing is None or f"At {missing} no worst case over several attacks" in text
+
+
+def test_a_missing_worst_case_comes_with_the_command_that_measures_it(write):
+    l2 = replace(PGD, norm="l2", eps=1.0, benchmark="birds")
+    text = write(limits, ROW, PGD, replace(PGD, eps=8 / 255), l2)
+    second, first = re.findall(r"`(hpt evaluate .*?)`", text)
+    assert first == (
+        "hpt evaluate --models me/robust --benchmarks digits --eps 4/255 8/255 --output_dir outputs/evaluation"
+    )
+    assert "--models me/robust --benchmarks birds=PATH --eps 1 --norm l2 --output_dir" in second
+    for command in (first, second):
+        settings, _ = parse_config((Evaluation,), None, shlex.split(command)[2:])
+        assert settings.models == ["me/robust"]
 
 
 def test_doubts_are_told_with_their_radius_and_not_across_samples(write):

@@ -147,6 +147,12 @@ def test_quickstart_end_to_end(tmp_path):
         CLIPProcessor.from_pretrained(tmp_path / name)
     for line in ("| vanilla target |", "| proxy ", "| robust target ", "hpt train --config vit_b32_eps1"):
         assert line in first.stdout
+    assert (
+        f"Stronger attacks than PGD: hpt evaluate --models vanilla={tmp_path}/target robust={tmp_path}/robust "
+        f"--benchmarks digits --attacks pgd:steps=50 cw apgd --eps 16/255 --output_dir {tmp_path}/evaluation "
+        "--max_samples 30\n"
+    ) in first.stdout
+    assert "- at-chance: vanilla target on digits. " in first.stdout  # after an epoch on 64 images
     rows = json.loads((tmp_path / "results.json").read_text())
     assert {row["n"] for row in rows} == {30} and len(rows) == 14
     card = (tmp_path / "robust" / "README.md").read_text()
