@@ -172,9 +172,12 @@ def _yaml_as_arguments(path: Path, types: tuple[type, ...]) -> list[str]:
         raise InputError(f"{path} must hold `field: value` lines.")
     arguments = []
     for name, value in content.items():
-        _check_known(str(name), types, path)
         if isinstance(value, dict):
-            raise InputError(f"{path}: {name} has fields of its own, but recipes are flat.")
+            raise InputError(
+                f"{path}: {name} has fields of its own ({', '.join(map(str, value))}), but recipes are flat: a line "
+                "`field: value` for each."
+            )
+        _check_known(str(name), types, path)
         if value is not None:
             values = value if isinstance(value, list) else [value]
             arguments += [f"--{name}", *map(str, values)]
@@ -182,15 +185,18 @@ def _yaml_as_arguments(path: Path, types: tuple[type, ...]) -> list[str]:
 
 
 def _check_known(name: str, types: tuple[type, ...], where) -> None:
+    """Refuse an unknown field: with the one that is near, or else with all that the dataclasses define themselves."""
     known = {field.name for kind in types for field in fields(kind) if field.init}
     field_name = name.replace("-", "_")
     if field_name in known or (field_name.removeprefix("no_") in known and where == "the command line"):
         return
+    hint = did_you_mean(field_name, known)
+    if hint != ".":
+        raise InputError(f"Unknown field {name!r} in {where}{hint}")
     bases = [kind.__base__ for kind in types if is_dataclass(kind.__base__)]
     own = known - {field.name for base in bases for field in fields(base)}
     rest = "".join(f", and those of {base.__name__}" for base in bases)
-    hint = did_you_mean(field_name, known)
-    raise InputError(f"Unknown field {name!r} in {where}{hint} Known: {', '.join(sorted(own))}{rest}.")
+    raise InputError(f"Unknown field {name!r} in {where}. Known: {', '.join(sorted(own))}{rest}.")
 
 
 def _raise_input_error(message: str):

@@ -47,11 +47,12 @@ def test_yaml_then_command_line(file):
 @pytest.mark.parametrize(
     ("content", "argv", "message"),
     [
-        ("datset: x", [], "Unknown field 'datset' in .*: did you mean dataset"),
-        ("atack_eps: 1", [], "did you mean attack_eps.*Known: .*anchor_epochs"),
-        ("dataset: x", ["--sett", "y"], "Unknown field 'sett' in the command line"),
-        ("attack:\n  eps: 1", [], "Unknown field 'attack'"),
-        ("dataset:\n  name: x", [], "dataset has fields of its own, but recipes are flat"),
+        ("datset: x", [], r"Unknown field 'datset' in .*: did you mean dataset\?$"),
+        ("atack_eps: 1", [], r"did you mean attack_eps\?$"),
+        ("dataset: x", ["--sett", "y"], r"Unknown field 'sett' in the command line: did you mean sets\?$"),
+        ("hue: 1", [], r"'hue' in .*\. Known: .*anchor_epochs.*, and those of TrainingArguments\.$"),
+        ("attack:\n  eps: 1", [], r"attack has fields of its own \(eps\), but recipes are flat: a line"),
+        ("dataset:\n  name: x\n  y: z", [], r"dataset has fields of its own \(name, y\), but recipes are flat"),
         ("- a", [], "must hold `field: value` lines"),
         ("a: b: c", [], "isn't valid YAML"),
         ("", ["--config"], "--config needs a YAML file"),
