@@ -3,7 +3,6 @@
 import math
 import os
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 
 from transformers import TrainingArguments
@@ -15,13 +14,13 @@ from hpt.prompts import DEFAULT_TEMPLATE, check_templates
 from hpt.radius import Fraction, Radius, check_step_size
 from hpt.training.gpd import ANCHOR, TRANSFER, GPDSchedule, check_epochs
 from hpt.training.objectives import OBJECTIVES, Objective, RobustTransfer, make_objective
+from hpt.training.trackers import check_trackers
 
 
 TRAINABLE = ("vision", "all")
 SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")  # what accelerate can be told to launch with
 DTYPES = ("float32", "bfloat16", "float16")
 KL_REDUCTIONS = ("mean", "sum")
-TRACKERS = {"tensorboard", "trackio", "wandb"}  # packages of the names that report_to takes
 FRACTIONS = ("attack_eps", "attack_step_size", "temperature", "anchor_learning_rate", "learning_rate", "warmup_steps")
 FRACTIONS += ("ema_decay", "pull_ratio")
 # Fields that can't change between a checkpoint and the run that resumes from it.
@@ -183,9 +182,7 @@ class HPTConfig(TrainingArguments):
             self.optim_args = None  # SGD's default, meaningless to another optimizer
         super().__post_init__()
         self.dataloader_pin_memory &= self.device.type != "cpu"  # which torch would warn of
-        for name in TRACKERS & set(self.report_to):
-            if find_spec(name) is None:
-                raise InputError(f"report_to names {name}, which isn't installed: pip install {name}.")
+        check_trackers(self.report_to)
 
     def schedule(self, num_examples: int | None) -> GPDSchedule:
         """The run's stages over a training set of `num_examples`, or over a stream for `None`.

@@ -39,6 +39,7 @@ from hpt.training.callbacks import LogitScaleCallback
 from hpt.training.identity import describe_training
 from hpt.training.inputs import check_launch
 from hpt.training.resumable import ResumableTrainer
+from hpt.training.trackers import check_trackers
 
 
 # Fields of TrainingArguments that can't change between a checkpoint and the run that resumes from it
@@ -112,6 +113,7 @@ class PretrainingConfig(TrainingArguments):
             if size % heads:
                 raise InputError(f"{tower}_heads {heads} doesn't divide {tower}_hidden_size {size}.")
         super().__post_init__()
+        check_trackers(self.report_to)
         self.dataloader_pin_memory &= self.device.type != "cpu"  # which torch would warn of
 
 

@@ -31,12 +31,6 @@ def test_fractions(text):
     assert args.pull_ratio == pytest.approx(expected)
 
 
-def test_a_tracker_that_is_not_installed_is_refused(monkeypatch):
-    monkeypatch.setattr("hpt.training.config.find_spec", lambda name: None)
-    with pytest.raises(InputError, match="report_to names wandb, which isn't installed: pip install wandb"):
-        hpt_config(report_to="wandb")
-
-
 def test_optimizer_arguments_are_sgds_alone():
     assert hpt_config(optim="adamw_torch").optim_args is None
 
