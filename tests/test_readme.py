@@ -12,6 +12,7 @@ from helpers import ROOT, make_clip
 
 import hpt
 from hpt.__main__ import COMMANDS
+from hpt.hub.sections import CITATION
 from hpt.models.loading import save_finished
 
 
@@ -141,3 +142,10 @@ def test_settings_that_stand_alone_exist(fields):
     for span in (span for document in DOCUMENTS for span in spans(document) if span.startswith("--")):
         named = set(re.findall(r"(?:^| )--([a-z]\w*)", span))
         assert named <= known | {"config", "help", "num_processes"}, span
+
+
+def test_the_readme_cites_as_cards_do():
+    assert CITATION in (ROOT / "README.md").read_text(encoding="utf-8")
+    fields = dict(re.findall(r"^  (\w+)=\{(.*?)\},?$", CITATION, re.MULTILINE))
+    assert {"title", "author", "year", "eprint", "archivePrefix", "url"} <= set(fields)
+    assert fields["url"].endswith(f"arxiv.org/abs/{fields['eprint']}")

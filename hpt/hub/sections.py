@@ -20,7 +20,10 @@ CITATION = """\
   title={Proxy Robustness in Vision Language Models is Effortlessly Transferable},
   author={Fu, X. and Huang, F. and Zhang, L.},
   journal={arXiv preprint arXiv:2601.12865},
-  year={2026}
+  year={2026},
+  eprint={2601.12865},
+  archivePrefix={arXiv},
+  url={https://arxiv.org/abs/2601.12865}
 }
 ```"""
 
