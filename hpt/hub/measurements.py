@@ -156,14 +156,14 @@ def _untried(attacked: list[Row], model_id: str, distilled: bool) -> list[str]:
     if no_worst_case:
         lines.append(
             f"At {_places(no_worst_case)} no worst case over several attacks was measured: stronger ones find more, "
-            f"so robust accuracy is overstated.{' Models distilled by KL are known for that.' * distilled} They are "
-            f"tried by {' and '.join(_commands(no_worst_case, model_id))}."
+            f"so robust accuracy is overstated.{' Models distilled by KL are known for that.' * distilled} To attack "
+            f"it so: {' and '.join(_commands(no_worst_case, model_id))}."
         )
     return lines
 
 
 def _commands(rows: list[Row], model_id: str) -> list[str]:
-    """What attacks a model by several attacks on the samples and at the radii of rows, a command for each norm."""
+    """What attacks a model by several attacks on the benchmarks and at the radii of rows, a command per norm."""
     commands = []
     for norm in dict.fromkeys(row.norm for row in rows):
         own = [row for row in rows if row.norm == norm]
