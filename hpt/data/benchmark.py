@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import datasets
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from PIL import Image
 
-from hpt.data.images import UNUSABLE_IMAGE, ImageTransform, check_labels, stratified_rows
+from hpt.data.images import ImageTransform, check_labels, decode_image, stratified_rows
 from hpt.errors import InputError
 
 
@@ -52,26 +53,28 @@ class Benchmark(torch.utils.data.Dataset):
         """`pixel_values` (uint8, `(3, height, width)`), `labels`, and as `sample_ids` the number in the whole split.
 
         Raises:
-            InputError: for an image that can't be read or converted to RGB, naming dataset and row.
+            InputError: for an image that can't be read or converted to RGB, naming dataset and row of the whole split.
         """
         return self.__getitems__([row])[0]
 
     def __getitems__(self, rows: list[int]) -> list[dict]:
         """Several rows at once, as `DataLoader` asks for them: the table is read once for all of them."""
-        try:
-            examples = self.dataset[rows]
-            pixel_values = [self.transform(image) for image in examples["image"]]
-        except UNUSABLE_IMAGE as error:
-            if len(rows) > 1:
-                return [self[row] for row in rows]  # which of them it is
-            raise InputError(
-                f"The image in row {rows[0]} of {self.name} ({self.split}) can't be used: {error}."
-            ) from error
-        ids = rows if self.sample_ids is None else self.sample_ids[rows].tolist()
-        return [
-            {"pixel_values": pixels, "labels": label, "sample_ids": sample_id}
-            for pixels, label, sample_id in zip(pixel_values, examples["label"], ids, strict=True)
+        encoded, feature = self._encoded
+        examples, ids = encoded[rows], rows if self.sample_ids is None else self.sample_ids[rows].tolist()
+        images = [
+            decode_image(image, f"row {sample_id} of {self.name} ({self.split})", feature)
+            for sample_id, image in zip(ids, examples["image"], strict=True)
         ]
+        return [
+            {"pixel_values": self.transform(image), "labels": label, "sample_ids": sample_id}
+            for image, label, sample_id in zip(images, examples["label"], ids, strict=True)
+        ]
+
+    @cached_property
+    def _encoded(self) -> tuple[Dataset, datasets.Image]:
+        """The rows with undecoded images, so that each is decoded, and named if it can't be, by itself; and how."""
+        encoded = self.dataset.with_format(None).cast_column("image", datasets.Image(decode=False))
+        return encoded, datasets.Image(mode=self.dataset.features["image"].mode)
 
     def ids(self) -> np.ndarray:
         """Of each row, its number in the whole split, which fixes its noise."""
@@ -84,17 +87,18 @@ class Benchmark(torch.utils.data.Dataset):
     def subset(self, rows: int | None, seed: int = 0) -> "Benchmark":
         """At most `rows` rows, the same for the same seed; all of them for `None`.
 
-        They are stratified by class, unless so few are left out that these can't have every class.
+        They are stratified by class, as far as it goes; at random if so few are left out that these can't have every
+        class.
         """
         if rows is None or rows >= len(self):
             return self
         if rows > len(self) - len(self.class_names):
             return self.rows(np.sort(np.random.default_rng(seed).permutation(len(self))[:rows]))
-        return self.rows(stratified_rows(self.dataset, rows, seed)[0])
+        return self.rows(stratified_rows(self.dataset, rows, seed, self.name)[0])
 
     def hold_out(self, rows: int, seed: int = 0) -> tuple["Benchmark", "Benchmark"]:
         """Split into (the rest, `rows` rows named "validation" for choosing checkpoints and rates), stratified."""
-        held_out, rest = stratified_rows(self.dataset, rows, seed)
+        held_out, rest = stratified_rows(self.dataset, rows, seed, self.name)
         return self.rows(rest), replace(self.rows(held_out), split="validation")
 
 
@@ -135,13 +139,7 @@ class StreamingBenchmark(torch.utils.data.IterableDataset):
                 f"{row[0].upper()}{row[1:]} of {self.name} ({self.split}) has label {label!r}, but labels go from 0 "
                 f"to {len(self.class_names) - 1}."
             )
-        try:
-            if image is None:
-                raise OSError("it is missing")
-            decoded = datasets.Image().decode_example(image) if isinstance(image, dict) else image
-            pixel_values = self.transform(decoded)
-        except UNUSABLE_IMAGE as error:
-            raise InputError(f"The image in {row} of {self.name} ({self.split}) can't be used: {error}.") from error
+        pixel_values = self.transform(decode_image(image, f"{row} of {self.name} ({self.split})"))
         return {"pixel_values": pixel_values, "labels": label, "sample_ids": _stream_id(image)}
 
     def take(self, rows: int) -> Benchmark:

@@ -6,13 +6,16 @@ dataset row -> `ImageTransform`: uint8 (3, height, width) -> `collate` -> on the
 import hashlib
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from tqdm.auto import tqdm
 
 from hpt.errors import InputError
@@ -20,7 +23,9 @@ from hpt.errors import InputError
 
 # Modes whose conversion to 8-bit RGB would clip or rescale the values rather than keep them.
 UNCONVERTIBLE_MODES = ("I", "F")
-UNUSABLE_IMAGE = (OSError, SyntaxError, Image.DecompressionBombError)  # what PIL raises for broken files
+SAID_BY_PILLOW = (OSError, SyntaxError, Image.DecompressionBombError)  # errors whose text says what is wrong
+AS_STORED = datasets.Image()
+TURNED = range(2, 9)  # EXIF orientations but for 1, upright
 
 
 @dataclass(frozen=True)
@@ -81,40 +86,75 @@ def to_unit_range(pixel_values: torch.Tensor, dtype: torch.dtype = torch.float32
     return pixel_values.to(dtype) / 255
 
 
-def check_labels(dataset: datasets.Dataset, class_names: list[str], name: str) -> None:
-    """Refuse a dataset without images or labels, with as many classes as there are no names for, or odd labels.
+# Encoded images
+
+
+def encoded_images(dataset: datasets.Dataset) -> datasets.Dataset:
+    """The column `image` alone, undecoded: each a dict of `bytes` and `path`, whatever the dataset's format."""
+    return dataset.with_format(None).select_columns("image").cast_column("image", datasets.Image(decode=False))
+
+
+def decode_image(encoded: dict | Image.Image | None, where: str, feature: datasets.Image = AS_STORED) -> Image.Image:
+    """An image as `datasets` decodes it, turned upright as its EXIF data say.
+
+    Args:
+        encoded (`dict` or `PIL.Image`): Of [`encoded_images`]; one that is decoded already stays as it is.
+        where (`str`): What the error calls it, such as `"row 3 of birds (test)"`.
+        feature (`datasets.Image`, *optional*): Of its dataset, which may ask for a mode.
 
     Raises:
-        InputError: naming the dataset and, for a label out of range, its row.
+        InputError: for an image that is missing, damaged, or has more than 8 bits a channel.
     """
-    missing = [column for column in ("image", "label") if column not in dataset.column_names]
-    if missing:
-        raise InputError(f"{name} has columns {dataset.column_names}, but needs {missing}: rename them.")
-    if len(dataset) == 0:
-        raise InputError(f"{name} has no rows.")
-    feature = dataset.features["label"]
-    if isinstance(feature, datasets.ClassLabel) and feature.num_classes != len(class_names):
-        raise InputError(f"{name} has {feature.num_classes} classes, but there are {len(class_names)} class names.")
-    labels = read_labels(dataset)
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise InputError(f"The labels of {name} are {labels.dtype}, but must be integers from 0, none missing.")
-    wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
-    if len(wrong):
-        raise InputError(
-            f"Row {wrong[0]} of {name} has label {labels[wrong[0]]}, but labels go from 0 to {len(class_names) - 1}"
-            + (" (-1 marks an unlabelled split)." if labels[wrong[0]] == -1 else ".")
-        )
+    with unusable_named(where):
+        if encoded is None:
+            raise OSError("it is missing")
+        image = feature.decode_example(encoded)
+        check_mode(image)
+        return image
 
 
-def read_labels(dataset: datasets.Dataset) -> np.ndarray:
-    """The column `label` of a dataset, `(len(dataset),)`, without reading images."""
-    return np.asarray(dataset.with_format("numpy", columns=["label"])[:]["label"])
+def read_size(encoded: dict | None, where: str) -> tuple[int, int]:
+    """Width and height of the image that [`decode_image`] would give, from its header alone; raises the same errors.
+
+    An image that is cut off behind its header is found when it is decoded.
+    """
+    with unusable_named(where):
+        if encoded is None:
+            raise OSError("it is missing")
+        content = encoded["path"] if encoded["bytes"] is None else io.BytesIO(encoded["bytes"])
+        with Image.open(content) as image:
+            check_mode(image)
+            return upright_size(image)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an opened image once it is turned as its EXIF data say, without decoding it."""
+    orientation = Image.Image.getexif(image).get(ExifTags.Base.Orientation)  # a PNG's own getexif would decode it
+    if orientation not in TURNED:
+        return image.size
+    stand_in = Image.new("1", (1, 2))
+    stand_in.info = image.info  # without what a TIFF has, whose size is upright already
+    return image.size if ImageOps.exif_transpose(stand_in).size == (1, 2) else image.size[::-1]
+
+
+@contextmanager
+def unusable_named(where: str) -> Iterator[None]:
+    """Say in one line which image can't be used: Pillow raises whatever its parsers run into in a damaged file.
+
+    Raises:
+        InputError: with the image's place and the reason.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = str(error) if isinstance(error, SAID_BY_PILLOW) else f"{type(error).__name__}: {error}"
+        raise InputError(f"The image in {where} can't be used: {reason}.") from error
 
 
 def hash_samples(dataset: datasets.Dataset) -> str:
     """64 hexadecimal digits that stand for the encoded images and labels of a dataset, in order."""
     state = hashlib.sha256(read_labels(dataset).astype(np.int64).tobytes())
-    for example in dataset.select_columns("image").cast_column("image", datasets.Image(decode=False)):
+    for example in encoded_images(dataset):
         image = example["image"]
         content = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
         state.update(len(content).to_bytes(8, "little") + content)
@@ -124,24 +164,15 @@ def hash_samples(dataset: datasets.Dataset) -> str:
 def check_images(dataset: datasets.Dataset, name: str, same_size: bool = False) -> None:
     """Refuse images whose header can't be read or whose mode doesn't fit 8-bit RGB, without decoding them.
 
-    An image that is cut off behind its header is found when it is decoded. With `same_size`, which attacks at native
-    resolution need, images of different sizes are refused.
+    With `same_size`, which attacks at native resolution need, images of different sizes are refused.
 
     Raises:
         InputError: naming the dataset and the row.
     """
-    encoded = dataset.select_columns("image").cast_column("image", datasets.Image(decode=False))
     sizes = set()
-    for row, example in enumerate(tqdm(encoded, desc=f"Checking the images of {name}", leave=False, disable=None)):
-        source = example["image"]
-        if source is None:
-            raise InputError(f"Row {row} of {name} has no image.")
-        try:
-            image = Image.open(io.BytesIO(source["bytes"]) if source["bytes"] is not None else source["path"])
-            check_mode(image)
-        except UNUSABLE_IMAGE as error:
-            raise InputError(f"The image in row {row} of {name} can't be used: {error}.") from error
-        sizes.add(image.size)
+    progress = tqdm(encoded_images(dataset), desc=f"Checking the images of {name}", leave=False, disable=None)
+    for row, example in enumerate(progress):
+        sizes.add(read_size(example["image"], f"row {row} of {name}"))
         if same_size and len(sizes) > 1:
             raise InputError(
                 f"The images of {name} have different sizes, such as {sorted(sizes)}, and can't be attacked at native "
@@ -155,19 +186,92 @@ def check_mode(image: Image.Image) -> None:
         raise OSError(f"its mode {image.mode!r} has more than 8 bits a channel")
 
 
-def stratified_rows(dataset: datasets.Dataset, rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of `rows` rows with each class in proportion, and of the rest; the same for the same seed."""
+# Labels
+
+
+def check_labels(dataset: datasets.Dataset, class_names: list[str], name: str) -> None:
+    """Refuse a dataset without images or labels, with as many classes as there are no names for, or odd labels.
+
+    Raises:
+        InputError: naming the dataset and, for a label that is missing or out of range, its row.
+    """
+    check_columns(dataset, name)
+    if len(dataset) == 0:
+        raise InputError(f"{name} has no rows.")
+    feature = dataset.features["label"]
+    if isinstance(feature, datasets.ClassLabel) and feature.num_classes != len(class_names):
+        raise InputError(f"{name} has {feature.num_classes} classes, but there are {len(class_names)} class names.")
+    labels = _label_column(dataset)
+    if labels.null_count:
+        raise InputError(f"Row {labels.is_null().index(True)} of {name} has no label.")
+    if not pa.types.is_integer(labels.type):
+        raise InputError(f"The labels of {name} are {labels.type}, but must be integers from 0, one for each image.")
+    labels = np.asarray(labels)
+    wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
+    if len(wrong):
+        raise InputError(
+            f"Row {wrong[0]} of {name} has label {labels[wrong[0]]}, but labels go from 0 to {len(class_names) - 1}"
+            + (" (-1 marks an unlabelled split)." if labels[wrong[0]] == -1 else ".")
+        )
+
+
+def check_columns(dataset: datasets.Dataset, name: str) -> None:
+    """Refuse a dataset without the columns `image` and `label`."""
+    missing = [column for column in ("image", "label") if column not in dataset.column_names]
+    if missing:
+        raise InputError(f"{name} has columns {dataset.column_names}, but needs {missing}: rename them.")
+
+
+def read_labels(dataset: datasets.Dataset) -> np.ndarray:
+    """The column `label` of a dataset, `(len(dataset),)`, without reading images."""
+    return np.asarray(_label_column(dataset))
+
+
+def _label_column(dataset: datasets.Dataset) -> pa.ChunkedArray:
+    return dataset.with_format("arrow", columns=["label"])[:]["label"]
+
+
+# Stratified choices
+
+
+def stratified_rows(
+    dataset: datasets.Dataset, rows: int, seed: int = 0, name: str = "The dataset"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of `rows` rows with each class in proportion, and of the rest; the same for the same seed.
+
+    Where some classes have too few images for both parts, each still has its share as far as that goes, and a warning
+    says how many classes a part lacks.
+    """
     from sklearn.model_selection import train_test_split  # slow to import, and seldom needed
 
+    if not 1 <= rows < len(dataset):
+        raise InputError(f"Can't take {rows} of {len(dataset)} rows: give a number from 1 to {len(dataset) - 1}.")
     labels = read_labels(dataset)
-    classes = len(np.unique(labels))
-    if not classes <= rows <= len(dataset) - classes:
-        raise InputError(
-            f"Can't take {rows} of {len(dataset)} rows with every class in both parts: give a number from {classes} "
-            f"to {len(dataset) - classes}."
+    _, counts = np.unique(labels, return_counts=True)
+    if counts.min() > 1 and len(counts) <= rows <= len(labels) - len(counts):
+        parts = train_test_split(np.arange(len(labels)), train_size=rows, stratify=labels, random_state=seed)
+    else:
+        parts = _proportional_rows(labels, rows, seed)
+        lacking = [len(counts) - len(np.unique(labels[part])) for part in parts]
+        warnings.warn(
+            f"{name}: {rows} of {len(labels)} rows can't have their share of each of {len(counts)} classes: "
+            f"{lacking[0]} classes have no image among them, {lacking[1]} none among the rest.",
+            stacklevel=3,
         )
-    taken, rest = train_test_split(np.arange(len(labels)), train_size=rows, stratify=labels, random_state=seed)
-    return np.sort(taken), np.sort(rest)
+    return np.sort(parts[0]), np.sort(parts[1])
+
+
+def _proportional_rows(labels: np.ndarray, rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """`rows` rows, and the rest, that share out each class by Sainte-Lague's method; at random where it leaves a tie.
+
+    The k-th of a class's n images in random order, from 0, has its turn at (k + 1/2) / n of the way.
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    _, classes, counts = np.unique(labels[order], return_inverse=True, return_counts=True)
+    place = np.empty(len(labels), int)  # of each image within its class
+    place[np.argsort(classes, kind="stable")] = np.concatenate([np.arange(count) for count in counts])
+    order = order[np.argsort((place + 0.5) / counts[classes], kind="stable")]
+    return order[:rows], order[rows:]
 
 
 def stratified_split(dataset: datasets.Dataset, rows: int, seed: int = 0) -> tuple[datasets.Dataset, datasets.Dataset]:

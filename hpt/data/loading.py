@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 
 from hpt.data.benchmark import Benchmark, StreamingBenchmark
 from hpt.data.classes import read_names, readable_names
-from hpt.data.images import ImageTransform, check_images, check_labels
+from hpt.data.images import ImageTransform, check_images, check_labels, encoded_images, read_size
 from hpt.data.names import loading_arguments, name_benchmark, stands_for_all, the_sixteen
 from hpt.data.records import BENCHMARKS, BenchmarkRecord
 from hpt.data.sources import number_labels, read_splits, select_columns
@@ -259,7 +259,8 @@ def _warn_of_rows(benchmark: Benchmark, record: BenchmarkRecord, place: str | No
         )
     if record.num_classes is not None or benchmark.attack_space == "native":
         return
-    smallest = min(benchmark.dataset[0]["image"].size)
+    first = encoded_images(benchmark.dataset)[0]["image"]
+    smallest = min(read_size(first, f"row 0 of {name} ({benchmark.split})"))
     if smallest < 224:
         warnings.warn(
             f"{name} ({benchmark.split}) has images of {smallest} pixels, which are enlarged to 256, cropped to 224 "

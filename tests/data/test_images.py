@@ -6,18 +6,36 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
 from helpers import CLASSES, make_benchmark, make_dataset
-from PIL import Image
+from PIL import ExifTags, Image, ImageFile
 from torch.utils.data import DataLoader
 
 from hpt import InputError, load_benchmark
 from hpt.data.benchmark import Benchmark
-from hpt.data.images import ImageTransform, check_images, check_labels, collate, stratified_split, to_unit_range
+from hpt.data.images import (
+    ImageTransform,
+    check_images,
+    check_labels,
+    collate,
+    decode_image,
+    read_size,
+    stratified_rows,
+    stratified_split,
+    to_unit_range,
+)
 
 
-def encoded(image, kind="PNG"):
+def encoded(image, kind="PNG", **settings):
     buffer = io.BytesIO()
-    image.save(buffer, kind)
+    image.save(buffer, kind, **settings)
     return buffer.getvalue()
+
+
+def turned(image, orientation, kind="JPEG", damaged=False):
+    """An encoded image that is shown turned; with damage, the maker's name stands in a field for a number."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation], exif[ExifTags.Base.Make] = orientation, "maker"
+    content = exif.tobytes()
+    return encoded(image, kind, exif=content.replace(b"\x01\x0f\x00\x02", b"\x01\x42\x00\x02") if damaged else content)
 
 
 def test_digits_are_split_by_class_without_overlap():
@@ -49,8 +67,46 @@ def test_splits_and_subsets_are_stratified_and_reproducible():
     row = 3  # of a subset of a subset, ids are still numbers in the whole split
     twice = nearly_all.subset(50)
     assert twice.dataset[row]["image"].tobytes() == train.dataset[int(twice.ids()[row])]["image"].tobytes()
-    with pytest.raises(InputError, match="Can't take 2000 of 1077 rows"):
+    with pytest.raises(InputError, match="Can't take 2000 of 1077 rows: give a number from 1 to 1076"):
         stratified_split(train.dataset, 2000)
+
+
+def make_labelled(labels):
+    features = Features({"image": datasets.Image(), "label": Value("int64")})
+    return Dataset.from_dict({"image": [None] * len(labels), "label": labels}, features=features)
+
+
+@pytest.mark.parametrize(
+    ("labels", "rows", "taken", "said"),
+    [
+        (
+            [0] * 8 + [1] * 8 + [2],
+            4,
+            [2, 2, 0],
+            "4 of 17 rows .* 3 classes: 1 classes have no image among them, 0 none",
+        ),
+        ([0] * 8 + [1] * 8 + [2], 13, [6, 6, 1], "13 of 17 rows .* 3 classes: 0 classes .* 1 none among the rest"),
+        ([0] * 40 + [1] * 20 + [2] * 3 + [3], 32, [20, 10, 2, 0], "the set: 32 of 64 rows .* 4 classes: 1 classes"),
+        (list(range(100)) * 5, 30, [1] * 30, "30 of 500 rows .* 100 classes: 70 classes have no image among them"),
+    ],
+)
+def test_choices_are_stratified_as_far_as_it_goes_and_say_so(labels, rows, taken, said):
+    table = make_labelled(labels)
+    with pytest.warns(UserWarning, match=said):
+        chosen, rest = stratified_rows(table, rows, seed=3, name="the set")
+    assert sorted([*chosen, *rest]) == list(range(len(labels))) and len(chosen) == rows
+    counts = np.bincount(np.array(labels)[chosen], minlength=len(taken))
+    assert (counts[counts > 0] if len(taken) == rows else counts).tolist() == taken
+    with pytest.warns(UserWarning):
+        again, other = (stratified_rows(table, rows, seed)[0].tolist() for seed in (3, 4))
+    assert chosen.tolist() == again != other
+
+
+def test_choices_that_were_always_stratified_stay_the_same():
+    """Rows of digits that results were measured on."""
+    digits = load_benchmark("digits")
+    assert digits.subset(12).ids().tolist() == [12, 34, 54, 67, 74, 75, 123, 135, 146, 237, 310, 336]
+    assert digits.hold_out(10)[1].ids().tolist() == [12, 34, 67, 74, 75, 123, 146, 237, 310, 336]
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "CMYK", "1", "LA"])
@@ -71,12 +127,14 @@ def test_resizes_the_shorter_side_and_crops_the_centre():
     assert ImageTransform(resize=7)(Image.new("RGB", (9, 8))).shape == (3, 7, 8)
 
 
-def broken_benchmark(content):
+def make_table(files):
     features = Features({"image": datasets.Image(), "label": ClassLabel(names=CLASSES)})
-    rows = {"image": [encoded(Image.new("RGB", (8, 8))), content], "label": [0, 1]}
-    table = Dataset.from_dict(
-        {"image": [{"bytes": file, "path": None} for file in rows["image"]], "label": rows["label"]}, features=features
-    )
+    images = [{"bytes": file, "path": None} for file in files]
+    return Dataset.from_dict({"image": images, "label": range(len(files))}, features=features)
+
+
+def broken_benchmark(content):
+    table = make_table([encoded(Image.new("RGB", (8, 8))), content])
     return Benchmark("odd", "test", table, CLASSES, None, ImageTransform())
 
 
@@ -86,6 +144,8 @@ def broken_benchmark(content):
         (b"not an image", "cannot identify image file"),
         (encoded(Image.new("I;16", (8, 8))), "its mode 'I;16' has more than 8 bits"),
         (encoded(Image.new("F", (8, 8)), "TIFF"), "its mode 'F' has more than 8 bits"),
+        (b"P6\n8 x\n255\n" + bytes(192), "ValueError: invalid literal"),
+        (turned(Image.new("RGB", (8, 8)), 6, damaged=True), "error: required argument is not an integer"),
     ],
 )
 def test_unusable_image_is_named_by_dataset_and_row(content, reason):
@@ -96,11 +156,29 @@ def test_unusable_image_is_named_by_dataset_and_row(content, reason):
         check_images(benchmark.dataset, "the set")
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "MPO"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_sizes_are_of_the_upright_image_and_read_from_the_header(kind, orientation, monkeypatch):
+    wide = Image.new("RGB", (24, 16))
+    file = {"bytes": turned(wide, orientation, kind), "path": None}
+    expected = (24, 16) if orientation < 5 else (16, 24)
+    assert decode_image(file, "a row").size == expected
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("the image is decoded"))
+    assert read_size(file, "a row") == expected
+
+
+def test_rotated_photos_are_found_before_a_batch_at_native_resolution():
+    wide, tall = Image.new("RGB", (24, 16)), Image.new("RGB", (16, 24))
+    check_images(make_table([encoded(wide), turned(tall, 6)]), "photos", same_size=True)
+    with pytest.raises(InputError, match=r"photos have different sizes, such as \[\(16, 24\), \(24, 16\)\]"):
+        check_images(make_table([encoded(wide), turned(wide, 6)]), "photos", same_size=True)
+
+
 def test_truncated_image_is_named_when_it_is_decoded():
     whole = encoded(Image.effect_noise((64, 64), 50).convert("RGB"), "JPEG")
     benchmark = broken_benchmark(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"The image in row 1 of odd \(test\) can't be used: image file is truncated"):
-        benchmark[1]
+        benchmark.rows(np.array([1]))[0]  # by its number in the whole split
 
 
 def test_batches_travel_as_uint8_from_workers():
@@ -116,8 +194,10 @@ def test_batches_travel_as_uint8_from_workers():
 def test_missing_image_and_odd_labels_are_named():
     features = Features({"image": datasets.Image(), "label": Value("string")})
     table = Dataset.from_dict({"image": [None], "label": ["cat"]}, features=features)
-    with pytest.raises(InputError, match="Row 0 of set has no image"):
+    with pytest.raises(InputError, match="The image in row 0 of set can't be used: it is missing"):
         check_images(table, "set")
+    with pytest.raises(InputError, match=r"The image in row 0 of odd \(test\) can't be used: it is missing"):
+        Benchmark("odd", "test", table, CLASSES, None, ImageTransform())[0]
     with pytest.raises(InputError, match="labels of set are .*, but must be integers"):
         check_labels(table, CLASSES, "set")
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from hpt import BENCHMARKS, InputError, ZeroShotClassifier, load_benchmark
 from hpt.data.images import collate
-from hpt.data.loading import load_training_data
+from hpt.data.loading import load_available, load_training_data
 from hpt.data.names import expand_all, name_benchmark, parse_benchmark
 from hpt.data.records import SIXTEEN
 from hpt.references import Reference
@@ -466,3 +466,17 @@ def test_rows_taken_from_a_stream_are_a_benchmark(tmp_path):
     with pytest.raises(InputError, match=r"Can't take 0 rows of food101 \(test\): give at least 1"):
         streamed.take(0)
     assert all(torch.equal(taken[row]["pixel_values"], loaded[row]["pixel_values"]) for row in range(4))
+
+
+@pytest.mark.parametrize("content", [b"not an image", b"P6\n8 x\n255\n" + bytes(192), None])
+def test_a_first_image_that_cannot_be_used_leaves_out_its_set_alone(tmp_path, content):
+    whole = make_dataset(6)
+    images = list(whole.cast_column("image", datasets.Image(decode=False))["image"])
+    images[0] = content and {"bytes": content, "path": None}
+    broken = Dataset.from_dict({"image": images, "label": whole["label"][:]}, features=whole.features)
+    for name, dataset in (("broken", broken), ("whole", whole)):
+        dataset.to_parquet(tmp_path / f"{name}.parquet")
+    references = [parse_benchmark(str(tmp_path / f"{name}.parquet")) for name in ("broken", "whole")]
+    benchmarks, missing = load_available(references)
+    assert [benchmark.name for benchmark in benchmarks] == ["whole"]
+    assert list(missing) == ["broken"] and missing["broken"].startswith("The image in row 0 of broken")

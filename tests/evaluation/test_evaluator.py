@@ -1,6 +1,7 @@
 import json
 from dataclasses import asdict, replace
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -326,6 +327,25 @@ def test_what_fails_is_named_and_the_others_still_run(model_and_processor, bench
     assert failure.startswith("mine, random, adaptive at 2/255: the logits of the model, or of its proxy, aren't")
     with pytest.raises(InputError, match="adaptive at 2/255"):
         evaluator.run(tasks)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_set_with_a_cut_off_image_is_named_by_its_row_and_the_others_still_run(
+    model_and_processor, benchmark, num_workers
+):
+    files = list(benchmark.dataset.cast_column("image", datasets.Image(decode=False))["image"])
+    files[21] = {"bytes": files[21]["bytes"][:-40], "path": None}  # its header is whole
+    dataset = datasets.Dataset.from_dict(
+        {"image": files, "label": benchmark.dataset["label"][:]}, features=benchmark.dataset.features
+    )
+    evaluator = make_evaluator(eps=EPS[0], attacks=["pgd:steps=1"], num_workers=num_workers)
+    subject, failures = Subject(ZeroShotClassifier(*model_and_processor), "mine"), []
+    planned = [evaluator.plan(subject, part) for part in (replace(benchmark, name="cut", dataset=dataset), benchmark)]
+    rows = [row for tasks in planned for row in evaluator.run(tasks, failures)]
+    assert [row.attack for row in rows if row.benchmark == "random"] == ["clean", LARGE_EPS, "pgd:steps=1", WORST_CASE]
+    assert [row for row in rows if row.benchmark == "cut"] == []
+    (failure,) = failures
+    assert failure.startswith(r"mine, cut, clean: The image in row 21 of cut (test) can't be used: ")
 
 
 def test_the_same_benchmark_twice_is_refused(model_and_processor, benchmark):
