@@ -156,7 +156,9 @@ def number_labels(dataset, class_names: list[str] | dict[str, str] | None, sourc
         labels = dataset["label"][:]
         own = sorted(set(labels) - {None})
         numbers = {name: number for number, name in enumerate(own)}
-        return _lay_over(_with_labels(dataset, [numbers.get(label) for label in labels]), own, class_names, source)
+        return _lay_over(
+            _with_labels(dataset, [numbers.get(label) for label in labels], source), own, class_names, source
+        )
     if dtype != "bool" and not dtype.startswith(("int", "uint")):
         hint = ", or text without streaming" if streaming else " or text"
         raise InputError(f"The labels of {source} are {dtype}, but must be integers{hint}.")
@@ -166,9 +168,15 @@ def number_labels(dataset, class_names: list[str] | dict[str, str] | None, sourc
         )
     if isinstance(class_names, dict):
         class_names = rename_classes([str(number) for number in range(len(class_names))], class_names, source)
+    if dtype == "bool" and len(class_names) != 2:
+        raise InputError(f"The labels of {source} are true or false, but there are {len(class_names)} class names.")
     if dtype == "bool":
         as_numbers = Value("int64")
-        dataset = dataset.cast_column("label", as_numbers) if streaming else _with_labels(dataset, dataset["label"][:])
+        dataset = (
+            dataset.cast_column("label", as_numbers)
+            if streaming
+            else _with_labels(dataset, dataset["label"][:], source)
+        )
     return dataset, class_names
 
 
@@ -184,8 +192,8 @@ def _lay_over(dataset, own: list[str], class_names: list[str] | dict[str, str] |
     return dataset if same else renumber(dataset, numbers), class_names
 
 
-def _with_labels(dataset: Dataset, labels: list) -> Dataset:
+def _with_labels(dataset: Dataset, labels: list, source: str) -> Dataset:
     """Other labels beside the same images; casting the column would write all images anew."""
     if None in labels:
-        raise InputError(f"Row {labels.index(None)} has no label.")
+        raise InputError(f"Row {labels.index(None)} of {source} has no label.")
     return dataset.remove_columns("label").add_column("label", [int(label) for label in labels])

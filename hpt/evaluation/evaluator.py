@@ -19,13 +19,14 @@ from tqdm.auto import tqdm
 from hpt.attacks import NamedAttack, Suite
 from hpt.attacks.registry import parse_attacks
 from hpt.data.benchmark import Benchmark
+from hpt.data.given import as_benchmarks
 from hpt.data.images import check_images, collate, to_unit_range
 from hpt.errors import InputError, message_of
 from hpt.evaluation.plan import Task, plan_attack, plan_clean, plan_large_eps
 from hpt.evaluation.results import ResultsFolder
 from hpt.evaluation.rows import CLEAN, LARGE_EPS, WORST_CASE, Row, predicted_shares
 from hpt.evaluation.scoring import score_batch, score_images
-from hpt.evaluation.subject import Subject
+from hpt.evaluation.subject import Subject, plain_transform
 from hpt.files import digest
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.processes import join_processes
@@ -90,7 +91,8 @@ class RobustnessEvaluator:
         Args:
             model (`PreTrainedModel`): A dual encoder, on its device; it is put into eval mode.
             processor (`ProcessorMixin`): Its processor.
-            benchmarks ([`Benchmark`] or a list of them): What to classify.
+            benchmarks: What to classify: a [`Benchmark`], or what [`load_benchmark`] calls one; a dataset with class
+                names, as [`HPTTrainer`] takes it; a list of these, or a dict, whose keys are what rows call them.
             name (`str`, *optional*): What rows call it, instead of its Hub id or path.
 
         Returns:
@@ -101,12 +103,10 @@ class RobustnessEvaluator:
                 `output_dir`.
         """
         subject = Subject(ZeroShotClassifier(model.eval(), processor), name)
-        benchmarks = benchmarks if isinstance(benchmarks, list | tuple) else [benchmarks]
+        benchmarks = as_benchmarks(benchmarks, plain_transform(subject.classifier))
+        if not benchmarks:
+            raise InputError("There is nothing to evaluate on: give benchmarks.")
         for benchmark in benchmarks:
-            if not isinstance(benchmark, Benchmark):
-                raise InputError(
-                    f"The evaluator was given a {type(benchmark).__name__}: of a stream, give take(rows)."
-                )
             check_images(benchmark.dataset, benchmark.name, same_size=benchmark.attack_space == "native")
         refuse_same_names(benchmark.name for benchmark in benchmarks)
         planned = [self.plan(subject, benchmark) for benchmark in benchmarks]

@@ -3,6 +3,7 @@
 import torch
 
 from hpt.data.benchmark import Benchmark
+from hpt.data.images import ImageTransform
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.weights import hash_weights
 
@@ -37,6 +38,11 @@ class Subject:
             "image_mean": _rounded(scored.image_mean),
             "image_std": _rounded(scored.image_std),
         }
+
+
+def plain_transform(classifier: ZeroShotClassifier) -> ImageTransform:
+    """How images of a plain dataset come to a model's input size: as 256 and 224 pixels are to each other."""
+    return ImageTransform(round(classifier.image_size * 256 / 224), classifier.image_size)
 
 
 def _rounded(statistics: torch.Tensor) -> list[float]:

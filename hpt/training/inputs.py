@@ -7,11 +7,13 @@ import datasets
 import torch
 from transformers import TrainingArguments
 
+from hpt.data import given
 from hpt.data.benchmark import Benchmark, StreamingBenchmark
 from hpt.data.classes import match_classes, readable_names, renumber
 from hpt.data.images import ImageTransform, check_images, check_labels, resize_as_trained
 from hpt.data.streams import EpochStream, check_workers
 from hpt.errors import InputError
+from hpt.evaluation.subject import plain_transform
 from hpt.models.classifier import ZeroShotClassifier, frozen_copy
 from hpt.models.families import check_dual_encoder, check_towers
 from hpt.models.weights import architecture, freeze_untrained, hash_weights, plain_weights
@@ -80,11 +82,6 @@ def prepare_inputs(
     return TrainingInputs(classifier, proxy, original, train, evaluation, schedule, trained, vanilla_weights)
 
 
-def plain_transform(classifier: ZeroShotClassifier) -> ImageTransform:
-    """How images of a plain dataset come to a model's input size: as 256 and 224 pixels are to each other."""
-    return ImageTransform(round(classifier.image_size * 256 / 224), classifier.image_size)
-
-
 def check_launch(args: TrainingArguments) -> None:
     """Raise [`InputError`] for several GPUs in one process, which Trainer would use through DataParallel."""
     if args.n_gpu > 1:
@@ -145,6 +142,16 @@ def check_steps(schedule: GPDSchedule, max_steps: int) -> None:
         )
 
 
+def check_batches(images: int, args: HPTConfig) -> None:
+    """Refuse a training set of which `dataloader_drop_last` leaves nothing."""
+    batch_size = args.per_device_train_batch_size * args.world_size
+    if args.dataloader_drop_last and images < batch_size:
+        raise InputError(
+            f"The training set has {images} images, of which dataloader_drop_last leaves none: a batch has "
+            f"{batch_size}, over all processes."
+        )
+
+
 def check_best_metric(args: HPTConfig, eval_dataset) -> None:
     """Refuse a metric for the best model that no evaluation set will report."""
     prefixes = [f"eval_{name}_" for name in eval_dataset] if isinstance(eval_dataset, dict) else ["eval_"]
@@ -190,20 +197,15 @@ def own_class_names(train_dataset, eval_dataset) -> list[str]:
     dataset = train_dataset
     if dataset is None:
         dataset = next(iter(eval_dataset.values()), None) if isinstance(eval_dataset, dict) else eval_dataset
-    names = None if dataset is None else _names_of(dataset)
+    name = "the evaluation set" if train_dataset is None else "the training set"
+    names = None if dataset is None else given.own_class_names(dataset, name)
     if names is None:
-        raise InputError("Class names are missing: give class_names, or a dataset whose labels are a ClassLabel.")
+        raise InputError(
+            "Class names are missing: give class_names, or a dataset whose labels are text or a ClassLabel."
+        )
     if isinstance(dataset, (Benchmark, StreamingBenchmark)):
         return names
-    return readable_names(names, "The training set" if train_dataset is not None else "The evaluation set")
-
-
-def _names_of(dataset) -> list[str] | None:
-    """The class names that a benchmark or a plain dataset has itself, if any."""
-    if isinstance(dataset, (Benchmark, StreamingBenchmark)):
-        return dataset.class_names
-    label = (dataset.features or {}).get("label")
-    return label.names if isinstance(label, datasets.ClassLabel) else None
+    return readable_names(names, name.capitalize())
 
 
 def number_as(class_names: list[str], dataset, name: str, hint: str):
@@ -212,7 +214,7 @@ def number_as(class_names: list[str], dataset, name: str, hint: str):
     Raises:
         InputError: as of [`match_classes`].
     """
-    own = _names_of(dataset)
+    own = given.own_class_names(dataset, name)
     if own is None or own == class_names:
         return dataset
     numbers = match_classes(own, class_names, name, hint)
@@ -224,19 +226,19 @@ def number_as(class_names: list[str], dataset, name: str, hint: str):
 
 
 def as_benchmark(dataset, name: str, class_names: list[str], transform: ImageTransform) -> Benchmark:
-    """A benchmark as it is, a plain dataset with the training classes, by name, and the target's input size.
+    """A benchmark as it is, any other set with the training classes, by name, and the target's input size.
 
     Raises:
         InputError: for a stream, images that can't be read, or classes or labels that don't fit.
     """
-    if isinstance(dataset, (datasets.IterableDataset, StreamingBenchmark)):
-        raise InputError(f"{name} is a stream: give a part of it, load_benchmark(..., streaming=True).take(rows).")
+    given.refuse_stream(dataset, name)
+    dataset = given.as_dataset(dataset, name, class_names)
     if not isinstance(dataset, Benchmark):
         hint = "Only a benchmark, from load_benchmark, is evaluated over classes of its own."
         dataset = number_as(class_names, dataset, name, hint)
         check_labels(dataset, class_names, name)
         dataset = Benchmark(name, "given", dataset, class_names, None, transform)
-    check_images(dataset.dataset, name)
+    check_images(dataset.dataset, name, same_size=dataset.attack_space == "native")
     return dataset
 
 
@@ -254,6 +256,7 @@ def as_training_set(dataset, args: HPTConfig, class_names: list[str], transform:
         InputError: for a dataset that doesn't fit the classes, or a stream without `steps_per_epoch`.
     """
     name = "the training set"
+    dataset = given.as_dataset(dataset, name, class_names)
     dataset = number_as(class_names, dataset, name, RENAME)
     if isinstance(dataset, datasets.IterableDataset):
         if dataset.features is None:
@@ -264,6 +267,7 @@ def as_training_set(dataset, args: HPTConfig, class_names: list[str], transform:
     if not isinstance(dataset, StreamingBenchmark):
         dataset = as_benchmark(dataset, name, class_names, transform)
         check_labels(dataset.dataset, class_names, name)
+        check_batches(len(dataset), args)
         return dataset
     label = dataset.dataset.features["label"]
     dtype = str(getattr(label, "dtype", label))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import CLASSES, make_benchmark, make_clip, make_dataset
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from hpt import PGD, InputError, RobustnessEvaluator, ZeroShotClassifier
 from hpt.attacks import NamedAttack
@@ -14,6 +15,7 @@ from hpt.data.benchmark import Benchmark
 from hpt.data.images import ImageTransform
 from hpt.evaluation.plan import Subject
 from hpt.evaluation.rows import LARGE_EPS, WORST_CASE
+from hpt.evaluation.subject import plain_transform
 from hpt.files import digest
 from hpt.models.weights import hash_weights
 
@@ -327,6 +329,23 @@ def test_what_fails_is_named_and_the_others_still_run(model_and_processor, bench
     assert failure.startswith("mine, random, adaptive at 2/255: the logits of the model, or of its proxy, aren't")
     with pytest.raises(InputError, match="adaptive at 2/255"):
         evaluator.run(tasks)
+
+
+def test_what_a_trainer_takes_is_evaluated_at_the_size_of_the_model(model_and_processor):
+    dataset = make_dataset(25, size=20)
+    pairs = TensorDataset(
+        torch.stack([torch.from_numpy(np.array(image)) for image in dataset["image"]]), torch.zeros(25)
+    )
+    transform = plain_transform(ZeroShotClassifier(*model_and_processor))
+    benchmark = Benchmark("mine", "given", dataset, CLASSES, None, transform)
+    rows, others = (make_evaluator()(*model_and_processor, given) for given in (benchmark, {"mine": dataset}))
+    assert comparable(rows) == comparable(others) and rows[0].attack_space == "16"
+    assert [row.benchmark for row in make_evaluator(attacks=[], max_samples=9)(*model_and_processor, "digits")] == [
+        "digits"
+    ]
+    for nothing, reason in (([], "There is nothing to evaluate on"), (pairs, "dataset has no class names")):
+        with pytest.raises(InputError, match=reason):
+            make_evaluator()(*model_and_processor, nothing)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -494,6 +494,8 @@ def test_bad_datasets(tmp_path):
         _with_names(tmp_path, make_dataset().to_iterable_dataset(), CLASSES)
     with pytest.raises(InputError, match="nothing to evaluate"):
         make_trainer(tmp_path).evaluate()
+    with pytest.raises(InputError, match="has 3 images, of which dataloader_drop_last leaves none: a batch has 4"):
+        make_trainer(tmp_path, dataset=make_dataset(3), dataloader_drop_last=True)
     with pytest.raises(InputError, match="warmup_steps is 6, but the anchor stage has only 6 steps"):
         make_trainer(tmp_path, warmup_steps=6)
 
@@ -505,3 +507,13 @@ def _with_names(folder, dataset, names):
     proxy = ZeroShotClassifier(*make_clip(1, patch_size=4))
     args = HPTConfig(output_dir=str(folder), use_cpu=True, warmup_steps=0.1)
     return HPTTrainer(model, args, proxy, processor, dataset, class_names=names)
+
+
+def test_pairs_train_as_the_same_images_of_a_dataset_do(tmp_path):
+    dataset = make_dataset()
+    pairs = list(zip(dataset["image"], dataset["label"], strict=True))
+    first, second = (_with_names(tmp_path / name, given, CLASSES) for name, given in (("a", dataset), ("b", pairs)))
+    for trainer in (first, second):
+        trainer.train()
+    assert_same(weights(first.model), weights(second.model))
+    assert second.evaluate(pairs)["eval_clean_accuracy"] == first.evaluate(dataset)["eval_clean_accuracy"]
