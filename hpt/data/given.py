@@ -38,6 +38,7 @@ class Pairs(Protocol):
     def __getitem__(self, row: int): ...
 
 
+SPLITS = (datasets.DatasetDict, datasets.IterableDatasetDict)
 KINDS = (Benchmark, StreamingBenchmark, Dataset, IterableDataset, Pairs)
 
 
@@ -55,7 +56,7 @@ def as_benchmarks(given, transform: ImageTransform, name: str | None = None) -> 
     """
     if isinstance(given, str):
         given = load_benchmark(given)
-    if isinstance(given, Mapping) and not isinstance(given, datasets.DatasetDict):
+    if isinstance(given, Mapping) and not isinstance(given, SPLITS):
         return [benchmark for key, part in given.items() for benchmark in as_benchmarks(part, transform, key)]
     if isinstance(given, list | tuple) and not (given and isinstance(given[0], tuple)):
         return [benchmark for part in given for benchmark in as_benchmarks(part, transform, name)]
@@ -130,7 +131,7 @@ def as_dataset(given, name: str, class_names: list[str]):
 
 
 def _check_kind(given, name: str) -> None:
-    if isinstance(given, datasets.DatasetDict | datasets.IterableDatasetDict):
+    if isinstance(given, SPLITS):
         raise InputError(f"{name} is a {type(given).__name__}: give one of its splits, {', '.join(given)}.")
     if not isinstance(given, KINDS) or isinstance(given, str | Mapping):
         raise InputError(

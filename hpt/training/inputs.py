@@ -142,7 +142,7 @@ def check_steps(schedule: GPDSchedule, max_steps: int) -> None:
         )
 
 
-def check_batches(images: int, args: HPTConfig) -> None:
+def check_batches(images: int, args: TrainingArguments) -> None:
     """Refuse a training set of which `dataloader_drop_last` leaves nothing."""
     batch_size = args.per_device_train_batch_size * args.world_size
     if args.dataloader_drop_last and images < batch_size:

@@ -28,7 +28,7 @@ from transformers import (
 
 from hpt.cli import parse_config
 from hpt.data.benchmark import Benchmark
-from hpt.data.images import collate, to_unit_range
+from hpt.data.images import check_images, collate, to_unit_range
 from hpt.data.loading import load_training_data
 from hpt.errors import InputError, check_known
 from hpt.models.classifier import ZeroShotClassifier
@@ -37,7 +37,7 @@ from hpt.models.weights import forward_redirected
 from hpt.prompts import DEFAULT_TEMPLATE, check_templates, make_prompts
 from hpt.training.callbacks import LogitScaleCallback
 from hpt.training.identity import describe_training
-from hpt.training.inputs import check_launch
+from hpt.training.inputs import check_batches, check_launch
 from hpt.training.resumable import ResumableTrainer
 from hpt.training.trackers import check_trackers
 
@@ -215,6 +215,8 @@ class ContrastiveTrainer(ResumableTrainer):
 
     def __init__(self, model, processor, args: PretrainingConfig, train_dataset: Benchmark):
         check_launch(args)
+        check_images(train_dataset.dataset, train_dataset.name, same_size=train_dataset.attack_space == "native")
+        check_batches(len(train_dataset), args)
         classifier = ZeroShotClassifier(model, processor, train_dataset.class_names, args.caption_templates)
         super().__init__(model, args, collate, train_dataset, callbacks=[LogitScaleCallback()])
         self.model_accepts_loss_kwargs = False

@@ -73,9 +73,10 @@ class HPTTrainer(ResumableTrainer):
             such as `"tecoa"`, do without.
         processing_class (`ProcessorMixin`): The target's processor. If it doesn't resize bicubically, as is done in
             training, it does so from then on, with a warning.
-        train_dataset (dataset, *optional*): A [`Benchmark`], or a `datasets.Dataset` with columns `image` and `label`,
-            whose images are resized and cropped to the target's input size; or a [`StreamingBenchmark`] or
-            `datasets.IterableDataset` likewise, with `steps_per_epoch` in `args`.
+        train_dataset (dataset, *optional*): A [`Benchmark`], or a `datasets.Dataset` with columns `image` and `label`
+            or a set of pairs (image, label) such as torchvision's, as of [`as_dataset`], whose images are resized and
+            cropped to the target's input size; or a [`StreamingBenchmark`] or `datasets.IterableDataset` likewise,
+            with `steps_per_epoch` in `args`.
         eval_dataset (dataset or dict of them, *optional*): Not streaming. `evaluate()` reports `clean_accuracy` and
             `robust_accuracy` (under PGD in float32), in [0, 1], of each. A benchmark has classes of its own; a plain
             dataset has some or all of the training classes, by their names if it has any, or else by their numbers.

@@ -3,10 +3,13 @@ import shutil
 
 import pytest
 import torch
-from helpers import make_clip
+from datasets import Dataset
+from helpers import CLASSES, make_clip, make_dataset
 from transformers import CLIPModel, CLIPProcessor, SiglipModel, SiglipProcessor
 
 from hpt import InputError, load_benchmark, load_proxy
+from hpt.data.benchmark import Benchmark
+from hpt.data.images import ImageTransform
 from hpt.evaluation.comparison import measure
 from hpt.evaluation.subject import Subject
 from hpt.training.pretraining import (
@@ -140,3 +143,15 @@ def test_a_cut_off_pretraining_continues(tmp_path):
 def test_refuses_impossible_shapes(tmp_path, settings, message):
     with pytest.raises(InputError, match=message):
         pretrain(pretraining_config(tmp_path, **settings))
+
+
+def test_data_that_cannot_be_trained_on_is_refused_before_training(tmp_path):
+    small = pretraining_config(tmp_path, max_train_samples=20, dataloader_drop_last=True)
+    with pytest.raises(InputError, match="has 20 images, of which dataloader_drop_last leaves none: a batch has 64"):
+        pretrain(small)
+    dataset = make_dataset(3)
+    images = [dataset[0]["image"], None, dataset[2]["image"]]
+    dataset = Dataset.from_dict({"image": images, "label": [0, 1, 2]}, features=dataset.features)
+    with pytest.raises(InputError, match="The image in row 1 of gaps can't be used: it is missing"):
+        benchmark = Benchmark("gaps", "train", dataset, CLASSES, None, ImageTransform())
+        ContrastiveTrainer(*make_clip(0), pretraining_config(tmp_path), benchmark)

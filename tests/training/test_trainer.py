@@ -496,6 +496,9 @@ def test_bad_datasets(tmp_path):
         make_trainer(tmp_path).evaluate()
     with pytest.raises(InputError, match="has 3 images, of which dataloader_drop_last leaves none: a batch has 4"):
         make_trainer(tmp_path, dataset=make_dataset(3), dataloader_drop_last=True)
+    unequal = datasets.concatenate_datasets([make_dataset(3), make_dataset(3, size=20)])
+    with pytest.raises(InputError, match="The images of the training set have different sizes"):
+        make_trainer(tmp_path, dataset=Benchmark("u", "train", unequal, CLASSES, None, ImageTransform()))
     with pytest.raises(InputError, match="warmup_steps is 6, but the anchor stage has only 6 steps"):
         make_trainer(tmp_path, warmup_steps=6)
 
