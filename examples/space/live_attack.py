@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from hpt import PGD, InputError, ZeroShotClassifier
-from hpt.data.images import ImageTransform, to_unit_range
+from hpt.data.images import ImageTransform, decode_image, read_size, to_unit_range
 from hpt.prompts import DEFAULT_TEMPLATE
 
 
@@ -133,13 +133,11 @@ def read_image(path: str | Path | None) -> Image.Image:
     """An uploaded image, the right way up."""
     if path is None:
         raise InputError("There is no image yet: upload one.")
-    try:
-        image = Image.open(path)
-        if image.width * image.height > MAX_PIXELS:
-            raise InputError(f"The image has {image.width} x {image.height} pixels, but may have 50 million at most.")
-        return ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError("The file can't be read as an image: upload a PNG or JPEG.") from error
+    file = {"path": str(path), "bytes": None}
+    width, height = read_size(file, "the upload")
+    if width * height > MAX_PIXELS:
+        raise InputError(f"The image has {width} x {height} pixels, but may have 50 million at most.")
+    return decode_image(file, "the upload")
 
 
 def parse_class_names(text: str) -> list[str]:

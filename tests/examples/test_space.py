@@ -94,7 +94,7 @@ def test_images_are_read_and_enlarged(live_attack, tmp_path):
     with pytest.raises(InputError, match="no image yet"):
         live_attack.read_image(None)
     (tmp_path / "broken.png").write_bytes(b"\x89PNG")
-    with pytest.raises(InputError, match="can't be read as an image"):
+    with pytest.raises(InputError, match="The image in the upload can't be used: cannot identify image file"):
         live_attack.read_image(tmp_path / "broken.png")
     Image.new("1", (10000, 5001)).save(tmp_path / "large.png")
     with pytest.raises(InputError, match="has 10000 x 5001 pixels, but may have 50 million at most"):
