@@ -211,7 +211,8 @@ def _read_pairs(given: Pairs, name: str) -> Dataset:
             raise InputError(f"Row {row} of {name} is another each time: leave random transforms out of it.")
         return read
 
-    label = Value("int64") if class_names is None else ClassLabel(names=class_names)
+    named = class_names is not None and len(set(class_names)) == len(class_names)  # ImageNet has two cranes
+    label = ClassLabel(names=class_names) if named else Value("int64")
     features = datasets.Features({"image": datasets.Image(), "label": label})
     rows = Dataset.from_dict({"row": list(range(len(given)))})
     unique = uuid4().hex  # or the user's set would be hashed

@@ -102,6 +102,15 @@ def test_choices_are_stratified_as_far_as_it_goes_and_say_so(labels, rows, taken
     assert chosen.tolist() == again != other
 
 
+def test_fewer_samples_than_classes_are_of_different_classes():
+    benchmark = make_benchmark(60)
+    with pytest.warns(UserWarning, match="random: 2 of 60 rows can't have their share of each of 3 classes"):
+        few = benchmark.subset(2)
+    with pytest.warns(UserWarning, match="0 classes have no image among them, 1 none among the rest"):
+        rest, held_out = benchmark.hold_out(58)
+    assert len(set(few.dataset["label"])) == 2 == len(rest) and held_out.split == "validation"
+
+
 def test_choices_that_were_always_stratified_stay_the_same():
     """Rows of digits that results were measured on."""
     digits = load_benchmark("digits")
