@@ -86,7 +86,81 @@ def to_unit_range(pixel_values: torch.Tensor, dtype: torch.dtype = torch.float32
     return pixel_values.to(dtype) / 255
 
 
-# Encoded images
+def check_labels(dataset: datasets.Dataset, class_names: list[str], name: str) -> None:
+    """Refuse a dataset without images or labels, with as many classes as there are no names for, or odd labels.
+
+    Raises:
+        InputError: naming the dataset and, for a label that is missing or out of range, its row.
+    """
+    check_columns(dataset, name)
+    if len(dataset) == 0:
+        raise InputError(f"{name} has no rows.")
+    feature = dataset.features["label"]
+    if isinstance(feature, datasets.ClassLabel) and feature.num_classes != len(class_names):
+        raise InputError(f"{name} has {feature.num_classes} classes, but there are {len(class_names)} class names.")
+    labels = _label_column(dataset)
+    if labels.null_count:
+        raise InputError(f"Row {labels.is_null().index(True)} of {name} has no label.")
+    if not pa.types.is_integer(labels.type):
+        raise InputError(f"The labels of {name} are {labels.type}, but must be integers from 0, one for each image.")
+    labels = np.asarray(labels)
+    wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
+    if len(wrong):
+        raise InputError(
+            f"Row {wrong[0]} of {name} has label {labels[wrong[0]]}, but labels go from 0 to {len(class_names) - 1}"
+            + (" (-1 marks an unlabelled split)." if labels[wrong[0]] == -1 else ".")
+        )
+
+
+def check_columns(dataset: datasets.Dataset, name: str) -> None:
+    """Refuse a dataset without the columns `image` and `label`."""
+    missing = [column for column in ("image", "label") if column not in dataset.column_names]
+    if missing:
+        raise InputError(f"{name} has columns {dataset.column_names}, but needs {missing}: rename them.")
+
+
+def read_labels(dataset: datasets.Dataset) -> np.ndarray:
+    """The column `label` of a dataset, `(len(dataset),)`, without reading images."""
+    return np.asarray(_label_column(dataset))
+
+
+def _label_column(dataset: datasets.Dataset) -> pa.ChunkedArray:
+    return dataset.with_format("arrow", columns=["label"])[:]["label"]
+
+
+def hash_samples(dataset: datasets.Dataset) -> str:
+    """64 hexadecimal digits that stand for the encoded images and labels of a dataset, in order."""
+    state = hashlib.sha256(read_labels(dataset).astype(np.int64).tobytes())
+    for example in encoded_images(dataset):
+        image = example["image"]
+        content = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+        state.update(len(content).to_bytes(8, "little") + content)
+    return state.hexdigest()
+
+
+def check_images(dataset: datasets.Dataset, name: str, same_size: bool = False) -> None:
+    """Refuse images whose header can't be read or whose mode doesn't fit 8-bit RGB, without decoding them.
+
+    With `same_size`, which attacks at native resolution need, images of different sizes are refused.
+
+    Raises:
+        InputError: naming the dataset and the row.
+    """
+    sizes = set()
+    progress = tqdm(encoded_images(dataset), desc=f"Checking the images of {name}", leave=False, disable=None)
+    for row, example in enumerate(progress):
+        sizes.add(read_size(example["image"], f"row {row} of {name}"))
+        if same_size and len(sizes) > 1:
+            raise InputError(
+                f"The images of {name} have different sizes, such as {sorted(sizes)}, and can't be attacked at native "
+                "resolution: leave that out."
+            )
+
+
+def check_mode(image: Image.Image) -> None:
+    """`OSError` for an image with more than 8 bits a channel, which no conversion to RGB keeps."""
+    if image.mode.split(";")[0] in UNCONVERTIBLE_MODES:
+        raise OSError(f"its mode {image.mode!r} has more than 8 bits a channel")
 
 
 def encoded_images(dataset: datasets.Dataset) -> datasets.Dataset:
@@ -148,90 +222,7 @@ def unusable_named(where: str) -> Iterator[None]:
         yield
     except Exception as error:
         reason = str(error) if isinstance(error, SAID_BY_PILLOW) else f"{type(error).__name__}: {error}"
-        raise InputError(f"The image in {where} can't be used: {reason}.") from error
-
-
-def hash_samples(dataset: datasets.Dataset) -> str:
-    """64 hexadecimal digits that stand for the encoded images and labels of a dataset, in order."""
-    state = hashlib.sha256(read_labels(dataset).astype(np.int64).tobytes())
-    for example in encoded_images(dataset):
-        image = example["image"]
-        content = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
-        state.update(len(content).to_bytes(8, "little") + content)
-    return state.hexdigest()
-
-
-def check_images(dataset: datasets.Dataset, name: str, same_size: bool = False) -> None:
-    """Refuse images whose header can't be read or whose mode doesn't fit 8-bit RGB, without decoding them.
-
-    With `same_size`, which attacks at native resolution need, images of different sizes are refused.
-
-    Raises:
-        InputError: naming the dataset and the row.
-    """
-    sizes = set()
-    progress = tqdm(encoded_images(dataset), desc=f"Checking the images of {name}", leave=False, disable=None)
-    for row, example in enumerate(progress):
-        sizes.add(read_size(example["image"], f"row {row} of {name}"))
-        if same_size and len(sizes) > 1:
-            raise InputError(
-                f"The images of {name} have different sizes, such as {sorted(sizes)}, and can't be attacked at native "
-                "resolution: leave that out."
-            )
-
-
-def check_mode(image: Image.Image) -> None:
-    """`OSError` for an image with more than 8 bits a channel, which no conversion to RGB keeps."""
-    if image.mode.split(";")[0] in UNCONVERTIBLE_MODES:
-        raise OSError(f"its mode {image.mode!r} has more than 8 bits a channel")
-
-
-# Labels
-
-
-def check_labels(dataset: datasets.Dataset, class_names: list[str], name: str) -> None:
-    """Refuse a dataset without images or labels, with as many classes as there are no names for, or odd labels.
-
-    Raises:
-        InputError: naming the dataset and, for a label that is missing or out of range, its row.
-    """
-    check_columns(dataset, name)
-    if len(dataset) == 0:
-        raise InputError(f"{name} has no rows.")
-    feature = dataset.features["label"]
-    if isinstance(feature, datasets.ClassLabel) and feature.num_classes != len(class_names):
-        raise InputError(f"{name} has {feature.num_classes} classes, but there are {len(class_names)} class names.")
-    labels = _label_column(dataset)
-    if labels.null_count:
-        raise InputError(f"Row {labels.is_null().index(True)} of {name} has no label.")
-    if not pa.types.is_integer(labels.type):
-        raise InputError(f"The labels of {name} are {labels.type}, but must be integers from 0, one for each image.")
-    labels = np.asarray(labels)
-    wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
-    if len(wrong):
-        raise InputError(
-            f"Row {wrong[0]} of {name} has label {labels[wrong[0]]}, but labels go from 0 to {len(class_names) - 1}"
-            + (" (-1 marks an unlabelled split)." if labels[wrong[0]] == -1 else ".")
-        )
-
-
-def check_columns(dataset: datasets.Dataset, name: str) -> None:
-    """Refuse a dataset without the columns `image` and `label`."""
-    missing = [column for column in ("image", "label") if column not in dataset.column_names]
-    if missing:
-        raise InputError(f"{name} has columns {dataset.column_names}, but needs {missing}: rename them.")
-
-
-def read_labels(dataset: datasets.Dataset) -> np.ndarray:
-    """The column `label` of a dataset, `(len(dataset),)`, without reading images."""
-    return np.asarray(_label_column(dataset))
-
-
-def _label_column(dataset: datasets.Dataset) -> pa.ChunkedArray:
-    return dataset.with_format("arrow", columns=["label"])[:]["label"]
-
-
-# Stratified choices
+        raise InputError(f"The image in {where} can't be used: {' '.join(reason.split())}.") from error
 
 
 def stratified_rows(
@@ -254,8 +245,8 @@ def stratified_rows(
         parts = _proportional_rows(labels, rows, seed)
         lacking = [len(counts) - len(np.unique(labels[part])) for part in parts]
         warnings.warn(
-            f"{name}: {rows} of {len(labels)} rows can't have their share of each of {len(counts)} classes: "
-            f"{lacking[0]} classes have no image among them, {lacking[1]} none among the rest.",
+            f"{name}: {rows} of {len(labels)} rows can't have their share of each of {len(counts)} classes; classes "
+            f"without an image among them: {lacking[0]}, among the rest: {lacking[1]}.",
             stacklevel=3,
         )
     return np.sort(parts[0]), np.sort(parts[1])

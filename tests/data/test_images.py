@@ -83,11 +83,16 @@ def make_labelled(labels):
             [0] * 8 + [1] * 8 + [2],
             4,
             [2, 2, 0],
-            "4 of 17 rows .* 3 classes: 1 classes have no image among them, 0 none",
+            "4 of 17 rows .* 3 classes; classes without an image among them: 1, among the rest: 0",
         ),
-        ([0] * 8 + [1] * 8 + [2], 13, [6, 6, 1], "13 of 17 rows .* 3 classes: 0 classes .* 1 none among the rest"),
-        ([0] * 40 + [1] * 20 + [2] * 3 + [3], 32, [20, 10, 2, 0], "the set: 32 of 64 rows .* 4 classes: 1 classes"),
-        (list(range(100)) * 5, 30, [1] * 30, "30 of 500 rows .* 100 classes: 70 classes have no image among them"),
+        ([0] * 8 + [1] * 8 + [2], 13, [6, 6, 1], "13 of 17 rows .* 3 classes; .* among them: 0, among the rest: 1"),
+        (
+            [0] * 40 + [1] * 20 + [2] * 3 + [3],
+            32,
+            [20, 10, 2, 0],
+            "the set: 32 of 64 rows .* 4 classes; .* among them: 1",
+        ),
+        (list(range(100)) * 5, 30, [1] * 30, "30 of 500 rows .* 100 classes; .* among them: 70"),
     ],
 )
 def test_choices_are_stratified_as_far_as_it_goes_and_say_so(labels, rows, taken, said):
@@ -106,7 +111,7 @@ def test_fewer_samples_than_classes_are_of_different_classes():
     benchmark = make_benchmark(60)
     with pytest.warns(UserWarning, match="random: 2 of 60 rows can't have their share of each of 3 classes"):
         few = benchmark.subset(2)
-    with pytest.warns(UserWarning, match="0 classes have no image among them, 1 none among the rest"):
+    with pytest.warns(UserWarning, match="an image among them: 0, among the rest: 1"):
         rest, held_out = benchmark.hold_out(58)
     assert len(set(few.dataset["label"])) == 2 == len(rest) and held_out.split == "validation"
 
