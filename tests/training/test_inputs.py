@@ -9,6 +9,7 @@ from helpers import CLASSES, assert_same, make_clip, make_dataset, make_trainer,
 from hpt import HPTConfig, HPTTrainer, InputError, ZeroShotClassifier
 from hpt.data.benchmark import Benchmark, StreamingBenchmark
 from hpt.data.images import ImageTransform, to_unit_range
+from hpt.training.inputs import as_benchmark
 
 
 def with_names(folder, dataset, names, **settings) -> HPTTrainer:
@@ -51,6 +52,28 @@ def test_a_plain_set_is_scored_by_the_names_of_its_classes(tmp_path, names):
     assert again.evaluate()["eval_given_clean_accuracy"] == 1
     numbers = dataset.cast_column("label", Value("int64"))  # of the training classes
     assert (again.evaluate(numbers)["eval_clean_accuracy"] == 1) == (names == CLASSES)
+
+
+class Shuffled(list):
+    """Pairs of images and labels in the order of class names of their own."""
+
+    classes = ["grey heron", "cat", "dog"]
+
+
+@pytest.mark.parametrize("form", ["text labels", "pairs"])
+def test_sets_of_any_form_are_numbered_by_the_names_of_their_classes(form):
+    plain = make_dataset(6).select(range(1, 6))
+    names = [CLASSES[label] for label in plain["label"]]
+    text = plain.remove_columns("label").add_column("label", names)
+    pairs = Shuffled(zip(plain["image"], map(Shuffled.classes.index, names), strict=True))
+    given = {"text labels": text, "pairs": pairs}[form]
+    assert as_benchmark(given, "the set", CLASSES, ImageTransform()).dataset["label"][:] == plain["label"][:]
+    few = text.select([0, 1])  # dog and grey heron, which by themselves would be 0 and 1
+    assert as_benchmark(few, "the set", CLASSES, ImageTransform()).dataset["label"][:] == [1, 2]
+    with pytest.raises(
+        InputError, match="the set has classes that aren't among the 2 class names 'cat', 'dog': 'grey"
+    ):
+        as_benchmark(given, "the set", CLASSES[:2], ImageTransform())
 
 
 def test_a_plain_set_may_have_some_of_the_training_classes(tmp_path):
