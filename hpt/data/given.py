@@ -109,9 +109,10 @@ def as_dataset(given, name: str, class_names: list[str]):
 
     They number the set's own classes, which a `ClassLabel` names as far as they are known: see [`own_class_names`].
 
-    Benchmarks and streams stay as they are. Pairs are read once, into a temporary file: their images as PIL images,
+    Benchmarks and streams stay as they are. Pairs are read once, into memory as PNGs: their images as PIL images,
     arrays `(height, width, 3)` or tensors `(3, height, width)`, uint8, or floats in [0, 1] that are rounded to 8 bits.
-    Of a `datasets.Dataset`, images may also be paths or encoded, and the format doesn't matter.
+    Of more than fit there, give the folder. Of a `datasets.Dataset`, images may also be paths or encoded, and the
+    format doesn't matter.
 
     Args:
         given: What the user gives.
