@@ -26,6 +26,7 @@ from hpt.references import Reference
 
 
 WIDTH, COLUMN = 100, 34  # of what `--help` prints, and where its second column begins
+NUMBERS = {"Fraction": "a number or a fraction, such as 1/255", "float": "a number", "int": "a whole number"}
 ERRORS = "HPT_ERRORS"  # the variable that names the folder for the errors of processes that were launched together
 
 
@@ -200,6 +201,10 @@ def _check_known(name: str, types: tuple[type, ...], where) -> None:
 
 
 def _raise_input_error(message: str):
+    """Raise what argparse says, in our words where a value is of the wrong type."""
+    if wrong := re.fullmatch(rf"argument (--\w+)(?:/--[\w-]+)?: invalid ({'|'.join(NUMBERS)}) value: (.*)", message):
+        option, kind, value = wrong.groups()
+        raise InputError(f"{option} is {value}, but must be {NUMBERS[kind]}.")
     raise InputError(f"Can't read the settings: {message}")
 
 

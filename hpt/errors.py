@@ -2,7 +2,8 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from numbers import Integral
 
 
 class InputError(ValueError):
@@ -24,10 +25,24 @@ class MissingSplit(InputError):
     """A dataset that is there lacks the split that is asked for."""
 
 
-def check_known(what: str, value: str, known: Iterable[str]) -> None:
+def check_known(what: str, value: str, known: Collection[str]) -> None:
     """Refuse a name that isn't one of the known ones, which are listed."""
     if value not in known:
-        raise InputError(f"Unknown {what} {value!r}; known: {', '.join(known)}.")
+        raise InputError(f"Unknown {what} {value!r}; {list_known(value, known)}")
+
+
+def list_known(name: str, known: Collection[str]) -> str:
+    """`known: pgd, cw. Did you mean pgd?`: all known names, and the one that is closest to what was given, if any."""
+    close = difflib.get_close_matches(str(name), known, n=1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    return f"known: {', '.join(known) or 'none'}.{hint}"
+
+
+def check_at_least(least: int, **settings: int) -> None:
+    """Refuse settings that aren't whole numbers of at least so much, given by their names."""
+    for name, value in settings.items():
+        if not isinstance(value, Integral) or value < least:
+            raise InputError(f"{name} is {value!r}, but must be a whole number of at least {least}.")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -46,15 +46,18 @@ class Radius(Fraction):
         norm (`str`, *optional*, defaults to `"linf"`): `"linf"` or `"l2"`.
 
     Raises:
-        InputError: for an unknown norm, or a radius that can't be meant: one that isn't above 0 and finite, or, in
-            l_inf, below 1.
+        InputError: for an unknown norm, or a radius that can't be meant: one that isn't a number, above 0 and finite,
+            or, in l_inf, below 1.
     """
 
     norm: str
 
     def __new__(cls, eps: float | str, norm: str = "linf"):
         check_known("norm", norm, NORMS)
-        radius = super().__new__(cls, eps)
+        try:
+            radius = super().__new__(cls, eps)
+        except ValueError:
+            raise InputError(f"eps is {eps!r}, but must be a number or a fraction, such as 1/255.") from None
         number = float(radius)
         if not 0 < number < math.inf:
             raise InputError(f"eps is {number:g}, but must be above 0 and finite, such as 1/255.")

@@ -19,6 +19,7 @@ from hpt import PGD, HPTConfig, HPTTrainer, InputError, load_benchmark, load_pro
 from hpt.cli import parse_config, run_recipe
 from hpt.data.loading import load_training_data
 from hpt.data.names import expand_all
+from hpt.errors import check_known
 from hpt.evaluation.outputs import report_comparison
 from hpt.evaluation.subject import Subject
 from hpt.hub.evaluations import add_comparison
@@ -76,8 +77,7 @@ class Recipe:
 
     def __post_init__(self):
         self.proxy_eps = [Radius(eps) for eps in self.proxy_eps or []]
-        if self.proxy_dtype not in DTYPES:
-            raise InputError(f"Unknown proxy_dtype {self.proxy_dtype!r}; known: {', '.join(DTYPES)}.")
+        check_known("proxy_dtype", self.proxy_dtype, DTYPES)
         if self.lora_rank is not None:
             check_lora(self.lora_rank, self.lora_alpha)
         elif self.lora_alpha is not None:

@@ -57,7 +57,8 @@ def test_yaml_then_command_line(file):
         ("a: b: c", [], "isn't valid YAML"),
         ("", ["--config"], "--config needs a YAML file"),
         ("", ["--config", "nowhere.yaml"], "no configuration file 'nowhere.yaml'"),
-        ("", ["--anchor_epochs", "few"], "invalid int value: 'few'"),
+        ("", ["--anchor_epochs", "few"], "^--anchor_epochs is 'few', but must be a whole number.$"),
+        ("eps: 4/25x", [], "^--eps is '4/25x', but must be a number or a fraction, such as 1/255.$"),
         (
             "",
             ["--output_dir", "unused", "--use_cpu", "True", "--fp16", "True", "--bf16", "True"],

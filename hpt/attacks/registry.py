@@ -10,7 +10,7 @@ from hpt.attacks.fab import FABT
 from hpt.attacks.gradient import CW, FGSM, PGD, Adaptive, ReverseTransfer, Transfer
 from hpt.attacks.square import Square
 from hpt.attacks.suites import APGD, AutoAttack
-from hpt.errors import InputError, check_known
+from hpt.errors import InputError, check_known, list_known
 from hpt.radius import Radius, read_number
 
 
@@ -34,10 +34,16 @@ ATTACKS = {
 SET_BY_EVALUATOR = {"eps", "norm", "seed", "proxy", "loss"}
 
 
+def known_attacks() -> dict[str, type[Attack]]:
+    """All that texts may name: [`ATTACKS`], and the one that is scored on the proxy instead of the model."""
+    return ATTACKS | {ReverseTransfer.name: ReverseTransfer}
+
+
 def get_attack(name: str) -> type[Attack]:
     """The attack class of that name; [`InputError`] listing the known names otherwise."""
-    check_known("attack", name, ATTACKS)
-    return ATTACKS[name]
+    known = known_attacks()
+    check_known("attack", name, known)
+    return known[name]
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ class NamedAttack:
     @property
     def is_known(self) -> bool:
         """Whether this version of hpt has the attack."""
-        return self.name in ATTACKS or self.name == ReverseTransfer.name
+        return self.name in known_attacks()
 
     @property
     def kind(self) -> type[Attack]:
@@ -75,7 +81,7 @@ class NamedAttack:
         Raises:
             InputError: for an unknown attack, listing the known ones.
         """
-        return ReverseTransfer if self.name == ReverseTransfer.name else get_attack(self.name)
+        return get_attack(self.name)
 
     @property
     def uses_gradients(self) -> bool:
@@ -118,7 +124,7 @@ class NamedAttack:
         for setting in self.settings:
             key, _, value = setting.partition("=")
             if key not in known:
-                raise InputError(f"{self.name} has no setting {key!r}; known: {', '.join(known) or 'none'}.")
+                raise InputError(f"{self.name} has no setting {key!r}; {list_known(key, known)}")
             numbers[key] = read_number(value, f"{str(self)!r} sets {key}", whole=key != "step_size")
         return numbers
 

@@ -19,7 +19,7 @@ from hpt.data.images import ImageTransform, check_images, check_labels, encoded_
 from hpt.data.names import loading_arguments, name_benchmark, stands_for_all, the_sixteen
 from hpt.data.records import BENCHMARKS, BenchmarkRecord
 from hpt.data.sources import number_labels, read_splits, select_columns
-from hpt.errors import InputError, MissingSplit, check_known
+from hpt.errors import InputError, MissingSplit, check_known, list_known
 from hpt.prompts import check_class_names, check_templates
 from hpt.references import Reference
 
@@ -190,7 +190,7 @@ def _find_record(name: str, split: str, *, template: str | list[str] | None, **s
     else:
         record = _make_record(split, **settings)
     if split not in record.splits:
-        raise MissingSplit(f"{name} has no split {split!r}; known: {', '.join(record.splits)}.")
+        raise MissingSplit(f"{name} has no split {split!r}; {list_known(split, record.splits)}")
     if template is not None:
         check_templates(template)
     return record if template is None else replace(record, template=template)

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hpt.data.records import BENCHMARKS, SIXTEEN
-from hpt.errors import InputError
+from hpt.errors import InputError, list_known
 from hpt.references import Reference
 
 
@@ -49,7 +49,7 @@ def _first_word(reference: Reference) -> str:
 def _check_settings(reference: Reference) -> None:
     for key in reference.settings:
         if key not in SETTINGS:
-            raise InputError(f"{str(reference)!r} sets {key!r}; known: {', '.join(SETTINGS)}.")
+            raise InputError(f"{str(reference)!r} sets {key!r}; {list_known(key, SETTINGS)}")
     if reference.settings.get("native_resolution", "true") not in ("true", "false"):
         raise InputError(f"{str(reference)!r} sets native_resolution, which must be true or false.")
 
@@ -59,8 +59,8 @@ def _name_of(reference: Reference) -> str:
     place = reference.place
     if "/" not in place and not Path(place).exists():
         raise InputError(
-            f"Unknown benchmark {place!r}; known: {', '.join(BENCHMARKS)}, all; or any other dataset by its Hub id "
-            "OWNER/NAME, its folder or its .parquet file."
+            f"Unknown benchmark {place!r}; {list_known(place, [*BENCHMARKS, 'all'])} Give any other dataset by its "
+            "Hub id OWNER/NAME, its folder or its .parquet file."
         )
     name = Path(reference.source).resolve().name.removesuffix(".parquet")
     of_record = {record.hub_id: key for key, record in BENCHMARKS.items()}.get(reference.source, name)

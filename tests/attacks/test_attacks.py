@@ -517,9 +517,12 @@ def test_refuses_what_cannot_be_meant(settings, message):
         PGD(**settings)
 
 
-def test_unknown_attack_lists_the_known():
-    with pytest.raises(InputError, match="Unknown attack 'pdg'; known: fgsm, pgd, cw, apgd-ce"):
+def test_an_unknown_attack_lists_all_that_are_known_and_suggests_the_closest():
+    names = ", ".join([*ATTACKS, "transfer-to-proxy"])
+    with pytest.raises(InputError, match=f"^Unknown attack 'pdg'; known: {names}. Did you mean pgd\\?$"):
         get_attack("pdg")
+    with pytest.raises(InputError, match="transfer-to-proxy.$"):  # nothing is close
+        get_attack("unheard of")
 
 
 def test_norms_that_an_attack_lacks_are_refused():

@@ -49,8 +49,10 @@ def test_texts_come_back_and_have_a_label(text, label):
 
 
 def test_what_a_constructor_does_not_take_is_refused():
-    with pytest.raises(InputError, match="fgsm has no setting 'steps'; known: none"):
+    with pytest.raises(InputError, match="fgsm has no setting 'steps'; known: none.$"):
         NamedAttack.parse("fgsm:steps=5").make(Radius("4/255"))
+    with pytest.raises(InputError, match="known: steps, .*Did you mean restarts?"):
+        NamedAttack.parse("pgd:restart=5").make(Radius("4/255"))
 
 
 def test_an_attack_of_another_version_is_unknown_but_can_be_shown():

@@ -407,6 +407,7 @@ def test_all_stands_for_the_sixteen():
     ("text", "message"),
     [
         ("imagenet-v9", "Unknown benchmark 'imagenet-v9'; known: digits, tiny_imagenet, cifar10, cifar100"),
+        ("cifar1O", "digits, .*, all. Did you mean cifar10\\? Give any other dataset by its Hub id OWNER/NAME"),
         ("all:split=train", "all is sixteen benchmarks, where one is needed: tiny_imagenet, cifar10"),
         ("o/birds:splits=val", "sets 'splits'; known: split, config, image_column"),
         ("o/birds:native_resolution=1", "native_resolution, which must be true or false"),
