@@ -9,7 +9,6 @@ import torch
 from hpt.attacks.base import (
     Attack,
     AttackResult,
-    Batch,
     Classifier,
     attack_until_broken,
     check_count,
@@ -18,6 +17,7 @@ from hpt.attacks.base import (
     random_start,
     steepest,
 )
+from hpt.attacks.batch import Batch
 from hpt.attacks.losses import (
     cross_entropy,
     difference_of_logits_ratio,

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from hpt.attacks.batch import Batch, make_batch
 from hpt.attacks.losses import margin
 from hpt.errors import InputError
 from hpt.radius import Radius
@@ -33,28 +34,6 @@ class AttackResult(NamedTuple):
     images: torch.Tensor
     zero_gradient: torch.Tensor
     broken_by: torch.Tensor | None = None
-
-
-class Batch(NamedTuple):
-    """The samples under attack; every field has them along its first axis.
-
-    Args:
-        images (`torch.Tensor` of shape `(batch, 3, height, width)`): Clean images in [0, 1].
-        labels (`torch.Tensor` of shape `(batch,)`): True classes.
-        sample_ids (`torch.Tensor` of shape `(batch,)`, *optional*): What fixes their noise.
-        eps (`torch.Tensor` of shape `(batch, 1, 1, 1)`): Radii.
-        targets (`torch.Tensor` of shape `(batch,)`, *optional*): Classes that a targeted attack moves towards.
-    """
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    sample_ids: torch.Tensor | None
-    eps: torch.Tensor
-    targets: torch.Tensor | None = None
-
-    def take(self, index: torch.Tensor) -> "Batch":
-        """The samples at `index`, integers or a bool mask."""
-        return Batch(*(None if field is None else field[index.to(field.device)] for field in self))
 
 
 def check_count(number: int, what: str) -> None:
@@ -105,10 +84,12 @@ class Attack(ABC):
     def perturb(self, classifier: Classifier, images, labels, sample_ids=None, eps=None) -> AttackResult:
         """Attack each image within its eps-ball. Logits are taken to float32, whatever the classifier computes in.
 
+        It may be called under `torch.no_grad` and `torch.inference_mode`, and with no images.
+
         Args:
             classifier: Any callable from images `(batch, 3, height, width)` in [0, 1] to logits `(batch, classes)`.
-            images (`torch.Tensor` of shape `(batch, 3, height, width)`): Clean images in [0, 1].
-            labels (`torch.Tensor` of shape `(batch,)`): True classes.
+            images (`torch.Tensor` of shape `(batch, 3, height, width)`): Clean images in [0, 1], float32 or float64.
+            labels (`torch.Tensor` of shape `(batch,)`): True classes, integers from 0.
             sample_ids (`torch.Tensor` of shape `(batch,)`, *optional*): Integer ids of the samples. With them, noise
                 depends on (seed, id) alone, so that no batching or process count changes it; without, it comes
                 from torch's global generator.
@@ -116,12 +97,15 @@ class Attack(ABC):
                 steps scale with it.
 
         Raises:
-            InputError: if there are fewer classes than the attack is defined for.
+            InputError: if there are fewer classes than the attack is defined for; for images out of [0, 1] or in
+                another dtype, what isn't one for each image, labels that aren't classes, and what isn't logits.
         """
-        eps = images.new_full((len(images),), self.eps) if eps is None else eps.to(images)
-        batch = Batch(images.detach(), labels, sample_ids, eps.view(-1, *[1] * (images.dim() - 1)))
-        with torch.enable_grad(), batch_norm_untouched(classifier):
-            return self._run(float_logits(classifier), batch)
+        # The batch is made inside, since what is made under inference mode can't enter autograd
+        with torch.inference_mode(False), torch.enable_grad(), batch_norm_untouched(classifier):
+            batch = make_batch(images, labels, sample_ids, eps, self.radius)
+            if len(batch.images) == 0:
+                return AttackResult(batch.images, batch.labels.bool(), batch.labels)
+            return self._run(float_logits(classifier, int(batch.labels.max())), batch)
 
     @abstractmethod
     def _run(self, classifier: Classifier, batch: Batch) -> AttackResult:
@@ -163,14 +147,34 @@ def make_label(name: str, steps: int | None, restarts: int | None, others: Seque
     return f"{label} ({', '.join(others)})" if others else label
 
 
-def float_logits(classifier: Classifier) -> Classifier:
-    """The classifier with logits in float32 or wider."""
+def float_logits(classifier: Classifier, highest_label: int = 0) -> Classifier:
+    """The classifier with logits in float32 or wider; [`InputError`] if it gives what can't be logits of the images.
+
+    Args:
+        classifier: From images to logits, or, for an attack with a loss of its own, to anything with a row for each.
+        highest_label (`int`, *optional*, defaults to 0): Of the images' labels, a class that it must have.
+    """
 
     def logits(images: torch.Tensor) -> torch.Tensor:
         output = classifier(images)
+        _check_logits(output, images, highest_label)
         return output.to(torch.promote_types(output.dtype, torch.float32))
 
     return logits
+
+
+def _check_logits(output: torch.Tensor, images: torch.Tensor, highest_label: int) -> None:
+    if not isinstance(output, torch.Tensor):
+        raise InputError(
+            f"The classifier gives a {type(output).__name__}, but must give logits as a tensor: attack a function of "
+            "images in [0, 1] that normalises them and takes the logits out of the model's output."
+        )
+    if output.dim() == 0 or len(output) != len(images):
+        raise InputError(f"The classifier gives logits of shape {tuple(output.shape)} for {len(images)} images.")
+    if output.dim() == 2 and output.shape[1] <= highest_label:
+        raise InputError(f"A label is {highest_label}, but the classifier's classes go to {output.shape[1] - 1}.")
+    if images.requires_grad and not output.requires_grad:
+        raise InputError("The classifier's logits have no gradient: it mustn't detach them or run under no_grad.")
 
 
 def attack_until_broken(

@@ -2,7 +2,8 @@
 
 import torch
 
-from hpt.attacks.base import Attack, AttackResult, Batch, Classifier, attack_until_broken, check_count, is_zero
+from hpt.attacks.base import Attack, AttackResult, Classifier, attack_until_broken, check_count, is_zero
+from hpt.attacks.batch import Batch
 from hpt.attacks.losses import likeliest_targets
 
 

@@ -7,7 +7,6 @@ import torch
 from hpt.attacks.base import (
     Attack,
     AttackResult,
-    Batch,
     Classifier,
     attack_until_broken,
     check_count,
@@ -17,6 +16,7 @@ from hpt.attacks.base import (
     random_start,
     steepest,
 )
+from hpt.attacks.batch import Batch
 from hpt.attacks.losses import cross_entropy, margin
 from hpt.errors import InputError
 from hpt.radius import check_step_size

@@ -8,11 +8,13 @@ from hpt.errors import InputError
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """`CE(z, y) = -log softmax(z)_y`."""
+    _check_classes(logits, 1, "Cross-entropy")
     return F.cross_entropy(logits, labels, reduction="none")
 
 
 def margin(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """`max_{i != y} z_i - z_y`, above 0 where misclassified (Carlini & Wagner, 2017, arXiv 1608.04644, f_6)."""
+    _check_classes(logits, 2, "The margin")
     return _best_other(logits, labels) - _at(logits, labels)
 
 
@@ -53,5 +55,7 @@ def _best_other(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def _check_classes(logits: torch.Tensor, least: int, what: str) -> None:
+    if logits.dim() != 2:
+        raise InputError(f"The logits have shape {tuple(logits.shape)}, but must be (batch, classes).")
     if logits.shape[1] < least:
         raise InputError(f"{what} needs at least {least} classes, and there are {logits.shape[1]}.")

@@ -7,7 +7,8 @@ from torch import nn
 from hpt import ATTACKS, FGSM, PGD, InputError
 from hpt.attacks import APGDCE, CW, FABT, AttackResult, Suite, get_attack
 from hpt.attacks.apgd import checkpoint_steps
-from hpt.attacks.base import Batch, attack_until_broken, l2_norm, random_start
+from hpt.attacks.base import attack_until_broken, l2_norm, random_start
+from hpt.attacks.batch import Batch
 from hpt.attacks.fab import project_onto_hyperplane
 from hpt.attacks.losses import difference_of_logits_ratio, margin, targeted_difference_of_logits_ratio
 from hpt.attacks.square import square_side
