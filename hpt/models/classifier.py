@@ -83,6 +83,10 @@ class ZeroShotClassifier(nn.Module):
     def __init__(self, model, processor, class_names=None, template=DEFAULT_TEMPLATE, image_mean=None, image_std=None):
         super().__init__()
         check_dual_encoder(model)
+        if next(model.parameters()).is_inference():
+            raise InputError(
+                "The model was made under torch.inference_mode, which rules out gradients: load it outside."
+            )
         self.family = family_of(model)
         self.model = model
         self.processor = processor
@@ -92,8 +96,9 @@ class ZeroShotClassifier(nn.Module):
         mean, std = pixel_statistics(processor.image_processor)
         mean = mean if image_mean is None else image_mean
         std = std if image_std is None else image_std
-        self.register_buffer("image_mean", torch.tensor(mean, device=model.device).view(3, 1, 1), persistent=False)
-        self.register_buffer("image_std", torch.tensor(std, device=model.device).view(3, 1, 1), persistent=False)
+        with torch.inference_mode(False):  # or autograd couldn't use them later
+            self.register_buffer("image_mean", torch.tensor(mean, device=model.device).view(3, 1, 1), persistent=False)
+            self.register_buffer("image_std", torch.tensor(std, device=model.device).view(3, 1, 1), persistent=False)
         # The weights that class embeddings depend on
         self.text_parameters = [weight for part in self.family.text_modules(model) for weight in part.parameters()]
         self._cached_text_embeds, self._cached_for = None, None
@@ -145,7 +150,8 @@ class ZeroShotClassifier(nn.Module):
         state = self._text_state()
         if state != self._cached_for:
             in_float32 = torch.autocast(self.model.device.type, enabled=False)
-            with torch.no_grad(), in_float32, _in_eval_mode(self.family.text_modules(self.model)):
+            for_autograd = torch.inference_mode(False)  # whatever asks first, an attack may use what is cached
+            with for_autograd, torch.no_grad(), in_float32, _in_eval_mode(self.family.text_modules(self.model)):
                 self._cached_text_embeds, self._cached_for = self.encode_prompts(), state
         return self._cached_text_embeds
 
@@ -197,6 +203,7 @@ def _pooled(features) -> torch.Tensor:
     return embeds.to(torch.promote_types(embeds.dtype, torch.float32))
 
 
+@torch.inference_mode(False)
 def frozen_copy(classifier: ZeroShotClassifier) -> ZeroShotClassifier:
     """The classifier over a frozen copy of its weights as they are now; of a PEFT model, without its adapters."""
     model = copy.deepcopy(classifier.model)

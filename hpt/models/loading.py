@@ -32,6 +32,7 @@ def load_named(reference: Reference, device: torch.device) -> tuple[str, ZeroSho
     return reference.name, load_proxy(reference.source, reference.revision).to(device)
 
 
+@torch.inference_mode(False)  # attacks follow gradients through what is loaded
 def load_dual_encoder(name: str, revision: str | None = None, dtype: torch.dtype = torch.float32):
     """Load a dual encoder and its processor from the Hub or a local folder, safetensors only.
 

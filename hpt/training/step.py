@@ -75,10 +75,13 @@ class TrainingStep:
         is_adversarial = self.attacked is not None and images is self.attacked.images
         if not is_clean and not is_adversarial:
             return compute()
-        key = model, is_clean, torch.is_grad_enabled()
+        with_grad = torch.is_grad_enabled()
+        key = model, is_clean, with_grad
         with_gradients = (model, is_clean, True)  # which do without, too
         if key not in self._kept and with_gradients not in self._kept:
-            self._kept[key] = compute()
+            # Whatever asks first, a loss may use what is kept
+            with torch.inference_mode(False), torch.set_grad_enabled(with_grad):
+                self._kept[key] = compute()
         return self._kept.get(with_gradients) or self._kept[key]
 
 

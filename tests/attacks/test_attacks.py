@@ -158,6 +158,21 @@ def test_noise_depends_on_seed_and_sample_alone(classifier, images, labels, name
         assert not torch.allclose(other[:3], together[:3])
 
 
+@pytest.mark.parametrize("name", [*ATTACKS, "transfer-to-proxy"])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_autograd_modes_around_an_attack_change_nothing(classifier, images, labels, name, mode):
+    ids = torch.arange(4)
+    expected = make_attack(name)(classifier, images, labels, ids)
+    with mode():
+        fresh = classifier.with_classes(FIVE)
+        fresh(images)
+        inside = make_attack(name)(fresh, images.clone(), labels.clone(), ids.clone())
+        given = images.clone(), labels.clone(), ids.clone()
+    outside = make_attack(name)(fresh, *given)
+    assert torch.equal(inside, expected) and torch.equal(outside, expected)
+    assert not inside.is_inference() and not inside.requires_grad
+
+
 def test_random_start_without_ids_follows_torch(classifier, images, labels):
     attack = PGD(eps=8 / 255, steps=1)
     first, second = attack(classifier, images, labels), attack(classifier, images, labels)

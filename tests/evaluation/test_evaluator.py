@@ -432,9 +432,14 @@ def test_l2(model_and_processor, benchmark):
     assert rows[-1].accuracy <= rows[0].accuracy
 
 
-def test_autocast_around_it_changes_nothing(model_and_processor, benchmark):
+@pytest.mark.parametrize(
+    "around",
+    [lambda: torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode],
+    ids=["autocast", "inference"],
+)
+def test_modes_around_it_change_nothing(model_and_processor, benchmark, around):
     expected = make_evaluator()(*model_and_processor, benchmark)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with around():
         rows = make_evaluator()(*model_and_processor, benchmark)
     assert comparable(rows) == comparable(expected)
 

@@ -7,7 +7,7 @@ from helpers import CLASSES, FAMILIES, TEXT, VISION, make_clip, make_family
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor
 
 from hpt import InputError, ZeroShotClassifier, load_proxy
-from hpt.models.classifier import input_size, pixel_statistics
+from hpt.models.classifier import frozen_copy, input_size, pixel_statistics
 from hpt.models.loading import load_dual_encoder, save_finished
 from hpt.models.weights import forward_redirected
 
@@ -148,6 +148,31 @@ def test_cached_prompts_do_not_depend_on_autocast(classifier, images):
     with torch.autocast("cpu", torch.bfloat16):
         classifier(images)
     torch.testing.assert_close(classifier.text_embeds(), classifier.encode_prompts(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("done", ["classify", "make a view", "make a copy", "load"])
+def test_what_was_done_under_inference_mode_can_be_differentiated_through(classifier, images, tmp_path, done):
+    save_finished(classifier.model, classifier.processor, tmp_path)
+    (expected,) = torch.autograd.grad(classifier(images.requires_grad_()).sum(), images)
+    classifier.forget_text_embeds()
+    with torch.inference_mode():
+        view = {
+            "classify": lambda: classifier,
+            "make a view": lambda: classifier.with_classes(CLASSES),
+            "make a copy": lambda: frozen_copy(classifier),
+            "load": lambda: load_proxy(str(tmp_path)).with_classes(CLASSES),
+        }[done]()
+        view(images.detach())
+    assert torch.equal(torch.autograd.grad(view(images).sum(), images)[0], expected)
+
+
+def test_a_model_made_under_inference_mode_is_refused():
+    with torch.inference_mode():
+        model, processor = make_clip(0)
+    with pytest.raises(
+        InputError, match="made under torch.inference_mode, which rules out gradients: load it outside"
+    ):
+        ZeroShotClassifier(model, processor)
 
 
 def test_bfloat16_model_gives_float32_logits(images):

@@ -150,6 +150,17 @@ def test_what_a_step_keeps_has_gradients_where_they_are_enabled(step):
         assert step.target(step.images) is outputs
 
 
+@pytest.mark.parametrize("model", ["target", "proxy"])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_what_a_step_keeps_can_enter_a_loss_whatever_asked_first(step, model, mode):
+    with mode():
+        first = getattr(step, model)(step.adversarial).logits
+        assert not first.requires_grad
+    with torch.no_grad():
+        assert getattr(step, model)(step.adversarial).logits is first
+    (step.target(step.adversarial).logits * first).sum().backward()
+
+
 def test_while_the_attack_runs_nothing_of_the_target_is_kept(step):
     attacked, step.attacked = step.attacked, None
     with pytest.raises(RuntimeError, match="There are no adversarial images yet"):

@@ -260,6 +260,19 @@ def test_evaluates_each_set_over_its_own_classes(tmp_path):
         assert metrics[f"eval_{name}_robust_accuracy"] == pytest.approx((clean & robust).float().mean().item())
 
 
+def test_what_was_evaluated_under_inference_mode_trains_as_ever(tmp_path):
+    first, second = (make_trainer(tmp_path / name, eval_dataset=make_dataset()) for name in ("first", "second"))
+    expected = first.evaluate()
+    with torch.inference_mode():
+        metrics = second.evaluate()
+        second.proxy.text_embeds()
+    for name in ("eval_clean_accuracy", "eval_robust_accuracy"):
+        assert metrics[name] == expected[name]
+    first.train()
+    second.train()
+    assert_same(weights(first.model), weights(second.model))
+
+
 def test_evaluation_takes_a_plain_dataset_and_an_override(tmp_path):
     trainer = make_trainer(tmp_path, eval_dataset=make_dataset(6))
     assert {"eval_clean_accuracy", "eval_robust_accuracy"} <= trainer.evaluate().keys()
