@@ -1,6 +1,7 @@
 """How far an attack may change an image: norms, radii and steps written as fractions, and their checks."""
 
 import math
+from collections.abc import Iterable
 
 from hpt.errors import InputError, check_known
 
@@ -86,6 +87,12 @@ class Radius(Fraction):
     def title(self) -> str:
         """With its norm: `l_inf eps 4/255`, `l_2 eps 0.5`."""
         return f"{describe_norm(self.norm)} eps {self}"
+
+
+def as_radii(eps: float | str | Iterable[float | str], norm: str = "linf") -> list[Radius]:
+    """The radii that one or several numbers or texts say, ascending, each once."""
+    several = eps if isinstance(eps, Iterable) and not isinstance(eps, str) else [eps]
+    return sorted({Radius(value, norm) for value in several})
 
 
 def describe_norm(norm: str) -> str:

@@ -20,12 +20,13 @@ from hpt.attacks.registry import parse_attacks
 from hpt.cli import check_quickstart, parse_config, run_recipe
 from hpt.data.loading import load_available
 from hpt.data.names import expand_all
+from hpt.evaluation.evaluator import check_sampling
 from hpt.evaluation.outputs import report_evaluation
 from hpt.evaluation.subject import Subject
 from hpt.files import check_folder
 from hpt.models.loading import load_named
 from hpt.processes import join_processes, set_cpu_threads
-from hpt.radius import Fraction, Radius
+from hpt.radius import Fraction, as_radii
 from hpt.references import Reference, parse_model, refuse_same_names
 
 
@@ -62,7 +63,7 @@ class Evaluation:
     use_cpu: bool = field(default=False, metadata={"help": "Leave a GPU alone."})
 
     def __post_init__(self):
-        self.eps = [Radius(eps, self.norm) for eps in self.eps]
+        self.eps = as_radii(self.eps, self.norm)
 
 
 def main():
@@ -73,6 +74,7 @@ def main():
     proxy_model = parse_model(settings.proxy) if settings.proxy else None
     check_quickstart([*models, proxy_model] if proxy_model else models)
     parse_attacks(settings.attacks, settings.eps, settings.proxy)
+    check_sampling(settings.max_samples, settings.batch_size, settings.num_workers, settings.seed)
     check_folder(Path(settings.output_dir))
     refuse_same_names(dataset.name for dataset in datasets)
     refuse_same_names(model.name for model in {*models, proxy_model} - {None})

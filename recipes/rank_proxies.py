@@ -18,12 +18,14 @@ from hpt import InputError
 from hpt.cli import parse_config, run_recipe
 from hpt.data.loading import load_validation
 from hpt.data.names import parse_benchmark
+from hpt.errors import check_at_least
+from hpt.evaluation.evaluator import check_sampling
 from hpt.evaluation.outputs import report_ranking
 from hpt.evaluation.ranking import TransferMatrix
 from hpt.files import check_folder
 from hpt.models.loading import load_named
 from hpt.processes import join_processes
-from hpt.radius import Fraction, Radius
+from hpt.radius import Fraction, as_radii
 from hpt.references import Reference, parse_model, refuse_same_names
 
 
@@ -51,7 +53,7 @@ class Ranking:
     use_cpu: bool = field(default=False, metadata={"help": "Leave a GPU alone."})
 
     def __post_init__(self):
-        self.eps = sorted({Radius(eps) for eps in self.eps})
+        self.eps = as_radii(self.eps)
 
 
 def main():
@@ -82,10 +84,9 @@ def check(settings: Ranking, dataset: Reference, models: list[Reference]) -> Non
     refuse_same_names(model.name for model in models)
     if not settings.proxies or not settings.eps:
         raise InputError("There are no proxies, or no eps: give one or several of each.")
-    least = {"steps": 1, "batch_size": 1, "seed": 0, "num_workers": 0}
-    for name, value in least.items():
-        if getattr(settings, name) < value:
-            raise InputError(f"{name} is {getattr(settings, name)}, but must be at least {value}.")
+    check_sampling(settings.max_samples, settings.batch_size, settings.num_workers, settings.seed)
+    check_at_least(1, steps=settings.steps)
+    check_at_least(0, validation_size=settings.validation_size)
 
 
 if __name__ == "__main__":

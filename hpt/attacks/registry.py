@@ -63,6 +63,12 @@ class NamedAttack:
 
     @classmethod
     def parse(cls, text: str) -> "NamedAttack":
+        """[`InputError`] for anything but a text, such as an attack itself."""
+        if not isinstance(text, str):
+            raise InputError(
+                f"An attack is given as a {type(text).__name__}, but is named by a text, such as 'pgd:steps=50'; its "
+                "eps, norm and seed are given beside it."
+            )
         name, _, settings = text.partition(":")
         return cls(name, tuple(filter(None, settings.split(","))))
 
@@ -160,15 +166,16 @@ def known_settings(kind: type[Attack]) -> dict[str, inspect.Parameter]:
     return known
 
 
-def parse_attacks(texts: Iterable[str], radii: Collection[Radius], proxy) -> list[NamedAttack]:
-    """The attacks that texts name, each once; `proxy` is anything but `None` if there will be one.
+def parse_attacks(texts: str | Iterable[str], radii: Collection[Radius], proxy) -> list[NamedAttack]:
+    """The attacks that one or several texts name, each once; `proxy` is anything but `None` if there will be one.
 
     Raises:
         InputError: for an attack or setting that can't be meant, or not at these radii; if there are no radii.
     """
     if not radii:
         raise InputError("There is no eps: give one or several radii in [0, 1] pixels, such as 1/255.")
-    attacks = list(dict.fromkeys(NamedAttack.parse(text) for text in texts))
+    texts = texts if isinstance(texts, Iterable) and not isinstance(texts, str) else [texts]
+    attacks = list(dict.fromkeys(map(NamedAttack.parse, texts)))
     for attack in attacks:
         for radius in radii:
             attack.make(radius, proxy=proxy)

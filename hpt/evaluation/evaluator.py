@@ -21,7 +21,7 @@ from hpt.attacks.registry import parse_attacks
 from hpt.data.benchmark import Benchmark
 from hpt.data.given import as_benchmarks
 from hpt.data.images import check_images, collate, to_unit_range
-from hpt.errors import InputError, message_of
+from hpt.errors import InputError, check_at_least, message_of
 from hpt.evaluation.plan import Task, plan_attack, plan_clean, plan_large_eps
 from hpt.evaluation.results import ResultsFolder
 from hpt.evaluation.rows import CLEAN, LARGE_EPS, WORST_CASE, Row, predicted_shares
@@ -30,8 +30,16 @@ from hpt.evaluation.subject import Subject, plain_transform
 from hpt.files import digest
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.processes import join_processes
-from hpt.radius import Radius
+from hpt.radius import Radius, as_radii
 from hpt.references import refuse_same_names
+
+
+def check_sampling(max_samples: int | None, batch_size: int, num_workers: int, seed: int) -> None:
+    """Refuse numbers that no evaluation can have; [`InputError`] naming the first."""
+    if max_samples is not None:
+        check_at_least(1, max_samples=max_samples)
+    check_at_least(1, batch_size=batch_size)
+    check_at_least(0, num_workers=num_workers, seed=seed)
 
 
 class RobustnessEvaluator:
@@ -45,7 +53,7 @@ class RobustnessEvaluator:
         attacks (`str` or `list[str]`): Names in [`ATTACKS`], with settings behind a colon where they differ from the
             attack's defaults, such as `"pgd:steps=50,restarts=5"`; or `"transfer-to-proxy"`, made on the model,
             scored on the proxy.
-        eps (`float` or `list[float]`): One or several radii in [0, 1] pixels.
+        eps (`float`, `str` or a list of them): One or several radii in [0, 1] pixels, such as `8/255` or `"8/255"`.
         norm (`str`, *optional*, defaults to `"linf"`): `"linf"` or `"l2"`.
         proxy ([`ZeroShotClassifier`], *optional*): From [`load_proxy`], for `"adaptive"` and the transfer attacks.
         proxy_name (`str`, *optional*): What rows call it, instead of its Hub id or path.
@@ -55,14 +63,15 @@ class RobustnessEvaluator:
         output_dir (`str`, *optional*): Folder for the results, continued if it holds some; without, nothing is kept.
 
     Raises:
-        InputError: for unknown attacks, settings out of range, or an attack that lacks its proxy.
+        InputError: for unknown attacks, settings out of range, an attack that lacks its proxy, or a proxy that isn't a
+            classifier.
     """
 
     def __init__(
         self,
         *,
         attacks: str | Iterable[str] = ("pgd", "cw", "apgd"),
-        eps: float | Iterable[float] = 1 / 255,
+        eps: float | str | Iterable[float | str] = 1 / 255,
         norm: str = "linf",
         proxy: ZeroShotClassifier | None = None,
         proxy_name: str | None = None,
@@ -72,11 +81,15 @@ class RobustnessEvaluator:
         seed: int = 0,
         output_dir: str | None = None,
     ):
-        self.radii = sorted({Radius(value, norm) for value in (eps if isinstance(eps, Iterable) else [eps])})
-        self.attacks = parse_attacks([attacks] if isinstance(attacks, str) else attacks, self.radii, proxy)
+        self.radii = as_radii(eps, norm)
+        self.attacks = parse_attacks(attacks, self.radii, proxy)
         self.seed = seed
-        if batch_size < 1 or num_workers < 0:
-            raise InputError(f"batch_size is {batch_size} and num_workers {num_workers}: give at least 1 and 0.")
+        check_sampling(max_samples, batch_size, num_workers, seed)
+        if proxy is not None and not isinstance(proxy, ZeroShotClassifier):
+            raise InputError(
+                f"The proxy is a {type(proxy).__name__}, but must be a classifier: give load_proxy(name), or "
+                "ZeroShotClassifier(model, processor)."
+            )
         self.proxy = None if proxy is None else Subject(proxy, proxy_name)
         self.max_samples, self.batch_size, self.num_workers = max_samples, batch_size, num_workers
         self.undefined: dict[tuple[NamedAttack, str], str] = {}  # attacks left out on benchmarks, and why

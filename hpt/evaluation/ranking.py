@@ -23,7 +23,7 @@ from hpt.evaluation.subject import Subject
 from hpt.files import append_line, digest, read_lines
 from hpt.models.weights import architecture
 from hpt.prompts import make_prompts
-from hpt.radius import Radius
+from hpt.radius import as_radii
 
 
 class TransferMatrix:
@@ -32,7 +32,7 @@ class TransferMatrix:
     Args:
         models (`dict[str, ZeroShotClassifier]`): By name, on their device, in eval mode.
         benchmark ([`Benchmark`]): Images and labels.
-        eps (`list[float]`): l_inf radii in [0, 1] pixels.
+        eps (`list[float]`): l_inf radii in [0, 1] pixels, or texts such as `"8/255"`.
         steps (`int`, *optional*, defaults to 10): Of PGD, with steps of `eps / 4` from a random start.
         seed (`int`, *optional*, defaults to 0): Of its noise.
         folder (`str` or `Path`, *optional*): Keeps verdicts, so that a killed run goes on where it was, and the same
@@ -43,7 +43,7 @@ class TransferMatrix:
     """
 
     def __init__(self, models, benchmark: Benchmark, eps: list[float], steps: int = 10, seed: int = 0, folder=None):
-        self.models, self.benchmark, self.eps = models, benchmark, [Radius(value) for value in eps]
+        self.models, self.benchmark, self.eps = models, benchmark, as_radii(eps)
         self.subjects = [Subject(model, name) for name, model in models.items()]
         self._identities = {subject.name: self._identify(subject) for subject in self.subjects}
         for subject in self.subjects:

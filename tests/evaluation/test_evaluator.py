@@ -408,16 +408,33 @@ def test_attacks_that_cannot_be_meant_are_refused(text, message):
     [
         ({"eps": 4}, "did you mean 4/255"),
         ({"eps": float("inf"), "norm": "l2"}, "above 0 and finite"),
-        ({"num_workers": -1}, "num_workers -1"),
+        ({"eps": ["4/255", "some"]}, "eps is 'some', but must be a number or a fraction"),
+        ({"num_workers": -1}, "num_workers is -1, but must be a whole number of at least 0"),
         ({"output_dir": __file__}, "can't be written to .*test_evaluator.py isn't a folder"),
         ({"eps": []}, "There is no eps"),
-        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": 0}, "batch_size is 0, but must be a whole number of at least 1"),
+        ({"max_samples": 0}, "max_samples is 0, but must be a whole number of at least 1"),
+        ({"max_samples": "10"}, "max_samples is '10', but must be a whole number of at least 1"),
+        ({"seed": -1}, "seed is -1"),
+        ({"attacks": [PGD(eps=0.1)]}, "An attack is given as a PGD, but is named by a text, such as 'pgd:steps=50'"),
+        ({"attacks": PGD}, "An attack is given as a ABCMeta, but is named by a text"),
+        ({"attacks": None}, "An attack is given as a NoneType, but is named by a text"),
+        ({"proxy": make_clip(1)[0]}, r"The proxy is a CLIPModel, but must be a classifier: give load_proxy\(name\)"),
+        ({"proxy": "proxy"}, r"The proxy is a str, but must be a classifier"),
         ({"norm": "l7"}, "Unknown norm 'l7'"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(settings, message):
     with pytest.raises(InputError, match=message):
         make_evaluator(**settings)
+
+
+@pytest.mark.parametrize(
+    ("eps", "radii"),
+    [("8/255", [8 / 255]), (["8/255", 0.01], [0.01, 8 / 255]), ((0.1, "0.1"), [0.1]), (np.float64(0.1), [0.1])],
+)
+def test_eps_may_be_a_number_or_a_text_or_several(eps, radii):
+    assert make_evaluator(eps=eps).radii == radii
 
 
 def test_attack_texts_are_read():

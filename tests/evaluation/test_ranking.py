@@ -252,13 +252,14 @@ def test_the_recipe_ranks_and_two_processes_do_as_one(saved, tmp_path):
     ("arguments", "line"),
     [
         (["--eps", "4"], "did you mean 4/255?"),
-        (["--steps", "0"], "steps is 0, but must be at least 1"),
+        (["--steps", "0"], "steps is 0, but must be a whole number of at least 1"),
+        (["--max_samples", "0"], "max_samples is 0, but must be a whole number of at least 1"),
         (["--dataset", "mnist"], "Unknown benchmark 'mnist'; known: digits"),
         (["--proxies", "target=somewhere"], "'target' is given twice"),
         (["--proxies", "no/model"], "Can't load the model 'no/model'"),
         (["--dataset", "all"], "all is sixteen benchmarks, where one is needed"),
     ],
-    ids=["eps", "steps", "dataset", "names", "model", "all"],
+    ids=["eps", "steps", "samples", "dataset", "names", "model", "all"],
 )
 def test_the_recipe_refuses_what_cannot_be_meant(saved, tmp_path, arguments, line):
     run = run_recipe_apart("rank_proxies.py", *ranking_arguments(saved, tmp_path / "out"), *arguments, cwd=tmp_path)

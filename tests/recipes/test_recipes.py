@@ -274,11 +274,12 @@ def test_evaluation_end_to_end(two_models):
         (["--benchmarks", "digits", "--attacks", "adaptive"], "The attack 'adaptive' needs a proxy"),
         (["--benchmarks", "digits", "--proxy", "first=x"], "'first' is given twice"),
         (["--benchmarks", "digits", "--max_samples", "3"], "Can't take 3 of 360 rows"),
+        (["--benchmarks", "cifar10=nowhere", "--batch_size", "0"], "batch_size is 0, but must be a whole number"),
         (["--benchmarks", "cifar10=nowhere"], "There is no folder or file 'nowhere'"),
         (["--benchmarks", "digits", "--models", "no/model"], "Can't load the model 'no/model'"),
         (["--benchmarks", "digits", "--models", "a=x", "a=y"], "'a' is given twice"),
     ],
-    ids=["benchmark", "proxy", "proxy's name", "samples", "nothing left", "model", "names"],
+    ids=["benchmark", "proxy", "proxy's name", "samples", "batch size", "nothing left", "model", "names"],
 )
 def test_evaluation_refuses_what_cannot_be_meant(two_models, tmp_path, arguments, line):
     run = run_recipe_apart(
