@@ -15,6 +15,7 @@ _MODULE_OF = {
     "BENCHMARKS": "data.records",
     "load_benchmark": "data.loading",
     "RobustnessEvaluator": "evaluation.evaluator",
+    "format_accuracies": "evaluation.report",
     "InputError": "errors",
     "ZeroShotClassifier": "models.classifier",
     "load_proxy": "models.loading",

@@ -24,7 +24,7 @@ from hpt.data.images import check_images, collate, to_unit_range
 from hpt.errors import InputError, check_at_least, message_of
 from hpt.evaluation.plan import Task, plan_attack, plan_clean, plan_large_eps
 from hpt.evaluation.results import ResultsFolder
-from hpt.evaluation.rows import CLEAN, LARGE_EPS, WORST_CASE, Row, predicted_shares
+from hpt.evaluation.rows import CLEAN, LARGE_EPS, WORST_CASE, Row, Rows, predicted_shares
 from hpt.evaluation.scoring import score_batch, score_images
 from hpt.evaluation.subject import Subject, plain_transform
 from hpt.files import digest
@@ -98,7 +98,7 @@ class RobustnessEvaluator:
         kept = list(self.results.read()) if self.state.is_main_process else [None, None]
         self.results.take_up(*broadcast_object_list(kept))
 
-    def __call__(self, model, processor, benchmarks, name: str | None = None) -> list[Row]:
+    def __call__(self, model, processor, benchmarks, name: str | None = None) -> Rows:
         """Evaluate a model.
 
         Args:
@@ -109,7 +109,8 @@ class RobustnessEvaluator:
             name (`str`, *optional*): What rows call it, instead of its Hub id or path.
 
         Returns:
-            `list[Row]`: in the order of the benchmarks, then of eps, then of the attacks.
+            [`Rows`]: a list of [`Row`], in the order of the benchmarks, then of eps, then of the attacks.
+            `rows.to_pandas()` makes a table of them, and `print(format_accuracies(rows))` shows them as one.
 
         Raises:
             InputError: for images that can't be read, logits that aren't finite, or results from other settings in
@@ -123,7 +124,7 @@ class RobustnessEvaluator:
             check_images(benchmark.dataset, benchmark.name, same_size=benchmark.attack_space == "native")
         refuse_same_names(benchmark.name for benchmark in benchmarks)
         planned = [self.plan(subject, benchmark) for benchmark in benchmarks]
-        return [row for tasks in planned for row in self.run(tasks)]
+        return Rows(row for tasks in planned for row in self.run(tasks))
 
     def plan(self, subject: Subject, benchmark: Benchmark) -> list[Task]:
         """The rows to be of a model on one benchmark, checked against the results that are there; nothing is run."""

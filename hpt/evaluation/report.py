@@ -24,7 +24,7 @@ def format_accuracies(rows: list[Row], benchmarks: list[str] | None = None) -> s
     """Markdown tables, one for each radius: a line per model and attack, a column per benchmark, the mean last.
 
     Args:
-        rows (`list[Row]`): Of one evaluation.
+        rows (`list[Row]`): Of one evaluation, from [`RobustnessEvaluator`].
         benchmarks (`list[str]`, *optional*): The columns, instead of the benchmarks that the rows have.
     """
     rows = latest(rows)

@@ -11,7 +11,7 @@ from pathlib import Path
 import hpt
 from hpt.data.benchmark import Benchmark
 from hpt.errors import InputError
-from hpt.evaluation.rows import ADDED, Row
+from hpt.evaluation.rows import ADDED, Row, Rows
 from hpt.files import append_line, check_folder, digest, read_lines
 
 
@@ -124,7 +124,7 @@ class ResultsFolder:
                 )
 
 
-def read_result_rows(path: str | Path) -> list[Row]:
+def read_result_rows(path: str | Path) -> Rows:
     """The rows of a `results.jsonl` or `results.json`, or of the former in a folder.
 
     Raises:
@@ -137,7 +137,7 @@ def read_result_rows(path: str | Path) -> list[Row]:
     return as_rows(json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else read_lines(path), path)
 
 
-def as_rows(lines: list, path: Path) -> list[Row]:
+def as_rows(lines: list, path: Path) -> Rows:
     """The rows that a file's lines of JSON are; of earlier versions, without the fields that were [`ADDED`] since.
 
     Raises:
@@ -151,4 +151,4 @@ def as_rows(lines: list, path: Path) -> list[Row]:
                 f"Row {number} of {path} isn't one of hpt {hpt.__version__}, but of {version or 'another version'}: "
                 "evaluate again, into another folder."
             )
-    return [Row(**line) for line in lines]
+    return Rows(Row(**line) for line in lines)

@@ -11,7 +11,7 @@ from hpt.evaluation.comparison import measure
 from hpt.evaluation.flags import find_flags
 from hpt.evaluation.plan import plan_attack, plan_clean
 from hpt.evaluation.report import describe_row, format_accuracies
-from hpt.evaluation.rows import ADDED, ALL_IMAGES, MEASURED, MEASURED_SINCE, Row, hash_benchmark
+from hpt.evaluation.rows import ADDED, ALL_IMAGES, MEASURED, MEASURED_SINCE, WORST_CASE, Row, Rows, hash_benchmark
 from hpt.evaluation.subject import Subject
 from hpt.models.weights import hash_weights
 from hpt.radius import Radius
@@ -33,6 +33,33 @@ def test_a_row_knows_its_radius_and_attack():
     assert pgd.radius == Radius("4/255") and pgd.named_attack.name == "pgd" and pgd.label == "PGD-50"
     clean = make_row("clean", 0.9)
     assert clean.radius is None and clean.label == "clean"
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        (make_row("clean", 0.9), "Row(m on b test, clean: 90.0 % [87.0, 93.0], n = 1000)"),
+        (make_row("pgd", 0.5), "Row(m on b test, PGD-10 at l_inf eps 25.5/255: 50.0 % [47.0, 53.0], n = 1000)"),
+        (make_row("fgsm", 0.5, eps=3, norm="l2", steps=None), "Row(m on b test, fgsm at l_2 eps 3: 50.0 % [47.0, "),
+        (replace(make_row("pgd", 0.5), attacked="p"), "Row(m on b test, PGD-10 at l_inf eps 25.5/255 made on p: 50"),
+        (replace(make_row("transfer", 0.5), attacked="p"), "Row(m on b test, transfer from p at l_inf eps 25.5/255: "),
+        (make_row(WORST_CASE, 0.5), "Row(m on b test, worst case at l_inf eps 25.5/255: 50.0 % [47.0, 53.0], n = 1"),
+    ],
+    ids=["clean", "pgd", "l2", "made on another", "transfer", "worst case"],
+)
+def test_a_row_is_a_line(row, text):
+    assert repr(row).startswith(text) and "\n" not in repr(row)
+
+
+def test_rows_are_a_list_that_becomes_a_table(subject, benchmark):
+    evaluator = RobustnessEvaluator(attacks=[], eps=0.1)
+    rows = evaluator(subject.classifier.model, subject.classifier.processor, benchmark, name="mine")
+    assert repr(rows) == f"Rows:\n{rows[0]!r}" and rows + [] == list(rows)
+    table = Rows([*rows, *SOUND]).to_pandas()
+    assert list(table) == [field.name for field in fields(Row)] and len(table) == 1 + len(SOUND)
+    assert table.accuracy.tolist() == [rows[0].accuracy, *(row.accuracy for row in SOUND)]
+    assert table.groupby("model").n.sum().to_dict() == {"mine": 10, "m": 9000}
+    assert list(Rows().to_pandas()) == list(table)
 
 
 def test_the_number_of_steps_is_the_rows_own():
