@@ -24,6 +24,7 @@ from hpt.attacks.losses import (
     likeliest_targets,
     targeted_difference_of_logits_ratio,
 )
+from hpt.attacks.passes import passes_until_broken
 
 
 MOMENTUM = 0.75  # alpha of Algorithm 1
@@ -80,6 +81,9 @@ class AutoPGD(Attack):
         super().__init__(eps=eps, norm=norm, seed=seed)
         check_count(steps, "steps")
         self.steps = steps
+
+    def most_passes(self, num_classes: int) -> int:
+        return 2 * (1 + self.steps)
 
     @abstractmethod
     def _losses(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -188,6 +192,10 @@ class APGDT(AutoPGD):
         super().__init__(eps=eps, steps=steps, norm=norm, seed=seed)
         check_count(num_targets, "target classes")
         self.num_targets = num_targets
+
+    def most_passes(self, num_classes: int) -> int:
+        targets = min(self.num_targets, num_classes - 1)
+        return 1 + passes_until_broken([super().most_passes(num_classes)] * targets)
 
     def _losses(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         return targeted_difference_of_logits_ratio(logits, batch.labels, batch.targets)

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from hpt.attacks.batch import Batch, make_batch
 from hpt.attacks.losses import margin
+from hpt.attacks.passes import note_passes
 from hpt.errors import InputError
 from hpt.radius import Radius
 
@@ -111,6 +112,10 @@ class Attack(ABC):
     def _run(self, classifier: Classifier, batch: Batch) -> AttackResult:
         """The attack itself, with gradients enabled; returns detached images."""
 
+    def most_passes(self, num_classes: int) -> int:
+        """Most passes through models for an image, forward or backward: fewer if it breaks early; 0 if not known."""
+        return 0
+
     def left_out(self, num_classes: int) -> list[str]:
         """Names of the parts that aren't defined for so few classes, and don't run."""
         return []
@@ -158,6 +163,7 @@ def float_logits(classifier: Classifier, highest_label: int = 0) -> Classifier:
     def logits(images: torch.Tensor) -> torch.Tensor:
         output = classifier(images)
         _check_logits(output, images, highest_label)
+        note_passes(images)
         return output.to(torch.promote_types(output.dtype, torch.float32))
 
     return logits

@@ -5,6 +5,7 @@ import torch
 from hpt.attacks.base import Attack, AttackResult, Classifier, attack_until_broken, check_count, is_zero
 from hpt.attacks.batch import Batch
 from hpt.attacks.losses import likeliest_targets
+from hpt.attacks.passes import passes_until_broken
 
 
 MAX_BIAS = 0.1  # alpha_max: how far a step leans towards the clean image
@@ -35,6 +36,12 @@ class FABT(Attack):
         check_count(steps, "steps")
         check_count(num_targets, "target classes")
         self.steps, self.num_targets = steps, num_targets
+
+    def most_passes(self, num_classes: int) -> int:
+        targets = min(self.num_targets, num_classes - 1)
+        return 1 + passes_until_broken(
+            [3 * self.steps] * targets
+        )  # to the boundary and back, and to see whether it is
 
     def _run(self, classifier: Classifier, batch: Batch) -> AttackResult:
         with torch.no_grad():

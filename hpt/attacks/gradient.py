@@ -18,6 +18,7 @@ from hpt.attacks.base import (
 )
 from hpt.attacks.batch import Batch
 from hpt.attacks.losses import cross_entropy, margin
+from hpt.attacks.passes import passes_until_broken
 from hpt.errors import InputError
 from hpt.radius import check_step_size
 
@@ -45,6 +46,7 @@ class PGD(Attack):
 
     name = "pgd"
     norms = ("linf", "l2")
+    num_models = 1  # whose gradients a step takes
     reported = ("steps", "step_size", "random_start", "restarts")
 
     def __init__(
@@ -67,6 +69,10 @@ class PGD(Attack):
         self.steps, self.random_start, self.restarts, self.loss = steps, random_start, restarts, loss
         self.step_size = eps / 4 if step_size is None else step_size
         check_step_size(self.step_size, eps)
+
+    def most_passes(self, num_classes: int) -> int:
+        run = 2 * self.steps * self.num_models
+        return run if self.restarts == 1 else passes_until_broken([run] * self.restarts)
 
     def _run(self, classifier: Classifier, batch: Batch) -> AttackResult:
         if self.restarts == 1:
@@ -168,6 +174,7 @@ class Adaptive(Transfer):
     """
 
     name = "adaptive"
+    num_models = 2
     uses_gradients = True
 
     def _losses(self, classifier: Classifier, adversarial: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -34,6 +34,9 @@ class Square(Attack):
         check_count(queries, "queries")
         self.queries = queries
 
+    def most_passes(self, num_classes: int) -> int:
+        return self.queries
+
     def _run(self, classifier: Classifier, batch: Batch) -> AttackResult:
         channels, height, width = batch.images.shape[1:]
         adversarial = batch.images.clone()

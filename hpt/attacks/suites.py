@@ -4,6 +4,7 @@ from hpt.attacks.apgd import APGDCE, APGDDLR, APGDT
 from hpt.attacks.base import Attack, AttackResult, Classifier, attack_until_broken
 from hpt.attacks.batch import Batch
 from hpt.attacks.fab import FABT
+from hpt.attacks.passes import passes_until_broken
 from hpt.attacks.square import Square
 
 
@@ -28,6 +29,10 @@ class Suite(Attack):
 
     def left_out(self, num_classes: int) -> list[str]:
         return [name for name, attack in self.attacks.items() if num_classes < attack.min_classes]
+
+    def most_passes(self, num_classes: int) -> int:
+        parts = (self.attacks[name] for name in self.running(num_classes))
+        return 1 + passes_until_broken(part.most_passes(num_classes) for part in parts)
 
     def _run(self, classifier: Classifier, batch: Batch) -> AttackResult:
         num_classes = classifier(batch.images[:1]).shape[1]

@@ -11,6 +11,7 @@ from hpt.attacks.base import attack_until_broken, l2_norm, random_start
 from hpt.attacks.batch import Batch
 from hpt.attacks.fab import project_onto_hyperplane
 from hpt.attacks.losses import difference_of_logits_ratio, margin, targeted_difference_of_logits_ratio
+from hpt.attacks.passes import watch_passes
 from hpt.attacks.square import square_side
 
 
@@ -448,6 +449,26 @@ def test_a_suite_hands_on_what_is_still_right(classifier, images, labels):
     attack.attacks = {"square": Spy(eps=1e-6, queries=2), "apgd-ce": Spy(eps=1e-6, queries=2)}
     attack(classifier, images, labels, torch.tensor([5, 6, 7, 8]))
     assert seen == [[5, 6, 7], [5, 6, 7]]  # the last is wrong from the start
+
+
+@pytest.mark.parametrize("name", [*ATTACKS, "transfer-to-proxy", "pgd with restarts"])
+@pytest.mark.parametrize("classes", [4, 5])
+def test_most_passes_are_those_on_a_model_that_never_gives_in(images, name, classes):
+    passes = []
+
+    def steadfast(images):  # with gradients, and label 0 whatever happens
+        logits = linear(images)[:, :classes] / 1000
+        return logits + 1000 * torch.eye(classes)[0]
+
+    name, _, restarts = name.partition(" with ")
+    settings = {"proxy": steadfast} if get_attack(name).needs_proxy else {}
+    attack = make_attack(name, 0.1, **settings, **({"restarts": 3} if restarts else {}))
+    for part in (attack, *getattr(attack, "attacks", {}).values()):
+        if hasattr(part, "num_targets"):
+            part.num_targets = 4
+    with watch_passes(passes.append):
+        attack(steadfast, images[:1], torch.tensor([0]))
+    assert sum(passes) == attack.most_passes(classes)
 
 
 def test_autoattack_is_its_papers_suite_and_nothing_less():
