@@ -22,6 +22,7 @@ from hpt.data.loading import load_available
 from hpt.data.names import expand_all
 from hpt.evaluation.evaluator import check_sampling
 from hpt.evaluation.outputs import report_evaluation
+from hpt.evaluation.progress import format_plan
 from hpt.evaluation.subject import Subject
 from hpt.files import check_folder
 from hpt.models.loading import load_named
@@ -61,6 +62,7 @@ class Evaluation:
         metadata={"help": "CPU threads, on which last digits depend; torch's own unless given."},
     )
     use_cpu: bool = field(default=False, metadata={"help": "Leave a GPU alone."})
+    plan: bool = field(default=False, metadata={"help": "Print the rows and an estimate of the time; run nothing."})
 
     def __post_init__(self):
         self.eps = as_radii(self.eps, self.norm)
@@ -103,8 +105,11 @@ def main():
     )
     planned = [evaluator.plan(subject, benchmark) for subject in subjects for benchmark in benchmarks]
     failures = [f"{name}: {reason}" for name, reason in missing.items()]
-    for tasks in planned:
-        evaluator.run(tasks, failures)  # whatever fails, the others still run
+    if settings.plan:
+        if state.is_main_process:
+            print("\n".join([format_plan(evaluator.progress(planned)), *(f"Missing: {line}" for line in failures)]))
+        return
+    evaluator.run_all(planned, failures)  # whatever fails, the others still run
     if state.is_main_process:
         report_evaluation(evaluator, planned, missing, failures)
     state.wait_for_everyone()  # or the launcher would end a process that is still drawing

@@ -17,12 +17,14 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from hpt.attacks import NamedAttack, Suite
+from hpt.attacks.passes import watch_passes
 from hpt.attacks.registry import parse_attacks
 from hpt.data.benchmark import Benchmark
 from hpt.data.given import as_benchmarks
 from hpt.data.images import check_images, collate, to_unit_range
 from hpt.errors import InputError, check_at_least, message_of
 from hpt.evaluation.plan import Task, plan_attack, plan_clean, plan_large_eps
+from hpt.evaluation.progress import PassCounter, Progress
 from hpt.evaluation.results import ResultsFolder
 from hpt.evaluation.rows import CLEAN, LARGE_EPS, WORST_CASE, Row, Rows, predicted_shares
 from hpt.evaluation.scoring import score_batch, score_images
@@ -123,8 +125,7 @@ class RobustnessEvaluator:
         for benchmark in benchmarks:
             check_images(benchmark.dataset, benchmark.name, same_size=benchmark.attack_space == "native")
         refuse_same_names(benchmark.name for benchmark in benchmarks)
-        planned = [self.plan(subject, benchmark) for benchmark in benchmarks]
-        return Rows(row for tasks in planned for row in self.run(tasks))
+        return self.run_all([self.plan(subject, benchmark) for benchmark in benchmarks])
 
     def plan(self, subject: Subject, benchmark: Benchmark) -> list[Task]:
         """The rows to be of a model on one benchmark, checked against the results that are there; nothing is run."""
@@ -165,21 +166,33 @@ class RobustnessEvaluator:
 
     # Running
 
-    def run(self, tasks: list[Task], failures: list[str] | None = None) -> list[Row]:
+    def progress(self, planned: list[list[Task]]) -> Progress:
+        """How far the rows are that [`plan`] gave for several models and benchmarks."""
+        tasks = [task for tasks in planned for task in tasks]
+        return Progress(tasks, self.results, self.state.num_processes)
+
+    def run_all(self, planned: list[list[Task]], failures: list[str] | None = None) -> Rows:
+        """The rows of what [`plan`] gave for several models and benchmarks; `failures` as of [`run`]."""
+        progress = self.progress(planned)
+        return Rows(row for tasks in planned for row in self.run(tasks, failures, progress))
+
+    def run(self, tasks: list[Task], failures: list[str] | None = None, progress: Progress | None = None) -> list[Row]:
         """The rows of what [`plan`] gave for one model and benchmark; finished ones are taken from the results.
 
         Args:
             tasks (`list[Task]`): From [`plan`].
             failures (`list[str]`, *optional*): Takes a line for each task that can't be finished, and the others
                 still run; without, the first of them raises an [`InputError`].
+            progress ([`Progress`], *optional*): Of an evaluation that these are a part of.
         """
+        progress = progress or self.progress([tasks])
         self.results.save_samples(tasks[0].benchmark)
         rows = []
         for task in tasks:
             if task.clean is not None and task.clean.key not in self.results.rows:
                 continue  # whose failure stands among the failures
             try:
-                rows.append(self._finish(task))
+                rows.append(self._finish(task, progress))
             except InputError as error:
                 if failures is None:
                     raise
@@ -187,18 +200,17 @@ class RobustnessEvaluator:
         own = {row.radius for row in rows if _counts_against_model(row)}
         return rows + [self._worst_case(tasks[0], radius) for radius in self.radii if radius in own]
 
-    def _finish(self, task: Task) -> Row:
+    def _finish(self, task: Task, progress: Progress) -> Row:
         """The task's row, from the results or by working off the batches that they lack."""
         if task.key in self.results.rows:
             self._check_predictions(task)
             return self.results.rows[task.key]
-        number = -(-len(task.benchmark) // self.batch_size)
         done = self.results.predictions.setdefault(task.key, {})
-        missing = [batch for batch in range(number) if batch not in done]
+        missing = [batch for batch in range(task.num_batches) if batch not in done]
         mine = missing[self.state.process_index :: self.state.num_processes]
         records, problem = [], None
         try:
-            for record in self._attack_batches(task, mine):
+            for record in self._attack_batches(task, mine, progress):
                 records.append(record)
         except InputError as error:  # to be raised by all processes alike
             problem = message_of(error)
@@ -206,7 +218,7 @@ class RobustnessEvaluator:
         problems = [line for line in gather_object([problem]) if line is not None]
         if problems:
             raise InputError(f"{task}: {problems[0]}")
-        row = self._summarise(task, [done[batch] for batch in range(number)])
+        row = self._summarise(task, [done[batch] for batch in range(task.num_batches)])
         self.results.add_row(row)
         return row
 
@@ -217,33 +229,41 @@ class RobustnessEvaluator:
                 "back, or give another output_dir."
             )
 
-    def _attack_batches(self, task: Task, batches: list[int]) -> Iterator[dict]:
+    def _attack_batches(self, task: Task, batches: list[int], progress: Progress) -> Iterator[dict]:
         """Work off batches of a task, and keep and give what was predicted as each is finished."""
         size = self.batch_size
         sampler = [range(batch * size, min((batch + 1) * size, len(task.benchmark))) for batch in batches]
         loader = DataLoader(task.benchmark, batch_sampler=sampler, collate_fn=collate, num_workers=self.num_workers)
-        progress = tqdm(
-            zip(batches, loader, strict=True),
-            desc=str(task),
-            total=len(batches),
-            unit="batch",
-            disable=not self.state.is_local_main_process,
-            leave=False,
-        )
-        right, seen = {}, 0
-        for batch, inputs in progress:
-            start = time.perf_counter()
-            inputs = {name: values.to(task.scored.model.device) for name, values in inputs.items()}
-            with torch.autocast(task.scored.model.device.type, enabled=False):  # attacks are in float32
-                record = self._attack_batch(task, batch, inputs)
-            record["seconds"] = time.perf_counter() - start
-            yield self.results.add_predictions(task.key, batch, record)
-            seen += len(inputs["labels"])
-            for kind, of in (("clean", task.clean or task), ("robust", task)):
-                predictions = torch.tensor(self.results.predictions[of.key][batch]["predictions"])
-                right[kind] = right.get(kind, 0) + (predictions == inputs["labels"].cpu()).sum().item()
-            shown = ["clean", "robust"] if task.clean else ["clean"]
-            progress.set_postfix({kind: f"{100 * right[kind] / seen:.1f} %" for kind in shown})
+        right, seen = {"clean": 0, "robust": 0}, 0
+        with progress.bar(task, len(batches), disable=not self.state.is_local_main_process) as bar:
+            for batch, inputs in zip(batches, loader, strict=True):
+                record = self._work_off(task, batch, inputs, bar)
+                progress.add(task, record)
+                yield record
+                seen += len(inputs["labels"])
+                right["clean"] += self._number_right(task.clean or task, batch, inputs)
+                right["robust"] += self._number_right(task, batch, inputs)
+                shown = ["clean", "robust"] if task.clean else ["clean"]
+                bar.set_postfix({kind: f"{100 * right[kind] / seen:.1f} %" for kind in shown}, refresh=False)
+                bar.set_description(progress.describe(task))
+
+    def _work_off(self, task: Task, batch: int, inputs: dict, bar: tqdm) -> dict:
+        """What is predicted for a batch, kept, with what it took."""
+        attacked = len(inputs["labels"]) if task.clean is None else self._number_right(task.clean, batch, inputs)
+        counter, start = PassCounter(bar, max(1, attacked * task.most_passes)), time.perf_counter()
+        inputs = {name: values.to(task.scored.model.device) for name, values in inputs.items()}
+        # Attacks are in float32
+        with torch.autocast(task.scored.model.device.type, enabled=False), watch_passes(counter.note):
+            record = self._attack_batch(task, batch, inputs)
+        counter.finish()
+        record |= {"seconds": time.perf_counter() - start}
+        record |= {"passes": counter.passes, "most_passes": counter.most_passes}
+        return self.results.add_predictions(task.key, batch, record)
+
+    def _number_right(self, task: Task, batch: int, inputs: dict) -> int:
+        """How many samples of a batch that is done are predicted right."""
+        predictions = torch.tensor(self.results.predictions[task.key][batch]["predictions"])
+        return int((predictions == inputs["labels"]).sum())
 
     def _attack_batch(self, task: Task, batch: int, inputs: dict) -> dict:
         """What is predicted for a batch, clean or adversarial, and what the attack noticed."""

@@ -45,6 +45,15 @@ class Task:
         """Names the predictions of exactly these settings."""
         return digest(self.settings)
 
+    @property
+    def num_batches(self) -> int:
+        return math.ceil(len(self.benchmark) / self.settings["batch_size"])
+
+    @property
+    def most_passes(self) -> int:
+        """Most passes through models, forward or backward, for a sample: those of its attack, and the one scored."""
+        return 1 + (0 if self.attack is None else self.attack.most_passes(len(self.benchmark.class_names)))
+
     def __str__(self) -> str:
         row = self.settings
         eps = "" if self.attack is None else f" at {self.attack.radius}"
