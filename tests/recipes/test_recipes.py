@@ -235,6 +235,14 @@ def two_models(tmp_path_factory):
     return folder
 
 
+def test_the_plan_of_an_evaluation_is_printed_and_nothing_runs(two_models, tmp_path, capsys):
+    arguments = evaluation_arguments(["first", "second"], two_models, "--benchmarks", "digits", "cifar10=nowhere")
+    run_recipe("evaluate.py", *arguments, "--output_dir", tmp_path / "results", "--plan")
+    plan = capsys.readouterr().out
+    assert "| 8   | second | digits    | pgd:steps=1 at 16/255 " in plan and "8 rows, 0 of them done" in plan
+    assert "Missing: cifar10: There is no folder or file 'nowhere'" in plan and not list(tmp_path.iterdir())
+
+
 def test_evaluation_end_to_end(two_models):
     arguments = evaluation_arguments(["first", "second"], two_models, "--benchmarks", "digits", "cifar10=nowhere")
     run = run_recipe_apart("evaluate.py", *arguments)
