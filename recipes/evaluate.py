@@ -2,6 +2,7 @@
 
     hpt evaluate                                    # the quickstart's models on digits
     hpt evaluate --config evaluate_cifar10 --benchmarks cifar10=PATH
+    hpt evaluate --plan                             # lists the rows to be, with an estimate of the time; runs nothing
     hpt evaluate --models openai/clip-vit-base-patch32 mine=outputs/robust \
         --benchmarks tiny_imagenet cifar10 --attacks pgd:steps=50,restarts=5 autoattack --eps 1/255 4/255 \
         --max_samples 1000 --output_dir outputs/evaluation
