@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from os.path import expanduser
 from pathlib import Path
 
 from hpt.errors import InputError
@@ -16,7 +17,7 @@ BETWEEN_SETTINGS = re.compile(r",(?=\w+=)")  # a comma may stand in a prompt tem
 class Reference:
     """A model or benchmark as a command line names it: `NAME=SOURCE@REVISION:key=value,...`, or a part of that.
 
-    `str` gives the text back.
+    `str` gives the text back, with `~` written out.
 
     Args:
         name (`str`): What rows and messages call it.
@@ -34,14 +35,19 @@ class Reference:
 
     @classmethod
     def parse(cls, text: str) -> "Reference":
-        """What a text names; what is on the disk is a path as it stands, whatever `=`, `@` and `:` it has."""
+        """What a text names; what is on the disk is a path as it stands, whatever `=`, `@` and `:` it has.
+
+        Where a path can stand, `~` is the home folder, as in a shell.
+        """
+        text = expanduser(text)
         if Path(text).exists():
             return cls(text, text, named=False)
         name, equals, path = text.partition("=")
-        if equals and ":" not in name and Path(path).exists():
-            return cls(name, path)
+        if equals and ":" not in name and Path(expanduser(path)).exists():
+            return cls(name, expanduser(path))
         head, listed = WITH_SETTINGS.fullmatch(text).groups()
-        settings = dict(item.split("=", 1) for item in BETWEEN_SETTINGS.split(listed)) if listed else {}
+        items = [item.split("=", 1) for item in BETWEEN_SETTINGS.split(listed)] if listed else []
+        settings = {key: expanduser(value) for key, value in items}
         name, equals, place = head.partition("=")
         if equals and not Path(head).exists():
             return cls(name, settings=settings).at(place)
@@ -49,6 +55,7 @@ class Reference:
 
     def at(self, place: str) -> "Reference":
         """The same, to be read from a path or from `ID` or `ID@REVISION` on the Hub."""
+        place = expanduser(place)
         source, _, revision = (place, "", "") if Path(place).exists() else place.partition("@")
         return replace(self, source=source, revision=revision or None)
 

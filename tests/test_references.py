@@ -43,6 +43,15 @@ def test_what_is_on_the_disk_is_a_path_as_it_stands(tmp_path, monkeypatch, name)
         assert Reference.parse(f"mine={name}:split=val") == Reference("mine", name, None, {"split": "val"})
 
 
+@pytest.mark.parametrize("text", ["~/clip", "c=~/clip", "c=~/set:split=val,class_names=~/names.txt", "c=~/new@v2"])
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch, text):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "clip").mkdir()
+    written_out = text.replace("~", str(tmp_path))
+    assert Reference.parse(text) == Reference.parse(written_out) and str(Reference.parse(text)) == written_out
+    assert parse_model("c=~/clip").source == Reference("c").at("~/clip").source == str(tmp_path / "clip")
+
+
 @pytest.mark.parametrize(
     ("text", "public"),
     [
