@@ -23,6 +23,7 @@ from hpt.errors import InputError
 from hpt.evaluation.results import as_rows
 from hpt.evaluation.rows import Row
 from hpt.files import parse_lines, read_text
+from hpt.models.sources import BASE_FILE
 
 
 TRAINING_FILE, RUN_FILE, EVALUATION_FILE = "training.json", "run.yaml", "evaluation.jsonl"
@@ -139,12 +140,10 @@ class ModelFolder:
         """Write `training.json` and `run.yaml` beside the model that is saved here.
 
         What was measured on other weights that were here before is deleted. The adapters of a PEFT model name their
-        base from here on as others may know it, and not by a local path.
+        base from here on as others may know it, and not by a local path, which is kept in a file of its own.
         """
         if self.is_adapter:
-            base = {"base_model_name_or_path": record["target"]["name"], "revision": record["target"]["revision"]}
-            config = json.loads(self.text(ADAPTER_FILE)) | base
-            self._write(ADAPTER_FILE, json.dumps(config, indent=2, sort_keys=True))
+            self._name_base(record["target"])
         if not self.has_weights_of_run:
             for name in (EVALUATION_FILE, AGREEMENT_FILE, *(f"{FIGURES}/{name}" for name in self.robustness_pictures)):
                 self._delete(name)
@@ -152,6 +151,16 @@ class ModelFolder:
         settings = yaml.safe_dump(record["settings"], sort_keys=False, allow_unicode=True)
         note = "# PATH stands for folders of the machine that it ran on.\n" if "PATH/" in settings else ""
         self._write(RUN_FILE, note + settings)
+
+    def _name_base(self, target: dict) -> None:
+        config = json.loads(self.text(ADAPTER_FILE))
+        before = config["base_model_name_or_path"]
+        if target["hub_id"] is not None:
+            self._delete(BASE_FILE)
+        elif before and before != target["name"]:
+            self._write(BASE_FILE, str(Path(before).resolve()))
+        config |= {"base_model_name_or_path": target["name"], "revision": target["revision"]}
+        self._write(ADAPTER_FILE, json.dumps(config, indent=2, sort_keys=True))
 
     # What was measured
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from hpt.errors import InputError
 from hpt.models.families import check_dual_encoder, family_of
+from hpt.models.weights import plain_weights
 from hpt.prompts import DEFAULT_TEMPLATE, check_class_names, check_templates, make_prompts
 
 
@@ -207,7 +208,9 @@ def _pooled(features) -> torch.Tensor:
 def frozen_copy(classifier: ZeroShotClassifier) -> ZeroShotClassifier:
     """The classifier over a frozen copy of its weights as they are now; of a PEFT model, without its adapters."""
     model = copy.deepcopy(classifier.model)
-    model = model.unload() if hasattr(model, "peft_config") else model
+    if hasattr(model, "peft_config"):
+        model = model.unload()
+        model.load_state_dict(plain_weights(classifier.model))  # PEFT leaves trained copies of whole modules in it
     mean, std = classifier.image_mean.flatten().tolist(), classifier.image_std.flatten().tolist()
     model.requires_grad_(False).eval()
     return ZeroShotClassifier(model, classifier.processor, classifier.class_names, classifier.templates, mean, std)

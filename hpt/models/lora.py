@@ -1,4 +1,6 @@
-"""LoRA adapters on a target: few weights to train, save and share, which can be merged into plain ones.
+"""Adapters on a target: few weights to train, save and share, which can be merged into plain ones.
+
+Those of LoRA are made here; any others of PEFT are trained and loaded too, if they can be merged.
 
 model = add_lora(CLIPModel.from_pretrained(name), rank=8)
 HPTTrainer(model=model, ...).train()
@@ -8,13 +10,26 @@ merged(model).save_pretrained("robust")  # CLIPModel.from_pretrained("robust")
 
 import copy
 import re
+from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    PeftType,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from safetensors.torch import load_file
 from torch import nn
+from transformers.utils import cached_file
 
 from hpt.errors import InputError, check_known
 from hpt.models.families import check_dual_encoder, family_of
+from hpt.models.sources import BASE_FILE
+from hpt.models.weights import check_complete
 
 
 TRAINABLE = ("vision", "all")
@@ -72,3 +87,57 @@ def check_lora(rank: int, alpha: float | None) -> None:
 def merged(model: PeftModel) -> nn.Module:
     """A copy of the plain model with the adapters added into its weights."""
     return copy.deepcopy(model).merge_and_unload()
+
+
+def check_adapter(config: PeftConfig) -> None:
+    """Refuse adapters outside a model's layers, such as learned prompts: images and class names pass them by."""
+    if config.is_prompt_learning or config.is_adaption_prompt:
+        raise InputError(
+            f"{config.peft_type.value} adapters learn prompts for a language model, which a dual encoder doesn't "
+            "take, and can't be merged: use adapters of its layers, such as LORA, IA3 or LOHA."
+        )
+
+
+def describe_adapter(config: PeftConfig) -> str:
+    """What a card calls adapters: `LoRA adapters of rank 8, alpha 8`, `IA3 adapters`."""
+    if config.peft_type != PeftType.LORA:
+        return f"{config.peft_type.value} adapters"
+    return f"{'DoRA' if config.use_dora else 'LoRA'} adapters of rank {config.r}, alpha {config.lora_alpha:g}"
+
+
+def read_adapter(name: str, revision: str | None) -> tuple[PeftConfig, dict[str, torch.Tensor]]:
+    """Configuration and weights of a saved adapter, from a folder or the Hub; the base is where it lies here.
+
+    Raises:
+        InputError: if it can't be merged, or doesn't say its base.
+        OSError, ValueError, SafetensorError: if it isn't there, or is damaged.
+    """
+    config = PeftConfig.from_pretrained(name, revision=revision)
+    check_adapter(config)
+    if not config.base_model_name_or_path:
+        raise InputError(f"{name} is an adapter whose adapter_config.json doesn't say its base_model_name_or_path.")
+    noted = Path(name, BASE_FILE)
+    places = [noted.read_text(encoding="utf-8")] if noted.is_file() else []
+    places.append(Path(name).parent / config.base_model_name_or_path)
+    here = (str(place) for place in places if Path(place).is_dir())
+    config.base_model_name_or_path = next(here, config.base_model_name_or_path)
+    return config, load_file(cached_file(name, "adapter_model.safetensors", revision=revision))
+
+
+def merge_saved(name: str, base: nn.Module, config: PeftConfig, weights: dict[str, torch.Tensor]) -> nn.Module:
+    """A base with an adapter from [`read_adapter`] added into its weights.
+
+    Raises:
+        InputError: if the adapter isn't one of this base, or lacks weights.
+    """
+    try:
+        with torch.random.fork_rng():
+            model = get_peft_model(base, config)
+    except ValueError as error:
+        raise InputError(f"The adapter {name!r} doesn't fit its base {base.name_or_path!r}: {error}") from error
+    expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+    common = expected.keys() & weights.keys()
+    shapes = {key: weights[key].shape for key in common if weights[key].shape != expected[key].shape}
+    check_complete(name, expected, expected.keys() - common, weights.keys() - common, shapes)
+    set_peft_model_state_dict(model, weights)
+    return model.eval().merge_and_unload()

@@ -1,6 +1,8 @@
-"""The weights of a target: which of them train, what stands for them, and where their forward goes."""
+"""The weights of a model: whether all are there, what stands for them, which train, and where their forward goes."""
 
 import hashlib
+import re
+import warnings
 from contextlib import contextmanager
 
 import torch
@@ -10,10 +12,61 @@ from hpt.errors import InputError
 from hpt.models.families import family_of, plain_model
 
 
+# Where PEFT keeps the layer or module that an adapter changes or stands in for
+BELOW_ADAPTER = re.compile(r"\.(?:base_layer|original_module)(?=\.)")
+
+
+def check_complete(
+    name: str,
+    expected: dict[str, torch.Tensor],
+    missing: set[str],
+    unexpected: set[str],
+    shapes: dict[str, tuple[int, ...]],
+) -> None:
+    """Refuse a checkpoint that doesn't hold a model's weights; a warning names those of a further head, which may go.
+
+    Args:
+        name (`str`): Hub id or path of the checkpoint.
+        expected (`dict[str, torch.Tensor]`): The model's weights.
+        missing (`set[str]`): Names of those that the checkpoint lacks.
+        unexpected (`set[str]`): Names of weights in the checkpoint that the model doesn't have.
+        shapes (`dict[str, tuple[int, ...]]`): Those of weights in the checkpoint that are of another shape.
+
+    Raises:
+        InputError: with the number of weights at fault, and the first names.
+    """
+    parts = {key.partition(".")[0] for key in expected}
+    further = set() if missing else {key for key in unexpected if key.partition(".")[0] not in parts}
+    other_shapes = {f"{key} {tuple(shape)}, not {tuple(expected[key].shape)}" for key, shape in shapes.items()}
+    faults = {"missing": missing, "unexpected": unexpected - further, "of another shape": other_shapes}
+    listed = [f"{len(keys)} {fault} ({_first(keys)})" for fault, keys in faults.items() if keys]
+    if listed:
+        raise InputError(
+            f"Can't load {name!r}: of {len(expected)} weights, {'; '.join(listed)}. Save it again, or take a complete "
+            "copy."
+        )
+    if further:
+        also = f"{name} also holds weights of parts that the model lacks, left out: {_first(further)}."
+        warnings.warn(also, stacklevel=4)
+
+
+def _first(names: set[str]) -> str:
+    return ", ".join(sorted(names)[:3]) + ", ..." * (len(names) > 3)
+
+
 def plain_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """All weights and buffers by name; of a PEFT model, those that its adapters leave alone."""
-    state = plain_model(model).state_dict()
-    return {name.replace(".base_layer", ""): value for name, value in state.items() if "lora_" not in name}
+    return without_adapters(plain_model(model).state_dict())
+
+
+def without_adapters(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Of tensors by name, those of the model below PEFT's adapters, with the names that they have without them."""
+    adapted = tuple({f"{BELOW_ADAPTER.split(name)[0]}." for name in tensors if BELOW_ADAPTER.search(name)})
+    return {
+        BELOW_ADAPTER.sub("", name): tensor
+        for name, tensor in tensors.items()
+        if BELOW_ADAPTER.search(name) or not name.startswith(adapted)
+    }
 
 
 def hash_weights(weights: dict[str, torch.Tensor]) -> str:

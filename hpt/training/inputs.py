@@ -16,6 +16,7 @@ from hpt.errors import InputError
 from hpt.evaluation.subject import plain_transform
 from hpt.models.classifier import ZeroShotClassifier, frozen_copy
 from hpt.models.families import check_dual_encoder, check_towers
+from hpt.models.lora import check_adapter
 from hpt.models.weights import architecture, freeze_untrained, hash_weights, plain_weights
 from hpt.training.config import HPTConfig
 from hpt.training.gpd import GPDSchedule
@@ -103,12 +104,14 @@ def check_target(target) -> None:
         raise InputError(
             f"The target's weights are {target.dtype}: load it with dtype=torch.float32 and train with bf16=True."
         )
-    adapters = list(getattr(target, "peft_config", ["default"]))
-    if adapters != ["default"]:
+    adapters = getattr(target, "peft_config", {})
+    if adapters and list(adapters) != ["default"]:
         raise InputError(
             f"The target has adapters named {', '.join(adapters)}, but only one named default is trained and saved: "
             "make it without an adapter_name."
         )
+    for adapter in adapters.values():
+        check_adapter(adapter)
 
 
 def check_proxy(proxy: ZeroShotClassifier | None, target, args: HPTConfig) -> None:

@@ -17,6 +17,8 @@ from hpt.environment import cpu_name, describe_versions
 from hpt.hub.folder import MAY_BE_LOCAL, MODELS
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.families import plain_model
+from hpt.models.lora import describe_adapter
+from hpt.models.weights import without_adapters
 from hpt.radius import Fraction, Radius, describe_length
 from hpt.references import Reference
 from hpt.training.config import HPTConfig
@@ -54,7 +56,7 @@ def describe_run(
         "data": describe_data(train),
         "prompt_template": args.prompt_template,
         "trainable": args.trainable,
-        "adapter": adapter and f"LoRA adapters of rank {adapter.r}, alpha {adapter.lora_alpha:g}",
+        "adapter": adapter and describe_adapter(adapter),
         "schedule": asdict(schedule) | {"ema_decay": args.ema_decay, "pull_ratio": args.pull_ratio},
         "batch_size": batch_size,
         "processes": args.world_size,
@@ -120,7 +122,7 @@ def describe_model(classifier: ZeroShotClassifier) -> dict:
         "architecture": type(model).__name__,
         "image_size": classifier.image_size,
         "patch_size": getattr(vision, "patch_size", None),
-        "parameters": sum(weight.numel() for name, weight in model.named_parameters() if "lora_" not in name),
+        "parameters": sum(weight.numel() for weight in without_adapters(dict(model.named_parameters())).values()),
         "dtype": str(model.dtype).removeprefix("torch."),
         "image_mean": classifier.image_mean.flatten().tolist(),
         "image_std": classifier.image_std.flatten().tolist(),

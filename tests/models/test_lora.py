@@ -1,14 +1,32 @@
-"""LoRA adapters: what trains, what is saved, and that merging and loading give the same model."""
+"""Adapters: what trains, what is saved, and that merging and loading give the same model."""
+
+import copy
+import json
+import shutil
 
 import pytest
 import torch
 from helpers import CLASSES, make_clip, make_family, make_trainer, weights
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import (
+    IA3Config,
+    LNTuningConfig,
+    LoHaConfig,
+    LoraConfig,
+    OFTConfig,
+    PeftModel,
+    PromptTuningConfig,
+    VeraConfig,
+    get_peft_model,
+)
 from transformers import AutoModel, CLIPModel, TrainerCallback
 
-from hpt import InputError, ZeroShotClassifier
-from hpt.models.loading import load_dual_encoder, save_finished
+from hpt import InputError, ZeroShotClassifier, load_proxy
+from hpt.hub.folder import ModelFolder
+from hpt.models.classifier import frozen_copy
+from hpt.models.loading import load_dual_encoder, load_named, save_finished
 from hpt.models.lora import add_lora, merged
+from hpt.models.weights import hash_weights, plain_weights
+from hpt.references import parse_model
 from hpt.training.gpd import trained_weights
 
 
@@ -160,19 +178,137 @@ def test_bad_adapters():
         add_lora(model, trainable="all")
 
 
-@pytest.mark.parametrize("settings", [{"modules_to_save": ["visual_projection"]}, {"bias": "lora_only"}], ids=str)
-def test_adapters_of_ones_own_resume_too(tmp_path, settings):
-    def make():
-        config = LoraConfig(r=2, target_modules=r"vision_model.*\.(q_proj|v_proj)", **settings)
-        torch.manual_seed(0)
-        return get_peft_model(make_clip(0)[0], config)
+LAYERS = r"vision_model.*\.(q_proj|v_proj)"
+# What of PEFT's adapters is tried: by what a card calls them
+OF_PEFT = {
+    "LoRA adapters of rank 2, alpha 8": LoraConfig(r=2, target_modules=LAYERS, bias="lora_only"),
+    "LoRA adapters of rank 3, alpha 8": LoraConfig(
+        r=3, target_modules=LAYERS, modules_to_save=["visual_projection"], use_rslora=True
+    ),
+    "DoRA adapters of rank 2, alpha 4": LoraConfig(r=2, lora_alpha=4, target_modules=LAYERS, use_dora=True),
+    "IA3 adapters": IA3Config(target_modules=LAYERS, feedforward_modules=[]),
+    "LOHA adapters": LoHaConfig(r=2, target_modules=LAYERS),
+    "OFT adapters": OFTConfig(r=0, oft_block_size=4, target_modules=LAYERS),
+    "VERA adapters": VeraConfig(r=2, target_modules=LAYERS),
+    "LN_TUNING adapters": LNTuningConfig(target_modules=r"vision_model.*layer_norm1"),
+}
 
-    whole = make_trainer(tmp_path, make(), save_strategy="steps", save_steps=4)
+
+@pytest.mark.parametrize("called", OF_PEFT)
+def test_any_adapters_of_peft_train_resume_and_load(tmp_path, images, called):
+    base, processor = make_clip(0)
+    save_finished(base, processor, tmp_path / "base")
+
+    def make():
+        torch.manual_seed(0)
+        return get_peft_model(load_dual_encoder(str(tmp_path / "base"))[0], copy.deepcopy(OF_PEFT[called]))
+
+    assert hash_weights(plain_weights(make())) == hash_weights(base.state_dict())
+    whole = make_trainer(tmp_path / "run", make(), save_strategy="steps", save_steps=4)
     whole.train()
-    again = make_trainer(tmp_path, make())
-    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    again = make_trainer(tmp_path / "again", make())
+    again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
     for name, weight in weights(again.model).items():
         assert torch.equal(weight, dict(whole.model.named_parameters())[name]), name
+
+    save_finished(whole.model, processor, tmp_path / "run" / "adapter")
+    whole.describe(tmp_path / "run" / "adapter")
+    run = ModelFolder(tmp_path / "run" / "adapter").run
+    assert run["adapter"] == called and run["target"]["parameters"] == base.num_parameters()
+    proxy = load_proxy(str(tmp_path / "run" / "adapter")).with_classes(CLASSES)
+    expected = ZeroShotClassifier(whole.model.eval(), processor, CLASSES)(images)
+    torch.testing.assert_close(proxy(images), expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(expected, ZeroShotClassifier(base, processor, CLASSES)(images), atol=1e-3)
+    assert hash_weights(proxy.model.state_dict()) == hash_weights(merged(whole.model).state_dict())
+
+
+@pytest.mark.parametrize("called", [called for called in OF_PEFT if "rank 2, alpha 8" not in called])
+def test_the_original_has_no_adapters(images, called):
+    """As objectives ask it that need the vanilla model, also of adapters that were trained before."""
+    base, processor = make_clip(0)
+    expected = ZeroShotClassifier(base, processor, CLASSES)(images)
+    adapted = get_peft_model(make_clip(0)[0], copy.deepcopy(OF_PEFT[called]))
+    with torch.no_grad():
+        for weight in trained_weights(adapted).values():
+            weight.add_(0.3 * torch.randn_like(weight))
+    classifier = ZeroShotClassifier(adapted, processor, CLASSES)
+    assert not torch.allclose(classifier(images), expected, atol=1e-3)
+    torch.testing.assert_close(frozen_copy(classifier)(images), expected)
+
+
+def test_prompts_for_language_models_are_refused(tmp_path):
+    config = PromptTuningConfig(
+        task_type="FEATURE_EXTRACTION", num_virtual_tokens=4, token_dim=16, num_layers=1, num_attention_heads=2
+    )
+    with pytest.raises(InputError, match="PROMPT_TUNING adapters learn prompts .* such as LORA, IA3 or LOHA"):
+        make_trainer(tmp_path, get_peft_model(make_clip(0)[0], config))
+
+
+@pytest.fixture
+def adapter(trained, tmp_path):
+    """A copy of the adapter that was trained, and beside it what it is an adapter of."""
+    folder, _ = trained
+    shutil.copytree(folder / "vanilla", tmp_path / "vanilla")
+    return shutil.copytree(folder / "adapter", tmp_path / "adapter")
+
+
+def rewrite(adapter, **values):
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def test_an_adapter_is_found_its_base(trained, adapter, images):
+    """By its path, or by its name alone, as hpt leaves it for others, beside the adapter; named as it is asked for."""
+    folder, trainer = trained
+    expected = ZeroShotClassifier(trainer.model.eval(), trainer.processing_class, CLASSES)(images)
+    for base in (str(folder / "vanilla"), "vanilla"):
+        rewrite(adapter, base_model_name_or_path=base)
+        name, proxy = load_named(parse_model(f"mine={adapter}"), torch.device("cpu"))
+        torch.testing.assert_close(proxy.with_classes(CLASSES)(images), expected, rtol=1e-5, atol=1e-5)
+        assert (name, proxy.model.name_or_path, proxy.model.config._commit_hash) == ("mine", str(adapter), None)
+        assert type(proxy.model) is CLIPModel
+
+
+def test_an_adapter_of_the_hub_has_the_processor_of_its_base(trained, hub, images):
+    folder, trainer = trained
+    pushed = hub.root / "models" / "me"
+    shutil.copytree(folder / "vanilla", pushed / "vanilla")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (pushed / "adapter").mkdir(exist_ok=True)
+        shutil.copy(folder / "adapter" / name, pushed / "adapter" / name)
+    rewrite(pushed / "adapter", base_model_name_or_path="me/vanilla")
+    proxy = load_proxy("me/adapter")
+    expected = ZeroShotClassifier(trainer.model.eval(), trainer.processing_class, CLASSES)(images)
+    torch.testing.assert_close(proxy.with_classes(CLASSES)(images), expected, rtol=1e-5, atol=1e-5)
+    assert proxy.model.config._commit_hash
+
+
+@pytest.mark.parametrize(
+    ("spoil", "line"),
+    [
+        (
+            lambda folder: rewrite(folder, base_model_name_or_path="gone/base/model"),
+            "is an adapter, and its base can't be had. Can't load the model 'gone/base/model': there is no such",
+        ),
+        (
+            lambda folder: rewrite(folder, base_model_name_or_path=None),
+            "adapter whose adapter_config.json doesn't say its base_model_name_or_path",
+        ),
+        (
+            lambda folder: rewrite(folder, r=3),
+            r"of another shape \(base_model.model.vision_model\S+ \(2, 16\), not \(3, 16\)",
+        ),
+        (lambda folder: rewrite(folder, target_modules="nothing"), "doesn't fit its base .*: .*nothing"),
+        (lambda folder: rewrite(folder, target_modules=r"text_model.*q_proj"), r"2 missing .*; 24 unexpected "),
+        (lambda folder: (folder / "adapter_model.safetensors").unlink(), "adapter_model.safetensors"),
+    ],
+    ids=["no base", "no name of a base", "another rank", "no layer", "another layer", "no weights"],
+)
+def test_adapters_that_do_not_fit_are_refused(adapter, spoil, line):
+    spoil(adapter)
+    with pytest.raises(InputError, match=line) as error:
+        load_proxy(str(adapter))
+    assert "\n" not in str(error.value)
 
 
 def test_adapters_that_do_not_train_are_refused(tmp_path, trained):
