@@ -27,6 +27,7 @@ from hpt.evaluation.progress import format_plan
 from hpt.evaluation.subject import Subject
 from hpt.files import check_folder
 from hpt.models.loading import load_named
+from hpt.models.sources import check_source
 from hpt.processes import join_processes, set_cpu_threads
 from hpt.radius import Fraction, as_radii
 from hpt.references import Reference, parse_model, refuse_same_names
@@ -81,6 +82,8 @@ def main():
     check_folder(Path(settings.output_dir))
     refuse_same_names(dataset.name for dataset in datasets)
     refuse_same_names(model.name for model in {*models, proxy_model} - {None})
+    for model in {*models, proxy_model} - {None}:
+        check_source(model.source)
     set_cpu_threads(settings.cpu_threads)
     state = join_processes(settings.use_cpu)
 

@@ -11,6 +11,7 @@ off continues from its last checkpoint in `output_dir`.
 
 import shlex
 from dataclasses import dataclass, field
+from os.path import expanduser
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from hpt.evaluation.subject import Subject
 from hpt.hub.evaluations import add_comparison
 from hpt.models.loading import load_dual_encoder, save_finished
 from hpt.models.lora import add_lora, check_lora, merged
+from hpt.models.sources import check_source
 from hpt.processes import set_cpu_threads
 from hpt.radius import Fraction, Radius
 from hpt.training.config import DTYPES
@@ -76,6 +78,7 @@ class Recipe:
     )
 
     def __post_init__(self):
+        self.target, self.proxy = expanduser(self.target), expanduser(self.proxy)
         self.proxy_eps = [Radius(eps) for eps in self.proxy_eps or []]
         check_known("proxy_dtype", self.proxy_dtype, DTYPES)
         if self.lora_rank is not None:
@@ -90,6 +93,10 @@ def main():
     recipe, args, config = parse_config((Recipe, HPTConfig), "quickstart", folder=HERE)
     output = Path(args.output_dir)
     set_cpu_threads(recipe.cpu_threads)
+    files = {"target": recipe.pretrain_target, "proxy": recipe.pretrain_proxy}
+    for name in ("target", "proxy") if args.needs_proxy else ("target",):
+        if files[name] is None:
+            check_source(vars(recipe)[name])
 
     # Data
     protocol, benchmarks = recipe.protocol, expand_all(recipe.eval_datasets)
@@ -100,7 +107,6 @@ def main():
     check_sets(train, validation, tests, args)
 
     # Models
-    files = {"target": recipe.pretrain_target, "proxy": recipe.pretrain_proxy}
     pretrained = pretrain_missing(files, vars(recipe), args, config.parent)
     target, processor = load_dual_encoder(recipe.target, recipe.target_revision)
     if recipe.lora_rank is not None:

@@ -24,6 +24,7 @@ from hpt.evaluation.outputs import report_ranking
 from hpt.evaluation.ranking import TransferMatrix
 from hpt.files import check_folder
 from hpt.models.loading import load_named
+from hpt.models.sources import check_source
 from hpt.processes import join_processes
 from hpt.radius import Fraction, as_radii
 from hpt.references import Reference, parse_model, refuse_same_names
@@ -82,6 +83,8 @@ def check(settings: Ranking, dataset: Reference, models: list[Reference]) -> Non
     if "split" in dataset.settings and settings.validation_size:
         raise InputError("The dataset names its split, so nothing is held out: leave out validation_size.")
     refuse_same_names(model.name for model in models)
+    for model in models:
+        check_source(model.source)
     if not settings.proxies or not settings.eps:
         raise InputError("There are no proxies, or no eps: give one or several of each.")
     check_sampling(settings.max_samples, settings.batch_size, settings.num_workers, settings.seed)

@@ -144,8 +144,7 @@ class RobustnessEvaluator:
                     tasks.append(plan_attack(proxy_clean, str(named), attack, subject.name, **more))
                 elif named.needs_proxy:
                     attacked = self.proxy if named.is_transfer else subject
-                    more = {"proxy": self.proxy.name, "proxy_weights": self.proxy.weights}
-                    tasks.append(plan_attack(clean, str(named), attack, attacked.name, **more))
+                    tasks.append(plan_attack(clean, str(named), attack, attacked.name, **self.proxy.as_proxy()))
                 else:
                     tasks.append(plan_attack(clean, str(named), attack, subject.name))
         for task in tasks:

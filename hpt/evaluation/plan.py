@@ -8,7 +8,6 @@ from hpt.attacks.apgd import APGDCE
 from hpt.data.benchmark import Benchmark
 from hpt.evaluation.rows import (
     LARGE_EPS,
-    MEASURED_SINCE,
     attack_settings,
     clean_settings,
     hash_benchmark,
@@ -63,7 +62,8 @@ class Task:
 def plan_clean(subject: Subject, benchmark: Benchmark, seed: int, batch_size: int, max_samples: int | None) -> Task:
     """The task of a model's clean accuracy."""
     settings = subject.settings(benchmark) | sample_settings(benchmark, hash_benchmark(benchmark)) | clean_settings()
-    settings |= {"seed": seed, "batch_size": batch_size, "max_samples": max_samples, "hpt_version": MEASURED_SINCE}
+    settings |= {"seed": seed, "batch_size": batch_size, "max_samples": max_samples}
+    settings["hpt_version"] = subject.measured_since
     return Task(settings, subject.on(benchmark), benchmark)
 
 

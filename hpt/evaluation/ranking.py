@@ -105,9 +105,17 @@ class TransferMatrix:
 
     def rows(self) -> list[Row]:
         """A row for each model scored on each column, with its 95 % interval."""
-        same = {"samples": digest(self._samples), "hpt_version": MEASURED_SINCE}
+        samples = digest(self._samples)
         return [
-            make_row(subject, column[subject.name], self.benchmark, self.attacks.get(radius), attacked, **same)
+            make_row(
+                subject,
+                column[subject.name],
+                self.benchmark,
+                self.attacks.get(radius),
+                attacked,
+                samples=samples,
+                hpt_version=subject.measured_since,
+            )
             for (attacked, radius), column in self.correct.items()
             for subject in self.subjects
         ]

@@ -17,8 +17,8 @@ from hpt.files import append_line, check_folder, digest, read_lines
 
 # Settings that have one value in a whole file, per model, per benchmark and per attack.
 DETERMINED_BY = {
-    (): ("seed", "batch_size", "max_samples", "hpt_version"),
-    ("model",): ("revision", "weights", "dtype", "image_mean", "image_std"),
+    (): ("seed", "batch_size", "max_samples"),
+    ("model",): ("revision", "weights", "dtype", "image_mean", "image_std", "hpt_version"),
     ("benchmark",): ("split", "attack_space", "templates", "samples"),
     ("attack", "model", "attacked", "eps", "norm"): ("parameters",),
 }

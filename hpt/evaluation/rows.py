@@ -19,6 +19,7 @@ from hpt.radius import Radius
 # The version since which hpt measures as it does now: it is raised when the same settings would give another number,
 # and not otherwise, so that results of earlier versions are gone on with.
 MEASURED_SINCE = "0.1.0"
+LOWER_CASE_SINCE = "0.3.0"  # likewise, of models whose prompts hpt puts into lower case, as those of SigLIP 2
 
 CLEAN, WORST_CASE, LARGE_EPS = "clean", "worst case", "large-eps check"
 ALL_IMAGES = "attacks_all_images"  # among the parameters of a comparison's attack
@@ -78,7 +79,7 @@ class Row:
         revision (`str`, *optional*): The model's commit on the Hub.
         weights (`str`): Hash of the model's weights.
         seconds (`float`): Time spent, summed over processes.
-        hpt_version (`str`): Version since which hpt measures as it did for this row, [`MEASURED_SINCE`].
+        hpt_version (`str`): Version since which hpt measures as it did for this row: see [`Subject`].
     """
 
     model: str

@@ -4,6 +4,7 @@ import torch
 
 from hpt.data.benchmark import Benchmark
 from hpt.data.images import ImageTransform
+from hpt.evaluation.rows import LOWER_CASE_SINCE, MEASURED_SINCE
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.weights import hash_weights
 
@@ -21,6 +22,7 @@ class Subject:
         self.name = name or classifier.model.name_or_path
         self.revision = getattr(classifier.model.config, "_commit_hash", None)  # only models from the Hub have one
         self.weights = hash_weights(classifier.model.state_dict())
+        self.measured_since = LOWER_CASE_SINCE if classifier.changes_case else MEASURED_SINCE
 
     def on(self, benchmark: Benchmark) -> ZeroShotClassifier:
         """It as a classifier of a benchmark's classes."""
@@ -38,6 +40,11 @@ class Subject:
             "image_mean": _rounded(scored.image_mean),
             "image_std": _rounded(scored.image_std),
         }
+
+    def as_proxy(self) -> dict[str, str]:
+        """What a row of an attack says of it that is made with it."""
+        since = {} if self.measured_since == MEASURED_SINCE else {"proxy_hpt_version": self.measured_since}
+        return {"proxy": self.name, "proxy_weights": self.weights} | since
 
 
 def plain_transform(classifier: ZeroShotClassifier) -> ImageTransform:

@@ -66,6 +66,8 @@ processor = {processor}.from_pretrained("{model_id}")
 parts = {{"tokenizer": processor.tokenizer, "image_processor": processor.image_processor}}
 classify = pipeline("zero-shot-image-classification", model={load}, **parts)"""
 
+FULL_LENGTH = '"max_length", max_length=model.config.text_config.max_position_embeddings'
+
 BASE_NOTE = " `PATH/{name}` stands for the folder of the base, which isn't on the Hub."
 
 
@@ -76,16 +78,22 @@ def usage(folder: ModelFolder, model_id: str) -> str:
     names = {"model_id": model_id, "architecture": model["architecture"], "load": _load_call(folder, model_id)}
     names["processor"] = family.processor
     templates = run["prompt_template"] if run else DEFAULT_TEMPLATE
+    example = {
+        "labels": run["data"]["class_names"][:3] if run else EXAMPLE_LABELS,
+        "template": list_templates(templates)[0],  # transformers takes a single template
+        "templates": templates,
+    }
+    texts = {name: json.dumps(value, ensure_ascii=False) for name, value in example.items()}
+    if family.lower_case:
+        texts = {name: text.lower() for name, text in texts.items()}
     imports = "from transformers import {architecture}, {processor}".format(**names)
     return TEXT.format(
         **names,
+        **texts,
         base_note=BASE_NOTE.format(name=model["name"]) if adapter and model["hub_id"] is None else "",
         pipeline=(PIPELINE_OF_ADAPTER if adapter else PIPELINE).format(**names),
         imports=f"from peft import PeftModel\n{imports}" if adapter else imports,
-        padding='"max_length"' if family.pads_to_full_length else "True",
-        labels=json.dumps(run["data"]["class_names"][:3] if run else EXAMPLE_LABELS, ensure_ascii=False),
-        template=json.dumps(list_templates(templates)[0], ensure_ascii=False),  # transformers takes a single template
-        templates=json.dumps(templates, ensure_ascii=False),
+        padding=FULL_LENGTH if family.pads_to_full_length else "True",
         image_size=model["image_size"],
         eps=run["settings"].get("attack_eps", "1/255") if run else "1/255",
     )

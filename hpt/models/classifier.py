@@ -28,6 +28,31 @@ def input_size(image_processor) -> int:
     return size.get("height") or size["shortest_edge"]
 
 
+def check_processor(model, processor) -> None:
+    """Raise [`InputError`] unless a processor has both its parts, and makes images of the model's size.
+
+    What a model does with images of another size is tried on one: some interpolate their position embeddings.
+    """
+    if missing := [part for part in ("image_processor", "tokenizer") if not hasattr(processor, part)]:
+        raise InputError(
+            f"The processor is a {type(processor).__name__}, which has no {' and no '.join(missing)}: give all of the "
+            "model's, AutoProcessor.from_pretrained(name)."
+        )
+    side, own = input_size(processor.image_processor), getattr(model.config.vision_config, "image_size", None)
+    names = (name for part in family_of(model).vision_modules(model) for name, _ in part.named_parameters())
+    if side == own or not any("position_embedding" in name for name in names):
+        return
+    image = torch.zeros(1, 3, side, side, device=model.device, dtype=model.dtype)
+    try:
+        with torch.no_grad(), _in_eval_mode(list(model.modules())):
+            model.get_image_features(pixel_values=image)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(
+            f"The processor makes images of {side} x {side} pixels, but {type(model).__name__} takes {own} x {own}: "
+            "give the model's own, AutoProcessor.from_pretrained(name)."
+        ) from error
+
+
 def pixel_statistics(image_processor) -> tuple[list[float], list[float]]:
     """Mean and standard deviation per channel with which [0, 1] pixels become what a processor hands to its model.
 
@@ -78,7 +103,8 @@ class ZeroShotClassifier(nn.Module):
             Normalisation per channel, instead of the processor's.
 
     Raises:
-        InputError: if the model isn't a dual encoder, there are no class names, or a template doesn't take one.
+        InputError: if the model isn't a dual encoder, the processor isn't one for it, there are no class names, or a
+            template doesn't take one.
     """
 
     def __init__(self, model, processor, class_names=None, template=DEFAULT_TEMPLATE, image_mean=None, image_std=None):
@@ -88,6 +114,7 @@ class ZeroShotClassifier(nn.Module):
             raise InputError(
                 "The model was made under torch.inference_mode, which rules out gradients: load it outside."
             )
+        check_processor(model, processor)
         self.family = family_of(model)
         self.model = model
         self.processor = processor
@@ -178,8 +205,15 @@ class ZeroShotClassifier(nn.Module):
     def tokenize(self, prompts: list[str]) -> dict[str, torch.Tensor]:
         """Token ids of prompts on the CPU, cased and padded as the model needs it; a warning names one that is cut."""
         tokenizer = self.processor.tokenizer
+        prompts = [prompt.lower() for prompt in prompts] if self.family.lower_case else prompts
         longest = min(tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings)
-        lengths = [len(ids) for ids in tokenizer(prompts)["input_ids"]]
+        tokens = tokenizer(prompts)["input_ids"]
+        if max(max(ids, default=0) for ids in tokens) >= self.model.config.text_config.vocab_size:
+            raise InputError(
+                f"The tokenizer gives tokens that {type(self.model).__name__} doesn't have, as for "
+                f"{prompts[0]!r}: give the model's own processor, AutoProcessor.from_pretrained(name)."
+            )
+        lengths = [len(ids) for ids in tokens]
         if max(lengths) > longest:
             warnings.warn(
                 f"{sum(length > longest for length in lengths)} of {len(prompts)} class prompts are longer than the "
@@ -188,6 +222,12 @@ class ZeroShotClassifier(nn.Module):
             )
         padding = "max_length" if self.family.pads_to_full_length else "longest"
         return dict(tokenizer(prompts, padding=padding, truncation=True, max_length=longest, return_tensors="pt"))
+
+    @property
+    def changes_case(self) -> bool:
+        """Whether prompts with capitals give other tokens than the tokenizer by itself would."""
+        tokenizer = self.processor.tokenizer
+        return self.family.lower_case and tokenizer("A")["input_ids"] != tokenizer("a")["input_ids"]
 
     def logit_scale(self) -> torch.Tensor:
         """What the cosine is multiplied by: `exp(logit_scale)`, or `1 / temperature`; a scalar."""

@@ -26,6 +26,8 @@ class Family:
         has_bias (`bool`): Whether `logit_bias` is added to the logits.
         pads_to_full_length (`bool`): Whether prompts are padded to the longest possible one, as in its pretraining:
             a model that pools the last position counts padding too.
+        lower_case (`bool`): Whether prompts are put into lower case, as in its pretraining, whatever its
+            tokenizer does.
         processor (`str`): Class of its processor on cards.
         tags (`tuple[str, ...]`): Tags of its own on cards.
     """
@@ -38,6 +40,7 @@ class Family:
     has_temperature: bool = False
     has_bias: bool = False
     pads_to_full_length: bool = False
+    lower_case: bool = False
     processor: str = "AutoProcessor"
     tags: tuple[str, ...] = ()
 
@@ -74,8 +77,9 @@ class Family:
 
 _RECORDS = (
     Family("clip", "CLIPModel", processor="CLIPProcessor", tags=("clip",)),
-    # SigLIP 2 of fixed size is of this type too, and comes with a tokenizer that keeps the case
-    Family("siglip", "SiglipModel", has_bias=True, pads_to_full_length=True),
+    # SigLIP 2 of fixed size is of this type too. "We transform the text to lower case before tokenization" (arXiv
+    # 2502.14786, section 2.1), which its tokenizer, Gemma's, doesn't do, while SigLIP's does
+    Family("siglip", "SiglipModel", has_bias=True, pads_to_full_length=True, lower_case=True),
     Family("align", "AlignModel", has_temperature=True),
     # Any two towers, such as a ViT and a BERT, whose layers have names of their own
     Family(
@@ -86,6 +90,12 @@ _RECORDS = (
     ),
 )
 FAMILIES = {family.model_type: family for family in _RECORDS}
+# By `config.model_type`, what passes for a dual encoder and isn't supported
+REFUSED = {
+    "flava": "FlavaModel embeds each patch and each token, not an image and a text: use another family, such as CLIP.",
+    "siglip2": "Siglip2Model takes images cut into patches of varying number (NaFlex): use a SigLIP 2 of fixed size, "
+    "such as google/siglip2-base-patch16-224.",
+}
 
 
 def family_of(model: nn.Module) -> Family:
@@ -116,11 +126,8 @@ def check_dual_encoder(model: nn.Module) -> None:
             f"{type(model).__name__} isn't a dual encoder: it needs get_image_features, get_text_features and a "
             "logit_scale or temperature, as CLIPModel, SiglipModel or AlignModel have."
         )
-    if model.config.model_type == "siglip2":
-        raise InputError(
-            "Siglip2Model takes images cut into patches of varying number (NaFlex): use a SigLIP 2 of fixed size, "
-            "such as google/siglip2-base-patch16-224."
-        )
+    if model.config.model_type in REFUSED:
+        raise InputError(REFUSED[model.config.model_type])
 
 
 def check_towers(model: nn.Module) -> None:

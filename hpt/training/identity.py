@@ -87,7 +87,8 @@ def _describe_data(train: Benchmark | EpochStream) -> str:
 def _describe_shape(classifier: ZeroShotClassifier) -> str:
     statistics = [classifier.image_mean.flatten().tolist(), classifier.image_std.flatten().tolist()]
     shape = _hash([architecture(classifier.model), statistics, classifier.image_size])
-    return f"{classifier.model.config.model_type} of shape {shape}"
+    prompts = ", prompts in lower case" if classifier.changes_case else ""  # as they weren't in 0.2.0
+    return f"{classifier.model.config.model_type} of shape {shape}{prompts}"
 
 
 def _hash(content) -> str:

@@ -200,6 +200,30 @@ def test_more_attacks_and_radii_are_added_to_what_is_there(model_and_processor, 
     assert comparable(rows) == comparable(expected)
 
 
+@pytest.mark.parametrize(
+    ("attacks", "line"),
+    [
+        (["pgd:steps=1"], "for model mine .hpt_version '0.1.0' there, '0.3.0' here"),
+        (["transfer:steps=1"], "for attack transfer:steps=1 .parameters .*'proxy_hpt_version': '0.3.0'"),
+    ],
+    ids=["model", "proxy"],
+)
+def test_rows_that_were_measured_with_capitals_are_told_apart(
+    model_and_processor, proxy, benchmark, tmp_path, monkeypatch, attacks, line
+):
+    """Of a model whose prompts are put into lower case since then; beside it, others may be gone on with."""
+    evaluator = make_evaluator(proxy, attacks=attacks, eps=EPS[0], output_dir=tmp_path)
+    evaluator(*model_and_processor, benchmark, name="mine")
+    changed = proxy.model if "transfer" in attacks[0] else model_and_processor[0]
+    monkeypatch.setattr(ZeroShotClassifier, "changes_case", property(lambda classifier: classifier.model is changed))
+    again = make_evaluator(proxy, attacks=attacks, eps=EPS[0], output_dir=tmp_path)
+    with pytest.raises(InputError, match=line):
+        again(*model_and_processor, benchmark, name="mine")
+    another, processor = make_clip(2)
+    rows = make_evaluator(attacks=["pgd:steps=1"], eps=EPS[0], output_dir=tmp_path)(another, processor, benchmark, "x")
+    assert {row.hpt_version for row in rows} == {"0.1.0"}
+
+
 def test_without_a_folder_a_model_may_change_between_calls(benchmark):
     model, processor = make_clip(0)
     evaluator = make_evaluator()

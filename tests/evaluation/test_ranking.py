@@ -257,9 +257,10 @@ def test_the_recipe_ranks_and_two_processes_do_as_one(saved, tmp_path):
         (["--dataset", "mnist"], "Unknown benchmark 'mnist'; known: digits"),
         (["--proxies", "target=somewhere"], "'target' is given twice"),
         (["--proxies", "no/model"], "Can't load the model 'no/model'"),
+        (["--dataset", "cifar10=nowhere", "--proxies", "a/b/model"], "the model 'a/b/model': there is no such folder"),
         (["--dataset", "all"], "all is sixteen benchmarks, where one is needed"),
     ],
-    ids=["eps", "steps", "samples", "dataset", "names", "model", "all"],
+    ids=["eps", "steps", "samples", "dataset", "names", "model", "model before data", "all"],
 )
 def test_the_recipe_refuses_what_cannot_be_meant(saved, tmp_path, arguments, line):
     run = run_recipe_apart("rank_proxies.py", *ranking_arguments(saved, tmp_path / "out"), *arguments, cwd=tmp_path)

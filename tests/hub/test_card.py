@@ -31,6 +31,7 @@ from hpt.radius import Fraction
 from hpt.training.record import describe_settings
 
 
+LONGEST = "model.config.text_config.max_position_embeddings"
 BENCHMARK = Benchmark("animals", "test", make_dataset(30), CLASSES, "a {}", ImageTransform())
 
 
@@ -226,14 +227,21 @@ def test_a_model_that_hpt_did_not_train_gets_a_card_of_its_evaluation(tmp_path):
         write_card(ModelFolder(tmp_path))
 
 
-@pytest.mark.parametrize(("family", "padding"), [("Siglip", '"max_length"'), ("VisionTextDualEncoder", "True")])
-def test_a_familys_card_names_its_class_and_pads_prompts_as_hpt_does(tmp_path, family, padding):
+@pytest.mark.parametrize(
+    ("family", "padding", "template"),
+    [
+        ("Siglip", f'"max_length", max_length={LONGEST}', "this is a photo of a {}"),
+        ("VisionTextDualEncoder", "True", "This is a photo of a {}"),
+    ],
+)
+def test_a_familys_card_names_its_class_and_prepares_prompts_as_hpt_does(tmp_path, family, padding, template):
     model, processor = make_family(family)
     save_finished(model, processor, tmp_path)
     rows = evaluate_on_animals(model, processor, family)
     add_evaluation(ModelFolder(tmp_path), rows, hash_weights(model.state_dict()))
     card = ModelCard((tmp_path / "README.md").read_text())
     assert f"from transformers import {family}Model, AutoProcessor" in card.text and f"padding={padding})" in card.text
+    assert card.text.count(f'"{template}"') == 3
     assert card.data.tags == ["adversarial-robustness"]
 
 

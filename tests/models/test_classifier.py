@@ -74,6 +74,42 @@ def test_patches_of_varying_number_are_refused(classifier):
         ZeroShotClassifier(model, classifier.processor, CLASSES)
 
 
+def square(side):
+    return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("Align", "CLIPSeg")])
+def test_a_processor_of_another_size_is_refused(family):
+    """Where position embeddings are of one size, as a 224 pixels' processor with a model of 336 pixels."""
+    model, processor = make_family(family)
+    model.train()
+    line = f"makes images of 24 x 24 pixels, but {family}Model takes 16 x 16: give the model's own"
+    with pytest.raises(InputError, match=line):
+        ZeroShotClassifier(model, CLIPProcessor(square(24), processor.tokenizer), CLASSES)
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("family", ["Align", "CLIPSeg"])
+def test_families_that_take_any_size_take_the_processors(family):
+    model, processor = make_family(family)
+    classifier = ZeroShotClassifier(model, CLIPProcessor(square(32), processor.tokenizer), CLASSES)
+    assert classifier(torch.rand(2, 3, 40, 40)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("part", ["image_processor", "tokenizer", None], ids=str)
+def test_half_a_processor_is_refused(classifier, part):
+    half = part and getattr(classifier.processor, part)
+    line = f"The processor is a {type(half).__name__}, which has no image_processor and no tokenizer: give all of the"
+    with pytest.raises(InputError, match=line):
+        ZeroShotClassifier(classifier.model, half, CLASSES)
+
+
+def test_the_tokenizer_of_another_model_is_refused(classifier):
+    classifier.model.config.text_config.vocab_size = 300
+    with pytest.raises(InputError, match="The tokenizer gives tokens that CLIPModel doesn't have, as for 'This is a"):
+        classifier.text_embeds()
+
+
 def test_resizes_only_when_needed(classifier, images):
     assert classifier(images).shape == (4, 3)
     larger = torch.nn.functional.interpolate(images, (24, 24), mode="bicubic", antialias=True)

@@ -1,15 +1,20 @@
 """Families of dual encoders: what their records say is so, and what is done with a family that has none."""
 
+import string
+
 import pytest
 import torch
 import transformers
 from helpers import CLASSES, FAMILIES, VISION, make_clip, make_dataset, make_family, make_trainer
 from peft import LoraConfig, get_peft_model
+from transformers import BertTokenizer, GemmaTokenizer, SiglipImageProcessorPil, SiglipProcessor, XLMRobertaTokenizer
 
-from hpt import InputError, ZeroShotClassifier
+from hpt import InputError, ZeroShotClassifier, load_proxy
 from hpt.models import families
 from hpt.models.families import Family, check_towers, family_by_architecture, family_of
+from hpt.models.loading import save_finished
 from hpt.models.weights import freeze_untrained
+from hpt.training.identity import describe_proxy
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -46,12 +51,11 @@ def test_a_family_is_known_by_its_class_too():
     assert family_by_architecture("AltCLIPModel") == Family("unknown", "AltCLIPModel")
 
 
-def test_a_target_whose_towers_are_elsewhere_is_refused(tmp_path):
-    config = transformers.FlavaConfig(
-        image_config=VISION, text_config={"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
-    )
-    with pytest.raises(InputError, match=r"of FlavaModel: it has no vision_model and text_model.*align, clip, siglip"):
-        make_trainer(tmp_path, transformers.FlavaModel(config))
+def test_what_embeds_no_whole_image_is_refused():
+    small = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    config = transformers.FlavaConfig(image_config=VISION, text_config=small, multimodal_config=small)
+    with pytest.raises(InputError, match="FlavaModel embeds each patch and each token, not an image and a text"):
+        ZeroShotClassifier(transformers.FlavaModel(config), make_clip(0)[1])
 
 
 def test_a_record_is_all_that_other_names_need(tmp_path, monkeypatch):
@@ -69,7 +73,7 @@ def test_a_record_is_all_that_other_names_need(tmp_path, monkeypatch):
             return features
 
     vanilla, processor = make_clip(0)
-    with pytest.raises(InputError, match="Renamed: it has no vision_model"):
+    with pytest.raises(InputError, match="of Renamed: it has no vision_model and text_model.*: align, clip, siglip"):
         make_trainer(tmp_path, Renamed(vanilla.config))
     record = Family("clip", "Renamed", vision_parts=("encoder_of_images", "visual_projection"))
     monkeypatch.setitem(families.FAMILIES, "clip", record)
@@ -83,13 +87,108 @@ def test_a_record_is_all_that_other_names_need(tmp_path, monkeypatch):
 
 
 class CasedTokenizer:
-    """A tokenizer that keeps the case, as that of SigLIP 2 does, and the texts that it was given."""
+    """A tokenizer that keeps the case, as that of SigLIP 2 does, and what it was given."""
 
-    model_max_length = 77
+    model_max_length = 10**30  # as that of SigLIP 2 says too
 
     def __call__(self, texts, **settings):
-        self.texts = texts
-        return {"input_ids": [[0]] * len(texts)}
+        self.texts, self.settings = texts, settings
+        return {"input_ids": [[ord(letter) % 64 for letter in text] for text in texts]}
+
+
+# What each family's documentation does with texts, beside what its tokenizer does, where that isn't nothing
+OF_PROMPTS = {"Siglip": ("a grey heron", {"padding": "max_length", "max_length": 77})}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_prompts_are_prepared_as_the_family_was_pretrained(name):
+    """The padding of the others doesn't count: their towers are causal, or are told of it by a mask."""
+    model, processor = make_family(name)
+    processor.tokenizer = tokenizer = CasedTokenizer()
+    ZeroShotClassifier(model, processor, CLASSES).tokenize(["A grey Heron"])
+    longest = model.config.text_config.max_position_embeddings
+    text, settings = OF_PROMPTS.get(name, ("A grey Heron", {"padding": "longest", "max_length": longest}))
+    assert tokenizer.texts == [text]
+    assert {key: tokenizer.settings[key] for key in ("padding", "max_length")} == settings
+
+
+LETTERS = string.ascii_letters + string.punctuation
+
+
+def bert_tokenizer():
+    """BERT's over letters, which lowers the case."""
+    entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{letter}" for letter in LETTERS)]
+    return BertTokenizer(vocab={entry: index for index, entry in enumerate(entries)})
+
+
+def roberta_tokenizer():
+    """XLM-RoBERTa's over letters, which keeps the case, as the models were pretrained."""
+    entries = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -1.0)]
+    return XLMRobertaTokenizer(vocab=[*entries, *((letter, -2.0) for letter in LETTERS), ("<mask>", 0.0)])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "tokenizer"),
+    [
+        ("Align", "Align", bert_tokenizer),
+        ("AltCLIP", "AltCLIP", roberta_tokenizer),
+        ("Blip", "Blip", bert_tokenizer),
+        ("ChineseCLIP", "ChineseCLIP", bert_tokenizer),
+        ("MetaClip2", "CLIP", roberta_tokenizer),
+        ("VisionTextDualEncoder", "VisionTextDualEncoder", bert_tokenizer),
+    ],
+)
+def test_logits_are_those_of_the_familys_own_tokenizer_and_processor(name, kind, tokenizer):
+    """As its documentation calls them, `model(**processor(text=..., padding=True))`."""
+    model, processor = make_family(name)
+    processor = getattr(transformers, f"{kind}Processor")(processor.image_processor, tokenizer())
+    if name == "MetaClip2":
+        model.text_model.eos_token_id = processor.tokenizer.eos_token_id
+    classifier = ZeroShotClassifier(model, processor, CLASSES)
+    side = classifier.image_size
+    images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    texts = processor(text=[f"This is a photo of a {name}" for name in CLASSES], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        pixels = (images - classifier.image_mean) / classifier.image_std
+        expected = model(pixel_values=pixels, **texts).logits_per_image
+    torch.testing.assert_close(classifier(images), expected, rtol=1e-4, atol=1e-5)
+    assert expected.std(dim=1).min() > 0
+
+
+def gemma_tokenizer():
+    """Gemma's tokenizer over letters, set up as SigLIP 2 of fixed size has it: it keeps the case."""
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\u2581"]
+    vocab = {entry: index for index, entry in enumerate([*special, *string.ascii_letters])}
+    return GemmaTokenizer(vocab=vocab, merges=[], padding_side="right", model_input_names=["input_ids"])
+
+
+@pytest.fixture
+def siglip2(tmp_path):
+    """A tiny SigLIP with Gemma's tokenizer, saved and loaded again."""
+    model, processor = make_family("Siglip")
+    processor = SiglipProcessor(SiglipImageProcessorPil(size={"height": 16, "width": 16}), gemma_tokenizer())
+    save_finished(model, processor, tmp_path / "siglip2")
+    return load_proxy(str(tmp_path / "siglip2"))
+
+
+def test_siglip2_is_given_lower_case(siglip2, images):
+    """As its documentation has it: "trained with lowercased text", padded to the longest length."""
+    tokenizer = siglip2.processor.tokenizer
+    assert isinstance(tokenizer, GemmaTokenizer) and tokenizer("A")["input_ids"] != tokenizer("a")["input_ids"]
+    texts = [f"this is a photo of a {name}" for name in CLASSES]
+    inputs = siglip2.processor(text=texts, padding="max_length", max_length=77, return_tensors="pt")
+    with torch.no_grad():
+        expected = siglip2.model(pixel_values=(images - 0.5) / 0.5, **inputs).logits_per_image
+    logits = siglip2.with_classes([name.upper() for name in CLASSES])(images)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+    assert siglip2.changes_case and expected.std(dim=1).min() > 0
+    assert "prompts in lower case, weights" in describe_proxy(siglip2)  # so that no run with capitals is gone on with
+
+
+@pytest.mark.parametrize("family", ["CLIP", "Siglip"])
+def test_case_is_left_to_tokenizers_that_lower_it(family):
+    """So what was measured with them before stays what it is."""
+    assert not ZeroShotClassifier(*make_family(family)).changes_case
 
 
 def test_classes_do_not_depend_on_dropout(images):

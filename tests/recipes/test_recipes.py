@@ -285,9 +285,23 @@ def test_evaluation_end_to_end(two_models):
         (["--benchmarks", "cifar10=nowhere", "--batch_size", "0"], "batch_size is 0, but must be a whole number"),
         (["--benchmarks", "cifar10=nowhere"], "There is no folder or file 'nowhere'"),
         (["--benchmarks", "digits", "--models", "no/model"], "Can't load the model 'no/model'"),
+        (
+            ["--benchmarks", "cifar10=nowhere", "--models", "a/b/model"],
+            "the model 'a/b/model': there is no such folder",
+        ),
         (["--benchmarks", "digits", "--models", "a=x", "a=y"], "'a' is given twice"),
     ],
-    ids=["benchmark", "proxy", "proxy's name", "samples", "batch size", "nothing left", "model", "names"],
+    ids=[
+        "benchmark",
+        "proxy",
+        "proxy's name",
+        "samples",
+        "batch size",
+        "nothing left",
+        "model",
+        "model before data",
+        "names",
+    ],
 )
 def test_evaluation_refuses_what_cannot_be_meant(two_models, tmp_path, arguments, line):
     run = run_recipe_apart(
@@ -320,8 +334,12 @@ def test_loading_is_timed_beside_its_floor(capsys):
             "pets has no validation",
         ),
         (["--train_dataset", "all"], "all is sixteen benchmarks, where one is needed"),
+        (
+            ["--config", "vit_b32_eps1", "--train_dataset", "mine=nowhere", "--proxy", "mine.pt/of/yesterday"],
+            "Can't load the model 'mine.pt/of/yesterday': there is no such folder",
+        ),
     ],
-    ids=["test", "validation", "all"],
+    ids=["test", "validation", "all", "model before data"],
 )
 def test_training_on_a_folder_of_images_refuses_what_would_mislead(tmp_path, arguments, line):
     pets = save_images(tmp_path / "pets")
