@@ -77,8 +77,8 @@ class Family:
 
 _RECORDS = (
     Family("clip", "CLIPModel", processor="CLIPProcessor", tags=("clip",)),
-    # SigLIP 2 of fixed size is of this type too. "We transform the text to lower case before tokenization" (arXiv
-    # 2502.14786, section 2.1), which its tokenizer, Gemma's, doesn't do, while SigLIP's does
+    # SigLIP 2 of fixed size is of this type too. It was trained on text in lower case (arXiv 2502.14786), into which its
+    # tokenizer, Gemma's, doesn't put it, while SigLIP's does
     Family("siglip", "SiglipModel", has_bias=True, pads_to_full_length=True, lower_case=True),
     Family("align", "AlignModel", has_temperature=True),
     # Any two towers, such as a ViT and a BERT, whose layers have names of their own
