@@ -22,7 +22,13 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 # Settings that checkpoints of hpt 0.1.0 don't name, with what they were
-ADDED_SETTINGS = {"objective_args": None, "anchor_objective": "anchor", "anchor_objective_args": None}
+ADDED_SETTINGS = {
+    "objective_args": None,
+    "anchor_objective": "anchor",
+    "anchor_objective_args": None,
+    "optim_target_modules": None,
+    "micro-batches weigh": "alike, whatever their size",
+}
 
 
 def checkpoint_folder(output_dir: str | Path, step: int) -> Path:

@@ -15,6 +15,7 @@ from hpt.radius import Fraction, Radius, check_step_size
 from hpt.training.gpd import ANCHOR, TRANSFER, GPDSchedule, check_epochs
 from hpt.training.objectives import OBJECTIVES, Objective, RobustTransfer, make_objective
 from hpt.training.trackers import check_trackers
+from hpt.training.unsupported import ROBUST_TRAINING, refuse_unsupported
 
 
 TRAINABLE = ("vision", "all")
@@ -28,8 +29,8 @@ MATHEMATICS = (
     "objective objective_args anchor_objective anchor_objective_args kl_direction kl_reduction temperature "
     "anchor_epochs transfer_epochs anchor_learning_rate learning_rate "
     "warmup_steps ema_decay pull_ratio attack_eps attack_steps attack_step_size attack_random_start trainable "
-    "prompt_template optim optim_args adam_beta1 adam_beta2 adam_epsilon max_grad_norm weight_decay seed "
-    "train_sampling_strategy mixed_precision tf32 attack_dtype steps_per_epoch"
+    "prompt_template optim optim_args adam_beta1 adam_beta2 adam_epsilon optim_target_modules max_grad_norm "
+    "weight_decay seed train_sampling_strategy mixed_precision tf32 attack_dtype steps_per_epoch"
 ).split()
 
 
@@ -181,6 +182,7 @@ class HPTConfig(TrainingArguments):
         if self.optim_args == "momentum=0.9" and not str(getattr(self.optim, "value", self.optim)) == "sgd":
             self.optim_args = None  # SGD's default, meaningless to another optimizer
         super().__post_init__()
+        refuse_unsupported(self, ROBUST_TRAINING)
         self.dataloader_pin_memory &= self.device.type != "cpu"  # which torch would warn of
         check_trackers(self.report_to)
 
@@ -252,7 +254,7 @@ class HPTConfig(TrainingArguments):
         launched = {name: os.environ.get(f"ACCELERATE_USE_{name}", "false") for name in SHARDING}
         given = [name for name, value in launched.items() if value.lower() in ("1", "true", "yes", "on")]
         fields_given = (
-            ("FSDP", self.fsdp),
+            ("FSDP", self.fsdp or self.fsdp_config),
             ("DEEPSPEED", self.deepspeed),
             ("parallelism_config", self.parallelism_config),
         )
@@ -295,14 +297,8 @@ class HPTConfig(TrainingArguments):
             check_known("attack_dtype", self.attack_dtype, DTYPES)
         if SchedulerType(self.lr_scheduler_type) != SchedulerType.COSINE:
             raise InputError(f"lr_scheduler_type is {self.lr_scheduler_type!r}, but GPD's stages are cosine.")
-        if self.bf16_full_eval or self.fp16_full_eval:
-            raise InputError(
-                "bf16_full_eval and fp16_full_eval would weaken the attack in evaluate(): leave them out."
-            )
         if self.warmup_steps < 0:
             raise InputError(f"warmup_steps is {self.warmup_steps:g}, but must be at least 0.")
-        if self.remove_unused_columns:
-            raise InputError("remove_unused_columns would drop what the attack needs: leave it out.")
         if Path(self.output_dir or ".").is_file():
             raise InputError(f"output_dir is {self.output_dir!r}, which is a file: give a folder.")
         check_folder(Path(self.output_dir or "."))
@@ -310,7 +306,3 @@ class HPTConfig(TrainingArguments):
             raise InputError(
                 f"hub_strategy is {strategy!r}, which would push optimizer states: give every_save or end."
             )
-        if self.ignore_data_skip:
-            raise InputError("ignore_data_skip would make a resumed run another run: leave it out.")
-        if self.auto_find_batch_size:
-            raise InputError("auto_find_batch_size would change the mathematics of a run halfway: set a batch size.")

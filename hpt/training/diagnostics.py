@@ -24,7 +24,7 @@ class Diagnostics:
 
     def __init__(self, accelerator: Accelerator, target: nn.Module, has_proxy: bool):
         self.accelerator, self.target, self.has_proxy = accelerator, target, has_proxy
-        self._noted: list[torch.Tensor] = []
+        self._noted: list[torch.Tensor] = []  # of each micro-batch, its numbers of images and, last, its size
 
     def clear(self) -> None:
         """Forget what was noted, such as of a step that was cut off."""
@@ -37,14 +37,15 @@ class Diagnostics:
             logits = [step.target(images).logits for images in (step.images, step.adversarial)]
         if self.has_proxy:
             logits.append(step.proxy(step.adversarial).logits)
-        shares = [*(scores.argmax(-1) == step.labels for scores in logits), step.attacked.zero_gradient]
-        self._noted.append(torch.stack(shares).float().mean(1))
+        verdicts = [*(scores.argmax(-1) == step.labels for scores in logits), step.attacked.zero_gradient]
+        verdicts.append(torch.ones_like(step.labels, dtype=torch.bool))
+        self._noted.append(torch.stack(verdicts).sum(1))
 
     def take(self) -> dict[str, float]:
-        """Means over what was noted in all processes, in [0, 1]; nothing if nothing was. They are forgotten then."""
+        """Shares of the images noted in all processes, in [0, 1]; nothing if none were. They are forgotten then."""
         if not self._noted:
             return {}
-        means = self.accelerator.reduce(torch.stack(self._noted).mean(0), "mean")
+        *counts, images = self.accelerator.reduce(torch.stack(self._noted).sum(0), "sum").tolist()
         self.clear()
         names = [name for name in DIAGNOSTICS if self.has_proxy or name != "proxy_robust_accuracy"]
-        return dict(zip(names, means.tolist(), strict=True))
+        return {name: count / images for name, count in zip(names, counts, strict=True)}

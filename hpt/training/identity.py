@@ -28,7 +28,7 @@ def describe_training(args: TrainingArguments, names: list[str], train: Benchmar
     described["data_seed"] = args.seed if args.data_seed is None else args.data_seed
     described["use_seedable_sampler"] = args.accelerator_config.use_seedable_sampler
     batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    images = _images_per_epoch(args, len(train))
+    images = images_per_epoch(args, len(train))
     described |= {"global_batch_size": batch_size, "images_per_epoch": images, "train_dataset": _describe_data(train)}
     if images % batch_size:
         described["division of the last batch"] = describe_launch(args)
@@ -64,7 +64,7 @@ def describe_proxy(proxy: ZeroShotClassifier) -> str:
     return f"{_describe_shape(proxy)}, weights {_hash_frozen(proxy.model)}"
 
 
-def _images_per_epoch(args: TrainingArguments, images: int) -> int:
+def images_per_epoch(args: TrainingArguments, images: int) -> int:
     """How many images an epoch takes; several processes fill up its last batches from its beginning."""
     batch_size = args.per_device_train_batch_size * args.world_size
     if args.dataloader_drop_last:

@@ -83,6 +83,13 @@ def prepare_inputs(
     return TrainingInputs(classifier, proxy, original, train, evaluation, schedule, trained, vanilla_weights)
 
 
+def check_config(args) -> None:
+    """Refuse what isn't an [`HPTConfig`], such as the `TrainingArguments` that other trainers take."""
+    if not isinstance(args, HPTConfig):
+        kind = "missing" if args is None else f"a {type(args).__name__}"
+        raise InputError(f"args is {kind}: give an HPTConfig, which takes every field of TrainingArguments.")
+
+
 def check_launch(args: TrainingArguments) -> None:
     """Raise [`InputError`] for several GPUs in one process, which Trainer would use through DataParallel."""
     if args.n_gpu > 1:
@@ -155,8 +162,11 @@ def check_batches(images: int, args: TrainingArguments) -> None:
         )
 
 
-def check_best_metric(args: HPTConfig, eval_dataset) -> None:
-    """Refuse a metric for the best model that no evaluation set will report."""
+def check_metrics(args: HPTConfig, eval_dataset) -> None:
+    """Refuse a metric for the best model that no evaluation set will report, and what our metrics don't do."""
+    if args.batch_eval_metrics or not args.eval_do_concat_batches:
+        name = "batch_eval_metrics" if args.batch_eval_metrics else "eval_do_concat_batches"
+        raise InputError(f"{name} is for a compute_metrics of your own: give one, or leave it out.")
     prefixes = [f"eval_{name}_" for name in eval_dataset] if isinstance(eval_dataset, dict) else ["eval_"]
     known = [f"{prefix}{kind}_accuracy" for prefix in prefixes for kind in ("clean", "robust")]
     metric = args.metric_for_best_model

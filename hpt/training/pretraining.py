@@ -40,6 +40,7 @@ from hpt.training.identity import describe_training
 from hpt.training.inputs import check_batches, check_launch
 from hpt.training.resumable import ResumableTrainer
 from hpt.training.trackers import check_trackers
+from hpt.training.unsupported import refuse_unsupported
 
 
 # Fields of TrainingArguments that can't change between a checkpoint and the run that resumes from it
@@ -114,6 +115,7 @@ class PretrainingConfig(TrainingArguments):
                 raise InputError(f"{tower}_heads {heads} doesn't divide {tower}_hidden_size {size}.")
         super().__post_init__()
         check_trackers(self.report_to)
+        refuse_unsupported(self)
         self.dataloader_pin_memory &= self.device.type != "cpu"  # which torch would warn of
 
 

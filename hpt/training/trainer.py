@@ -36,12 +36,13 @@ from hpt.training.checkpoints import checkpoint_folder
 from hpt.training.config import MATHEMATICS, HPTConfig
 from hpt.training.diagnostics import Diagnostics
 from hpt.training.gpd import ANCHOR, GPDCallback, get_gpd_schedule
-from hpt.training.identity import describe_proxy, describe_target, describe_training
-from hpt.training.inputs import check_best_metric, check_launch, prepare_inputs
+from hpt.training.identity import describe_proxy, describe_target, describe_training, images_per_epoch
+from hpt.training.inputs import check_config, check_launch, check_metrics, prepare_inputs
 from hpt.training.objectives import Objective
 from hpt.training.record import describe_method, describe_run
 from hpt.training.resumable import ResumableTrainer
 from hpt.training.step import TrainingStep
+from hpt.training.unsupported import refuse_arguments
 
 
 logger = logging.getLogger(__name__)
@@ -82,7 +83,9 @@ class HPTTrainer(ResumableTrainer):
             dataset has some or all of the training classes, by their names if it has any, or else by their numbers.
         class_names (`list[str]`, *optional*): Names of the training classes, needed where the training set has none.
             Where it has some, they are looked up among these, and labels follow this order.
-        kwargs: Passed on to [`~transformers.Trainer`].
+        kwargs: Passed on to [`~transformers.Trainer`], but for `data_collator`, `compute_loss_func` and `model_init`,
+            which are refused. `compute_metrics` of your own is given the predicted classes of clean and adversarial
+            images, and the labels.
 
     Raises:
         InputError: for a model, proxy, dataset or setting that can't be meant, before anything is trained; and with
@@ -97,21 +100,23 @@ class HPTTrainer(ResumableTrainer):
 
     def __init__(
         self,
-        model,
-        args: HPTConfig,
-        proxy: ZeroShotClassifier | None,
-        processing_class,
+        model=None,
+        args: HPTConfig | None = None,
+        proxy: ZeroShotClassifier | None = None,
+        processing_class=None,
         train_dataset=None,
         eval_dataset=None,
         class_names: list[str] | None = None,
         **kwargs,
     ):
+        refuse_arguments(kwargs)
+        check_config(args)
         check_launch(args)
         given = (model, args, proxy, processing_class, train_dataset, eval_dataset, class_names)
         self._inputs = inputs = prepare_inputs(*given)
         self._described = None
         if "compute_metrics" not in kwargs:
-            check_best_metric(args, inputs.evaluation)
+            check_metrics(args, inputs.evaluation)
         self.publisher = Publisher(
             args,
             describe_run=self.describe_run,
@@ -187,6 +192,10 @@ class HPTTrainer(ResumableTrainer):
             self.classifier.forget_text_embeds()
         return output
 
+    def hyperparameter_search(self, *args, **kwargs):
+        """Refused: it makes a new model for each trial, by `model_init`."""
+        refuse_arguments({"model_init": True})
+
     def create_scheduler(self, num_training_steps: int, optimizer=None) -> LambdaLR:
         """GPD's schedule, over the epochs of the stages; `max_steps` cuts it, and doesn't shorten the stages."""
         steps = self.schedule.num_epochs * self.schedule.steps_per_epoch
@@ -206,6 +215,11 @@ class HPTTrainer(ResumableTrainer):
             )
             self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def get_batch_samples(self, *args, **kwargs) -> tuple[list, int]:
+        """The micro-batches of an optimizer step, and how many images they have on this rank, as on every other."""
+        batches, _ = super().get_batch_samples(*args, **kwargs)
+        return batches, sum(len(batch["labels"]) for batch in batches)
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         if self._micro_batches == 0:
@@ -233,9 +247,13 @@ class HPTTrainer(ResumableTrainer):
             self._diagnostics.note(step)
         if self.args.kl_reduction == "sum":  # over the global batch: undo the averages over micro-batches and ranks
             loss = losses.sum() * self.current_gradient_accumulation_steps * self.args.world_size
-        else:
-            loss = losses.mean()
+        else:  # over the images of the step, also where Trainer averages over micro-batches of different sizes
+            loss = losses.mean() * self._weight(len(losses), num_items_in_batch)
         return (loss, {"logits": step.target(step.adversarial).logits}) if return_outputs else loss
+
+    def _weight(self, images: int, images_of_step: int | None) -> float:
+        """How much a micro-batch counts in its optimizer step: exactly 1 if all are of one size."""
+        return 1 if images_of_step is None else images * self.current_gradient_accumulation_steps / images_of_step
 
     def _make_step(self, inputs) -> TrainingStep:
         with self.accelerator.autocast():
@@ -338,6 +356,15 @@ class HPTTrainer(ResumableTrainer):
         self._classify_as(benchmark)
         return super().get_test_dataloader(benchmark)
 
+    def _get_dataloader(self, dataset, *args, is_training=False, **kwargs):
+        """Trainer's, which evaluates on all images, whatever `dataloader_drop_last` says of training."""
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drop_last and is_training
+        try:
+            return super()._get_dataloader(dataset, *args, is_training=is_training, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
     def _classify_as(self, benchmark: Benchmark) -> None:
         """Predict the classes of a benchmark from here on."""
         template = benchmark.template or self.args.prompt_template
@@ -370,11 +397,18 @@ class HPTTrainer(ResumableTrainer):
         """See [`~hpt.training.resumable.ResumableTrainer`]."""
         described = describe_training(self.args, MATHEMATICS, self.train_dataset)
         described |= describe_target(self.classifier)
+        if self.args.kl_reduction == "mean" and self._has_uneven_micro_batches():
+            described["micro-batches weigh"] = "by their images"
         if self.args.needs_proxy:
             described["proxy"] = describe_proxy(self.proxy)
         if self.original is not None:
             described["original"] = self._inputs.vanilla_weights
         return described
+
+    def _has_uneven_micro_batches(self) -> bool:
+        """Whether an epoch's last optimizer step has a micro-batch that is smaller than the step's others."""
+        batches, rest = divmod(images_per_epoch(self.args, len(self.train_dataset)), self.args.train_batch_size)
+        return rest > 0 and batches % self.args.gradient_accumulation_steps > 0
 
     def describe_run(self) -> dict:
         """What `training.json` and the card say of the run so far."""

@@ -205,8 +205,19 @@ def test_a_label_that_changes_anywhere_is_noticed(tmp_path):
 
 def test_the_same_mathematics_said_otherwise_is_the_same(whole_run, tmp_path):
     shutil.copytree(whole_run / "checkpoint-4", tmp_path / "checkpoint-4")
-    resume(tmp_path, "True", data_seed=42, adam_beta1=0.5, shuffle_buffer_size=5)
+    resume(tmp_path, "True", data_seed=42, shuffle_buffer_size=5)
     assert_same_files(tmp_path, whole_run)
+
+
+def test_a_checkpoint_whose_short_micro_batches_weighed_too_much_is_refused(tmp_path):
+    settings = {"dataset": make_dataset(11), "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    make_trainer(tmp_path, save_strategy="steps", save_steps=2, max_steps=2, **settings).train()
+    path = tmp_path / "checkpoint-2" / MANIFEST
+    manifest = json.loads(path.read_text())
+    assert manifest["settings"].pop("micro-batches weigh") == "by their images"
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="micro-batches weigh alike, whatever their size there, by their images here"):
+        make_trainer(tmp_path, max_steps=4, **settings).train(resume_from_checkpoint=True)
 
 
 def test_another_division_of_an_unequal_last_batch_is_refused(tmp_path):

@@ -211,6 +211,29 @@ def test_accumulating_eight_batches_of_one_equals_one_of_eight(tmp_path, reducti
     assert_same(*runs, atol=1e-10)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_short_micro_batch_weighs_by_its_images(tmp_path, reduction):
+    """The last of an epoch's three steps has 2 + 1 images; weights and log are those of batches of 4."""
+    runs = []
+    for batch, accumulation in ((4, 1), (2, 2)):
+        trainer = make_trainer(
+            tmp_path,
+            make_clip(0)[0].double(),
+            make_dataset(11),
+            proxy=ZeroShotClassifier(make_clip(1, patch_size=4)[0].double(), make_clip()[1]),
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+            train_sampling_strategy="sequential",
+            kl_reduction=reduction,
+            learning_rate=0.5 if reduction == "mean" else 0.05,
+        )
+        trainer.train()
+        logged = [[entry[key] for key in ("loss", *DIAGNOSTICS)] for entry in trainer.state.log_history[:-1]]
+        runs.append(weights(trainer.model) | {"log": torch.tensor(logged)})
+    assert runs[0]["log"].shape == (12, 5)
+    assert_same(*runs, atol=1e-6)
+
+
 def test_plain_hpt_has_no_ema_and_no_pull(tmp_path):
     trainer = make_trainer(tmp_path, anchor_epochs=0, transfer_epochs=1, save_strategy="epoch")
     trainer.train()

@@ -85,6 +85,11 @@ OVERRIDDEN = {
         "_prepare_for_training",
         "GPD has a schedule of two stages",
     ),
+    "get_batch_samples": Member(
+        "(self, epoch_iterator, num_batches, device)",
+        "_run_epoch",
+        "the images of an optimizer step are counted, over which the loss is a mean",
+    ),
     "training_step": Member(
         "(self, model, inputs, num_items_in_batch=None)",
         "_run_epoch",
@@ -104,6 +109,12 @@ OVERRIDDEN = {
         (ABSENT, ATTRIBUTE),
         "",
         "the loss is a mean per micro-batch, which Trainer has to divide by their number",
+    ),
+    "hyperparameter_search": Member(
+        "(self, hp_space=None, compute_objective=None, n_trials=20, direction='minimize', backend=None, hp_name=None, "
+        "**kwargs)",
+        "",
+        "it is refused: stages, attacks and checks belong to one model",
     ),
     # The log and evaluation
     "log": Member(
@@ -132,7 +143,7 @@ OVERRIDDEN = {
     "_get_dataloader": Member(
         "(self, dataset, description, batch_size, sampler_fn=None, is_training=False, dataloader_key=None)",
         "get_train_dataloader get_eval_dataloader get_test_dataloader",
-        "a loader's workers outlive the SIGTERM that the run is saved after",
+        "a loader's workers outlive the SIGTERM that the run is saved after, and evaluations take all images",
     ),
     # Checkpoints
     "_save_checkpoint": Member(
