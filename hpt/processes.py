@@ -75,7 +75,7 @@ def on_main_process(work: Callable):
 def launch(command: list[str], num_processes: str) -> int:
     """Run `python -m COMMAND` in several processes of this machine, on its GPUs or on the CPU, through accelerate.
 
-    The cores are divided among them unless `OMP_NUM_THREADS` is set, and SIGTERM is passed on to them.
+    The cores are divided among them unless `OMP_NUM_THREADS` is set. SIGTERM and Ctrl-C are passed on to them.
 
     Returns:
         `int`: 0, or the exit code of the first process that failed.
@@ -90,7 +90,8 @@ def launch(command: list[str], num_processes: str) -> int:
     if not num_processes.isdecimal() or int(num_processes) < 2:
         raise InputError(f"num_processes is {num_processes!r}, but must be a whole number of at least 1.")
     arguments = _launcher_arguments(command, int(num_processes))
-    signal.signal(signal.SIGTERM, _pass_on)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _pass_on)
     logging.disable(logging.ERROR)  # of torchrun, which repeats what the processes have said themselves
     with TemporaryDirectory() as folder:
         os.environ[ERRORS] = folder
@@ -124,7 +125,7 @@ def _launcher_arguments(command: list[str], num_processes: int) -> Namespace:
     options = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
     # accelerate's name for several processes of one machine, with or without GPUs: its --cpu would start only one
     arguments = launch_command_parser().parse_args(["--multi_gpu", *options, "--module", *command])
-    arguments.signals_to_handle = "SIGINT,SIGHUP,SIGQUIT"  # torchrun's, which would hide the exit code after a SIGTERM
+    arguments.signals_to_handle = "SIGHUP,SIGQUIT"  # torchrun's, which would hide the exit code after the others
     return arguments
 
 

@@ -141,12 +141,12 @@ def run_recipe_apart(script: str, *arguments, processes: int = 1, cwd=None) -> s
 
 
 class TerminateAt(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
+    def __init__(self, step, number=signal.SIGTERM):
+        self.step, self.number = step, number
 
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step + 1 == self.step:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.number)
 
 
 TEXT = {

@@ -132,18 +132,22 @@ def test_mistakes_are_one_line_from_two_processes_too(settings, tmp_path):
 
 @installed
 @needs_gloo
-def test_sigterm_reaches_the_processes_and_the_run_is_saved(settings, tmp_path):
-    command = [sys.executable, "-m", "hpt", "train", "--num_processes=2", "--config", str(settings)]
+@pytest.mark.parametrize(
+    ("number", "processes", "code", "name"),
+    [(signal.SIGTERM, 2, 75, "SIGTERM"), (signal.SIGINT, 2, 130, "Ctrl-C"), (signal.SIGINT, 1, 130, "Ctrl-C")],
+)
+def test_a_signal_reaches_the_processes_and_the_run_is_saved(settings, tmp_path, number, processes, code, name):
+    command = [sys.executable, "-m", "hpt", "train", f"--num_processes={processes}", "--config", str(settings)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen(command, text=True, env=ONE_THREAD, cwd=tmp_path, **pipes)
     while "'loss'" not in process.stdout.readline():
         assert process.poll() is None, process.stderr.read()
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == 75, errors
-    assert "Stopped by SIGTERM after step" in errors and "Traceback" not in errors
+    assert process.returncode == code, errors
+    assert f"Stopped by {name} after step" in errors and "Traceback" not in errors
     (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
-    assert '"world_size": 2' in (checkpoint / "manifest.json").read_text()
+    assert f'"world_size": {processes}' in (checkpoint / "manifest.json").read_text()
 
 
 @needs_gloo

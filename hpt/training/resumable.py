@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 SETTINGS_FILE = "training_args.json"
 LOSS_FILE = "loss_window.json"
 TERMINATED = 75  # exit code after SIGTERM: EX_TEMPFAIL of sysexits.h, which asks to try again
+SIGNALS = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}  # what a run is stopped by, and saved
 UNWRITABLE = (OSError, RuntimeError, SafetensorError)  # what Python, torch and safetensors raise for a full disk
 
 # accelerate calls the CPU of a process `cpu:0`, where transformers 5.17 lets torch load, which knows only `cpu`
@@ -49,8 +50,8 @@ class CheckpointError(TrainingStopped):
     """A checkpoint couldn't be written; what there was of it has been removed, and older ones are untouched."""
 
 
-class _Terminated(BaseException):
-    """SIGTERM has come, and the state is saved."""
+class _Stopped(BaseException):
+    """A signal has come, and the state is saved."""
 
 
 class ResumableTrainer(Trainer):
@@ -58,7 +59,8 @@ class ResumableTrainer(Trainer):
 
     - A checkpoint is complete once its manifest is there, which is written when all ranks have finished; only then
       are older ones deleted. See `hpt.training.checkpoints`.
-    - SIGTERM lets the step that is under way end, saves, and ends the process with exit code 75.
+    - SIGTERM and Ctrl-C let the step that is under way end, and save. Then SIGTERM ends the process with exit code 75,
+      and Ctrl-C is the `KeyboardInterrupt` that it always is; a second one is so at once.
     - What falls due at an epoch's last step is saved after the epoch's evaluation, which would be left out of a run
       that goes on from there otherwise. The mean loss that is logged next is that of the whole window.
     - Settings are saved as readable JSON in place of Trainer's pickle.
@@ -69,7 +71,8 @@ class ResumableTrainer(Trainer):
     """
 
     best_step: int | None = None  # of the weights that `load_best_model_at_end` has loaded
-    _seconds_before, _started, _sigterm = 0.0, None, False
+    _seconds_before, _started = 0.0, None
+    _signal = 0  # the number of the signal that has reached this process in training
 
     @abstractmethod
     def mathematics(self) -> dict:
@@ -88,14 +91,14 @@ class ResumableTrainer(Trainer):
             resume_from_checkpoint = self._choose_checkpoint(resume_from_checkpoint)
             self._last_saved = resume_from_checkpoint and Path(resume_from_checkpoint).resolve()
         try:
-            with self._sigterm_noticed():
+            with self._signals_noticed():
                 return super().train(resume_from_checkpoint or None, *args, **kwargs)
-        except _Terminated:
-            pass  # only now, without its frames, are the workers of the data loader let go
+        except _Stopped as stopped:
+            (number,) = stopped.args  # only now, without its frames, are the workers of the data loader let go
         finally:
             self._close_progress_bars()
             self._seconds_before, self._started = self.train_seconds(), None
-        raise SystemExit(TERMINATED)
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(TERMINATED)
 
     def _close_progress_bars(self) -> None:
         """Leave Trainer's bars as they are, where training ends early: what is printed next has its own line."""
@@ -159,11 +162,11 @@ class ResumableTrainer(Trainer):
             self.control.should_save |= self._save_is_due
         super()._maybe_log_save_evaluate(*args, **kwargs)
         if not self._epoch_ends_next:
-            self._leave_if_terminated()
+            self._leave_if_stopped()
 
     def _finalize_training(self, *args, **kwargs):
         """Trainer logs its last entry here and loads the best weights, after which the last can't be saved."""
-        self._leave_if_terminated()
+        self._leave_if_stopped()
         if self.args.load_best_model_at_end and self.state.best_global_step:
             best = checkpoint_folder(self.args.output_dir, self.state.best_global_step)
             read_manifest(best)
@@ -172,15 +175,18 @@ class ResumableTrainer(Trainer):
         self.best_step = self.state.best_global_step if self.args.load_best_model_at_end else None
         return output
 
-    def _leave_if_terminated(self) -> None:
-        """If SIGTERM has reached any rank, save on all of them, and leave."""
-        if not self._on_any_rank(self._sigterm):
+    def _leave_if_stopped(self) -> None:
+        """If a signal has reached any rank, save on all of them, and leave; SIGTERM counts before Ctrl-C."""
+        numbers = self.accelerator.gather(torch.tensor([self._signal], device=self.args.device))
+        number = int(numbers.max())
+        if number == 0:
             return
         folder = self._save_now()
         if self.is_world_process_zero():
             self._close_progress_bars()
-            logger.warning(f"Stopped by SIGTERM after step {self.state.global_step}, which is saved in {folder}.")
-        raise _Terminated
+            step = self.state.global_step
+            logger.warning(f"Stopped by {SIGNALS[number]} after step {step}, which is saved in {folder}.")
+        raise _Stopped(number)
 
     def _save_now(self) -> Path:
         """Where the state after the last step is saved, now if it wasn't yet."""
@@ -272,39 +278,51 @@ class ResumableTrainer(Trainer):
         self._globalstep_last_logged, self._seconds_before = window["last_logged"], window["seconds"]
         self._total_loss_scalar = -mean  # of the final train_loss, which is over the steps of this call alone
 
-    # SIGTERM
+    # SIGTERM and Ctrl-C
 
     @contextmanager
-    def _sigterm_noticed(self):
-        """Within, SIGTERM only sets `_sigterm`, which is looked at after each optimizer step."""
-        self._sigterm = False
+    def _signals_noticed(self):
+        """Within, a signal only sets `_signal`, which is looked at after each optimizer step."""
+        self._signal = 0
         if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
             yield
             return
-        before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_sigterm", True))
+        before = {number: signal.signal(number, self._notice) for number in SIGNALS}
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
-        if self._sigterm:  # it came after training's end
-            signal.raise_signal(signal.SIGTERM)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if self._signal:  # it came after training's end
+            signal.raise_signal(self._signal)
+
+    def _notice(self, number: int, frame) -> None:
+        """Remember a signal; a second Ctrl-C does what it does without training."""
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            if self.is_world_process_zero():
+                logger.warning(
+                    "Ctrl-C: the step under way will be saved. Once more ends the run at once, without that."
+                )
+        self._signal = max(self._signal, number)
 
     def _get_dataloader(self, *args, **kwargs):
-        """Trainer's, with workers that don't die of a SIGTERM, which often reaches all processes at once."""
+        """Trainer's, with workers that don't die of a signal, which often reaches all processes at once."""
         loader = super()._get_dataloader(*args, **kwargs)
         workers = loader.base_dataloader  # which accelerate has wrapped
-        workers.worker_init_fn = partial(_survive_sigterm, workers.worker_init_fn)
+        workers.worker_init_fn = partial(_survive_signals, workers.worker_init_fn)
         return loader
 
 
-def _survive_sigterm(init_worker, worker_id: int) -> None:
-    """Let a loader's worker outlive one SIGTERM by half a minute, the grace that torchrun and others give."""
+def _survive_signals(init_worker, worker_id: int) -> None:
+    """Let a loader's worker leave Ctrl-C to its parent, and outlive one SIGTERM by the half a minute that is usual."""
 
     def outlive(*_):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.alarm(30)
 
     signal.signal(signal.SIGTERM, outlive)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if init_worker is not None:
         init_worker(worker_id)
 

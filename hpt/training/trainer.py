@@ -121,7 +121,7 @@ class HPTTrainer(ResumableTrainer):
             args,
             describe_run=self.describe_run,
             draw_figures=self.draw_figures,
-            interrupted=lambda: self._sigterm,
+            interrupted=lambda: self._signal != 0,
         )
         self.push_in_progress = self.publisher.in_progress  # for which Trainer waits at its end
         super().__init__(

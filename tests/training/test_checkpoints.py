@@ -395,17 +395,18 @@ def test_sigterm_between_the_last_step_and_the_end_saves(tmp_path):
     assert stop.value.code == TERMINATED and last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-12")
 
 
-def test_sigterm_to_all_processes_leaves_the_loaders_workers_alive(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_leaves_the_loaders_workers_alive(tmp_path, number):
     trainer = make_trainer(tmp_path, dataloader_num_workers=2)
-    trainer.add_callback(TerminateChildrenToo(4))
-    with pytest.raises(SystemExit) as stop:
+    trainer.add_callback(TerminateChildrenToo(4, number))
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
         trainer.train()
-    assert stop.value.code == TERMINATED and last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
 
 
 class TerminateChildrenToo(TerminateAt):
-    def __init__(self, step):
-        super().__init__(step)
+    def __init__(self, step, number):
+        super().__init__(step, number)
         self.before = psutil.Process().children()
 
     def on_step_begin(self, args, state, control, **kwargs):
@@ -414,7 +415,7 @@ class TerminateChildrenToo(TerminateAt):
             children = [child for child in psutil.Process().children() if child not in self.before]
             assert len(children) == 2
             for child in children:
-                child.terminate()
+                child.send_signal(self.number)
             time.sleep(0.3)
 
 
@@ -432,6 +433,28 @@ def test_sigterm_saves_and_exits_with_its_own_code(whole_run, tmp_path, step, ca
     assert last_checkpoint(tmp_path) == str(folder)
     resume(tmp_path)
     assert_same_files(tmp_path, whole_run)
+
+
+def test_ctrl_c_saves_and_is_then_a_keyboard_interrupt(whole_run, tmp_path, caplog):
+    before = signal.getsignal(signal.SIGINT)
+    trainer = make_trainer(tmp_path, eval_dataset=make_dataset(6), eval_strategy="epoch", **SAVING)
+    trainer.add_callback(TerminateAt(5, signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert signal.getsignal(signal.SIGINT) is before
+    assert "Ctrl-C: the step under way will be saved. Once more ends the run at once" in caplog.text
+    assert f"Stopped by Ctrl-C after step 5, which is saved in {tmp_path / 'checkpoint-5'}." in caplog.text
+    resume(tmp_path)
+    assert_same_files(tmp_path, whole_run)
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path):
+    trainer = make_trainer(tmp_path)
+    for _ in range(2):
+        trainer.add_callback(TerminateAt(2, signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert trainer.state.global_step == 1 and last_checkpoint(tmp_path) is None
 
 
 def test_what_a_killed_run_left_is_replaced(whole_run, tmp_path):

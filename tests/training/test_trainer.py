@@ -302,6 +302,12 @@ def test_evaluation_takes_a_plain_dataset_and_an_override(tmp_path):
     assert "test_clean_accuracy" in trainer.evaluate(make_dataset(7, size=20), metric_key_prefix="test")
 
 
+def test_evaluation_takes_all_images_where_training_drops_the_last(tmp_path):
+    trainer = make_trainer(tmp_path, dataloader_drop_last=True, per_device_eval_batch_size=4)
+    assert len(trainer.predict(make_dataset(6)).label_ids) == 6
+    assert trainer.get_train_dataloader().base_dataloader.drop_last and trainer.args.dataloader_drop_last
+
+
 def test_each_evaluation_reads_its_own_set_when_workers_persist(tmp_path):
     trainer = make_trainer(
         tmp_path, eval_dataset=make_dataset(6), dataloader_num_workers=1, dataloader_persistent_workers=True
