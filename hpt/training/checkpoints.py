@@ -16,11 +16,13 @@ from pathlib import Path
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hpt.errors import InputError
+from hpt.radius import describe_length
 
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+IN_PIXELS = ("attack_eps", "attack_step_size")  # settings that are written as fractions of 255
 # Settings that checkpoints of hpt 0.1.0 don't name, with what they were
 ADDED_SETTINGS = {
     "objective_args": None,
@@ -140,7 +142,13 @@ def check_same_settings(checkpoint: str | Path, manifest: dict, settings: dict, 
 def _differences(there: dict, here: dict) -> str:
     here = json.loads(json.dumps(here))
     names = [name for name in there | here if there.get(name) != here.get(name)]
-    return "; ".join(f"{name} {there.get(name)} there, {here.get(name)} here" for name in names)
+    return "; ".join(f"{name} {_written(name, there)} there, {_written(name, here)} here" for name in names)
+
+
+def _written(name: str, settings: dict) -> str:
+    """A setting as a person would write it: radii and steps of attacks as fractions."""
+    value = settings.get(name)
+    return describe_length(value) if name in IN_PIXELS and value is not None else str(value)
 
 
 def _describe(path: Path) -> dict:

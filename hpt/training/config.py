@@ -38,11 +38,12 @@ MATHEMATICS = (
 class HPTConfig(TrainingArguments):
     r"""Settings of [`HPTTrainer`], beside those of [`~transformers.TrainingArguments`].
 
-    Defaults are the paper's (arXiv 2601.12865). Floats may be written as fractions in text, such as `"1/255"`.
+    Defaults are the paper's (arXiv 2601.12865), but for a warm-up that fits stages of any length: the paper's, of 1000
+    steps, stands in `recipes/vit_b32_eps1.yaml`. Floats may be written as fractions in text, such as `"1/255"`.
     Defaults of `TrainingArguments` that change: `num_train_epochs` (derived from the stages), `learning_rate`,
     `warmup_steps`, `lr_scheduler_type`, `optim`, `optim_args`, `max_grad_norm`, `weight_decay`,
-    `per_device_train_batch_size`, `remove_unused_columns`, `label_names`, `logging_nan_inf_filter` (a non-finite loss
-    stops the run instead) and `ddp_find_unused_parameters`.
+    `per_device_train_batch_size`, `logging_steps`, `save_steps`, `remove_unused_columns`, `label_names`,
+    `logging_nan_inf_filter` (a non-finite loss stops the run instead) and `ddp_find_unused_parameters`.
 
     Args:
         objective, anchor_objective (`str`, *optional*, default to `"hpt"` and `"anchor"`):
@@ -62,8 +63,10 @@ class HPTConfig(TrainingArguments):
             Length of the two stages. `anchor_epochs=0` is plain HPT, without EMA and pull.
         anchor_learning_rate, learning_rate (`float`, *optional*, default to 5e-5 and 5e-2):
             Peak rates of the two stages.
-        warmup_steps (`float`, *optional*, defaults to 1000):
+        warmup_steps (`float`, *optional*, defaults to 0.1):
             Linear warm-up in each stage; below 1, a share of the stage.
+        logging_steps, save_steps (`float`, *optional*, default to 0.02 and 0.1):
+            Steps between entries of the log and between checkpoints; below 1, a share of the run.
         ema_decay (`float`, *optional*, defaults to 0.9):
             g of Eq. 9.
         pull_ratio (`float`, *optional*, defaults to 0.5):
@@ -110,7 +113,7 @@ class HPTConfig(TrainingArguments):
     transfer_epochs: int = field(default=5, metadata={"help": "Epochs of stage 2."})
     anchor_learning_rate: Fraction = field(default=5e-5, metadata={"help": "Peak learning rate of stage 1."})
     learning_rate: Fraction = field(default=5e-2, metadata={"help": "Peak learning rate of stage 2."})
-    warmup_steps: Fraction = field(default=1000, metadata={"help": "Warm-up of each stage; below 1, a share of it."})
+    warmup_steps: Fraction = field(default=0.1, metadata={"help": "Warm-up of each stage; below 1, a share of it."})
     ema_decay: Fraction = field(default=0.9, metadata={"help": "g of Eq. 9."})
     pull_ratio: Fraction = field(default=0.5, metadata={"help": "b of Eq. 10, the share the current weights keep."})
     num_train_epochs: float | None = field(
@@ -150,6 +153,8 @@ class HPTConfig(TrainingArguments):
     max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0 for none."})
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Batch size per device in training."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Batch size per device in evaluation."})
+    logging_steps: float = field(default=0.02, metadata={"help": "Between logs; below 1, a share of the run."})
+    save_steps: float = field(default=0.1, metadata={"help": "Between checkpoints; below 1, a share of the run."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Kept False: the transform needs them."})
     label_names: list[str] | None = field(
         default_factory=lambda: ["labels"], metadata={"help": "The keys of the labels in a batch."}

@@ -36,7 +36,7 @@ class GPDSchedule:
         transfer_epochs (`int`, *optional*, defaults to 5): Epochs of stage 2, the generalization-pulled HPT.
         anchor_learning_rate (`float`, *optional*, defaults to 5e-5): Peak rate of stage 1.
         learning_rate (`float`, *optional*, defaults to 5e-2): Peak rate of stage 2.
-        warmup_steps (`float`, *optional*, defaults to 1000): Linear warm-up in each stage; below 1, a share of it.
+        warmup_steps (`float`, *optional*, defaults to 0.1): Linear warm-up in each stage; below 1, a share of it.
 
     Raises:
         InputError: if a stage's warm-up isn't shorter than the stage, or a number is out of range.
@@ -47,7 +47,7 @@ class GPDSchedule:
     transfer_epochs: int = 5
     anchor_learning_rate: float = 5e-5
     learning_rate: float = 5e-2
-    warmup_steps: float = 1000
+    warmup_steps: float = 0.1
 
     def __post_init__(self):
         check_epochs(self.anchor_epochs, self.transfer_epochs)
@@ -81,9 +81,10 @@ class GPDSchedule:
         return self.steps_per_epoch * (self.anchor_epochs if stage == ANCHOR else self.transfer_epochs)
 
     def warmup(self, stage: str) -> int:
-        """Warm-up steps of a stage; a share is rounded up, as transformers does."""
+        """Warm-up steps of a stage; a share is rounded up, as transformers does, but leaves one step at the peak."""
         if 0 < self.warmup_steps < 1:
-            return math.ceil(self.warmup_steps * self.stage_steps(stage))
+            steps = self.stage_steps(stage)
+            return min(math.ceil(self.warmup_steps * steps), max(0, steps - 1))
         return int(self.warmup_steps)
 
     def learning_rate_at(self, step: int) -> float:
@@ -114,7 +115,7 @@ def get_gpd_schedule(
     anchor_epochs: int = 5,
     transfer_epochs: int = 5,
     anchor_learning_rate: float = 5e-5,
-    warmup_steps: float = 1000,
+    warmup_steps: float = 0.1,
     last_epoch: int = -1,
 ) -> LambdaLR:
     """A learning-rate scheduler for GPD, stepped once per optimizer step, for any optimizer.

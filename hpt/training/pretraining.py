@@ -86,6 +86,7 @@ class PretrainingConfig(TrainingArguments):
     warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up steps, or below 1 their share."})
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Batch size per device."})
+    logging_steps: float = field(default=0.02, metadata={"help": "Between logs; below 1, a share of the run."})
     save_strategy: str = field(default="no", metadata={"help": "When to write checkpoints to resume from."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Kept False: batches are made here."})
     label_names: list[str] | None = field(

@@ -21,12 +21,12 @@ from hpt.models.lora import describe_adapter
 from hpt.models.weights import without_adapters
 from hpt.radius import Fraction, Radius, describe_length
 from hpt.references import Reference
+from hpt.training.checkpoints import IN_PIXELS
 from hpt.training.config import HPTConfig
 from hpt.training.gpd import ANCHOR, GPD_PAPER, TRANSFER, GPDSchedule
 from hpt.training.objectives import OF_HPT, Objective, name_objective
 
 
-IN_PIXELS = ("attack_eps", "attack_step_size", "proxy_eps")
 # Fields of HPTConfig that say where a run lies and how it is watched, but nothing of what it computes
 NOT_OF_THE_RUN = (
     "output_dir run_name report_to do_eval project resume_from_checkpoint num_train_epochs disable_tqdm debug "
@@ -177,7 +177,7 @@ def _as_yaml(name: str, value):
         return value
     if isinstance(value, float):
         text = describe_length(value)
-        return text if name in IN_PIXELS and Fraction(text) == value else float(value)
+        return text if name in (*IN_PIXELS, "proxy_eps") and Fraction(text) == value else float(value)
     text = str(getattr(value, "value", value))
     if name in MAY_BE_LOCAL and text not in BENCHMARKS:  # a record goes by its name, whatever folders there are
         return Reference.parse(text).without_local_paths()

@@ -5,6 +5,7 @@ trainer.train(resume_from_checkpoint="last")  # the newest complete checkpoint i
 
 import json
 import logging
+import math
 import shutil
 import signal
 import threading
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 SETTINGS_FILE = "training_args.json"
 LOSS_FILE = "loss_window.json"
 TERMINATED = 75  # exit code after SIGTERM: EX_TEMPFAIL of sysexits.h, which asks to try again
+INTERVALS = ("logging_steps", "eval_steps", "save_steps")
 SIGNALS = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}  # what a run is stopped by, and saved
 UNWRITABLE = (OSError, RuntimeError, SafetensorError)  # what Python, torch and safetensors raise for a full disk
 
@@ -140,6 +142,27 @@ class ResumableTrainer(Trainer):
         return self._identity
 
     # Checkpoints: writing them
+
+    def _init_training_state(self, max_steps, *args, **kwargs):
+        """Trainer's, which compares our intervals with a checkpoint's: in steps, also where ours are shares of a run."""
+        given = {name: getattr(self.args, name) for name in INTERVALS}
+        try:
+            for name, value in given.items():
+                if value is not None and value < 1:
+                    setattr(self.args, name, math.ceil(max_steps * value))
+            values = super()._init_training_state(max_steps, *args, **kwargs)
+        finally:
+            for name, value in given.items():
+                setattr(self.args, name, value)
+        if self.state.global_step and self.is_world_process_zero():
+            self._say_where_it_goes_on(max_steps)
+        return values
+
+    def _say_where_it_goes_on(self, max_steps: int) -> None:
+        """Say that a run goes on, or that there is nothing left of it to train."""
+        step = self.state.global_step
+        left = f"goes on with step {step + 1} of {max_steps}" if step < max_steps else "is finished"
+        logger.warning(f"The run in {self.args.output_dir} {left}: it was found in {self._last_saved.name}.")
 
     def set_initial_training_values(self, args, dataloader, *others):
         values = super().set_initial_training_values(args, dataloader, *others)

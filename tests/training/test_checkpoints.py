@@ -139,12 +139,32 @@ def assert_same_files(folder, other, step=12):
 
 
 @pytest.mark.parametrize("step", [2, 4, 6, 8, 10])
-def test_the_log_goes_on_too(whole_run, tmp_path, step):
+def test_the_log_goes_on_too(whole_run, tmp_path, step, caplog):
     """Losses are means since the last entry, and an epoch's evaluation isn't lost with a save at its last step."""
     shutil.copytree(whole_run / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
     resume(tmp_path)
+    line = f"The run in {tmp_path} goes on with step {step + 1} of 12: it was found in checkpoint-{step}."
+    assert caplog.messages == [line]
     assert_same_files(tmp_path, whole_run)
     assert len([entry for entry in log_of(tmp_path) if "eval_clean_accuracy" in entry]) == 4
+
+
+def test_a_finished_run_says_so(whole_run, caplog):
+    before = (whole_run / "checkpoint-12" / MANIFEST).stat().st_mtime_ns
+    resume(whole_run)
+    assert caplog.messages == [f"The run in {whole_run} is finished: it was found in checkpoint-12."]
+    assert (whole_run / "checkpoint-12" / MANIFEST).stat().st_mtime_ns == before
+
+
+def test_intervals_that_are_shares_of_the_run_are_those_of_its_checkpoints(tmp_path, caplog):
+    settings = {"save_strategy": "steps", "save_steps": 0.3, "logging_steps": 0.25, "max_steps": 8}
+    make_trainer(tmp_path, **settings).train()
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == [f"checkpoint-{step}" for step in (3, 6, 8)]
+    caplog.clear()
+    trainer = make_trainer(tmp_path, **settings)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert "do not match" not in caplog.text and trainer.args.save_steps == 0.3
+    assert [entry["step"] for entry in trainer.state.log_history if "loss" in entry] == [2, 4, 6, 8]
 
 
 def test_without_a_complete_checkpoint(tmp_path, whole_run):
@@ -162,6 +182,7 @@ def test_without_a_complete_checkpoint(tmp_path, whole_run):
     ("change", "line"),
     [
         ({"pull_ratio": 0.9}, "pull_ratio 0.5 there, 0.9 here"),
+        ({"attack_eps": 16 / 255}, "attack_eps 8/255 there, 16/255 here"),
         ({"attack_dtype": "bfloat16"}, "attack_dtype None there, bfloat16 here"),
         ({"bf16": True}, "mixed_precision no there, bf16 here"),
         ({"seed": 1, "pull_ratio": 0.9}, "pull_ratio 0.5 there, 0.9 here; seed 42 there, 1 here"),

@@ -1,7 +1,11 @@
+import inspect
+import math
+
 import pytest
 import yaml
+from helpers import ROOT
 
-from hpt import HPTConfig, InputError
+from hpt import GPDSchedule, HPTConfig, InputError, get_gpd_schedule
 from hpt.cli import parse_config
 from hpt.radius import Fraction
 
@@ -13,7 +17,7 @@ def hpt_config(**settings):
 def test_defaults_are_the_papers():
     args = hpt_config()
     assert (args.anchor_epochs, args.transfer_epochs, args.num_train_epochs) == (5, 5, 10)
-    assert (args.anchor_learning_rate, args.learning_rate, args.warmup_steps) == (5e-5, 5e-2, 1000)
+    assert (args.anchor_learning_rate, args.learning_rate, args.warmup_steps) == (5e-5, 5e-2, 0.1)
     assert (args.ema_decay, args.pull_ratio) == (0.9, 0.5)
     assert args.attack_eps == args.attack_step_size == 1 / 255
     assert (args.attack_steps, args.eval_attack_steps, args.attack_random_start) == (2, 10, True)
@@ -93,7 +97,29 @@ def test_num_train_epochs_may_be_given_if_right():
 
 def test_schedule_is_checked_before_anything_is_loaded():
     with pytest.raises(InputError, match="warmup_steps is 1000, but the anchor stage has only 80 steps"):
-        hpt_config().schedule(1000)
+        hpt_config(warmup_steps=1000).schedule(1000)
+
+
+@pytest.mark.parametrize("images", [1, 60, 450, 100_000])
+def test_defaults_fit_sets_of_any_size(images):
+    args = hpt_config()
+    schedule = args.schedule(images)
+    steps = schedule.num_epochs * schedule.steps_per_epoch
+    assert schedule.warmup("anchor") == schedule.warmup("transfer") < steps / 2
+    logs_per_epoch = schedule.steps_per_epoch / math.ceil(args.logging_steps * steps)
+    assert min(3, schedule.steps_per_epoch) <= logs_per_epoch <= 5
+
+
+def test_defaults_agree():
+    schedule, scheduler = GPDSchedule(7), inspect.signature(get_gpd_schedule).parameters
+    for name in ("anchor_epochs", "transfer_epochs", "anchor_learning_rate", "warmup_steps"):
+        assert getattr(hpt_config(), name) == getattr(schedule, name) == scheduler[name].default
+    assert hpt_config().learning_rate == schedule.learning_rate
+
+
+def test_the_papers_numbers_stand_in_its_file():
+    written = yaml.safe_load((ROOT / "recipes" / "vit_b32_eps1.yaml").read_text())
+    assert written["warmup_steps"] == 1000 and written["logging_steps"] == 50
 
 
 def test_output_dir_must_be_a_folder(tmp_path):

@@ -36,6 +36,12 @@ def test_rate_at_every_step_is_two_cosine_schedules(anchor_epochs, warmup_steps,
     assert scheduler.get_last_lr()[0] == pytest.approx(0, abs=1e-12)
 
 
+def test_a_warm_up_that_is_a_share_fits_any_stage():
+    for steps in (1, 2, 5):
+        schedule = GPDSchedule(steps, 1, 1, warmup_steps=0.9)
+        assert schedule.warmup("anchor") == steps - 1 and schedule.learning_rate_at(2 * steps - 1) == 5e-2
+
+
 def test_groups_keep_their_ratio():
     groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (0.1, 0.02)]
     scheduler = get_gpd_schedule(torch.optim.SGD(groups, lr=0.1), 5, 1, 1, 0.01, 0)

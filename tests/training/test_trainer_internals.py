@@ -63,6 +63,11 @@ OVERRIDDEN = {
         "_inner_training_loop",
         "its second value, the optimizer steps of an epoch, tells which step is an epoch's last",
     ),
+    "_init_training_state": Member(
+        "(self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial)",
+        "_inner_training_loop",
+        "intervals that are shares of the run are compared with a checkpoint's in steps; a run that goes on says so",
+    ),
     "_run_epoch": Member(
         "(self, model, epoch, train_dataloader, steps_in_epoch, num_update_steps_per_epoch, trial, "
         "ignore_keys_for_eval, start_time, resume_from_checkpoint, epochs_trained, steps_trained_in_current_epoch)",
