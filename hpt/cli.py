@@ -36,6 +36,7 @@ def parse_config(
     argv: list[str] | None = None,
     *,
     folder: Path | None = None,
+    announce: bool = False,
 ):
     """Read `--config NAME_OR_FILE.yaml` (flat) and `--field value ...`, which overrides it, into dataclasses.
 
@@ -47,6 +48,8 @@ def parse_config(
         default_config (`str` or `Path`, *optional*): The YAML file, or its name, used when `--config` isn't given.
         argv (`list[str]`, *optional*, defaults to `sys.argv[1:]`): Command line.
         folder (`Path`, *optional*): Where `--config NAME` is looked up: the recipe's own.
+        announce (`bool`, *optional*, defaults to `False`): Print which settings differ from their defaults, once for
+            all processes.
 
     Returns:
         `tuple`: one object per type, then the path of the YAML file or `None`.
@@ -69,11 +72,35 @@ def parse_config(
     parser = HfArgumentParser(types, allow_abbrev=False)
     parser.error = _raise_input_error
     try:
-        return (*parser.parse_args_into_dataclasses(from_file + argv, look_for_args_file=False), config)
+        settings = parser.parse_args_into_dataclasses(from_file + argv, look_for_args_file=False)
     except InputError:
         raise
     except ValueError as error:  # from TrainingArguments
         raise InputError(f"Can't use the settings: {' '.join(str(error).split())}") from error
+    if announce and os.environ.get("RANK", "0") == "0":
+        print(_describe_changes(settings, from_file + argv, config))
+    return (*settings, config)
+
+
+def _describe_changes(settings: list, arguments: list[str], config: Path | None) -> str:
+    """The settings among the arguments that differ from their defaults, as a command line would give them."""
+    given = {argument[2:].partition("=")[0].replace("-", "_") for argument in arguments if argument.startswith("--")}
+    given |= {name.removeprefix("no_") for name in given}
+    changed = [
+        f"--{field.name} {_as_written(getattr(part, field.name))}"
+        for part in settings
+        for field in fields(part)
+        if field.name in given and "token" not in field.name and getattr(part, field.name) != _default(field)
+    ]
+    title = f"Settings that differ from the defaults{f', with {config.name}' if config else ''}:"
+    wrapped = textwrap.wrap(
+        " ".join(changed), WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False
+    )
+    return "\n".join([title, *(wrapped or ["  none"])])
+
+
+def _default(field: Field):
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def run_recipe(main: Callable[[], None]) -> None:
@@ -271,7 +298,7 @@ def _describe_field(field: Field) -> str:
     text = " ".join(str(field.metadata.get("help", "")).split()).replace("%%", "%")  # as argparse wants it
     if field.default is MISSING and field.default_factory is MISSING:
         return f"{text} (required)"
-    default = field.default if field.default_factory is MISSING else field.default_factory()
+    default = _default(field)
     return text if default in (None, [], "") else f"{text} (default: {_as_written(default)})"
 
 

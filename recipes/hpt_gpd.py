@@ -5,11 +5,14 @@
         --eval_datasets cifar10=PATH
     hpt train --config vit_b32_eps1     # the paper's setting, from the Hub
 
-Fields of `Recipe` below and of `hpt.HPTConfig` stand in the YAML, or follow as `--field value`. A run that was cut
-off continues from its last checkpoint in `output_dir`.
+Fields of `Recipe` below and of `hpt.HPTConfig` stand in the YAML, or follow as `--field value`. quickstart.yaml is
+read where neither a config nor a target, proxy or dataset is given; what differs from the defaults is printed. A run
+that was cut off continues from its last checkpoint in `output_dir`.
 """
 
 import shlex
+import shutil
+import sys
 from dataclasses import dataclass, field
 from os.path import expanduser
 from pathlib import Path
@@ -27,14 +30,17 @@ from hpt.hub.evaluations import add_comparison
 from hpt.models.loading import load_dual_encoder, save_finished
 from hpt.models.lora import add_lora, check_lora, merged
 from hpt.models.sources import check_source
-from hpt.processes import set_cpu_threads
+from hpt.processes import on_main_process, set_cpu_threads
 from hpt.radius import Fraction, Radius
 from hpt.training.config import DTYPES
 from hpt.training.inputs import check_sets
 from hpt.training.pretraining import pretrain_missing
+from hpt.training.record import refuse_other_run
 
 
 HERE = Path(__file__).parent
+QUICKSTART = "quickstart"
+OWN = ("target", "proxy", "train_dataset", "eval_datasets")  # with any of these, the quickstart isn't meant
 
 
 @dataclass
@@ -50,7 +56,7 @@ class Recipe:
     lora_alpha: float | None = field(default=None, metadata={"help": "Their scale; the rank unless given."})
     train_dataset: str = field(default="tiny_imagenet", metadata={"help": "Benchmark, NAME=PATH, or any other."})
     eval_datasets: list[str] = field(
-        default_factory=lambda: ["tiny_imagenet"], metadata={"help": "Benchmarks whose test split is reported."}
+        default_factory=list, metadata={"help": "Benchmarks whose test split is reported; train_dataset unless given."}
     )
     protocol: str = field(default="hpt", metadata={"help": "hpt or pmg: the resolution at which images are attacked."})
     validation_size: int = field(
@@ -76,8 +82,12 @@ class Recipe:
     license: str | None = field(
         default=None, metadata={"help": "Of the trained weights, as the Hub spells it; the target's unless given."}
     )
+    overwrite: bool = field(
+        default=False, metadata={"help": "Start anew: delete the models and checkpoints in output_dir first."}
+    )
 
     def __post_init__(self):
+        self.eval_datasets = self.eval_datasets or [self.train_dataset]
         self.target, self.proxy = expanduser(self.target), expanduser(self.proxy)
         self.proxy_eps = [Radius(eps) for eps in self.proxy_eps or []]
         check_known("proxy_dtype", self.proxy_dtype, DTYPES)
@@ -90,13 +100,16 @@ class Recipe:
 
 
 def main():
-    recipe, args, config = parse_config((Recipe, HPTConfig), "quickstart", folder=HERE)
+    recipe, args, config = parse_config((Recipe, HPTConfig), default_config(), folder=HERE, announce=True)
     output = Path(args.output_dir)
     set_cpu_threads(recipe.cpu_threads)
     files = {"target": recipe.pretrain_target, "proxy": recipe.pretrain_proxy}
     for name in ("target", "proxy") if args.needs_proxy else ("target",):
         if files[name] is None:
             check_source(vars(recipe)[name])
+    if recipe.overwrite:
+        on_main_process(lambda: delete_run(output, recipe))
+    refuse_other_run(output / "robust", args, vars(recipe))
 
     # Data
     protocol, benchmarks = recipe.protocol, expand_all(recipe.eval_datasets)
@@ -107,7 +120,7 @@ def main():
     check_sets(train, validation, tests, args)
 
     # Models
-    pretrained = pretrain_missing(files, vars(recipe), args, config.parent)
+    pretrained = pretrain_missing(files, vars(recipe), args, config.parent if config else HERE)
     target, processor = load_dual_encoder(recipe.target, recipe.target_revision)
     if recipe.lora_rank is not None:
         target = add_lora(target, recipe.lora_rank, recipe.lora_alpha, args.trainable, args.seed)
@@ -143,13 +156,29 @@ def main():
     loader = {"batch_size": args.per_device_eval_batch_size, "num_workers": args.dataloader_num_workers}
     rows = report_comparison(subjects, tests, attack, recipe.proxy_eps, output, **loader)
     add_comparison(folders, rows, subjects[-1], tests[0])
-    print_next_steps(output, type(robust["robust"]).__name__)
-    print(f"Stronger attacks than PGD: {evaluate_command(recipe, args)}")
+    command = evaluate_command(recipe, args)
+    print_next_steps(output, type(robust["robust"]).__name__, command, config == HERE / f"{QUICKSTART}.yaml")
 
     # Publish
     if args.push_to_hub:
         info = trainer.push_to_hub(folder=folders[-1])
         print(f"Pushed to {info.repo_url}")
+
+
+def default_config() -> str | None:
+    """The quickstart, unless the command line names models or data of its own."""
+    given = {argument[2:].partition("=")[0].replace("-", "_") for argument in sys.argv if argument.startswith("--")}
+    return None if given & set(OWN) else QUICKSTART
+
+
+def delete_run(output: Path, recipe: Recipe) -> None:
+    """Delete the models and checkpoints that a run has left in a folder."""
+    folders = [output / "robust", output / "adapter", *output.glob("checkpoint-*")]
+    for name in (recipe.target, recipe.proxy):
+        if Path(name).resolve() in [folder.resolve() for folder in folders]:
+            raise InputError(f"--overwrite would delete {name}, which the run needs: give another output_dir.")
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def load_subjects(recipe: Recipe, args: HPTConfig) -> list[Subject]:
@@ -176,14 +205,16 @@ def evaluate_command(recipe: Recipe, args: HPTConfig) -> str:
     return shlex.join(command)
 
 
-def print_next_steps(output: Path, architecture: str) -> None:
+def print_next_steps(output: Path, architecture: str, command: str, is_quickstart: bool) -> None:
     """Where everything lies, and what to do with it."""
     robust, pictures = str(output / "robust"), sorted(file.name for file in output.glob("*.png"))
     print(f"Robust model: {robust}, with a model card")
     print(f"Loaded by {architecture}.from_pretrained({robust!r})")
     print(f"Results: {output}/results.json")
     print(f"Pictures: {', '.join(pictures)}")
-    print("The real thing: hpt train --config vit_b32_eps1")
+    print(f"Stronger attacks than PGD: {command}")
+    if is_quickstart:
+        print("The real thing: hpt train --config vit_b32_eps1")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,22 @@ def file(tmp_path):
     return path
 
 
+def test_what_differs_from_the_defaults_is_printed_once(file, capsys, monkeypatch):
+    arguments = ["--attack_steps", "2", "--no_dataloader_in_order", "--dataloader-in-order", "True"]
+    arguments += ["--hub_token", "hf_secret", "--attack-eps=4/255", "--sets", "a", "--kl_reduction=sum"]
+    parse_config((Data, HPTConfig), file, arguments, announce=True)
+    printed = " ".join(capsys.readouterr().out.split())
+    begin = "Settings that differ from the defaults, with run.yaml: --dataset cifar10 --eps 1/255 0.5 "
+    assert printed.startswith(begin)
+    for setting in ("--attack_eps 4/255", "--learning_rate 0.005", "--kl_reduction sum", "--save_strategy no"):
+        assert setting in printed
+    for name in ("attack_steps", "sets", "secret", "objective", "in_order"):
+        assert name not in printed
+    monkeypatch.setenv("RANK", "1")
+    parse_config((Data, HPTConfig), file, arguments, announce=True)
+    assert capsys.readouterr().out == ""
+
+
 def test_yaml_then_command_line(file):
     data, args, path = parse_config((Data, HPTConfig), file, ["--attack_eps", "4/255", "--transfer-epochs", "7"])
     assert (data.dataset, data.sets, data.eps) == ("cifar10", ["b", "c"], [1 / 255, 0.5])

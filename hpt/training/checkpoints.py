@@ -128,18 +128,19 @@ def check_same_settings(checkpoint: str | Path, manifest: dict, settings: dict, 
         InputError: listing each difference.
     """
     added = {name: value for name, value in ADDED_SETTINGS.items() if name in settings}
-    if differences := _differences(added | manifest["settings"], settings):
+    if differing := differences(added | manifest["settings"], settings):
         raise InputError(
-            f"{checkpoint} was trained with other settings ({differences}): use the same, or give another output_dir."
+            f"{checkpoint} was trained with other settings ({differing}): use the same, or give another output_dir."
         )
-    if differences := _differences(manifest["launch"], launch):
+    if differing := differences(manifest["launch"], launch):
         logger.warning(
-            f"{checkpoint} was trained in another way ({differences}): the run goes on with the same mathematics, but "
+            f"{checkpoint} was trained in another way ({differing}): the run goes on with the same mathematics, but "
             "not bit for bit."
         )
 
 
-def _differences(there: dict, here: dict) -> str:
+def differences(there: dict, here: dict) -> str:
+    """Each setting of two runs that differs, with both values, or an empty text."""
     here = json.loads(json.dumps(here))
     names = [name for name in there | here if there.get(name) != here.get(name)]
     return "; ".join(f"{name} {_written(name, there)} there, {_written(name, here)} here" for name in names)
@@ -148,7 +149,7 @@ def _differences(there: dict, here: dict) -> str:
 def _written(name: str, settings: dict) -> str:
     """A setting as a person would write it: radii and steps of attacks as fractions."""
     value = settings.get(name)
-    return describe_length(value) if name in IN_PIXELS and value is not None else str(value)
+    return describe_length(value) if name in IN_PIXELS and isinstance(value, float) else str(value)
 
 
 def _describe(path: Path) -> dict:

@@ -14,15 +14,16 @@ from hpt.data.benchmark import Benchmark
 from hpt.data.records import BENCHMARKS
 from hpt.data.streams import EpochStream
 from hpt.environment import cpu_name, describe_versions
-from hpt.hub.folder import MAY_BE_LOCAL, MODELS
+from hpt.errors import InputError
+from hpt.hub.folder import CONFIG_FILE, MAY_BE_LOCAL, MODELS, ModelFolder
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.families import plain_model
 from hpt.models.lora import describe_adapter
 from hpt.models.weights import without_adapters
 from hpt.radius import Fraction, Radius, describe_length
 from hpt.references import Reference
-from hpt.training.checkpoints import IN_PIXELS
-from hpt.training.config import HPTConfig
+from hpt.training.checkpoints import IN_PIXELS, differences
+from hpt.training.config import MATHEMATICS, HPTConfig
 from hpt.training.gpd import ANCHOR, GPD_PAPER, TRANSFER, GPDSchedule
 from hpt.training.objectives import OF_HPT, Objective, name_objective
 
@@ -32,6 +33,15 @@ NOT_OF_THE_RUN = (
     "output_dir run_name report_to do_eval project resume_from_checkpoint num_train_epochs disable_tqdm debug "
     "dataloader_pin_memory accelerator_config"
 ).split()
+# What the weights depend on: of HPTConfig beside its mathematics, and of a recipe
+OF_THE_WEIGHTS = (
+    MATHEMATICS
+    + (
+        "bf16 fp16 per_device_train_batch_size gradient_accumulation_steps max_steps data_seed dataloader_drop_last "
+        "load_best_model_at_end metric_for_best_model greater_is_better target target_revision proxy proxy_revision "
+        "proxy_dtype lora_rank lora_alpha train_dataset validation_size protocol streaming max_train_samples"
+    ).split()
+)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -156,6 +166,31 @@ def describe_settings(args: HPTConfig, recipe: dict) -> dict:
     changed |= {"seed": args.seed, "anchor_epochs": args.anchor_epochs, "transfer_epochs": args.transfer_epochs}
     given = {name: value for name, value in recipe.items() if value not in (None, []) and "pretrain_" not in name}
     return {name: _as_yaml(name, value) for name, value in (given | changed).items()}
+
+
+def refuse_other_run(folder: Path, args: HPTConfig, recipe: dict) -> None:
+    """Refuse to write over a model that isn't of a run with these settings.
+
+    Raises:
+        InputError: listing what differs.
+    """
+    if not (folder / CONFIG_FILE).is_file():
+        return
+    hint = "give another output_dir, or --overwrite, which deletes what is there"
+    run = ModelFolder(folder).run
+    if run is None:
+        raise InputError(f"{folder} has a model that no run of hpt left there: {hint}.")
+    there, here = (_of_the_weights(settings) for settings in (run["settings"], describe_settings(args, recipe)))
+    if differing := differences(there, here):
+        raise InputError(f"{folder} was trained with other settings ({differing}): {hint}.")
+
+
+def _of_the_weights(settings: dict) -> dict:
+    """What the weights depend on among described settings, which leave out most defaults."""
+    defaults = {
+        field.name: _as_yaml(field.name, default) for field in fields(HPTConfig) if (default := _default(field))
+    }
+    return {name: (defaults | settings)[name] for name in OF_THE_WEIGHTS if name in defaults | settings}
 
 
 def _default(field: Field):

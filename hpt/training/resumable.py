@@ -144,7 +144,7 @@ class ResumableTrainer(Trainer):
     # Checkpoints: writing them
 
     def _init_training_state(self, max_steps, *args, **kwargs):
-        """Trainer's, which compares our intervals with a checkpoint's: in steps, also where ours are shares of a run."""
+        """Trainer's, which compares our intervals with a checkpoint's, in steps, even if they are shares of a run."""
         given = {name: getattr(self.args, name) for name in INTERVALS}
         try:
             for name, value in given.items():

@@ -13,7 +13,8 @@ from peft import PeftModel
 from stand_in_hub import messages, pushed
 from transformers import CLIPModel, CLIPProcessor
 
-from hpt import InputError, load_benchmark
+from hpt import HPTConfig, InputError, load_benchmark
+from hpt.cli import parse_config
 from hpt.models.loading import save_finished
 from hpt.training.speed import time_loading
 
@@ -145,7 +146,7 @@ def test_quickstart_end_to_end(tmp_path):
     for name in ("target", "proxy", "robust"):
         CLIPModel.from_pretrained(tmp_path / name)
         CLIPProcessor.from_pretrained(tmp_path / name)
-    for line in ("| vanilla target |", "| proxy ", "| robust target ", "hpt train --config vit_b32_eps1"):
+    for line in ("| vanilla target |", "| proxy ", "| robust target "):
         assert line in first.stdout
     assert (
         f"Stronger attacks than PGD: hpt evaluate --models vanilla={tmp_path}/target robust={tmp_path}/robust "
@@ -153,6 +154,8 @@ def test_quickstart_end_to_end(tmp_path):
         "--max_samples 30\n"
     ) in first.stdout
     assert "- at-chance: vanilla target on digits. " in first.stdout  # after an epoch on 64 images
+    assert first.stdout.startswith("Settings that differ from the defaults, with quick.yaml:\n  --target ")
+    assert "--attack_eps 16/255" in first.stdout and "The real thing" not in first.stdout  # not of the quickstart
     rows = json.loads((tmp_path / "results.json").read_text())
     assert {row["n"] for row in rows} == {30} and len(rows) == 14
     card = (tmp_path / "robust" / "README.md").read_text()
@@ -171,10 +174,55 @@ def test_quickstart_end_to_end(tmp_path):
     second = launch("hpt_gpd.py", "--config", tmp_path / "quick.yaml")
     assert second.returncode == 0, second.stderr
     assert (tmp_path / "target" / "model.safetensors").stat().st_mtime_ns == stamp
+    assert f"The run in {tmp_path} is finished: it was found in checkpoint-4." in second.stderr
     other = launch("hpt_gpd.py", "--config", tmp_path / "quick.yaml", "--pull_ratio", "0.9")
     assert other.returncode != 0 and "error: " in other.stderr and "pull_ratio 0.5 there, 0.9 here" in other.stderr
-    elsewhere = launch("hpt_gpd.py", "--config", tmp_path / "quick.yaml", "--target", "some/clip")
+    elsewhere = ["--target", "some/clip", "--output_dir", tmp_path / "elsewhere"]
+    elsewhere = launch("hpt_gpd.py", "--config", tmp_path / "quick.yaml", *elsewhere)
     assert "error: Can't load the model 'some/clip'" in elsewhere.stderr  # not pretrained under that name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings"),
+    [
+        ([], ("outputs/quickstart/target", ["digits"], 16 / 255, 10, None)),
+        (["--use_cpu", "--output_dir", "x"], ("outputs/quickstart/target", ["digits"], 16 / 255, 10, None)),
+        (["--target", "mine"], ("mine", ["tiny_imagenet"], 1 / 255, 5, None)),
+        (["--train-dataset=mine=x"], ("openai/clip-vit-base-patch32", ["mine=x"], 1 / 255, 5, None)),
+        (["--proxy", "x", "--license", "mit"], ("openai/clip-vit-base-patch32", ["tiny_imagenet"], 1 / 255, 5, "mit")),
+        (["--config", "cifar10", "--proxy", "x"], ("outputs/cifar10/target", ["cifar10"], 4 / 255, 5, None)),
+    ],
+    ids=["nothing", "technical", "target", "data", "proxy", "config"],
+)
+def test_the_quickstart_is_read_only_without_models_or_data(monkeypatch, arguments, settings):
+    monkeypatch.setattr("sys.argv", ["hpt_gpd.py", *arguments])
+    module = run_path(str(RECIPES / "hpt_gpd.py"))
+    types = (module["Recipe"], HPTConfig)
+    recipe, args, _ = parse_config(types, module["default_config"](), folder=RECIPES)
+    assert (recipe.target, recipe.eval_datasets, args.attack_eps, args.anchor_epochs, recipe.license) == settings
+
+
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_no_example_has_a_license(file):
+    assert "license" not in file.read_text()
+
+
+def test_only_the_quickstart_ends_with_the_real_thing(capsys, tmp_path):
+    print_next_steps = run_path(str(RECIPES / "hpt_gpd.py"))["print_next_steps"]
+    for is_example in (True, False):
+        print_next_steps(tmp_path, "CLIPModel", "hpt evaluate", is_example)
+        assert ("hpt train --config vit_b32_eps1" in capsys.readouterr().out) == is_example
+
+
+def test_overwriting_deletes_a_run_but_not_what_it_needs(tmp_path):
+    module = run_path(str(RECIPES / "hpt_gpd.py"))
+    for name in ("robust", "adapter", "checkpoint-4", "target"):
+        (tmp_path / name).mkdir()
+    recipe = module["Recipe"](target=str(tmp_path / "robust"))
+    with pytest.raises(InputError, match="--overwrite would delete .*robust, which the run needs"):
+        module["delete_run"](tmp_path, recipe)
+    module["delete_run"](tmp_path, module["Recipe"](target=str(tmp_path / "target")))
+    assert [folder.name for folder in tmp_path.iterdir()] == ["target"]
 
 
 @pytest.mark.parametrize(
@@ -205,8 +253,6 @@ def test_yaml_files_are_valid(file, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(RECIPES)
     from hpt_gpd import Recipe
 
-    from hpt import HPTConfig
-    from hpt.cli import parse_config
     from hpt.training.pretraining import PretrainingConfig
 
     types = (Recipe, HPTConfig)
