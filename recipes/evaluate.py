@@ -23,6 +23,7 @@ from hpt.data.loading import load_available
 from hpt.data.names import expand_all
 from hpt.evaluation.evaluator import check_sampling
 from hpt.evaluation.outputs import report_evaluation
+from hpt.evaluation.plan import Task
 from hpt.evaluation.progress import format_plan
 from hpt.evaluation.subject import Subject
 from hpt.files import check_folder
@@ -113,12 +114,22 @@ def main():
         if state.is_main_process:
             print("\n".join([format_plan(evaluator.progress(planned)), *(f"Missing: {line}" for line in failures)]))
         return
+    if state.is_main_process:
+        print_what_is_there(evaluator, planned)
     evaluator.run_all(planned, failures)  # whatever fails, the others still run
     if state.is_main_process:
         report_evaluation(evaluator, planned, missing, failures)
     state.wait_for_everyone()  # or the launcher would end a process that is still drawing
     if failures:
         sys.exit(1)
+
+
+def print_what_is_there(evaluator: RobustnessEvaluator, planned: list[list[Task]]) -> None:
+    """Say that an evaluation goes on, or that there is nothing left of it to measure."""
+    there = [task.key in evaluator.results.rows for tasks in planned for task in tasks]
+    if any(there):
+        left = "is finished" if all(there) else "goes on"
+        print(f"The evaluation in {evaluator.results.folder} {left}: {sum(there)} of {len(there)} rows are there.")
 
 
 def load_subject(model: Reference, device) -> Subject:

@@ -310,6 +310,7 @@ def test_evaluation_end_to_end(two_models):
     arguments = evaluation_arguments(["second"], two_models, "--benchmarks", "digits")
     again = run_recipe_apart("evaluate.py", *arguments, "--attacks", "cw:steps=1", "--eps", "4/255")
     assert again.returncode == 0, again.stderr
+    assert f"The evaluation in {output} goes on: 2 of 3 rows are there." in again.stdout
     for line in (
         "| first  | PGD-1      |",
         "| second | CW-1       |",

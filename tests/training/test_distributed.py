@@ -64,8 +64,32 @@ def train_on_stream(folder: Path) -> None:
     train_and_save(folder, dataset=stream, steps_per_epoch=5, shuffle_buffer_size=7)
 
 
+def train_on_an_uneven_number(folder: Path) -> None:
+    """11 images in micro-batches of 2; one process has them at once, and the image that two are filled up with."""
+    world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    rows = [*range(11), *[0] * (world_size == 1)]
+    proxy, processor = make_clip(1, patch_size=4)
+    trainer = make_trainer(
+        folder,
+        make_clip(0)[0].double(),
+        make_dataset(11).select(rows),
+        proxy=ZeroShotClassifier(proxy.double(), processor),
+        per_device_train_batch_size=8 if world_size == 1 else 2,
+        gradient_accumulation_steps=world_size,
+        train_sampling_strategy="sequential",
+        attack_random_start=False,
+    )
+    trainer.train()
+    losses = torch.tensor([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert len(losses) == 8
+    weights = {name: weight.detach().contiguous() for name, weight in trainer.model.named_parameters()}
+    save_file(weights | {"metrics": losses}, folder / f"{world_size}-{rank}.safetensors")
+
+
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="two processes on CPU need gloo")
-@pytest.mark.parametrize("function", ["train_and_save", "train_both_towers", "train_on_stream"])
+@pytest.mark.parametrize(
+    "function", ["train_on_an_uneven_number", "train_and_save", "train_both_towers", "train_on_stream"]
+)
 def test_two_processes_train_as_one(tmp_path, function):
     for launcher in ([sys.executable], TORCHRUN):
         subprocess.run([*launcher, __file__, str(tmp_path), function], check=True, env=ONE_THREAD, capture_output=True)
