@@ -83,7 +83,7 @@ class Recipe:
         default=None, metadata={"help": "Of the trained weights, as the Hub spells it; the target's unless given."}
     )
     overwrite: bool = field(
-        default=False, metadata={"help": "Start anew: delete the models and checkpoints in output_dir first."}
+        default=False, metadata={"help": "Start anew: delete the models and checkpoints in output_dir."}
     )
 
     def __post_init__(self):
@@ -107,9 +107,8 @@ def main():
     for name in ("target", "proxy") if args.needs_proxy else ("target",):
         if files[name] is None:
             check_source(vars(recipe)[name])
-    if recipe.overwrite:
-        on_main_process(lambda: delete_run(output, recipe))
-    refuse_other_run(output / "robust", args, vars(recipe))
+    if not recipe.overwrite:
+        refuse_other_run(output / "robust", args, vars(recipe))
 
     # Data
     protocol, benchmarks = recipe.protocol, expand_all(recipe.eval_datasets)
@@ -137,6 +136,8 @@ def main():
         eval_dataset=validation,
     )
     trainer.recipe = vars(recipe) | {f"pretrain_{name}": None for name in files if name not in pretrained}
+    if recipe.overwrite:  # now that all else is known to be right
+        on_main_process(lambda: delete_run(output, recipe))
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or "last")
     if not trainer.is_world_process_zero():
         return

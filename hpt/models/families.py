@@ -77,8 +77,8 @@ class Family:
 
 _RECORDS = (
     Family("clip", "CLIPModel", processor="CLIPProcessor", tags=("clip",)),
-    # SigLIP 2 of fixed size is of this type too. It was trained on text in lower case (arXiv 2502.14786), into which its
-    # tokenizer, Gemma's, doesn't put it, while SigLIP's does
+    # SigLIP 2 of fixed size is of this type too. It was trained on text in lower case (arXiv 2502.14786), which its
+    # tokenizer, Gemma's, leaves as it is, while SigLIP's changes the case itself
     Family("siglip", "SiglipModel", has_bias=True, pads_to_full_length=True, lower_case=True),
     Family("align", "AlignModel", has_temperature=True),
     # Any two towers, such as a ViT and a BERT, whose layers have names of their own
