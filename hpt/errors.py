@@ -1,9 +1,11 @@
 """What the user got wrong, said in one line: what, where, and what would be right."""
 
 import difflib
+import os
 import re
 from collections.abc import Collection, Iterable
 from numbers import Integral
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -49,6 +51,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`": did you mean X?"` for the known name that is closest, or a full stop if none is close."""
     close = difflib.get_close_matches(name, known, n=1)
     return f": did you mean {close[0]}?" if close else "."
+
+
+def did_you_mean_path(path: str) -> str:
+    """[`did_you_mean`] among what lies in the folder in which there is no such path."""
+    folder = Path(path).parent
+    return did_you_mean(Path(path).name, os.listdir(folder) if folder.is_dir() else [])
 
 
 def causes(error: BaseException) -> list[BaseException]:

@@ -1,10 +1,12 @@
 """The sixteen benchmarks as tiny copies in the Hub's layout: configurations, splits, columns, types, card, files.
 
-The layouts are what public pages show. Class names are the first few as the Hub spells them, filled up to the number
-of classes.
+The layouts are what public pages show, as is that of a set in WebDataset's shards. Class names are the first few as
+the Hub spells them, filled up to the number of classes.
 """
 
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import datasets
@@ -14,6 +16,7 @@ from datasets.info import DatasetInfosDict
 from datasets.splits import SplitInfo
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCardData
+from PIL import Image
 
 import hpt
 from hpt import BENCHMARKS
@@ -116,3 +119,28 @@ def write_repository(
         MetadataConfigs({config: {"data_files": files}}).to_dataset_card_data(description)
         (folder / "README.md").write_text(f"---\n{description}\n---\n", encoding="utf-8")
     return str(folder)
+
+
+def write_shard(file: Path, first: int, ending: str = "webp") -> Path:
+    """Three red images, each darker than the next, with labels 0, 1, 2, as WebDataset packs them."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(file, "w") as archive:
+        for label in range(3):
+            image = io.BytesIO()
+            Image.new("RGB", (8, 8), (first + label, 0, 0)).save(image, ending, lossless=True)
+            for name, content in ((ending, image.getvalue()), ("cls", str(label).encode())):
+                member = tarfile.TarInfo(f"s{first + label:05}.{name}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    return file
+
+
+def write_shards(folder: Path, class_names: list[str]) -> Path:
+    """A set of three classes as CLIP_benchmark publishes its sets: shards of each split, and names in a file."""
+    for split, shards in (("train", 3), ("test", 2)):
+        for number in range(shards):
+            write_shard(folder / split / f"{number}.tar", 3 * number)
+        (folder / split / "nshards.txt").write_text(str(shards))
+    (folder / "classnames.txt").write_text("\n".join(class_names))
+    (folder / "zeroshot_classification_templates.txt").write_text("a photo of a {c}.\n")
+    return folder

@@ -6,13 +6,17 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import datasets
+import fsspec
 import numpy as np
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import ClassLabel, Dataset, IterableDataset
 from PIL import Image
 
 from hpt.data.images import ImageTransform, check_labels, decode_image, stratified_rows
 from hpt.errors import InputError
+
+
+LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")  # of PIL, whose pixels change when they are encoded again
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,8 +110,9 @@ class Benchmark(torch.utils.data.Dataset):
 class StreamingBenchmark(torch.utils.data.IterableDataset):
     """A split read row by row without downloading it; fields as in [`Benchmark`], `dataset` an `IterableDataset`.
 
-    Iterating gives the same items, but for `sample_ids`: the CRC-32 of the encoded image, the same in every order
-    and for any number of workers, among which `datasets` divides the files.
+    Iterating gives the same items, but for `sample_ids`: the CRC-32 of the image's file, the same in every order and
+    for any number of workers, among which `datasets` divides the files. Images that a map made have the CRC-32 of
+    their pixels.
     """
 
     name: str
@@ -124,40 +129,85 @@ class StreamingBenchmark(torch.utils.data.IterableDataset):
         for row, example in enumerate(self.encoded_rows()):
             yield self.decode(example, f"row {row}")
 
-    def encoded_rows(self) -> Iterator[dict]:
-        """Rows whose images aren't decoded yet, which costs little."""
-        return iter(self.dataset.cast_column("image", datasets.Image(decode=False)))
+    def encoded_rows(self) -> IterableDataset:
+        """Rows as they are stored, whose images aren't decoded yet, which costs little."""
+        as_stored = self.dataset.with_format(None).decode(False)  # which also undoes the decoding in threads
+        return as_stored.cast(None)  # features would encode anew, a JPEG as a JPEG, what a map has decoded
 
     def decode(self, example: dict, row: str | None = None) -> dict:
         """A row of [`encoded_rows`] as an item; messages call it `row`, or else by its file or checksum."""
-        image, label = example["image"], example["label"]
-        if row is None:
-            file = isinstance(image, dict) and image["path"]
-            row = f"the row named {file!r}" if file else f"the row with CRC-32 {_stream_id(image):08x}"
-        if not isinstance(label, int) or not 0 <= label < len(self.class_names):
-            raise InputError(
-                f"{row[0].upper()}{row[1:]} of {self.name} ({self.split}) has label {label!r}, but labels go from 0 "
-                f"to {len(self.class_names) - 1}."
-            )
-        pixel_values = self.transform(decode_image(image, f"{row} of {self.name} ({self.split})"))
-        return {"pixel_values": pixel_values, "labels": label, "sample_ids": _stream_id(image)}
+        row = row or _name_row(example["image"])
+        label, image = self._read_label(example["label"], row), self._read_file(example["image"], row)
+        checksum = _checksum(image)
+        if isinstance(image, dict):
+            image = decode_image(image, f"{row} of {self.name} ({self.split})")
+        pixel_values = self.transform(image)
+        return {"pixel_values": pixel_values, "labels": label, "sample_ids": checksum}
 
     def take(self, rows: int) -> Benchmark:
         """The first rows, in memory; mind that many splits are sorted by class."""
         if rows < 1:
             raise InputError(f"Can't take {rows} rows of {self.name} ({self.split}): give at least 1.")
-        encoded = self.dataset.cast_column("image", datasets.Image(decode=False)).take(rows)
-        examples = list(encoded)
-        dataset = Dataset.from_list(examples, encoded.features).cast_column("image", datasets.Image())
+        examples = list(self.encoded_rows().take(rows))
+        for row, example in enumerate(examples):
+            example["label"] = self._read_label(example["label"], f"row {row}")
+            example["image"] = self._read_file(example["image"], f"row {row}")
+        features = datasets.Features(self.dataset.features | {"image": datasets.Image()})
+        dataset = Dataset.from_list(examples, features)
         check_labels(dataset, self.class_names, f"{self.name} ({self.split})")
-        ids = np.array([_stream_id(example["image"]) for example in examples])
+        ids = np.array([_checksum(example["image"]) for example in examples])
         return Benchmark(
             dataset=dataset, sample_ids=ids, **{name: value for name, value in vars(self).items() if name != "dataset"}
         )
 
+    def _read_label(self, label, row: str) -> int:
+        """A label as a number, which may be stored as its name."""
+        kind = self.dataset.features["label"]
+        if isinstance(label, str) and isinstance(kind, ClassLabel) and label in kind.names:
+            return kind.str2int(label)
+        if not isinstance(label, int) or not 0 <= label < len(self.class_names):
+            raise InputError(
+                f"{row[0].upper()}{row[1:]} of {self.name} ({self.split}) has label {label!r}, but labels go from 0 "
+                f"to {len(self.class_names) - 1}."
+            )
+        return int(label)
 
-def _stream_id(image: dict | Image.Image | None) -> int:
-    """CRC-32 of an encoded image, or of its pixels where a filter or map of the stream has decoded it."""
-    if isinstance(image, dict):
-        return zlib.crc32(image["bytes"] or image["path"].encode())
-    return 0 if image is None else zlib.crc32(image.tobytes())
+    def _read_file(self, image, row: str) -> dict | Image.Image:
+        """An image with the bytes of its file, or as a map made it; [`InputError`] where these can't be had."""
+        if isinstance(image, Image.Image):
+            if image.format in LOSSY_FORMATS:
+                raise InputError(
+                    f"The images of {self.name} ({self.split}) were decoded by a map or filter, and may have been "
+                    "encoded anew with losses: call .decode(False) on the stream before it."
+                )
+            return image
+        try:
+            if image is None:
+                raise OSError("it is missing")
+            encoded = image if isinstance(image, dict) else datasets.Image().encode_example(image)
+            return {"path": encoded["path"], "bytes": _read_bytes(encoded)}
+        except OSError as error:
+            raise self._unusable(row, error) from error
+
+    def _unusable(self, row: str, error: Exception) -> InputError:
+        return InputError(f"The image in {row} of {self.name} ({self.split}) can't be used: {error}.")
+
+
+def _read_bytes(image: dict) -> bytes:
+    """The content of an image's file, which may lie on the Hub or in an archive."""
+    if image["bytes"] is not None:
+        return image["bytes"]
+    with fsspec.open(image["path"]) as file:
+        return file.read()
+
+
+def _name_row(image) -> str:
+    """What messages call the row of a shuffled stream."""
+    if not isinstance(image, dict):
+        return "a row"
+    return f"the row named {image['path']!r}" if image["path"] else f"the row with CRC-32 {_checksum(image):08x}"
+
+
+def _checksum(image: dict | Image.Image) -> int:
+    """CRC-32 of an image's file, or of the pixels of one that has none."""
+    return zlib.crc32(image["bytes"] if isinstance(image, dict) else image.tobytes())

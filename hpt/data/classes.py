@@ -125,7 +125,7 @@ def renumber(dataset: Dataset | IterableDataset, numbers: list[int]):
     if isinstance(dataset, Dataset):
         labels = [new.get(label, label) for label in dataset["label"][:]]
         return dataset.remove_columns("label").add_column("label", labels)
-    encoded = dataset.cast_column("image", datasets.Image(decode=False))  # or the map would decode and encode images
+    encoded = dataset.decode(False)  # or the map would decode and encode images
     features = encoded.features.copy()
     features["label"] = Value("int64")
     renumbered = encoded.map(_relabel, fn_kwargs={"new": new}, features=features)

@@ -2,24 +2,27 @@
 
 benchmark = load_benchmark("cifar10")                                # test split, from the Hub, by its record
 benchmark = load_benchmark("cifar10", path="data/cifar10")           # the same from a local copy
-benchmark = load_benchmark("owner/birds:label_column=species")       # any other: Hub id, image folder, parquet file
+benchmark = load_benchmark("owner/birds:label_column=species")       # any other: Hub id, image folder, .parquet, .csv
 benchmarks = load_benchmark("all")                                   # a dict of the sixteen
 benchmark.dataset, benchmark.class_names, benchmark.template
 """
 
+import os
 import warnings
 from dataclasses import replace
 from pathlib import Path
 
 from accelerate.utils import gather_object
+from datasets import ClassLabel
 
+from hpt.data.archives import read_class_names
 from hpt.data.benchmark import Benchmark, StreamingBenchmark
 from hpt.data.classes import read_names, readable_names
 from hpt.data.images import ImageTransform, check_images, check_labels, encoded_images, read_size
 from hpt.data.names import loading_arguments, name_benchmark, stands_for_all, the_sixteen
 from hpt.data.records import BENCHMARKS, BenchmarkRecord
 from hpt.data.sources import number_labels, read_splits, select_columns
-from hpt.errors import InputError, MissingSplit, check_known, list_known
+from hpt.errors import InputError, MissingSplit, check_known
 from hpt.prompts import check_class_names, check_templates
 from hpt.references import Reference
 
@@ -45,12 +48,12 @@ def load_benchmark(
 
     Args:
         name (`str` or [`Reference`]): Key in [`BENCHMARKS`]; `"all"` for the sixteen; or, of any other dataset, its
-            Hub id, a folder that `datasets` can load (of images, a subfolder per class, or of parquet files) or a
-            `.parquet` file. `"NAME=PATH"` gives `path` too, and `"birds=PATH:split=val,class_names=birds.txt"` the
-            arguments below.
+            Hub id, a folder that `datasets` can load (of images, a subfolder per class, of parquet files, or of
+            WebDataset's shards), a `.zip` or `.tar` of one, a `.parquet` file, or a `.csv` of paths and labels.
+            `"NAME=PATH"` gives `path` too, and `"birds=PATH:split=val,class_names=birds.txt"` the arguments below.
         split (`str`, *optional*, defaults to `"test"`): `"train"`, `"test"` (what the protocol evaluates, whatever
-            the Hub calls it) or, where there is one, `"validation"`. Of other datasets, what they call it; for
-            `"test"`, one that has a single split gives that.
+            the Hub calls it) or, where there is one, `"validation"`; or what the Hub calls one of these. Of other
+            datasets, what they call it; for `"test"`, one that has a single split gives that.
         path (`str`, *optional*): Where to read it from instead of the record's Hub id: a local copy in the Hub's
             layout, or another Hub id, both also as `ID@REVISION`. Of `"all"`, a folder with a copy under each name.
         protocol (`str`, *optional*, defaults to `"hpt"`): `"hpt"` attacks CIFAR, STL-10 and TinyImageNet at native
@@ -86,13 +89,15 @@ def load_benchmark(
             )
         folder = reference.place if reference.named else None
         return _load_all(split, folder or path, protocol, streaming)
+    if path is not None:
+        reference = replace(reference, named=True).at(path)
     reference = name_benchmark(reference)
     settings |= loading_arguments(reference)
     split = settings.pop("split", split)
     record = _find_record(reference.name, split, **settings)
-    place = path or record.hub_id
-    if reference.source is None and place is not None:
-        reference = reference.at(place)
+    split = _find_role(reference.name, record, split)
+    if reference.source is None and record.hub_id is not None:
+        reference = reference.at(record.hub_id)
     return _load(reference, record, split, protocol, streaming)
 
 
@@ -114,7 +119,7 @@ def load_training_data(
     benchmark = name_benchmark(name if isinstance(name, Reference) else Reference.parse(name))
     if streaming and validation_size:
         raise InputError("No images can be held out of a stream: leave validation_size out, or don't stream.")
-    train = load_benchmark(benchmark, "train", protocol=protocol, streaming=streaming)
+    train = _load_role(benchmark, "train", protocol, streaming)
     if streaming:
         return train, None
     if validation_size:
@@ -122,9 +127,16 @@ def load_training_data(
     if "split" in benchmark.settings:
         return train, None
     try:
-        return train, load_benchmark(benchmark, "validation", protocol=protocol)
+        return train, _load_role(benchmark, "validation", protocol)
     except MissingSplit:
         return train, None
+
+
+def _load_role(reference: Reference, role: str, protocol: str, streaming: bool = False):
+    """A split by what it is for: the Hub may call the split `train` or `validation` that a record tests on."""
+    if reference.name in BENCHMARKS and "split" not in reference.settings:
+        _find_role(reference.name, BENCHMARKS[reference.name], role, own_names=False)
+    return load_benchmark(reference, role, protocol=protocol, streaming=streaming)
 
 
 def load_available(references: list[Reference], protocol: str = "hpt") -> tuple[list[Benchmark], dict[str, str]]:
@@ -189,17 +201,24 @@ def _find_record(name: str, split: str, *, template: str | list[str] | None, **s
         record = BENCHMARKS[name]
     else:
         record = _make_record(split, **settings)
-    if split not in record.splits:
-        raise MissingSplit(f"{name} has no split {split!r}; {list_known(split, record.splits)}")
     if template is not None:
         check_templates(template)
     return record if template is None else replace(record, template=template)
 
 
+def _find_role(name: str, record: BenchmarkRecord, split: str, own_names: bool = True) -> str:
+    """What a record calls a split: as it is, or with `own_names` what the Hub calls so."""
+    roles = [role for role, own_name in record.splits.items() if own_names and own_name == split]
+    if split not in record.splits and not roles:
+        known = [role if role == own else f"{role} (on the Hub {own})" for role, own in record.splits.items()]
+        raise MissingSplit(f"{name} has no split {split!r}; known: {', '.join(known)}.")
+    return split if split in record.splits else roles[0]
+
+
 def _make_record(split: str, *, class_names, native_resolution: bool, **fields) -> BenchmarkRecord:
     """A record for a dataset that has none."""
     if isinstance(class_names, str):
-        class_names = read_names(class_names)
+        class_names = read_names(os.path.expanduser(class_names))
     if isinstance(class_names, dict):
         check_class_names(list(dict.fromkeys(class_names.values())))  # several may have one name, as words lists do
         class_names = {str(own): name for own, name in class_names.items()}
@@ -272,8 +291,12 @@ def _warn_of_rows(benchmark: Benchmark, record: BenchmarkRecord, place: str | No
 def _read_split(reference: Reference, record: BenchmarkRecord, split: str, streaming: bool):
     """Dataset with columns `image` and `label`, its class names, the split that it is, and its commit on the Hub."""
     wanted, place = record.splits[split].split("+"), reference.place
-    any_split = record.num_classes is None and split == "test"
+    has_record = record.num_classes is not None
+    any_split = not has_record and split == "test"
     dataset, splits, available, commit = read_splits(reference, record.config, wanted, streaming, any_split)
     dataset = select_columns(dataset, record.image_column, record.label_column, place)
-    dataset, class_names = number_labels(dataset, record.class_names, place, whole=set(available) == set(splits))
-    return dataset, class_names, split if splits == wanted else splits[0], commit
+    class_names = record.class_names
+    if class_names is None and not isinstance(dataset.features["label"], ClassLabel):
+        class_names = read_class_names(reference)
+    dataset, class_names = number_labels(dataset, class_names, place, whole=set(available) == set(splits))
+    return dataset, class_names, split if has_record or splits == wanted else splits[0], commit

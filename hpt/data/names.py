@@ -4,7 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from hpt.data.records import BENCHMARKS, SIXTEEN
-from hpt.errors import InputError, list_known
+from hpt.data.sources import FILE_ENDINGS
+from hpt.errors import InputError, did_you_mean_path, list_known
 from hpt.references import Reference
 
 
@@ -34,11 +35,24 @@ def name_benchmark(reference: Reference) -> Reference:
         return reference
     if not reference.named and reference.place in BENCHMARKS:  # whatever folders there are
         return Reference(reference.place, settings=reference.settings)
-    if reference.named:
-        if not reference.source or not reference.name or "/" in reference.name:
-            raise InputError(f"{str(reference)!r} must be NAME=PATH, with a name without /.")
-        return reference
-    return replace(reference, name=_name_of(reference))
+    if reference.named and (not reference.source or not reference.name or "/" in reference.name):
+        raise InputError(f"{str(reference)!r} must be NAME=PATH, with a name without /.")
+    _check_place(reference)
+    return reference if reference.named else replace(reference, name=_name_of(reference))
+
+
+def _check_place(reference: Reference) -> None:
+    """Refuse a path to nothing, before others are loaded; what may be an id is looked for on the Hub later."""
+    place = reference.source
+    if Path(place).exists() or (place.count("/") == 1 and not place.startswith((".", "/"))):
+        return
+    if reference.named or "/" in place:
+        hint = did_you_mean_path(place)
+        raise InputError(f"There is no folder or file {place!r}, and it is no Hub id, which is OWNER/NAME{hint}")
+    raise InputError(
+        f"Unknown benchmark {place!r}; {list_known(place, [*BENCHMARKS, 'all'])} Give any other dataset by its Hub id "
+        "OWNER/NAME, its folder or its file."
+    )
 
 
 def _first_word(reference: Reference) -> str:
@@ -57,12 +71,8 @@ def _check_settings(reference: Reference) -> None:
 def _name_of(reference: Reference) -> str:
     """What a dataset is called that is given by its place alone."""
     place = reference.place
-    if "/" not in place and not Path(place).exists():
-        raise InputError(
-            f"Unknown benchmark {place!r}; {list_known(place, [*BENCHMARKS, 'all'])} Give any other dataset by its "
-            "Hub id OWNER/NAME, its folder or its .parquet file."
-        )
-    name = Path(reference.source).resolve().name.removesuffix(".parquet")
+    name = Path(reference.source).resolve().name
+    name = name.removesuffix(next((ending for ending in FILE_ENDINGS if name.endswith(ending)), ""))
     of_record = {record.hub_id: key for key, record in BENCHMARKS.items()}.get(reference.source, name)
     if of_record in BENCHMARKS:
         raise InputError(

@@ -4,6 +4,8 @@ Only the files of the splits that are asked for are downloaded and prepared. The
 `datasets.load_dataset` caches, which takes whatever is prepared for the whole dataset.
 """
 
+import tarfile
+import zipfile
 from pathlib import Path
 
 import datasets
@@ -13,13 +15,20 @@ from datasets.packaged_modules.folder_based_builder.folder_based_builder import 
 from datasets.packaged_modules.parquet.parquet import ParquetConfig
 from pyarrow.dataset import ParquetFragmentScanOptions
 
+from hpt.data.archives import find_shards, has_shards, unpack
 from hpt.data.classes import match_classes, rename_classes, renumber
-from hpt.errors import InputError, MissingSplit, explain_hub_error
+from hpt.data.folders import check_classes, read_image_folder, role_of
+from hpt.data.tables import read_table
+from hpt.errors import InputError, MissingSplit, did_you_mean_path, explain_hub_error
 from hpt.references import Reference
 
 
 # What datasets raises for sets that are missing, gated, unreadable, other than their card says, or scripts.
-LOADING_ERRORS = (OSError, ValueError, RuntimeError, DatasetsError)
+LOADING_ERRORS = (OSError, ValueError, RuntimeError, EOFError, DatasetsError, tarfile.TarError, zipfile.BadZipFile)
+TABLES = (".csv", ".tsv")
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+FILE_ENDINGS = (".parquet", *TABLES, *ARCHIVES)
+SHARES = 256  # of a folder of images that is streamed, among which workers divide it
 
 
 def read_splits(
@@ -28,9 +37,9 @@ def read_splits(
     """Read splits of a dataset, joined in order.
 
     Args:
-        reference ([`Reference`]): Its source is a Hub id, a folder that `datasets` can load, or a `.parquet` file.
+        reference ([`Reference`]): Its source is a Hub id, or a folder or file as of [`load_benchmark`].
         config (`str`, *optional*): Its configuration; ignored for a local copy that has no such one.
-        splits (`list[str]`): The splits, as the source calls them.
+        splits (`list[str]`): The splits, as the source calls them, or by their roles.
         streaming (`bool`, *optional*, defaults to `False`): Read rows as they are asked for, without downloading.
         only_split (`bool`, *optional*, defaults to `False`): Where the source has one split alone, take that, whatever
             it is called.
@@ -44,48 +53,95 @@ def read_splits(
     """
     place = reference.place
     try:
-        builder = _open(reference, config, splits)
-        files = builder.config.data_files  # by split; None for what is in the cache while the Hub can't be reached
-        available = [str(split) for split in (builder.info.splits if files is None else files)]
+        source = _open(reference, config, splits)
+        available = _splits_of(source)
         if only_split and len(available) == 1:
             splits = available
-        if missing := [split for split in splits if split not in available]:
-            raise MissingSplit(f"{place} has no split {missing[0]!r}; it has: {', '.join(available)}.")
-        if not isinstance(builder, FolderBasedBuilder):  # which finds its class names in the folders of all splits
-            _keep_only(builder, splits)
-        if isinstance(builder.config, ParquetConfig):  # else Arrow keeps all that it has read of a file until its end
-            builder.config.fragment_scan_options = ParquetFragmentScanOptions(pre_buffer=False)
-        if not streaming:
-            builder.download_and_prepare()
-            if empty := [split for split in splits if builder.info.splits[split].num_examples == 0]:
-                raise InputError(f"The split {empty[0]!r} of {place} has no rows.")
-        read = builder.as_streaming_dataset if streaming else builder.as_dataset
-        dataset = datasets.concatenate_datasets([read(split=split) for split in splits])
+        splits = [_find_split(split, available, place) for split in splits]
+        if isinstance(source, dict):
+            parts = [_as_stream(source[split]) if streaming else source[split] for split in splits]
+        else:
+            parts = _read_by_builder(source, splits, streaming, place)
+        dataset = datasets.concatenate_datasets(parts)
     except InputError:
         raise
     except LOADING_ERRORS as error:
-        raise explain_hub_error("dataset", place, error) from error
-    return dataset, splits, available, None if Path(place).exists() else builder.hash
+        explained = str(explain_hub_error("dataset", place, error)).removesuffix(".")
+        raise InputError(f"{explained}{'.' if Path(place).exists() else did_you_mean_path(place)}") from error
+    return dataset, splits, available, None if Path(place).exists() else source.hash
 
 
-def _open(reference: Reference, config: str | None, splits: list[str]) -> DatasetBuilder:
-    """The builder of a dataset, which has downloaded no more than its description."""
+def _open(reference: Reference, config: str | None, splits: list[str]) -> DatasetBuilder | dict[str, Dataset]:
+    """The builder of a dataset, which has downloaded no more than its description; or its splits, of local images."""
     cache = f"{datasets.config.HF_DATASETS_CACHE}/hpt/{'+'.join(splits)}"
     source, revision, place = reference.source, reference.revision, reference.place
-    if Path(place).is_file() and not place.endswith(".parquet"):
-        raise InputError(
-            f"{place} is no .parquet file: give one, or a folder of them or of images, one for each class."
-        )
     if Path(place).is_file():
-        return datasets.load_dataset_builder("parquet", data_files=place, cache_dir=cache)
+        return _open_file(Path(place), cache)
     if Path(place).is_dir():
-        named = config in datasets.get_dataset_config_names(place)  # a bare copy of the data files names none
-        return datasets.load_dataset_builder(place, config if named else None, cache_dir=cache)
-    if source.count("/") != 1 or source.startswith((".", "/", "~")):
-        raise InputError(f"There is no folder or file {place!r}, and it is no Hub id, which is OWNER/NAME.")
+        return _open_folder(Path(place), place, config, cache)
     if revision:  # offline, the newest in the cache is taken
         cache += f"@{revision.replace('/', '-')}"
     return datasets.load_dataset_builder(source, config, revision=revision, cache_dir=cache)
+
+
+def _open_file(file: Path, cache: str) -> DatasetBuilder | dict[str, Dataset]:
+    if file.suffix == ".parquet":
+        return datasets.load_dataset_builder("parquet", data_files=str(file), cache_dir=cache)
+    if file.suffix in TABLES:
+        return {"train": read_table(file)}
+    if file.suffix == ".tar" and has_shards([file]):
+        return datasets.load_dataset_builder("webdataset", data_files=str(file), cache_dir=cache)
+    if file.name.endswith(ARCHIVES):
+        return _open_folder(unpack(file), str(file), None, cache)
+    known = ", ".join(FILE_ENDINGS)
+    raise InputError(f"{file} can't be read as a dataset: give a file that ends in {known}, or a folder.")
+
+
+def _open_folder(folder: Path, place: str, config: str | None, cache: str) -> DatasetBuilder | dict[str, Dataset]:
+    if (images := read_image_folder(folder, place)) is not None:
+        return images
+    if (shards := find_shards(folder)) and has_shards(next(iter(shards.values()))):
+        return datasets.load_dataset_builder("webdataset", data_files=shards, cache_dir=cache)
+    named = config in datasets.get_dataset_config_names(str(folder))  # a bare copy of the data files names none
+    return datasets.load_dataset_builder(str(folder), config if named else None, cache_dir=cache)
+
+
+def _splits_of(source: DatasetBuilder | dict[str, Dataset]) -> list[str]:
+    if isinstance(source, dict):
+        return list(source)
+    files = source.config.data_files  # by split; None for what is in the cache while the Hub can't be reached
+    return [str(split) for split in (source.info.splits if files is None else files)]
+
+
+def _find_split(split: str, available: list[str], place: str) -> str:
+    """What the source calls a split: so, or by its role, as a folder `val` is read as `validation`."""
+    found = split if split in available else role_of(split)
+    if found not in available:
+        raise MissingSplit(f"{place} has no split {split!r}; it has: {', '.join(available)}.")
+    return found
+
+
+def _as_stream(dataset: Dataset) -> IterableDataset:
+    return dataset.to_iterable_dataset(num_shards=min(len(dataset), SHARES))
+
+
+def _read_by_builder(builder: DatasetBuilder, splits: list[str], streaming: bool, place: str) -> list:
+    """The splits of a builder, which gets no other files than theirs."""
+    if not isinstance(builder, FolderBasedBuilder):  # which finds its class names in the folders of all splits
+        _keep_only(builder, splits)
+    if isinstance(builder.config, ParquetConfig):  # else Arrow keeps all that it has read of a file until its end
+        builder.config.fragment_scan_options = ParquetFragmentScanOptions(pre_buffer=False)
+    if streaming:
+        parts = [builder.as_streaming_dataset(split=split).decode(False) for split in splits]  # else done in threads
+    else:
+        builder.download_and_prepare()
+        if empty := [split for split in splits if builder.info.splits[split].num_examples == 0]:
+            raise InputError(f"The split {empty[0]!r} of {place} has no rows.")
+        parts = [builder.as_dataset(split=split) for split in splits]
+    labels = parts[0].features.get("label")
+    if isinstance(builder, FolderBasedBuilder) and isinstance(labels, ClassLabel):
+        check_classes(labels.names, place)
+    return parts
 
 
 def _keep_only(builder: DatasetBuilder, splits: list[str]) -> None:
@@ -101,7 +157,7 @@ def select_columns(dataset, image_column: str | None, label_column: str | None, 
     Args:
         dataset (`Dataset` or `IterableDataset`): Any columns.
         image_column, label_column (`str`, *optional*): Which they are; without, the only one of images, and the only
-            one with class names, or else the one called `label`.
+            one with class names, or else the one called `label`, or as WebDataset does `cls`.
         source (`str`): What messages call the dataset.
 
     Raises:
@@ -111,17 +167,21 @@ def select_columns(dataset, image_column: str | None, label_column: str | None, 
     images = [name for name, kind in features.items() if _holds_images(kind)]
     labels = [name for name, kind in features.items() if isinstance(kind, ClassLabel)]
     image = image_column or (images[0] if len(images) == 1 else "image")
-    label = label_column or (labels[0] if len(labels) == 1 else "label")
+    label = label_column or (labels[0] if len(labels) == 1 else "cls" if "cls" in features else "label")
     missing = [name for name in (image, label) if name not in features]
     if missing:
         raise InputError(
             f"{source} has columns {list(features)}, {images or 'none'} of them with images and {labels or 'none'} "
             f"with class names, but is expected to have {missing}: say which by image_column and label_column."
         )
+    if not _holds_images(features[image]):
+        raise InputError(f"{source}'s column {image!r} holds {features[image]}, but must hold images.")
     dataset = dataset.select_columns([image, label])
-    dataset = dataset.rename_columns({old: new for old, new in ((image, "image"), (label, "label")) if old != new})
-    if not _holds_images(dataset.features["image"]):
-        raise InputError(f"{source}'s column {image!r} holds {dataset.features['image']}, but must hold images.")
+    dataset = dataset.cast_column(
+        image, datasets.Image(decode=False)
+    )  # or a stream would decode images to rename them
+    if names := {old: new for old, new in ((image, "image"), (label, "label")) if old != new}:
+        dataset = dataset.rename_columns(names)
     return dataset.cast_column("image", datasets.Image())
 
 
@@ -147,7 +207,14 @@ def number_labels(dataset, class_names: list[str] | dict[str, str] | None, sourc
     if isinstance(kind, ClassLabel):
         return _lay_over(dataset, kind.names, class_names, source)
     dtype = kind.dtype if isinstance(kind, Value) else type(kind).__name__
-    if dtype in ("string", "large_string") and not streaming:
+    if dtype in ("string", "large_string") and streaming:
+        if class_names is None or isinstance(class_names, dict):
+            raise InputError(
+                f"The labels of {source} are text, which a stream doesn't gather: give class_names, a file with one a "
+                "line."
+            )
+        return dataset.cast_column("label", ClassLabel(names=list(class_names))), list(class_names)
+    if dtype in ("string", "large_string"):
         if not whole and (class_names is None or isinstance(class_names, dict)):
             raise InputError(
                 f"The labels of {source} are text, and its other splits may have more of them: give class_names, a "
@@ -160,8 +227,7 @@ def number_labels(dataset, class_names: list[str] | dict[str, str] | None, sourc
             _with_labels(dataset, [numbers.get(label) for label in labels], source), own, class_names, source
         )
     if dtype != "bool" and not dtype.startswith(("int", "uint")):
-        hint = ", or text without streaming" if streaming else " or text"
-        raise InputError(f"The labels of {source} are {dtype}, but must be integers{hint}.")
+        raise InputError(f"The labels of {source} are {dtype}, but must be integers or text.")
     if class_names is None:
         raise InputError(
             f"The labels of {source} are {dtype} and name no classes: give class_names, a file with one a line."

@@ -7,7 +7,6 @@ HPTTrainer(..., args=HPTConfig("outputs/robust", steps_per_epoch=20000), train_d
 import itertools
 from collections.abc import Iterator
 
-import datasets
 import torch
 
 from hpt.data.benchmark import StreamingBenchmark
@@ -79,7 +78,7 @@ class EpochStream(torch.utils.data.IterableDataset):
 
     def _endless(self) -> Iterator[dict]:
         """The stream's rows, undecoded, over and over in new orders."""
-        encoded = self.stream.dataset.cast_column("image", datasets.Image(decode=False)).map(_unchanged)
+        encoded = self.stream.encoded_rows().map(_unchanged)
         for reading in itertools.count():
             rows = 0
             for row in encoded.shuffle(seed=self.seed * 1_000_003 + reading, buffer_size=self.buffer_size):

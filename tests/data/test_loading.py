@@ -334,7 +334,7 @@ def load_benchmark_of(dataset, tmp_path):
         ("label", [0, 1], {}, "labels of .* are int64 and name no classes: give class_names"),
         ("label", [0.5, 1.0], {}, "labels of .* are float64, but must be integers or text"),
         ("label", ["a", "b"], {"class_names": ["a"]}, "has classes that aren't among the 1 class names 'a': 'b'"),
-        ("label", ["a", "b"], {"streaming": True}, "are string, but must be integers, or text without streaming"),
+        ("label", ["a", "b"], {"streaming": True}, "are text, which a stream doesn't gather: give class_names"),
         ("label", [0, 2], {"class_names": ["a", "b"]}, "Row 1 of set .* has label 2, but labels go from 0 to 1"),
         (
             "species",
@@ -361,6 +361,7 @@ def test_what_cannot_be_meant_is_said(parquet, label, values, arguments, message
         ("cifar10:template=a {}", ("cifar10", None, None, {"template": "a {}"})),
         ("cifar10=data/c", ("cifar10", "data/c", None, {})),
         ("owner/birds@v2", ("birds", "owner/birds", "v2", {})),
+        ("o/birds@refs/convert/parquet", ("birds", "o/birds", "refs/convert/parquet", {})),
         ("b=o/birds:split=val,label_column=kind", ("b", "o/birds", None, {"split": "val", "label_column": "kind"})),
         ("o/birds:split=val", ("birds", "o/birds", None, {"split": "val"})),
         (
@@ -424,7 +425,7 @@ def test_all_stands_for_the_sixteen():
         ("all=nowhere", "There is no folder 'nowhere' with copies of the benchmarks"),
         ("q=", "'q=' must be NAME=PATH, with a name without /"),
         ("my/own=somewhere", "'my/own=somewhere' must be NAME=PATH, with a name without /"),
-        ("digits=somewhere", "digits is embedded in its library"),
+        ("digits=owner/digits", "digits is embedded in its library"),
     ],
 )
 def test_texts_that_name_nothing_are_refused(text, message):

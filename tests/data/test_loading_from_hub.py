@@ -6,8 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from helpers import make_clip
-from hub_layouts import LAYOUTS, write_repository
+from helpers import CLASSES, make_clip, save_images
+from hub_layouts import LAYOUTS, write_repository, write_shards
+from PIL import Image
 from stand_in_hub import COMMIT, TOKEN, stand_in_hub
 
 from hpt import BENCHMARKS
@@ -48,6 +49,13 @@ def full_hub(tmp_path_factory):
     for name in LAYOUTS:
         if name != "dtd":
             write_repository(root / "datasets" / BENCHMARKS[name].hub_id, name, card=name != "tiny_imagenet")
+    write_shards(root / "datasets" / "org" / "shards", CLASSES)
+    for split in ("train", "test"):
+        (root / "datasets" / "org" / "flat" / split).mkdir(parents=True)
+    for file in save_images(root / "datasets" / "org" / "pets", ("train", "test")).rglob("*.png"):
+        Image.open(file).save(file.with_suffix(".jpg"))
+        file.unlink()
+        Image.new("RGB", (8, 8)).save(root / "datasets" / "org" / "flat" / file.parts[-3] / f"{file.stem}.png")
     for name in ("org/proxy", "org/gated"):
         save_finished(*make_clip(1, patch_size=4), root / "models" / name)
     with stand_in_hub(root, gated={BENCHMARKS["imagenet"].hub_id, "org/gated"}) as server:
@@ -114,6 +122,15 @@ def test_streaming_reads_from_the_hub_without_a_cache(full_hub, load_from, tmp_p
     assert downloaded(full_hub)[0] == "/data/test-00000-of-00001.parquet"
     offline = load_from("food101+streaming", "dtd", HF_HUB_OFFLINE="1")
     assert all("the Hub can't be reached" in offline[text] for text in ("food101+streaming", "dtd"))
+
+
+@pytest.mark.parametrize("mode", ["", "+streaming"], ids=["downloaded", "streaming"])
+def test_shards_and_folders_of_images_are_read_from_the_hub(load_from, mode):
+    """With the class names that lie beside the shards; the files of a streamed folder aren't decoded on the way."""
+    outcomes = load_from(f"org/shards{mode}", f"org/pets{mode}", f"org/flat{mode}")
+    assert outcomes[f"org/shards{mode}"] == {"org/shards": [0, f"org/shards@{COMMIT}", "dog"]}
+    assert "org/flat has images in test/, train/, but no folders by class" in outcomes[f"org/flat{mode}"]
+    assert outcomes[f"org/pets{mode}"] == {"org/pets": [0, f"org/pets@{COMMIT}", "dog"]}
 
 
 def test_a_pinned_revision_is_kept_apart_in_the_cache(full_hub, load_from):

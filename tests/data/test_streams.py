@@ -1,9 +1,13 @@
 """Epochs cut from a stream, and training on them."""
 
+import io
+import zlib
+
 import datasets
 import pytest
 import torch
-from helpers import CLASSES, assert_same, make_clip, make_dataset, make_trainer, weights
+from helpers import CLASSES, assert_same, make_clip, make_dataset, make_trainer, save_images, weights
+from PIL import ImageOps
 
 from hpt import HPTConfig, HPTTrainer, InputError, ZeroShotClassifier, load_benchmark
 from hpt.data.benchmark import StreamingBenchmark
@@ -125,6 +129,86 @@ def test_filtered_streams_train(tmp_path):
     assert trainer.state.global_step == 2
 
 
+def jpegs(tmp_path, **names):
+    """A Parquet file of JPEGs, their checksums, and how the file is opened as a user does."""
+    encoded = []
+    for image in make_dataset(6, 32)["image"]:
+        image.save(file := io.BytesIO(), "JPEG", quality=95)
+        encoded.append({"bytes": file.getvalue(), "path": None})
+    features = datasets.Features(image=datasets.Image(decode=False), label=datasets.ClassLabel(names=CLASSES))
+    dataset = datasets.Dataset.from_dict({"image": encoded, "label": [0, 1, 2] * 2}, features)
+    path = str(tmp_path / "jpegs.parquet")
+    dataset.cast_column("image", datasets.Image()).rename_columns(names).to_parquet(path)
+    return path, [zlib.crc32(image["bytes"]) for image in encoded]
+
+
+def streamed(dataset) -> StreamingBenchmark:
+    return StreamingBenchmark("rows", "train", dataset, CLASSES, "{}", ImageTransform())
+
+
+@pytest.mark.parametrize("names", [{}, {"image": "img"}, {"image": "img", "label": "kind"}], ids=str)
+def test_a_stream_gives_the_files_as_they_are(tmp_path, names):
+    """Iterated over, cut into epochs or taken; the pixels are those that are downloaded."""
+    path, checksums = jpegs(tmp_path, **names)
+    stream, loaded = (
+        load_benchmark(f"x={path}:native_resolution=true", "train", streaming=mode) for mode in (True, False)
+    )
+    epoch = EpochStream(stream, num_batches=3, batch_size=2, buffer_size=3, seed=0, num_workers=0)
+    for items in (list(stream), [stream.take(6)[row] for row in range(6)], list(epoch)):
+        for item in items:
+            row = checksums.index(item["sample_ids"])
+            assert torch.equal(item["pixel_values"], loaded[row]["pixel_values"])
+            assert item["labels"] == loaded[row]["labels"]
+        assert {item["sample_ids"] for item in items} == set(checksums)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda stream: stream,
+        lambda stream: stream.rename_column("label", "kind").rename_column("kind", "label"),
+        lambda stream: stream.filter(lambda row: row["label"] < 3),
+        lambda stream: stream.map(dict, features=stream.features),
+    ],
+    ids=["as it is", "renamed", "filtered", "mapped"],
+)
+def test_a_users_stream_gives_the_files_or_says_how(tmp_path, change):
+    path, checksums = jpegs(tmp_path)
+    stream = datasets.load_dataset("parquet", data_files=path, split="train", streaming=True)
+    threads = streamed(stream.decode(num_threads=2))  # as datasets streams folders of images from the Hub
+    undecoded = streamed(change(stream.decode(False)))
+    formatted = streamed(stream.with_format("torch"))
+    for rows in (streamed(stream), threads, undecoded, formatted):
+        assert [item["sample_ids"] for item in rows] == checksums
+        assert rows.take(6).ids().tolist() == checksums
+    if (changed := change(stream)) is not stream:
+        for read in (list, lambda rows: rows.take(2)):
+            with pytest.raises(InputError, match=r"rows \(train\) were decoded by a map.*call .decode\(False\) on"):
+                read(streamed(changed))
+
+
+def test_images_that_a_map_made_are_taken_as_they_are(tmp_path):
+    path, _ = jpegs(tmp_path)
+    stream = datasets.load_dataset("parquet", data_files=path, split="train", streaming=True)
+    flipped = streamed(
+        stream.map(lambda row: row | {"image": ImageOps.mirror(row["image"])}, features=stream.features)
+    )
+    for item, original in zip(flipped, streamed(stream), strict=True):
+        assert torch.equal(item["pixel_values"], original["pixel_values"].flip(-1))
+        assert item["sample_ids"] != original["sample_ids"]
+
+
+def test_files_of_a_streamed_folder_are_known_by_their_content(tmp_path):
+    """Not by their path: a copy has the same noise."""
+    for name in ("here", "there"):
+        save_images(tmp_path / name)
+    here, there = (load_benchmark(f"x={tmp_path / name}", streaming=True) for name in ("here", "there"))
+    files = sorted((tmp_path / "here").rglob("*.png"))
+    assert [item["sample_ids"] for item in here] == [zlib.crc32(file.read_bytes()) for file in files]
+    assert [item["sample_ids"] for item in there] == [item["sample_ids"] for item in here]
+    assert there.take(4).ids().tolist() == here.take(4).ids().tolist()
+
+
 def rows_of(images, labels, kind=None):
     features = datasets.Features(image=datasets.Image(decode=False), label=kind or datasets.Value("int64"))
     dataset = datasets.Dataset.from_dict({"image": images, "label": labels}, features)
@@ -135,7 +219,7 @@ def rows_of(images, labels, kind=None):
     ("image", "label", "line"),
     [
         (b"GIF89a cut off", 0, r"The image in the row named 'a.png' of rows \(train\) can't be used: cannot identify"),
-        (None, 0, "The image in the row with CRC-32 00000000 of rows .* can't be used: it is missing"),
+        (None, 0, r"The image in a row of rows \(train\) can't be used: it is missing"),
         (b"", 7, "The row named 'a.png' of rows .* has label 7, but labels go from 0 to 2"),
         (b"", None, "has label None"),
     ],
@@ -227,7 +311,8 @@ def test_what_streams_need(tmp_path):
         _given_names(tmp_path, generated, CLASSES)
 
 
-def _given_names(folder, dataset, names):
+def _given_names(folder, dataset, names, streaming=True) -> HPTTrainer:
     model, processor = make_clip(0)
-    args = HPTConfig(output_dir=str(folder), use_cpu=True, warmup_steps=0.1, steps_per_epoch=5)
-    HPTTrainer(model, args, ZeroShotClassifier(*make_clip(1, patch_size=4)), processor, dataset, class_names=names)
+    args = HPTConfig(output_dir=str(folder), use_cpu=True, warmup_steps=0.1, steps_per_epoch=5 if streaming else None)
+    proxy = ZeroShotClassifier(*make_clip(1, patch_size=4))
+    return HPTTrainer(model, args, proxy, processor, dataset, class_names=names)

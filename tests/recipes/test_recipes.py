@@ -232,7 +232,7 @@ def test_overwriting_deletes_a_run_but_not_what_it_needs(tmp_path):
         (["--attack_eps", "16"], "did you mean 16/255?"),
         (["--warmup_steps", "1000"], "warmup_steps is 1000, but the anchor stage has only"),
         (["--proxy_eps", "16"], "did you mean 16/255?"),
-        (["--max_eval_samples", "3"], "Can't take 3 of 360 rows with every class in both parts"),
+        (["--max_eval_samples", "0"], "Can't take 0 of 360 rows"),
         (["--train_dataset", "mnist"], "Unknown benchmark 'mnist'; known: digits"),
         (["--proxy_dtype", "int8"], "Unknown proxy_dtype 'int8'; known: float32, bfloat16, float16"),
         (["--streaming", "True"], "A streaming training set has no epochs of its own: give steps_per_epoch"),
@@ -282,18 +282,18 @@ def two_models(tmp_path_factory):
 
 
 def test_the_plan_of_an_evaluation_is_printed_and_nothing_runs(two_models, tmp_path, capsys):
-    arguments = evaluation_arguments(["first", "second"], two_models, "--benchmarks", "digits", "cifar10=nowhere")
+    arguments = evaluation_arguments(["first", "second"], two_models, "--benchmarks", "digits", "cifar10=no/where")
     run_recipe("evaluate.py", *arguments, "--output_dir", tmp_path / "results", "--plan")
     plan = capsys.readouterr().out
     assert "| 8   | second | digits    | pgd:steps=1 at 16/255 " in plan and "8 rows, 0 of them done" in plan
-    assert "Missing: cifar10: There is no folder or file 'nowhere'" in plan and not list(tmp_path.iterdir())
+    assert "Missing: cifar10: Can't load the dataset 'no/where'" in plan and not list(tmp_path.iterdir())
 
 
 def test_evaluation_end_to_end(two_models):
-    arguments = evaluation_arguments(["first", "second"], two_models, "--benchmarks", "digits", "cifar10=nowhere")
+    arguments = evaluation_arguments(["first", "second"], two_models, "--benchmarks", "digits", "cifar10=no/where")
     run = run_recipe_apart("evaluate.py", *arguments)
     assert run.returncode == 1, run.stderr  # one benchmark is missing, the other was evaluated
-    assert "Missing: cifar10: There is no folder or file 'nowhere'" in run.stdout
+    assert "Missing: cifar10: Can't load the dataset 'no/where': it is no local folder" in run.stdout
     output = two_models / "results"
     assert (output / "table.md").read_text() in run.stdout
     for line in ("| model  | attack     | digits", "| second | worst case | ", "few-samples: first on digits"):
@@ -328,12 +328,13 @@ def test_evaluation_end_to_end(two_models):
         (["--benchmarks", "mnist"], "Unknown benchmark 'mnist'; known: digits"),
         (["--benchmarks", "digits", "--attacks", "adaptive"], "The attack 'adaptive' needs a proxy"),
         (["--benchmarks", "digits", "--proxy", "first=x"], "'first' is given twice"),
-        (["--benchmarks", "digits", "--max_samples", "3"], "Can't take 3 of 360 rows"),
-        (["--benchmarks", "cifar10=nowhere", "--batch_size", "0"], "batch_size is 0, but must be a whole number"),
-        (["--benchmarks", "cifar10=nowhere"], "There is no folder or file 'nowhere'"),
+        (["--benchmarks", "digits", "--max_samples", "0"], "max_samples is 0, but must be a whole number"),
+        (["--benchmarks", "cifar10=no/where", "--batch_size", "0"], "batch_size is 0, but must be a whole number"),
+        (["--benchmarks", "cifar10=no/where"], "Can't load the dataset 'no/where'"),
+        (["--benchmarks", "digits", "cifar10=nowhere"], "There is no folder or file 'nowhere'"),
         (["--benchmarks", "digits", "--models", "no/model"], "Can't load the model 'no/model'"),
         (
-            ["--benchmarks", "cifar10=nowhere", "--models", "a/b/model"],
+            ["--benchmarks", "cifar10=no/where", "--models", "a/b/model"],
             "the model 'a/b/model': there is no such folder",
         ),
         (["--benchmarks", "digits", "--models", "a=x", "a=y"], "'a' is given twice"),
@@ -345,6 +346,7 @@ def test_evaluation_end_to_end(two_models):
         "samples",
         "batch size",
         "nothing left",
+        "folder",
         "model",
         "model before data",
         "names",
