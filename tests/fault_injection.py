@@ -29,6 +29,7 @@ STEPS = 20
 VARIANTS = {
     "plain": {},
     "accumulation, bf16, workers": {"gradient_accumulation_steps": 2, "bf16": True, "dataloader_num_workers": 1},
+    "augmentation, workers": {"augmentation": "crop_flip", "dataloader_num_workers": 2},
     "LoRA": {},
     "both towers, AdamW": {"trainable": "all", "optim": "adamw_torch", "learning_rate": 1e-3},
     "stream": {"steps_per_epoch": 5, "shuffle_buffer_size": 7},

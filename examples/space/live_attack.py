@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from hpt import PGD, InputError, ZeroShotClassifier
-from hpt.data.images import ImageTransform, decode_image, read_size, to_unit_range
+from hpt.data.images import decode_image, geometry_of, read_size, to_unit_range
 from hpt.prompts import DEFAULT_TEMPLATE
 
 
@@ -64,7 +64,7 @@ def attack_model(
 
     Args:
         model ([`ZeroShotClassifier`]): The model; its own classes, if any, don't count.
-        image (`PIL.Image`): Resized and cropped to the model's input size first, as in training.
+        image (`PIL.Image`): Brought to the model's input size first, as its own processor does it.
         class_names (`list[str]`): At least two names.
         eps (`float`): Radius in [0, 1] pixels; 0 leaves the image as it is.
         steps (`int`, *optional*, defaults to `10`): Steps of eps / 4.
@@ -84,7 +84,7 @@ def attack_model(
     classifier = with_prompts(model, class_names, template)
     if true_class and true_class not in class_names:
         raise InputError(f"The true class {true_class!r} isn't one of the class names: {', '.join(class_names)}.")
-    images = square_pixels(image, model.image_size).to(model.image_mean.device)
+    images = square_pixels(image, model.processor.image_processor).to(model.image_mean.device)
     before = probabilities(classifier, images)
     label = true_class or max(before, key=before.get)
     adversarial = images
@@ -110,14 +110,14 @@ def with_prompts(model: ZeroShotClassifier, class_names: list[str], template: st
     return classifier
 
 
-def square_pixels(image: Image.Image, size: int) -> torch.Tensor:
-    """The image as the model sees it, `(1, 3, size, size)` in [0, 1]: shorter side to `size`, centre cropped."""
+def square_pixels(image: Image.Image, image_processor) -> torch.Tensor:
+    """The image as the model's own processor brings it to its input size, `(1, 3, size, size)` in [0, 1]."""
     if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
         raise InputError(
             f"The image has {image.width} x {image.height} pixels, too long a strip to crop a square from."
         )
     try:
-        pixels = ImageTransform(resize=size, crop=size)(image)
+        pixels = geometry_of(image_processor)(image)
     except (OSError, SyntaxError) as error:
         raise InputError(f"The image can't be used: {error}.") from error
     return to_unit_range(pixels)[None]

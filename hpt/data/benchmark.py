@@ -1,9 +1,10 @@
 """A loaded split: what to attack, and the prompts to classify with."""
 
+import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import datasets
 import fsspec
@@ -12,15 +13,60 @@ import torch
 from datasets import ClassLabel, Dataset, IterableDataset
 from PIL import Image
 
-from hpt.data.images import ImageTransform, check_labels, decode_image, stratified_rows
+from hpt.data.augmentation import CropFlip
+from hpt.data.images import (
+    ImageTransform,
+    check_labels,
+    decode_image,
+    encoded_images,
+    geometry_of,
+    read_size,
+    stratified_rows,
+)
 from hpt.errors import InputError
 
 
 LOSSY_FORMATS = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")  # of PIL, whose pixels change when they are encoded again
 
 
+class SeenByModels:
+    """How a split's images come to a model, whether they are downloaded or streamed: by its `transform`."""
+
+    def for_model(self, image_processor):
+        """It as a model sees it: without augmentation and, if it has no transform, with that of the model's processor.
+
+        Args:
+            image_processor (`BaseImageProcessor`): The model's, `processor.image_processor`.
+        """
+        if self.transform is not None and self.augmentation is None:
+            return self
+        return replace(self, transform=self.transform or geometry_of(image_processor), augmentation=None)
+
+    @property
+    def is_native(self) -> bool:
+        """Whether images keep their own size, which then must be one."""
+        return str(self.transform) == "native"
+
+    @property
+    def attack_space(self) -> str:
+        """Resolution at which images are attacked: see [`ImageTransform.attack_space`]."""
+        return self._known_transform().attack_space
+
+    def _known_transform(self) -> ImageTransform:
+        if self.transform is None:
+            raise InputError(
+                f"{self.name} ({self.split}) has no geometry of its own, but that of the model which sees it: call "
+                "for_model(processor.image_processor), or load it with geometry='256-224' or geometry='native'."
+            )
+        return self.transform
+
+    def _to_pixels(self, image: Image.Image, sample_id: int) -> torch.Tensor:
+        augment = None if self.augmentation is None else partial(self.augmentation, sample_id)
+        return self._known_transform()(image, augment)
+
+
 @dataclass(frozen=True, eq=False)
-class Benchmark(torch.utils.data.Dataset):
+class Benchmark(SeenByModels, torch.utils.data.Dataset):
     """A loaded split: what to attack, and the prompts to classify with; itself a torch dataset of uint8 tensors.
 
     Args:
@@ -29,10 +75,12 @@ class Benchmark(torch.utils.data.Dataset):
         dataset (`datasets.Dataset`): Columns `image` and `label` (integers from 0).
         class_names (`list[str]`): One readable name per label, in label order.
         template (`str` or `list[str]`): Prompt template, or several to average.
-        transform ([`ImageTransform`]): The protocol's preprocessing.
+        transform ([`ImageTransform`], *optional*): The protocol's preprocessing; `None` for what the processor of
+            a model does, which [`for_model`] puts in its place.
         mean_per_class (`bool`): Whether its accuracy is customarily the mean over classes.
         sample_ids (`np.ndarray`, *optional*): Of each row, its number in the whole split; `None` for a whole split.
         source (`str`, *optional*): `ID@COMMIT` of a dataset from the Hub.
+        augmentation ([`CropFlip`], *optional*): What a trainer does to its training images.
     """
 
     name: str
@@ -40,15 +88,28 @@ class Benchmark(torch.utils.data.Dataset):
     dataset: Dataset = field(repr=False)
     class_names: list[str] = field(repr=False)
     template: str | list[str]
-    transform: ImageTransform
+    transform: ImageTransform | None = None
     mean_per_class: bool = False
     sample_ids: np.ndarray | None = field(default=None, repr=False)
     source: str | None = None
+    augmentation: CropFlip | None = field(default=None, repr=False)
 
-    @property
-    def attack_space(self) -> str:
-        """Resolution at which images are attacked: `"native"` or the crop's side in pixels."""
-        return "native" if self.transform.crop is None else str(self.transform.crop)
+    def for_model(self, image_processor) -> "Benchmark":
+        """See [`SeenByModels`]; a warning says that small images are enlarged."""
+        seen = super().for_model(image_processor)
+        if self.transform is None:
+            seen._warn_if_enlarged()
+        return seen
+
+    def _warn_if_enlarged(self) -> None:
+        size = read_size(encoded_images(self.dataset)[0]["image"], f"row 0 of {self.name} ({self.split})")
+        smallest, enlarged = min(size), min(self.transform.output_size(*size))
+        if smallest < enlarged:
+            warnings.warn(
+                f"{self.name} ({self.split}) has images of {smallest} pixels, which are enlarged to the model's "
+                f"{enlarged} and attacked there: with native_resolution they are attacked as they are.",
+                stacklevel=4,
+            )
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -70,7 +131,7 @@ class Benchmark(torch.utils.data.Dataset):
             for sample_id, image in zip(ids, examples["image"], strict=True)
         ]
         return [
-            {"pixel_values": self.transform(image), "labels": label, "sample_ids": sample_id}
+            {"pixel_values": self._to_pixels(image, sample_id), "labels": label, "sample_ids": sample_id}
             for image, label, sample_id in zip(images, examples["label"], ids, strict=True)
         ]
 
@@ -107,7 +168,7 @@ class Benchmark(torch.utils.data.Dataset):
 
 
 @dataclass(frozen=True, eq=False)
-class StreamingBenchmark(torch.utils.data.IterableDataset):
+class StreamingBenchmark(SeenByModels, torch.utils.data.IterableDataset):
     """A split read row by row without downloading it; fields as in [`Benchmark`], `dataset` an `IterableDataset`.
 
     Iterating gives the same items, but for `sample_ids`: the CRC-32 of the image's file, the same in every order and
@@ -120,9 +181,10 @@ class StreamingBenchmark(torch.utils.data.IterableDataset):
     dataset: IterableDataset = field(repr=False)
     class_names: list[str] = field(repr=False)
     template: str | list[str]
-    transform: ImageTransform
+    transform: ImageTransform | None = None
     mean_per_class: bool = False
     source: str | None = None
+    augmentation: CropFlip | None = field(default=None, repr=False)
 
     def __iter__(self) -> Iterator[dict]:
         """Items as of [`Benchmark`]; [`InputError`] for an image or a label that can't be used, naming the row."""
@@ -141,7 +203,7 @@ class StreamingBenchmark(torch.utils.data.IterableDataset):
         checksum = _checksum(image)
         if isinstance(image, dict):
             image = decode_image(image, f"{row} of {self.name} ({self.split})")
-        pixel_values = self.transform(image)
+        pixel_values = self._to_pixels(image, checksum)
         return {"pixel_values": pixel_values, "labels": label, "sample_ids": checksum}
 
     def take(self, rows: int) -> Benchmark:

@@ -1,8 +1,8 @@
 """What users give as a set of images with labels, in the form that everything else takes.
 
 as_dataset(torchvision.datasets.CIFAR10("data"), "the training set", class_names)  # columns `image` and `label`
-as_benchmarks(["cifar10", load_benchmark("digits")], transform)
-as_benchmarks({"mine": load_dataset("imagefolder", data_dir="mine", split="test")}, transform)
+as_benchmarks(["cifar10", load_benchmark("digits")])
+as_benchmarks({"mine": load_dataset("imagefolder", data_dir="mine", split="test")})
 """
 
 import io
@@ -19,7 +19,7 @@ from PIL import Image
 
 from hpt.data.benchmark import Benchmark, StreamingBenchmark
 from hpt.data.classes import readable_names
-from hpt.data.images import ImageTransform, check_columns, check_labels, check_mode, unusable_named
+from hpt.data.images import check_columns, check_labels, check_mode, unusable_named
 from hpt.data.loading import load_benchmark
 from hpt.data.sources import number_labels
 from hpt.errors import InputError
@@ -42,13 +42,12 @@ SPLITS = (datasets.DatasetDict, datasets.IterableDatasetDict)
 KINDS = (Benchmark, StreamingBenchmark, Dataset, IterableDataset, Pairs)
 
 
-def as_benchmarks(given, transform: ImageTransform, name: str | None = None) -> list[Benchmark]:
+def as_benchmarks(given, name: str | None = None) -> list[Benchmark]:
     """What an evaluator is given, each set over its own classes.
 
     Args:
         given: A [`Benchmark`], or what [`load_benchmark`] calls one; another dataset, as of [`as_dataset`], with class
             names; or a list of these, or a dict, whose keys name them.
-        transform ([`ImageTransform`]): The preprocessing of what is no benchmark.
         name (`str`, *optional*): What they are called; else as they call themselves, or "dataset".
 
     Raises:
@@ -57,9 +56,9 @@ def as_benchmarks(given, transform: ImageTransform, name: str | None = None) -> 
     if isinstance(given, str):
         given = load_benchmark(given)
     if isinstance(given, Mapping) and not isinstance(given, SPLITS):
-        return [benchmark for key, part in given.items() for benchmark in as_benchmarks(part, transform, key)]
+        return [benchmark for key, part in given.items() for benchmark in as_benchmarks(part, key)]
     if isinstance(given, list | tuple) and not (given and isinstance(given[0], tuple)):
-        return [benchmark for part in given for benchmark in as_benchmarks(part, transform, name)]
+        return [benchmark for part in given for benchmark in as_benchmarks(part, name)]
     given = _unwrap(given)
     if isinstance(given, Benchmark):
         return [given if name is None else replace(given, name=name)]
@@ -71,7 +70,7 @@ def as_benchmarks(given, transform: ImageTransform, name: str | None = None) -> 
     dataset = as_dataset(given, name, class_names)
     check_labels(dataset, class_names, name)
     class_names = readable_names(class_names, name)
-    return [Benchmark(name, "given", dataset, class_names, None, transform)]
+    return [Benchmark(name, "given", dataset, class_names, None)]
 
 
 def refuse_stream(given, name: str) -> None:

@@ -18,7 +18,7 @@ from datasets import ClassLabel
 from hpt.data.archives import read_class_names
 from hpt.data.benchmark import Benchmark, StreamingBenchmark
 from hpt.data.classes import read_names, readable_names
-from hpt.data.images import ImageTransform, check_images, check_labels, encoded_images, read_size
+from hpt.data.images import GEOMETRIES, check_images, check_labels
 from hpt.data.names import loading_arguments, name_benchmark, stands_for_all, the_sixteen
 from hpt.data.records import BENCHMARKS, BenchmarkRecord
 from hpt.data.sources import number_labels, read_splits, select_columns
@@ -42,6 +42,7 @@ def load_benchmark(
     label_column: str | None = None,
     config: str | None = None,
     template: str | list[str] | None = None,
+    geometry: str | None = None,
     native_resolution: bool = False,
 ) -> Benchmark | StreamingBenchmark | dict[str, Benchmark | StreamingBenchmark]:
     """Load a benchmark's split by its record, or a split of any other image-classification set.
@@ -67,8 +68,10 @@ def load_benchmark(
         image_column, label_column, config (`str`, *optional*): For datasets without a record, where they aren't plain.
         template (`str` or `list[str]`, *optional*): Prompt template, or several to average, instead of the record's;
             in text with a `|` between them.
-        native_resolution (`bool`, *optional*, defaults to `False`): For datasets without a record: attack images at
-            their own size, all the same, instead of at 224 pixels.
+        geometry (`str`, *optional*): For datasets without a record, how images come to a model, instead of as its own
+            processor does it: `"256-224"`, resized to 256 pixels, cropped to 224 and attacked there, as the papers
+            do; or `"native"`, attacked at their own size, which must be one.
+        native_resolution (`bool`, *optional*, defaults to `False`): The same as `geometry="native"`.
 
     Returns:
         [`Benchmark`], or [`StreamingBenchmark`]; for `"all"` a dict of them, without those that can't be had, which a
@@ -80,7 +83,8 @@ def load_benchmark(
     """
     check_known("protocol", protocol, PROTOCOLS)
     settings = {"class_names": class_names, "image_column": image_column, "label_column": label_column}
-    settings |= {"config": config, "template": template, "native_resolution": native_resolution}
+    settings |= {"config": config, "template": template, "geometry": geometry}
+    settings["native_resolution"] = native_resolution
     reference = name if isinstance(name, Reference) else Reference.parse(name)
     if stands_for_all(reference):
         if given := [key for key, value in settings.items() if value]:
@@ -145,7 +149,7 @@ def load_available(references: list[Reference], protocol: str = "hpt") -> tuple[
     for reference in references:
         try:
             benchmark = load_benchmark(reference, protocol=protocol)
-            check_images(benchmark.dataset, benchmark.name, same_size=benchmark.attack_space == "native")
+            check_images(benchmark.dataset, benchmark.name, same_size=benchmark.is_native)
             benchmarks.append(benchmark)
         except InputError as error:
             missing[reference.name] = str(error)
@@ -173,7 +177,7 @@ def load_validation(reference: Reference, validation_size: int = 0, protocol: st
             f"{reference} has no validation split to choose on: give --validation_size N, training images that "
             "no candidate was trained on."
         )
-    check_images(benchmark.dataset, benchmark.name, same_size=benchmark.attack_space == "native")
+    check_images(benchmark.dataset, benchmark.name, same_size=benchmark.is_native)
     return benchmark
 
 
@@ -215,8 +219,14 @@ def _find_role(name: str, record: BenchmarkRecord, split: str, own_names: bool =
     return split if split in record.splits else roles[0]
 
 
-def _make_record(split: str, *, class_names, native_resolution: bool, **fields) -> BenchmarkRecord:
+def _make_record(
+    split: str, *, class_names, geometry: str | None, native_resolution: bool, **fields
+) -> BenchmarkRecord:
     """A record for a dataset that has none."""
+    if geometry is not None:
+        check_known("geometry", geometry, GEOMETRIES)
+    if native_resolution and geometry not in (None, "native"):
+        raise InputError(f"geometry is {geometry!r}, but native_resolution is set: give one of them.")
     if isinstance(class_names, str):
         class_names = read_names(os.path.expanduser(class_names))
     if isinstance(class_names, dict):
@@ -226,7 +236,8 @@ def _make_record(split: str, *, class_names, native_resolution: bool, **fields) 
         class_names = tuple(name.strip() for name in check_class_names(class_names))
     return BenchmarkRecord(
         splits={split: split},
-        native_splits=dict.fromkeys(PROTOCOLS, (split,) if native_resolution else ()),
+        native_splits=dict.fromkeys(PROTOCOLS, ()),
+        geometry="native" if native_resolution else geometry,
         class_names=class_names,
         **fields,
     )
@@ -235,7 +246,7 @@ def _make_record(split: str, *, class_names, native_resolution: bool, **fields) 
 def _load(reference: Reference, record: BenchmarkRecord, split: str, protocol: str, streaming: bool):
     """The split, from where the reference says."""
     name, place = reference.name, reference.place
-    native = split in record.native_splits[protocol]
+    transform = record.transform(split, protocol)
     if record.load is None:
         dataset, class_names, split, commit = _read_split(reference, record, split, streaming)
     elif place is None:
@@ -258,7 +269,7 @@ def _load(reference: Reference, record: BenchmarkRecord, split: str, protocol: s
         dataset,
         class_names,
         record.template,
-        ImageTransform() if native else ImageTransform(resize=256, crop=224),
+        transform,
         record.mean_per_class,
         source=commit and f"{reference.source}@{commit}",
     )
@@ -268,22 +279,12 @@ def _load(reference: Reference, record: BenchmarkRecord, split: str, protocol: s
 
 
 def _warn_of_rows(benchmark: Benchmark, record: BenchmarkRecord, place: str | None) -> None:
-    """Say where results can't be compared with published ones, and where small images are enlarged."""
+    """Say where results can't be compared with published ones."""
     name, rows = benchmark.name, len(benchmark)
     if benchmark.split == "test" and record.num_rows not in (None, rows):
         warnings.warn(
             f"{name} has {rows} rows in {place} instead of {record.num_rows}: results on it aren't comparable with "
             "published ones.",
-            stacklevel=4,
-        )
-    if record.num_classes is not None or benchmark.attack_space == "native":
-        return
-    first = encoded_images(benchmark.dataset)[0]["image"]
-    smallest = min(read_size(first, f"row 0 of {name} ({benchmark.split})"))
-    if smallest < 224:
-        warnings.warn(
-            f"{name} ({benchmark.split}) has images of {smallest} pixels, which are enlarged to 256, cropped to 224 "
-            "and attacked there: with native_resolution they are attacked as they are.",
             stacklevel=4,
         )
 

@@ -3,14 +3,15 @@
 from dataclasses import replace
 from pathlib import Path
 
+from hpt.data.images import GEOMETRIES
 from hpt.data.records import BENCHMARKS, SIXTEEN
 from hpt.data.sources import FILE_ENDINGS
-from hpt.errors import InputError, did_you_mean_path, list_known
+from hpt.errors import InputError, check_known, did_you_mean_path, list_known
 from hpt.references import Reference
 
 
 # What can stand behind the colon in "birds=PATH:label_column=species,class_names=birds.txt"
-SETTINGS = ("split", "config", "image_column", "label_column", "class_names", "template", "native_resolution")
+SETTINGS = "split config image_column label_column class_names template geometry native_resolution".split()
 
 
 def parse_benchmark(text: str) -> Reference:
@@ -66,6 +67,8 @@ def _check_settings(reference: Reference) -> None:
             raise InputError(f"{str(reference)!r} sets {key!r}; {list_known(key, SETTINGS)}")
     if reference.settings.get("native_resolution", "true") not in ("true", "false"):
         raise InputError(f"{str(reference)!r} sets native_resolution, which must be true or false.")
+    if "geometry" in reference.settings:
+        check_known("geometry", reference.settings["geometry"], GEOMETRIES)
 
 
 def _name_of(reference: Reference) -> str:

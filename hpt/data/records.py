@@ -14,7 +14,7 @@ from datasets import ClassLabel, Dataset, Features
 from PIL import Image
 
 from hpt.data.classes import WORDNET_ID, wordnet_names
-from hpt.data.images import stratified_split
+from hpt.data.images import GEOMETRIES, ImageTransform, stratified_split
 from hpt.errors import InputError
 from hpt.prompts import DEFAULT_TEMPLATE
 
@@ -110,7 +110,9 @@ class BenchmarkRecord:
         image_column, label_column (`str`): Columns, renamed to `image` and `label`.
         num_classes (`int`): Classes expected; a loaded set with another number is refused.
         native_splits (`dict`): Per protocol, the splits whose images are attacked at their own size and upsampled in
-            the model; those of the others are resized to 256, centre-cropped to 224 and attacked there.
+            the model.
+        geometry (`str`, *optional*, defaults to `"256-224"`): Of the other splits, whose images are resized to 256,
+            centre-cropped to 224 and attacked there; `None` for what each model's own processor does.
         clean_name (`Callable`): From a class name in the dataset's features to one for a prompt.
         template (`str` or `list[str]`): Prompt template, or several.
         mean_per_class (`bool`): Whether its accuracy is customarily the mean over classes.
@@ -125,6 +127,7 @@ class BenchmarkRecord:
 
     splits: dict[str, str]
     native_splits: dict[str, tuple[str, ...]]
+    geometry: str | None = "256-224"
     num_classes: int | None = None
     hub_id: str | None = None
     config: str | None = None
@@ -139,6 +142,11 @@ class BenchmarkRecord:
     licence: str = "unknown"
     deviation: str = ""
     load: Callable | None = None
+
+    def transform(self, split: str, protocol: str) -> ImageTransform | None:
+        """How images of a split come to a model; `None` for what its own processor does."""
+        geometry = "native" if split in self.native_splits[protocol] else self.geometry
+        return None if geometry is None else GEOMETRIES[geometry]
 
 
 BENCHMARKS = {

@@ -39,7 +39,8 @@ def predict(
 
     Args:
         subjects (`Iterable[Subject]`): Models, in eval mode, on one device; they classify the benchmark's classes.
-        benchmark ([`Benchmark`]): Images and labels.
+        benchmark ([`Benchmark`]): Images and labels. If it doesn't say how images come to a model, all models get
+            them as the first one sees them.
         attack ([`PGD`], *optional*): Without it, images stay clean.
         attacked (`str`, *optional*): Name of the model that the images are made against, one of the subjects.
         batch_size, num_workers (`int`, *optional*): Of the data loader; they change no number.
@@ -47,6 +48,8 @@ def predict(
     Returns:
         `dict[str, np.ndarray]`: classes of shape `(len(benchmark),)` by model.
     """
+    subjects = list(subjects)
+    benchmark = subjects[0].see(benchmark)
     scored = {subject.name: subject.on(benchmark) for subject in subjects}
     shown = attacked or next(iter(scored))  # the first to score each batch
     device = scored[shown].model.device
@@ -89,6 +92,7 @@ def measure(
     `samples` is the hash from [`hash_benchmark`], where it is known already.
     """
     subjects, samples = list(subjects), samples or hash_benchmark(benchmark)
+    benchmark = subjects[0].see(benchmark)
     labels = np.asarray(benchmark.dataset["label"][:])
     predicted = predict(subjects, benchmark, attack, attacked, **loader)
     rows = []
@@ -133,6 +137,7 @@ def compare_models(subjects: Iterable[Subject], benchmark: Benchmark, attack: PG
     `settings` are those of [`measure`].
     """
     first, *others = subjects
+    benchmark = first.see(benchmark)
     rows = measure([first, *others], benchmark, **settings)
     rows += measure([first, *others], benchmark, attack, first.name, **settings)
     for subject in others:

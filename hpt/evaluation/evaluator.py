@@ -28,7 +28,7 @@ from hpt.evaluation.progress import PassCounter, Progress
 from hpt.evaluation.results import ResultsFolder
 from hpt.evaluation.rows import CLEAN, LARGE_EPS, WORST_CASE, Row, Rows, predicted_shares
 from hpt.evaluation.scoring import score_batch, score_images
-from hpt.evaluation.subject import Subject, plain_transform
+from hpt.evaluation.subject import Subject
 from hpt.files import digest
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.processes import join_processes
@@ -119,17 +119,17 @@ class RobustnessEvaluator:
                 `output_dir`.
         """
         subject = Subject(ZeroShotClassifier(model.eval(), processor), name)
-        benchmarks = as_benchmarks(benchmarks, plain_transform(subject.classifier))
+        benchmarks = as_benchmarks(benchmarks)
         if not benchmarks:
             raise InputError("There is nothing to evaluate on: give benchmarks.")
         for benchmark in benchmarks:
-            check_images(benchmark.dataset, benchmark.name, same_size=benchmark.attack_space == "native")
+            check_images(benchmark.dataset, benchmark.name, same_size=benchmark.is_native)
         refuse_same_names(benchmark.name for benchmark in benchmarks)
         return self.run_all([self.plan(subject, benchmark) for benchmark in benchmarks])
 
     def plan(self, subject: Subject, benchmark: Benchmark) -> list[Task]:
         """The rows to be of a model on one benchmark, checked against the results that are there; nothing is run."""
-        benchmark = benchmark.subset(self.max_samples, self.seed)
+        benchmark = subject.see(benchmark).subset(self.max_samples, self.seed)
         settings = (self.seed, self.batch_size, self.max_samples)
         clean = plan_clean(subject, benchmark, *settings)
         tasks = [clean, plan_large_eps(clean)] if self.attacks else [clean]

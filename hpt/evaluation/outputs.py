@@ -25,7 +25,14 @@ from hpt.evaluation.figures import (
 from hpt.evaluation.flags import find_flags
 from hpt.evaluation.plan import Task
 from hpt.evaluation.ranking import TransferMatrix, format_ranking, rank_proxies
-from hpt.evaluation.report import format_accuracies, format_flags, format_samples, format_table, write_csv
+from hpt.evaluation.report import (
+    describe_resolution,
+    format_accuracies,
+    format_flags,
+    format_samples,
+    format_table,
+    write_csv,
+)
 from hpt.evaluation.rows import WORST_CASE, Row, hash_benchmark
 from hpt.evaluation.subject import Subject
 from hpt.radius import Radius
@@ -80,7 +87,7 @@ def report_comparison(
     vanilla, *_, robust = subjects
     taught = len(subjects) > 2
     rows = []
-    for benchmark in benchmarks:
+    for benchmark in map(vanilla.see, benchmarks):
         settings = loader | {"samples": hash_benchmark(benchmark)}
         table = compare_models(subjects, benchmark, attack, **settings)
         where = f"{benchmark.name} {benchmark.split}, n = {len(benchmark)}"
@@ -131,7 +138,8 @@ def report_ranking(matrix: TransferMatrix, target: str) -> None:
     """
     ranked, rows, images, folder = rank_proxies(matrix, target), matrix.rows(), matrix.benchmark, matrix.folder
     page = format_ranking(ranked, matrix, target)
-    where = f"{len(images)} images of {images.name} ({images.split}), attacked at {images.attack_space} resolution"
+    resolution = describe_resolution(images.attack_space)
+    where = f"{len(images)} images of {images.name} ({images.split}), attacked at {resolution}"
     print(f"\n{where}\n\n{page}\n")
     (folder / "ranking.md").write_text(f"{where}\n\n{page}\n", encoding="utf-8")
     content = {

@@ -1,7 +1,7 @@
 """How far what users see through the saved processor, which resizes by PIL, is from what was trained and measured.
 
 The classifier resizes and normalises within torch, so that attacks can differentiate it; `CLIPProcessor` does it
-before, on the image. For images of the model's own size both give the same pixels.
+before, on the image. For images of the model's own size, or of datasets without a record, both give the same pixels.
 """
 
 import numpy as np
@@ -29,7 +29,7 @@ def compare_with_processor(
         `mean_difference`, `largest_difference` and `logit_range`; `benchmark`, `split` and `n`.
     """
     rows = np.unique(np.linspace(0, len(benchmark) - 1, min(max_samples, len(benchmark))).astype(int))
-    benchmark = benchmark.rows(rows)
+    benchmark = benchmark.for_model(classifier.processor.image_processor).rows(rows)
     classifier = classifier.with_classes(benchmark.class_names, benchmark.template)
     model, processor = classifier.model, classifier.processor
     unchanged = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}  # its processor has normalised already

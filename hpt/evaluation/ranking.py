@@ -31,7 +31,8 @@ class TransferMatrix:
 
     Args:
         models (`dict[str, ZeroShotClassifier]`): By name, on their device, in eval mode.
-        benchmark ([`Benchmark`]): Images and labels.
+        benchmark ([`Benchmark`]): Images and labels. If it doesn't say how images come to a model, all models get
+            them as the first one sees them.
         eps (`list[float]`): l_inf radii in [0, 1] pixels, or texts such as `"8/255"`.
         steps (`int`, *optional*, defaults to 10): Of PGD, with steps of `eps / 4` from a random start.
         seed (`int`, *optional*, defaults to 0): Of its noise.
@@ -43,8 +44,9 @@ class TransferMatrix:
     """
 
     def __init__(self, models, benchmark: Benchmark, eps: list[float], steps: int = 10, seed: int = 0, folder=None):
-        self.models, self.benchmark, self.eps = models, benchmark, as_radii(eps)
         self.subjects = [Subject(model, name) for name, model in models.items()]
+        self.benchmark = benchmark = self.subjects[0].see(benchmark)
+        self.models, self.eps = models, as_radii(eps)
         self._identities = {subject.name: self._identify(subject) for subject in self.subjects}
         for subject in self.subjects:
             twin = next(other for other in self.subjects if other.weights == subject.weights)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -42,17 +43,27 @@ def format_accuracies(rows: list[Row], benchmarks: list[str] | None = None) -> s
 
 
 def format_samples(rows: list[Row]) -> str:
-    """A line for each benchmark: its split, samples, and the resolution at which its images are attacked."""
-    clean = {row.benchmark: row for row in rows if row.attack == CLEAN}
+    """A line for each benchmark: its split, samples, and the resolution at which its images are attacked; where that
+    differs between models, a line for each resolution, which names them."""
+    models: dict[tuple, list[str]] = {}
+    for row in rows:
+        if row.attack == CLEAN:
+            models.setdefault((row.benchmark, row.split, row.n, row.attack_space), []).append(row.model)
+    several = Counter(benchmark for benchmark, *_ in models)
     return "\n".join(
-        f"- {row.benchmark}: {row.split}, n = {row.n}, attacked at {describe_resolution(row)}"
-        for row in clean.values()
+        f"- {benchmark}: {split}, n = {n}, attacked at {describe_resolution(attack_space)}"
+        + (f": {', '.join(names)}" if several[benchmark] > 1 else "")
+        for (benchmark, split, n, attack_space), names in models.items()
     )
 
 
-def describe_resolution(row: Row) -> str:
+def describe_resolution(attack_space: str) -> str:
     """At how many pixels images were attacked, in words."""
-    return "native resolution" if row.attack_space == "native" else f"{row.attack_space} pixels"
+    if attack_space == "native":
+        return "native resolution"
+    if attack_space.isdigit():
+        return f"{attack_space} pixels"
+    return f"{attack_space.split('-')[-1]} pixels, by the model's own processor ({attack_space})"
 
 
 def _accuracy_table(rows: list[Row], benchmarks: list[str]) -> str:

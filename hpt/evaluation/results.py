@@ -114,7 +114,7 @@ class ResultsFolder:
             differences = [
                 f"{name} {there[name]!r} there, {settings[name]!r} here"
                 for name in there
-                if there[name] != settings[name]
+                if there[name] != settings[name] and not _differs_by_model(name, there[name], settings[name])
             ]
             if differences:
                 what = f" for {keys[0]} {settings[keys[0]]}" if keys else ""
@@ -122,6 +122,11 @@ class ResultsFolder:
                     f"{self.file} has results from other settings{what} ({'; '.join(differences)}): use the same, or "
                     "give another output_dir."
                 )
+
+
+def _differs_by_model(name: str, there, here) -> bool:
+    """Whether a setting may have both values, since each model has images as its own processor brings them to it."""
+    return name == "attack_space" and "native" not in (there, here) and not (there.isdigit() or here.isdigit())
 
 
 def read_result_rows(path: str | Path) -> Rows:

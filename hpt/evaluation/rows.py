@@ -56,7 +56,8 @@ class Row:
         n (`int`): Samples.
         benchmark, split (`str`): What was classified.
         source (`str`, *optional*): `ID@COMMIT` of the dataset, if it was read from the Hub.
-        attack_space (`str`): Resolution at which images were attacked: `"native"`, or pixels.
+        attack_space (`str`): Resolution at which images were attacked: `"native"`; pixels, such as `"224"`; or what
+            the model's own processor does, such as `"224-224"`, see [`ProcessorTransform`].
         attack (`str`): As it was asked for, such as `"pgd"` or `"pgd:steps=50"`; `"clean"`; `"worst case"`, over the
             attacks named in `parameters`; `"large-eps check"`, an attack that must break everything.
         eps (`float`, *optional*): Radius in [0, 1] pixels.

@@ -3,7 +3,6 @@
 import torch
 
 from hpt.data.benchmark import Benchmark
-from hpt.data.images import ImageTransform
 from hpt.evaluation.rows import LOWER_CASE_SINCE, MEASURED_SINCE
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.weights import hash_weights
@@ -23,6 +22,10 @@ class Subject:
         self.revision = getattr(classifier.model.config, "_commit_hash", None)  # only models from the Hub have one
         self.weights = hash_weights(classifier.model.state_dict())
         self.measured_since = LOWER_CASE_SINCE if classifier.changes_case else MEASURED_SINCE
+
+    def see(self, benchmark: Benchmark) -> Benchmark:
+        """A benchmark as it sees the images: by its own processor, unless the benchmark says how."""
+        return benchmark.for_model(self.classifier.processor.image_processor)
 
     def on(self, benchmark: Benchmark) -> ZeroShotClassifier:
         """It as a classifier of a benchmark's classes."""
@@ -45,11 +48,6 @@ class Subject:
         """What a row of an attack says of it that is made with it."""
         since = {} if self.measured_since == MEASURED_SINCE else {"proxy_hpt_version": self.measured_since}
         return {"proxy": self.name, "proxy_weights": self.weights} | since
-
-
-def plain_transform(classifier: ZeroShotClassifier) -> ImageTransform:
-    """How images of a plain dataset come to a model's input size: as 256 and 224 pixels are to each other."""
-    return ImageTransform(round(classifier.image_size * 256 / 224), classifier.image_size)
 
 
 def _rounded(statistics: torch.Tensor) -> list[float]:

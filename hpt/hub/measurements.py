@@ -85,7 +85,7 @@ def _comparison_table(pairs: list[tuple[Row, Row | None]]) -> str:
 
 
 def _title(row: Row) -> str:
-    return f"**{row.benchmark}** ({row.split}, n = {row.n}), attacked at {describe_resolution(row)}"
+    return f"**{row.benchmark}** ({row.split}, n = {row.n}), attacked at {describe_resolution(row.attack_space)}"
 
 
 def _order(pair: tuple[Row, Row | None]) -> tuple:

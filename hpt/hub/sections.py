@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hpt.evaluation.report import markdown_table
+from hpt.evaluation.report import describe_resolution, markdown_table
 from hpt.hub.card_text import loaded_by
 from hpt.hub.folder import CURVES, FIGURES, MAY_BE_LOCAL, RUN_FILE, ModelFolder
 from hpt.hub.measurements import guesses, limits, results, strongest_result
@@ -135,6 +135,7 @@ def training(folder: ModelFolder, model_id: str) -> str:
         *([_proxy_title(run, proxy), _proxy_cell(proxy)] for proxy in _proxies(run)),
         ["trained", run["adapter"] or towers],
         ["data", _data(run["data"])],
+        *_augmentation(run["settings"]),
         ["prompts", ", ".join(f"`{template}`" for template in list_templates(run["prompt_template"]))],
         ["objective", f"{run['objective']} ({run['divergence']})" if run["objective"] else "not recorded"],
         *_other_anchor(run),
@@ -162,6 +163,11 @@ def _proxy_title(run: dict, proxy: dict) -> str:
 
 def _proxy_cell(proxy: dict) -> str:
     return f"{_origin(proxy)}, {_shape(proxy)}, {proxy['dtype']}"
+
+
+def _augmentation(settings: dict) -> list[list[str]]:
+    """What was done to the training images at random, if anything was."""
+    return [["augmentation", f"`{settings['augmentation']}`"]] if "augmentation" in settings else []
 
 
 def _stage(settings: dict, stage: str) -> str:
@@ -271,6 +277,8 @@ def _duration(seconds: float) -> str:
 def _data(data: dict) -> str:
     source = data["source"] or "not read from the Hub"
     way = ", streamed" if data["streamed"] else ""
+    if "geometry" in data:  # as it isn't in a run of hpt 0.1.0
+        way += f", at {describe_resolution(data['geometry'])}"
     return f"{data['name']} ({data['split']}; {source}), {data['images_per_epoch']:,} images an epoch{way}"
 
 

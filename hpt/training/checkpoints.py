@@ -23,13 +23,15 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 IN_PIXELS = ("attack_eps", "attack_step_size")  # settings that are written as fractions of 255
-# Settings that checkpoints of hpt 0.1.0 don't name, with what they were
+# Settings that checkpoints of earlier versions don't name, with what they were
 ADDED_SETTINGS = {
     "objective_args": None,
     "anchor_objective": "anchor",
     "anchor_objective_args": None,
     "optim_target_modules": None,
     "micro-batches weigh": "alike, whatever their size",
+    "augmentation": "none",
+    "geometry": "native or 256-224",
 }
 
 

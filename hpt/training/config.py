@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, SchedulerType
 
+from hpt.data.augmentation import AUGMENTATIONS
 from hpt.errors import InputError, check_known
 from hpt.files import check_folder
 from hpt.prompts import DEFAULT_TEMPLATE, check_templates
@@ -30,7 +31,7 @@ MATHEMATICS = (
     "anchor_epochs transfer_epochs anchor_learning_rate learning_rate "
     "warmup_steps ema_decay pull_ratio attack_eps attack_steps attack_step_size attack_random_start trainable "
     "prompt_template optim optim_args adam_beta1 adam_beta2 adam_epsilon optim_target_modules max_grad_norm "
-    "weight_decay seed train_sampling_strategy mixed_precision tf32 attack_dtype steps_per_epoch"
+    "weight_decay seed train_sampling_strategy mixed_precision tf32 attack_dtype steps_per_epoch augmentation"
 ).split()
 
 
@@ -82,6 +83,9 @@ class HPTConfig(TrainingArguments):
         attack_dtype (`str`, *optional*):
             Precision of the vision tower in training's PGD: `"float32"`, `"bfloat16"` or `"float16"`, the latter two
             by autocast. By default that of the training.
+        augmentation (`str`, *optional*, defaults to `"none"`):
+            Of the training images: `"crop_flip"` takes a random part of each, resized to the size that it has without
+            augmentation, and mirrors half of them; see [`CropFlip`]. Evaluation never augments.
         steps_per_epoch (`int`, *optional*):
             Optimizer steps in an epoch of a streaming training set, which has no length of its own. Each epoch goes on
             where the one before it ended.
@@ -131,6 +135,9 @@ class HPTConfig(TrainingArguments):
         default=None, metadata={"help": "float32, bfloat16 or float16; the training's own unless given."}
     )
 
+    # Images
+    augmentation: str = field(default="none", metadata={"help": "Of training images: none or crop_flip."})
+
     # Streams
     steps_per_epoch: int | None = field(default=None, metadata={"help": "For a streaming training set: its epochs."})
     shuffle_buffer_size: int = field(
@@ -168,6 +175,7 @@ class HPTConfig(TrainingArguments):
         "objective": "Objective",
         "anchor_epochs": "Stages",
         "attack_eps": "Attack",
+        "augmentation": "Images",
         "steps_per_epoch": "Streams",
         "trainable": "Model",
         "lr_scheduler_type": "Defaults that differ from transformers'",
@@ -298,6 +306,7 @@ class HPTConfig(TrainingArguments):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name):g}, but must be between 0 and 1.")
         check_known("trainable", self.trainable, TRAINABLE)
+        check_known("augmentation", self.augmentation, AUGMENTATIONS)
         if self.attack_dtype is not None:
             check_known("attack_dtype", self.attack_dtype, DTYPES)
         if SchedulerType(self.lr_scheduler_type) != SchedulerType.COSINE:

@@ -8,10 +8,11 @@ import torch
 from transformers import TrainingArguments
 
 from hpt.data.benchmark import Benchmark
-from hpt.data.images import hash_samples, read_labels
+from hpt.data.images import ProcessorTransform, hash_samples, read_labels
 from hpt.data.streams import EpochStream
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.weights import architecture
+from hpt.training.checkpoints import ADDED_SETTINGS
 
 
 # What the configuration of an adapter says beside what it computes
@@ -30,6 +31,7 @@ def describe_training(args: TrainingArguments, names: list[str], train: Benchmar
     batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     images = images_per_epoch(args, len(train))
     described |= {"global_batch_size": batch_size, "images_per_epoch": images, "train_dataset": _describe_data(train)}
+    described["geometry"] = _describe_geometry(train)
     if images % batch_size:
         described["division of the last batch"] = describe_launch(args)
     if isinstance(train, EpochStream):
@@ -72,15 +74,20 @@ def images_per_epoch(args: TrainingArguments, images: int) -> int:
     return images if args.world_size == 1 else -(-images // batch_size) * batch_size
 
 
+def _describe_geometry(train: Benchmark | EpochStream) -> str:
+    """That of the target's processor, or else what earlier checkpoints had: the data's description tells which."""
+    return str(train.transform) if isinstance(train.transform, ProcessorTransform) else ADDED_SETTINGS["geometry"]
+
+
 def _describe_data(train: Benchmark | EpochStream) -> str:
     """Of a stream only its name and files are known; of a benchmark all labels, and some images."""
     kinds = f"{len(train.class_names)} classes"
     if isinstance(train, EpochStream):
         files = train.stream.dataset.num_shards
-        return f"{train.name} ({train.split}) streamed from {files} files, {kinds}, {_hash(str(train.transform))}"
+        return f"{train.name} ({train.split}) streamed from {files} files, {kinds}, {_hash(repr(train.transform))}"
     labels = read_labels(train.dataset).astype(np.int64).tolist()
     some = np.unique(np.linspace(0, len(train) - 1, 16).astype(int))
-    content = _hash([labels, str(train.transform), hash_samples(train.dataset.select(some))])
+    content = _hash([labels, repr(train.transform), hash_samples(train.dataset.select(some))])
     return f"{len(train)} images, {kinds}, {content}"
 
 

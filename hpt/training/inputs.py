@@ -8,12 +8,12 @@ import torch
 from transformers import TrainingArguments
 
 from hpt.data import given
+from hpt.data.augmentation import AUGMENTATIONS, CropFlip
 from hpt.data.benchmark import Benchmark, StreamingBenchmark
 from hpt.data.classes import match_classes, readable_names, renumber
-from hpt.data.images import ImageTransform, check_images, check_labels, resize_as_trained
+from hpt.data.images import check_images, check_labels, resize_as_trained
 from hpt.data.streams import EpochStream, check_workers
 from hpt.errors import InputError
-from hpt.evaluation.subject import plain_transform
 from hpt.models.classifier import ZeroShotClassifier, frozen_copy
 from hpt.models.families import check_dual_encoder, check_towers
 from hpt.models.lora import check_adapter
@@ -35,6 +35,7 @@ class TrainingInputs:
         train ([`Benchmark`] or [`EpochStream`], *optional*): The training set.
         evaluation ([`Benchmark`] or dict of them, *optional*): What `evaluate()` takes without an argument.
         schedule ([`GPDSchedule`], *optional*): The stages over the training set.
+        augmentation ([`CropFlip`], *optional*): Of the training set's images.
         trained (`list[str]`): Names of the target's parameters that train.
         vanilla_weights (`str`): Hash of the target's weights as they are given.
     """
@@ -45,12 +46,13 @@ class TrainingInputs:
     train: Benchmark | EpochStream | None
     evaluation: Benchmark | dict[str, Benchmark] | None
     schedule: GPDSchedule | None
+    augmentation: CropFlip | None
     trained: list[str]
     vanilla_weights: str
 
     def as_benchmark(self, dataset, name: str) -> Benchmark:
         """A dataset to evaluate on; see [`as_benchmark`]."""
-        return as_benchmark(dataset, name, self.classifier.class_names, plain_transform(self.classifier))
+        return as_benchmark(dataset, name, self.classifier.class_names, self.classifier.processor.image_processor)
 
 
 def prepare_inputs(
@@ -65,22 +67,33 @@ def prepare_inputs(
     check_proxy(proxy, model, args)
     class_names = class_names or own_class_names(train_dataset, eval_dataset)
     classifier = ZeroShotClassifier(model, processing_class, class_names, args.prompt_template)
-    class_names = classifier.class_names
-    transform = plain_transform(classifier)
-    train, schedule = None, None
+    class_names, image_processor = classifier.class_names, processing_class.image_processor
+    train, schedule, augmentation = None, None, make_augmentation(args)
     if train_dataset is not None:
-        train = as_training_set(train_dataset, args, class_names, transform)
-    evaluation = as_evaluation_sets(eval_dataset, class_names, transform)
+        train = as_training_set(train_dataset, args, class_names, image_processor, augmentation)
+    evaluation = as_evaluation_sets(eval_dataset, class_names, image_processor)
     trained = freeze_untrained(model, args.trainable)
     if train is not None:
         schedule = args.schedule(None if isinstance(train, EpochStream) else len(train))
         check_steps(schedule, args.max_steps)
-    resize_as_trained(processing_class.image_processor)
+    resize_as_trained(image_processor)
     if proxy is not None:
         proxy = proxy.with_classes(class_names, args.prompt_template).requires_grad_(False).eval()
     original = frozen_copy(classifier) if args.needs_original else None
     vanilla_weights = hash_weights(plain_weights(model))
-    return TrainingInputs(classifier, proxy, original, train, evaluation, schedule, trained, vanilla_weights)
+    models = (classifier, proxy, original)
+    return TrainingInputs(*models, train, evaluation, schedule, augmentation, trained, vanilla_weights)
+
+
+def make_augmentation(args: HPTConfig) -> CropFlip | None:
+    """The augmentation of the training images by the name that the settings give; `None` for none."""
+    kind = AUGMENTATIONS[args.augmentation]
+    return kind and kind(_data_seed(args))
+
+
+def _data_seed(args: TrainingArguments) -> int:
+    """What the order of the training images comes from, and how they are augmented."""
+    return args.seed if args.data_seed is None else args.data_seed
 
 
 def check_config(args) -> None:
@@ -191,7 +204,7 @@ def check_sets(train: Benchmark | StreamingBenchmark, validation, tests: list[Be
     for test in tests:
         if (test.name, test.split) == (train.name, train.split):
             raise InputError(f"{test.name} would be tested on its training images ({test.split}): give another split.")
-        check_images(test.dataset, test.name, same_size=test.attack_space == "native")
+        check_images(test.dataset, test.name, same_size=test.is_native)
     if isinstance(train, StreamingBenchmark):
         check_workers(train, args.dataloader_num_workers)
     if validation is None and args.eval_strategy != "no":
@@ -238,8 +251,8 @@ def number_as(class_names: list[str], dataset, name: str, hint: str):
     return replace(dataset, dataset=rows, class_names=class_names)
 
 
-def as_benchmark(dataset, name: str, class_names: list[str], transform: ImageTransform) -> Benchmark:
-    """A benchmark as it is, any other set with the training classes, by name, and the target's input size.
+def as_benchmark(dataset, name: str, class_names: list[str], image_processor) -> Benchmark:
+    """A benchmark as the target sees it, and any other set likewise, with the training classes, by name.
 
     Raises:
         InputError: for a stream, images that can't be read, or classes or labels that don't fit.
@@ -250,20 +263,21 @@ def as_benchmark(dataset, name: str, class_names: list[str], transform: ImageTra
         hint = "Only a benchmark, from load_benchmark, is evaluated over classes of its own."
         dataset = number_as(class_names, dataset, name, hint)
         check_labels(dataset, class_names, name)
-        dataset = Benchmark(name, "given", dataset, class_names, None, transform)
-    check_images(dataset.dataset, name, same_size=dataset.attack_space == "native")
-    return dataset
+        dataset = Benchmark(name, "given", dataset, class_names, None)
+    check_images(dataset.dataset, name, same_size=dataset.is_native)
+    return dataset.for_model(image_processor)
 
 
-def as_evaluation_sets(dataset, class_names: list[str], transform: ImageTransform):
+def as_evaluation_sets(dataset, class_names: list[str], image_processor):
     """An evaluation set, or a dict of them, each by [`as_benchmark`]; `None` where there is none."""
     if isinstance(dataset, dict):
-        return {name: as_benchmark(part, name, class_names, transform) for name, part in dataset.items()}
-    return None if dataset is None else as_benchmark(dataset, "the evaluation set", class_names, transform)
+        return {name: as_benchmark(part, name, class_names, image_processor) for name, part in dataset.items()}
+    return None if dataset is None else as_benchmark(dataset, "the evaluation set", class_names, image_processor)
 
 
-def as_training_set(dataset, args: HPTConfig, class_names: list[str], transform: ImageTransform):
-    """A [`Benchmark`], or of a stream an [`EpochStream`] with as many images as the processes take in an epoch.
+def as_training_set(dataset, args: HPTConfig, class_names: list[str], image_processor, augmentation: CropFlip | None):
+    """A [`Benchmark`], or of a stream an [`EpochStream`] with as many images as the processes take in an epoch, both
+    as the target sees them and augmented.
 
     Raises:
         InputError: for a dataset that doesn't fit the classes, or a stream without `steps_per_epoch`.
@@ -276,12 +290,12 @@ def as_training_set(dataset, args: HPTConfig, class_names: list[str], transform:
             raise InputError(f"{name} doesn't say its features: give them to from_generator or map as features=.")
         if missing := {"image", "label"} - set(dataset.features):
             raise InputError(f"{name} has columns {list(dataset.features)}, but needs {sorted(missing)}: rename them.")
-        dataset = StreamingBenchmark(name, "given", dataset, class_names, None, transform)
+        dataset = StreamingBenchmark(name, "given", dataset, class_names, None)
     if not isinstance(dataset, StreamingBenchmark):
-        dataset = as_benchmark(dataset, name, class_names, transform)
+        dataset = as_benchmark(dataset, name, class_names, image_processor)
         check_labels(dataset.dataset, class_names, name)
         check_batches(len(dataset), args)
-        return dataset
+        return replace(dataset, augmentation=augmentation)
     label = dataset.dataset.features["label"]
     dtype = str(getattr(label, "dtype", label))
     if not isinstance(label, datasets.ClassLabel) and not dtype.startswith(("int", "uint")):
@@ -290,10 +304,10 @@ def as_training_set(dataset, args: HPTConfig, class_names: list[str], transform:
         raise InputError("A stream is read by one process for all: leave dispatch_batches and split_batches alone.")
     batches = args.schedule(None).steps_per_epoch * args.gradient_accumulation_steps * args.world_size
     return EpochStream(
-        dataset,
+        replace(dataset.for_model(image_processor), augmentation=augmentation),
         num_batches=batches,
         batch_size=args.per_device_train_batch_size,
         buffer_size=args.shuffle_buffer_size,
-        seed=args.seed if args.data_seed is None else args.data_seed,
+        seed=_data_seed(args),
         num_workers=args.dataloader_num_workers,
     )

@@ -218,7 +218,8 @@ class ContrastiveTrainer(ResumableTrainer):
 
     def __init__(self, model, processor, args: PretrainingConfig, train_dataset: Benchmark):
         check_launch(args)
-        check_images(train_dataset.dataset, train_dataset.name, same_size=train_dataset.attack_space == "native")
+        train_dataset = train_dataset.for_model(processor.image_processor)
+        check_images(train_dataset.dataset, train_dataset.name, same_size=train_dataset.is_native)
         check_batches(len(train_dataset), args)
         classifier = ZeroShotClassifier(model, processor, train_dataset.class_names, args.caption_templates)
         super().__init__(model, args, collate, train_dataset, callbacks=[LogitScaleCallback()])

@@ -151,6 +151,7 @@ def describe_data(train: Benchmark | EpochStream) -> dict:
         "split": train.split,
         "source": train.stream.source if streamed else train.source,
         "images_per_epoch": len(train),
+        "geometry": train.transform.attack_space,
         "streamed": streamed,
         "class_names": list(train.class_names),
     }

@@ -160,7 +160,7 @@ def compare_with_published(train: Benchmark, *, images: int, classes: int, round
     few = few_classes(train, classes, 4 * images)
     trainer = make_trainer(few, batch_size=images, steps=2, **settings)
     trainer.train()  # warms up, and prepares the model
-    batch = next(iter(DataLoader(few, images, collate_fn=collate)))
+    batch = next(iter(DataLoader(trainer.train_dataset, images, collate_fn=collate)))
     batch = {name: values.to(trainer.args.device) for name, values in batch.items()}
     pixels, labels = to_unit_range(batch["pixel_values"]), batch["labels"]
     proxy, whole = (make_model(patch_size)[0].to(trainer.args.device) for patch_size in (16, 32))
@@ -211,6 +211,7 @@ def time_steps(train: Benchmark, *, batch_size: int, steps: int, precision: str,
 
 def time_loading(benchmark: Benchmark, batch_size: int, rounds: int) -> None:
     """Print images per second of a `DataLoader` over a benchmark, beside decoding and transforming alone."""
+    benchmark = benchmark.for_model(CLIPImageProcessorPil())
     encoded = benchmark.dataset.cast_column("image", datasets.Image(decode=False))["image"]
     encoded = [image["bytes"] for image in encoded]
     speeds, number = {}, len(benchmark)

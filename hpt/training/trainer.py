@@ -31,7 +31,7 @@ from hpt.hub.folder import CURVES, ModelFolder
 from hpt.hub.publisher import Publisher
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.weights import forward_redirected
-from hpt.training.callbacks import LogitScaleCallback
+from hpt.training.callbacks import AugmentationCallback, LogitScaleCallback
 from hpt.training.checkpoints import checkpoint_folder
 from hpt.training.config import MATHEMATICS, HPTConfig
 from hpt.training.diagnostics import Diagnostics
@@ -75,9 +75,9 @@ class HPTTrainer(ResumableTrainer):
         processing_class (`ProcessorMixin`): The target's processor. If it doesn't resize bicubically, as is done in
             training, it does so from then on, with a warning.
         train_dataset (dataset, *optional*): A [`Benchmark`], or a `datasets.Dataset` with columns `image` and `label`
-            or a set of pairs (image, label) such as torchvision's, as of [`as_dataset`], whose images are resized and
-            cropped to the target's input size; or a [`StreamingBenchmark`] or `datasets.IterableDataset` likewise,
-            with `steps_per_epoch` in `args`.
+            or a set of pairs (image, label) such as torchvision's, as of [`as_dataset`], whose images are brought to
+            the target's input size as its processor does it; or a [`StreamingBenchmark`] or
+            `datasets.IterableDataset` likewise, with `steps_per_epoch` in `args`.
         eval_dataset (dataset or dict of them, *optional*): Not streaming. `evaluate()` reports `clean_accuracy` and
             `robust_accuracy` (under PGD in float32), in [0, 1], of each. A benchmark has classes of its own; a plain
             dataset has some or all of the training classes, by their names if it has any, or else by their numbers.
@@ -147,6 +147,8 @@ class HPTTrainer(ResumableTrainer):
         if inputs.train is not None:
             self.gpd = GPDCallback(self.schedule, args.ema_decay, args.pull_ratio)
             self.add_callback(self.gpd)
+            if inputs.augmentation is not None:
+                self.add_callback(AugmentationCallback(inputs.augmentation, self.schedule.steps_per_epoch))
         if "logit_scale" in inputs.trained and self.classifier.family.clamps_logit_scale:
             self.add_callback(LogitScaleCallback())
 

@@ -125,21 +125,19 @@ def test_a_file_of_both_kinds_of_lines_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["in memory", "streaming"])
-@pytest.mark.filterwarnings("ignore:.* has images of 16 pixels")
 def test_a_file_of_names_is_laid_over_numbered_folders_by_number(tmp_path, streaming):
     """In the order of text, folder 10 is the second."""
     folder = save_images(tmp_path / "set", kinds=[str(number) for number in range(1, 13)])
     (tmp_path / "names.txt").write_text("\n".join(TWELVE))
     own = datasets.load_dataset(str(folder), split="train")
     expected = [TWELVE[int(own.features["label"].int2str(label)) - 1] for label in own["label"]]
-    benchmark = load_benchmark(f"{folder}:class_names={tmp_path / 'names.txt'}", streaming=streaming)
+    benchmark = load_benchmark(f"{folder}:class_names={tmp_path / 'names.txt'},geometry=native", streaming=streaming)
     labels = [row["labels"] for row in benchmark]
     assert benchmark.class_names == TWELVE and [TWELVE[label] for label in labels] == expected
 
 
 @pytest.mark.parametrize("given", [["Dog", "cow", "cat"], {"cat": "tabby", "dog": "husky", "cow": "ox"}])
 @pytest.mark.parametrize("labels", ["folders", "text"])
-@pytest.mark.filterwarnings("ignore:.* has images of 16 pixels")
 def test_names_are_laid_over_names(tmp_path, given, labels):
     """A list gives the order of the labels, and a dict other names in the dataset's own order."""
     folder = save_images(tmp_path / "pets")  # cat, cat, dog, dog
@@ -149,7 +147,7 @@ def test_names_are_laid_over_names(tmp_path, given, labels):
             tmp_path / "p.parquet"
         )
         folder = tmp_path / "p.parquet"
-    benchmark = load_benchmark(str(folder), class_names=given)
+    benchmark = load_benchmark(str(folder), class_names=given, geometry="native")
     listed = isinstance(given, list)
     assert benchmark.class_names == (given if listed else ["tabby", "husky"])
     assert [row["labels"] for row in benchmark] == ([2, 2, 0, 0] if listed else [0, 0, 1, 1])
@@ -175,7 +173,6 @@ def test_names_that_do_not_fit_are_refused(tmp_path, given, message):
         load_benchmark(str(save_images(tmp_path / "pets")), class_names=given)
 
 
-@pytest.mark.filterwarnings("ignore:.* has images of 16 pixels")
 def test_labels_that_are_numbers_alone_take_names_in_their_order(tmp_path):
     make_dataset(3).cast_column("label", Value("int64")).to_parquet(tmp_path / "set.parquet")
     for given in (["x", "y", "z"], {0: "x", 2: "z", 1: "y"}):
@@ -183,7 +180,6 @@ def test_labels_that_are_numbers_alone_take_names_in_their_order(tmp_path):
         assert benchmark.class_names == ["x", "y", "z"] and benchmark.dataset["label"][:] == [0, 1, 2]
 
 
-@pytest.mark.filterwarnings("ignore:.* has images of 16 pixels")
 def test_a_folder_of_wordnet_ids_has_imagenets_names_and_no_unknown_ones(tmp_path):
     known = load_benchmark(str(save_images(tmp_path / "known", kinds=["n01440764", "n01443537"])))
     assert known.class_names == ["tench", "goldfish"]
@@ -195,7 +191,6 @@ def test_a_folder_of_wordnet_ids_has_imagenets_names_and_no_unknown_ones(tmp_pat
     assert load_benchmark(folder, class_names={"n00000002": "bat", "n00000001": "ant"}).class_names == ["ant", "bat"]
 
 
-@pytest.mark.filterwarnings("ignore:.* has images of 16 pixels")
 def test_classes_that_are_numbers_are_taken_if_asked_for(tmp_path):
     folder = str(save_images(tmp_path / "numbers", kinds=["0", "1"]))
     with pytest.raises(InputError, match="no text tower knows, '0', '1'"):

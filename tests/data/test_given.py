@@ -1,4 +1,5 @@
 from collections import namedtuple
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -178,16 +179,16 @@ def test_images_of_pairs_are_taken_as_they_are_and_those_of_files_upright():
 def test_the_mode_that_a_table_asks_for_is_kept():
     grey = ENCODED.cast_column("image", datasets.Image(mode="L", decode=False))
     assert as_dataset(grey, "the set", CLASSES)[0]["image"].mode == "L"
-    (benchmark,) = as_benchmarks(grey, ImageTransform())
-    red, green, blue = benchmark[0]["pixel_values"]
+    (benchmark,) = as_benchmarks(grey)
+    red, green, blue = replace(benchmark, transform=ImageTransform())[0]["pixel_values"]
     assert torch.equal(red, green) and torch.equal(green, blue)
 
 
 def test_an_evaluator_takes_names_benchmarks_and_datasets_alone_in_lists_and_dicts():
-    benchmark, transform = make_benchmark(), ImageTransform(16, 16)
+    benchmark = make_benchmark()
 
     def taken(given):
-        return [(each.name, each.split, len(each), each.class_names[0]) for each in as_benchmarks(given, transform)]
+        return [(each.name, each.split, len(each), each.class_names[0]) for each in as_benchmarks(given)]
 
     digits, random, dataset = (
         ("digits", "test", 360, "zero"),
@@ -202,10 +203,14 @@ def test_an_evaluator_takes_names_benchmarks_and_datasets_alone_in_lists_and_dic
         ("b", *digits[1:]),
     ]
     assert taken(Subset(benchmark, [7, 3])) == [("random", "test", 2, "cat")]
-    (part,) = as_benchmarks(Subset(benchmark, [7, 3]), transform)
-    assert part.ids().tolist() == [7, 3] and as_benchmarks(benchmark, transform) == [benchmark]
-    (plain,) = as_benchmarks(Pairs(), transform)
-    assert plain.transform == transform and plain[0]["pixel_values"].shape == (3, 16, 16)
+    (part,) = as_benchmarks(Subset(benchmark, [7, 3]))
+    assert part.ids().tolist() == [7, 3] and as_benchmarks(benchmark) == [benchmark]
+    (plain,) = as_benchmarks(Pairs())
+    assert plain.transform is None and replace(plain, transform=ImageTransform())[0]["pixel_values"].shape == (
+        3,
+        16,
+        16,
+    )
 
 
 @pytest.mark.parametrize(
@@ -224,4 +229,4 @@ def test_an_evaluator_takes_names_benchmarks_and_datasets_alone_in_lists_and_dic
 )
 def test_an_evaluator_refuses_what_it_cannot_take(given, reason):
     with pytest.raises(InputError, match=reason):
-        as_benchmarks(given, ImageTransform())
+        as_benchmarks(given)

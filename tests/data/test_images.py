@@ -4,6 +4,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+import transformers
 from datasets import ClassLabel, Dataset, Features, Value
 from helpers import CLASSES, make_benchmark, make_dataset
 from PIL import ExifTags, Image, ImageFile
@@ -17,6 +18,7 @@ from hpt.data.images import (
     check_labels,
     collate,
     decode_image,
+    geometry_of,
     read_size,
     stratified_rows,
     stratified_split,
@@ -139,6 +141,50 @@ def test_resizes_the_shorter_side_and_crops_the_centre():
     assert pixels[:, :, 1:5].float().mean() > 200
     assert ImageTransform(resize=10)(image).shape == (3, 10, 20)
     assert ImageTransform(resize=7)(Image.new("RGB", (9, 8))).shape == (3, 7, 8)
+
+
+def square(side):
+    return {"height": side, "width": side}
+
+
+# Processor, its settings, and the geometry as text
+PROCESSORS = {
+    "CLIP": ("CLIP", {"size": {"shortest_edge": 24}, "crop_size": square(24)}, "24-24"),
+    "CLIP, larger before its crop": ("CLIP", {"size": {"shortest_edge": 30}, "crop_size": square(25)}, "30-25"),
+    "CLIP, which only crops": ("CLIP", {"do_resize": False, "crop_size": square(24)}, "native-24"),
+    "SigLIP": ("Siglip", {"size": square(24)}, "24x24"),
+    "BLIP": ("Blip", {"size": square(24)}, "24x24"),
+    "ALIGN": ("EfficientNet", {"size": square(29), "do_center_crop": True, "crop_size": square(24)}, "29x29-24"),
+}
+
+
+@pytest.mark.parametrize("size", [(24, 24), (40, 31), (31, 40), (25, 23), (7, 97), (24, 61)])
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_pixels_equal_those_of_the_models_own_processor(name, size):
+    kind, settings, text = PROCESSORS[name]
+    processor = getattr(transformers, f"{kind}ImageProcessorPil")(**settings, do_rescale=False, do_normalize=False)
+    processor.resample = Image.BICUBIC
+    if kind == "EfficientNet":
+        processor.include_top = False
+    transform = geometry_of(processor)
+    assert str(transform) == transform.attack_space == text
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+    expected = processor(image, return_tensors="pt")["pixel_values"][0]
+    pixels = transform(image)
+    assert (
+        torch.equal(pixels, expected.to(torch.uint8)) and pixels.shape[1:] == transform.output_size(*image.size)[::-1]
+    )
+    if size == (24, 24) and text in ("24-24", "24x24", "native-24"):
+        assert torch.equal(pixels, ImageTransform()(image))
+
+
+def test_the_papers_geometry_keeps_its_pixels_and_its_text():
+    """Rows and checkpoints of earlier versions have these texts."""
+    assert [str(ImageTransform()), str(ImageTransform(256, 224))] == ["native", "256-224"]
+    assert [ImageTransform().attack_space, ImageTransform(256, 224).attack_space] == ["native", "224"]
+    assert repr(ImageTransform(256, 224)) == "ImageTransform(resize=256, crop=224)"
+    assert ImageTransform(10, 8).resized_size(31, 20) == (16, 10)  # 15.5 rounds to an even number
+    assert ImageTransform(10, 8).output_size(31, 20) == (8, 8)
 
 
 def make_table(files):

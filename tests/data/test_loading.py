@@ -12,6 +12,7 @@ from helpers import CLASSES, ROOT, make_dataset, save_images
 from hub_layouts import LAYOUTS, raw_names, write_repository
 from PIL import Image
 from torch.utils.data import DataLoader
+from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 
 from hpt import BENCHMARKS, InputError, ZeroShotClassifier, load_benchmark
 from hpt.data.images import collate
@@ -166,7 +167,8 @@ def test_streams_check_what_they_give(tmp_path):
     assert [type(example["labels"]) for example in stream] == [int] * 3
     dataset = make_dataset(3).cast_column("label", Value("int64"))
     dataset.to_parquet(tmp_path / "set.parquet")
-    streamed = load_benchmark(str(tmp_path / "set.parquet"), streaming=True, class_names=["cat", "dog"])
+    settings = {"class_names": ["cat", "dog"], "geometry": "native"}
+    streamed = load_benchmark(str(tmp_path / "set.parquet"), streaming=True, **settings)
     with pytest.raises(InputError, match=r"Row 2 of set \(train\) has label 2, but labels go from 0 to 1"):
         list(streamed)
     with pytest.raises(InputError, match=r"Row 2 of set \(train\) has label 2, but labels go from 0 to 1"):
@@ -233,14 +235,49 @@ def test_the_table_of_the_records_is_read_back(tmp_path, monkeypatch, capsys):
 def test_a_folder_of_images_in_one_line(tmp_path):
     benchmark = load_benchmark(str(save_images(tmp_path / "pets")))
     assert (benchmark.name, benchmark.split, benchmark.class_names) == ("pets", "train", ["cat", "dog"])
-    assert benchmark.dataset["label"][:] == [0, 0, 1, 1] and benchmark[0]["pixel_values"].shape == (3, 224, 224)
+    assert benchmark.dataset["label"][:] == [0, 0, 1, 1]
     native = load_benchmark(f"small={tmp_path / 'pets'}:native_resolution=true,template=a {{}} here")
     assert native[0]["pixel_values"].shape == (3, 16, 20) and native.attack_space == "native"
     assert (native.name, native.template) == ("small", "a {} here")
-    with pytest.warns(UserWarning, match="images of 16 pixels, which are enlarged to 256, cropped to 224"):
-        load_benchmark(str(tmp_path / "pets"))
-    streamed = list(load_benchmark(str(tmp_path / "pets"), streaming=True))
+    streamed = list(load_benchmark(f"{tmp_path / 'pets'}:geometry=native", streaming=True))
     assert [example["labels"] for example in streamed] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["downloaded", "streaming"])
+def test_without_a_record_images_come_as_the_models_own_processor_has_them(tmp_path, streaming):
+    folder = str(save_images(tmp_path / "pets"))
+    benchmark = load_benchmark(folder, streaming=streaming)
+    for unknown in (lambda: next(iter(benchmark)), lambda: benchmark.attack_space):
+        with pytest.raises(
+            InputError, match=r"pets \(train\) has no geometry of its own.*for_model\(processor.image_p"
+        ):
+            unknown()
+    processor = SiglipImageProcessorPil(size={"height": 8, "width": 8})
+    seen = benchmark.for_model(processor)
+    expected = processor(Image.open(tmp_path / "pets/train/cat/1.png"), do_normalize=False, do_rescale=False)
+    assert np.array_equal([*seen][1]["pixel_values"], expected["pixel_values"][0]) and seen.attack_space == "8x8"
+    assert seen.for_model(CLIPImageProcessorPil()) is seen
+    papers = load_benchmark(f"{folder}:geometry=256-224", streaming=streaming)
+    assert next(iter(papers))["pixel_values"].shape == (3, 224, 224) and papers.attack_space == "224"
+    assert papers.for_model(processor) is papers
+    assert load_benchmark(folder, geometry="256-224", streaming=streaming).transform == papers.transform
+
+
+def test_images_that_are_smaller_than_the_model_are_said(tmp_path):
+    benchmark = load_benchmark(str(save_images(tmp_path / "pets")))
+    with pytest.warns(
+        UserWarning, match=r"pets \(train\) has images of 16 pixels, which are enlarged to the model's 224"
+    ):
+        benchmark.for_model(CLIPImageProcessorPil())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        benchmark.for_model(CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}))
+
+
+@pytest.mark.parametrize("settings", [{"geometry": "256-224"}, {"geometry": "native"}], ids=str)
+def test_a_records_geometry_cannot_be_changed(settings):
+    with pytest.raises(InputError, match="digits has a record, which says its geometry: call the dataset by another"):
+        load_benchmark("digits", **settings)
 
 
 def test_the_right_split_is_taken_and_never_a_training_split_for_another(tmp_path):
@@ -259,7 +296,7 @@ def test_the_right_split_is_taken_and_never_a_training_split_for_another(tmp_pat
 def test_a_folders_classes_are_those_of_all_its_splits(tmp_path, streaming):
     save_images(tmp_path / "pets", ("train",), ("bird", "cat", "dog"))
     folder = str(save_images(tmp_path / "pets", ("test",), ("cat", "dog")))
-    test = load_benchmark(folder, streaming=streaming)
+    test = load_benchmark(folder, streaming=streaming, geometry="native")
     assert test.class_names == ["bird", "cat", "dog"] and [example["labels"] for example in test] == [1, 1, 2, 2]
     assert test.split == "test"
 
@@ -319,13 +356,13 @@ def test_images_stored_as_plain_bytes_are_read(tmp_path):
     encoded = make_dataset(2).cast_column("image", datasets.Image(decode=False))
     plain = Features({"image": {"bytes": Value("binary"), "path": Value("string")}, "label": Value("int64")})
     Dataset.from_list(list(encoded), features=plain).to_parquet(tmp_path / "plain.parquet")
-    benchmark = load_benchmark(str(tmp_path / "plain.parquet"), class_names=CLASSES)
+    benchmark = load_benchmark(str(tmp_path / "plain.parquet"), class_names=CLASSES, native_resolution=True)
     assert torch.equal(benchmark[1]["pixel_values"], load_benchmark_of(make_dataset(2), tmp_path)[1]["pixel_values"])
 
 
 def load_benchmark_of(dataset, tmp_path):
     dataset.to_parquet(tmp_path / "again.parquet")
-    return load_benchmark(str(tmp_path / "again.parquet"))
+    return load_benchmark(str(tmp_path / "again.parquet"), native_resolution=True)
 
 
 @pytest.mark.parametrize(
@@ -412,6 +449,8 @@ def test_all_stands_for_the_sixteen():
         ("all:split=train", "all is sixteen benchmarks, where one is needed: tiny_imagenet, cifar10"),
         ("o/birds:splits=val", "sets 'splits'; known: split, config, image_column"),
         ("o/birds:native_resolution=1", "native_resolution, which must be true or false"),
+        ("o/birds:geometry=224", "geometry '224'.*known: native, 256-224"),
+        ("o/birds:geometry=256-224,native_resolution=true", "geometry is '256-224', but native_resolution is set"),
         (
             "cifar10:label_column=kind",
             "cifar10 has a record, which says its label_column: call the dataset by another",

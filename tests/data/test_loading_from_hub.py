@@ -127,10 +127,11 @@ def test_streaming_reads_from_the_hub_without_a_cache(full_hub, load_from, tmp_p
 @pytest.mark.parametrize("mode", ["", "+streaming"], ids=["downloaded", "streaming"])
 def test_shards_and_folders_of_images_are_read_from_the_hub(load_from, mode):
     """With the class names that lie beside the shards; the files of a streamed folder aren't decoded on the way."""
-    outcomes = load_from(f"org/shards{mode}", f"org/pets{mode}", f"org/flat{mode}")
-    assert outcomes[f"org/shards{mode}"] == {"org/shards": [0, f"org/shards@{COMMIT}", "dog"]}
-    assert "org/flat has images in test/, train/, but no folders by class" in outcomes[f"org/flat{mode}"]
-    assert outcomes[f"org/pets{mode}"] == {"org/pets": [0, f"org/pets@{COMMIT}", "dog"]}
+    shards, pets, flat = (f"org/{name}:geometry=native" for name in ("shards", "pets", "flat"))
+    outcomes = load_from(f"{shards}{mode}", f"{pets}{mode}", f"{flat}{mode}")
+    assert outcomes[f"{shards}{mode}"] == {shards: [0, f"org/shards@{COMMIT}", "dog"]}
+    assert "org/flat has images in test/, train/, but no folders by class" in outcomes[f"{flat}{mode}"]
+    assert outcomes[f"{pets}{mode}"] == {pets: [0, f"org/pets@{COMMIT}", "dog"]}
 
 
 def test_a_pinned_revision_is_kept_apart_in_the_cache(full_hub, load_from):

@@ -358,11 +358,12 @@ def test_other_files_are_refused_with_what_is_read(tmp_path, ending):
 def test_text_labels_are_streamed_with_names(tmp_path):
     labels = ["dog", "cat", "dog"]
     make_dataset(3).remove_columns("label").add_column("label", labels).to_parquet(tmp_path / "set.parquet")
-    stream = load_benchmark(f"{tmp_path}/set.parquet", streaming=True, class_names=["cat", "dog"])
+    text = f"{tmp_path}/set.parquet:geometry=native"
+    stream = load_benchmark(text, streaming=True, class_names=["cat", "dog"])
     assert [item["labels"] for item in stream] == stream.take(3).dataset["label"][:] == [1, 0, 1]
     with pytest.raises(InputError, match="are text, which a stream doesn't gather: give class_names"):
-        load_benchmark(f"{tmp_path}/set.parquet", streaming=True)
-    unknown = load_benchmark(f"{tmp_path}/set.parquet", streaming=True, class_names=["dog", "heron"])
+        load_benchmark(text, streaming=True)
+    unknown = load_benchmark(text, streaming=True, class_names=["dog", "heron"])
     for read in (list, lambda rows: rows.take(3)):
         with pytest.raises(InputError, match="[Rr]ow 1 of .* has label 'cat'"):
             read(unknown)

@@ -1,9 +1,10 @@
 import pytest
 import torch
-from helpers import CLASSES, make_clip
+from helpers import CLASSES, make_clip, make_dataset
 from scipy.stats import binomtest
 
 from hpt import PGD, ZeroShotClassifier
+from hpt.data.benchmark import Benchmark
 from hpt.evaluation.comparison import compare_models, measure
 from hpt.evaluation.figures import draw_accuracy_bars, draw_accuracy_over_eps, draw_training_curves
 from hpt.evaluation.report import format_table
@@ -39,6 +40,17 @@ def test_measures_what_is_attacked_and_what_is_scored(subjects, benchmark):
         assert (row.attacked, row.n, row.eps, row.steps, row.seed) == ("first", 10, 8 / 255, 3, 5)
         assert (row.benchmark, row.split, row.attack_space, row.norm) == ("random", "test", "native", "linf")
     assert rows == measure(subjects, benchmark, attack, "first", batch_size=10)  # no batching changes a verdict
+
+
+def test_all_see_the_images_as_the_first_does(subjects):
+    """The target's own processor brings them, where the benchmark doesn't say how; also when another is attacked."""
+    larger = Subject(ZeroShotClassifier(*make_clip(2, image_size=24)), "larger")
+    benchmark = Benchmark("own", "test", make_dataset(10, size=20), CLASSES, "{}")
+    attack = PGD(eps=8 / 255, steps=2)
+    rows = compare_models([subjects[0], larger], benchmark, attack)
+    assert {row.attack_space for row in rows} == {"16-16"}
+    assert rows == compare_models([subjects[0], larger], subjects[0].see(benchmark), attack)
+    assert {row.attack_space for row in measure([larger, subjects[0]], benchmark)} == {"24-24"}
 
 
 def test_table_has_a_line_per_model(subjects, benchmark):

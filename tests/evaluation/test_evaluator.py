@@ -14,8 +14,8 @@ from hpt.attacks import NamedAttack
 from hpt.data.benchmark import Benchmark
 from hpt.data.images import ImageTransform
 from hpt.evaluation.plan import Subject
+from hpt.evaluation.report import format_samples
 from hpt.evaluation.rows import LARGE_EPS, WORST_CASE
-from hpt.evaluation.subject import plain_transform
 from hpt.files import digest
 from hpt.models.weights import hash_weights
 
@@ -224,6 +224,52 @@ def test_rows_that_were_measured_with_capitals_are_told_apart(
     assert {row.hpt_version for row in rows} == {"0.1.0"}
 
 
+OWN = Benchmark("mine", "test", make_dataset(12, size=20), CLASSES, "{}")  # of no geometry of its own
+
+
+def make_pair():
+    """Models of different input size, in eval mode, with their processors."""
+    pairs = make_clip(0), make_clip(1, image_size=24, patch_size=4)
+    return [(model.eval(), processor) for model, processor in pairs]
+
+
+def test_each_model_is_attacked_where_its_own_processor_brings_the_images(tmp_path):
+    evaluator = make_evaluator(attacks="pgd:steps=2", output_dir=tmp_path)
+    for name, (model, processor) in zip("ab", make_pair(), strict=True):
+        side = processor.image_processor.crop_size["height"]
+        clean, *attacked = evaluator(model, processor, OWN, name=name)
+        assert {row.attack_space for row in (clean, *attacked)} == {f"{side}-{side}"}
+        (task, *_) = evaluator.plan(Subject(ZeroShotClassifier(model, processor), name), OWN)
+        as_they_are = {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}
+        expected = processor.image_processor(OWN.dataset["image"][:], **as_they_are).pixel_values
+        assert torch.equal(torch.stack([row["pixel_values"] for row in task.benchmark]), expected)
+    assert format_samples(list(evaluator.results.rows.values())).splitlines() == [
+        "- mine: test, n = 12, attacked at 16 pixels, by the model's own processor (16-16): a",
+        "- mine: test, n = 12, attacked at 24 pixels, by the model's own processor (24-24): b",
+    ]
+    assert make_evaluator(attacks="pgd:steps=2", output_dir=tmp_path)(model, processor, OWN, name=name)[0] == clean
+
+
+def test_rows_of_another_geometry_are_never_taken_for_a_models_own(tmp_path):
+    (model, processor), another = make_pair()
+    papers = replace(OWN, transform=ImageTransform(18, 16))
+    evaluate = make_evaluator(attacks=[], output_dir=tmp_path)
+    evaluate(model, processor, papers, name="mine")
+    for pair in ((model, processor), another):
+        with pytest.raises(
+            InputError, match=r"other settings for benchmark mine \(attack_space '16' there, '\d+-\d+' here"
+        ):
+            evaluate(*pair, OWN, name=str(pair[0].config.vision_config.image_size))
+    assert len(evaluate.results.rows) == 1
+
+
+def test_transfer_attacks_are_scored_where_the_target_sees_the_images():
+    (model, processor), (other, other_processor) = make_pair()
+    proxy = ZeroShotClassifier(other, other_processor)
+    rows = make_evaluator(proxy, attacks=["transfer-to-proxy:steps=2"])(model, processor, OWN, name="mine")
+    assert {(row.model, row.attack_space) for row in rows} == {("mine", "16-16"), ("proxy", "16-16")}
+
+
 def test_without_a_folder_a_model_may_change_between_calls(benchmark):
     model, processor = make_clip(0)
     evaluator = make_evaluator()
@@ -360,10 +406,9 @@ def test_what_a_trainer_takes_is_evaluated_at_the_size_of_the_model(model_and_pr
     pairs = TensorDataset(
         torch.stack([torch.from_numpy(np.array(image)) for image in dataset["image"]]), torch.zeros(25)
     )
-    transform = plain_transform(ZeroShotClassifier(*model_and_processor))
-    benchmark = Benchmark("mine", "given", dataset, CLASSES, None, transform)
+    benchmark = Benchmark("mine", "given", dataset, CLASSES, None)
     rows, others = (make_evaluator()(*model_and_processor, given) for given in (benchmark, {"mine": dataset}))
-    assert comparable(rows) == comparable(others) and rows[0].attack_space == "16"
+    assert comparable(rows) == comparable(others) and rows[0].attack_space == "16-16"
     assert [row.benchmark for row in make_evaluator(attacks=[], max_samples=9)(*model_and_processor, "digits")] == [
         "digits"
     ]

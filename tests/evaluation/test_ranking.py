@@ -131,6 +131,13 @@ def test_what_a_verdict_depends_on_is_not_taken_from_the_folder(models, benchmar
     assert len(attacked) == 3
 
 
+def test_images_come_as_the_first_model_sees_them(models, benchmark):
+    matrix = TransferMatrix(models, replace(benchmark, transform=None), EPS[:1], steps=1)
+    assert matrix.benchmark.attack_space == "16-16"
+    matrix.measure()
+    assert {row.attack_space for row in matrix.rows()} == {"16-16"}
+
+
 def test_a_damaged_line_is_named(models, benchmark, tmp_path):
     (tmp_path / "verdicts-0.jsonl").write_text('{"column": 1}\n{"column": 2}\n')
     with pytest.raises(InputError, match="Line 1 of .*verdicts-0.jsonl isn't one of verdicts"):

@@ -254,6 +254,13 @@ def test_the_training_is_told(write):
     assert "![Training curves](figures/training_curves.png)" in table
 
 
+def test_what_was_done_to_the_training_images_is_told(write):
+    table = write(training, data=RECORD["data"] | {"geometry": "224-224"}, settings={"augmentation": "crop_flip"})
+    assert "2,560 images an epoch, at 224 pixels, by the model's own processor (224-224) |" in table
+    assert table.splitlines()[6].split() == "| augmentation | `crop_flip` |".split()
+    assert "augmentation" not in write(training) and "images an epoch |" in " ".join(write(training).split())
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(59, "59 seconds"), (90, "1.5 minutes"), (7200, "2.0 hours")])
 def test_time_is_told_in_a_fitting_unit(write, seconds, text):
     assert f" {text} for 30" in write(training, seconds=seconds)

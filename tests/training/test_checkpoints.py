@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 from fault_injection import STEPS, VARIANTS, assert_same_run, finish, kill_in_step
-from helpers import TerminateAt, assert_same, make_clip, make_dataset, make_trainer, weights
+from helpers import CLASSES, TerminateAt, assert_same, make_clip, make_dataset, make_trainer, weights
 from packaging import version
 from safetensors.torch import load_file
 from transformers import TrainerCallback
@@ -184,6 +184,8 @@ def test_without_a_complete_checkpoint(tmp_path, whole_run):
         ({"pull_ratio": 0.9}, "pull_ratio 0.5 there, 0.9 here"),
         ({"attack_eps": 16 / 255}, "attack_eps 8/255 there, 16/255 here"),
         ({"attack_dtype": "bfloat16"}, "attack_dtype None there, bfloat16 here"),
+        ({"augmentation": "crop_flip"}, "augmentation none there, crop_flip here"),
+        ({"geometry": ImageTransform(18, 16)}, "geometry 16-16 there, native or 256-224 here"),
         ({"bf16": True}, "mixed_precision no there, bf16 here"),
         ({"seed": 1, "pull_ratio": 0.9}, "pull_ratio 0.5 there, 0.9 here; seed 42 there, 1 here"),
         ({"per_device_train_batch_size": 2}, "global_batch_size 4 there, 2 here"),
@@ -199,11 +201,55 @@ def test_other_mathematics_is_refused(whole_run, change, line):
     if "proxy" in change:
         change["proxy"] = ZeroShotClassifier(*make_clip(change["proxy"], patch_size=4))
     if "class_names" in change:
-        transform = ImageTransform(18, 16)  # that of a plain dataset
-        change = {"dataset": Benchmark("mine", "train", make_dataset(), change["class_names"], None, transform)}
+        change = {"dataset": Benchmark("mine", "train", make_dataset(), change["class_names"], None)}
+    if "geometry" in change:
+        change = {"dataset": Benchmark("mine", "train", make_dataset(), CLASSES, None, change["geometry"])}
     trainer = make_trainer(whole_run, **SAVING | change)
     with pytest.raises(InputError, match=line + ".*use the same, or give another output_dir"):
         trainer.train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_of_hpt_0_1_has_the_geometry_of_a_record_or_the_one_of_plain_datasets_then(tmp_path):
+    before = {"dataset": Benchmark("the training set", "given", make_dataset(), CLASSES, None, ImageTransform(18, 16))}
+    settings = {"anchor_epochs": 0, "transfer_epochs": 2, "save_strategy": "steps", "save_steps": 2}
+    make_trainer(tmp_path, **before, **settings, max_steps=2).train()
+    manifest = json.loads((tmp_path / "checkpoint-2" / MANIFEST).read_text())
+    for name in ("geometry", "augmentation"):
+        del manifest["settings"][name]  # which it didn't name
+    (tmp_path / "checkpoint-2" / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"other settings \(geometry native or 256-224 there, 16-16 here"):
+        make_trainer(tmp_path, **settings).train(resume_from_checkpoint="last")
+    with pytest.raises(InputError, match=r"\(augmentation none there, crop_flip here\): use the same"):
+        make_trainer(tmp_path, augmentation="crop_flip", **before, **settings).train(resume_from_checkpoint="last")
+    trainer = make_trainer(tmp_path, **before, **settings)
+    trainer.train(resume_from_checkpoint="last")
+    assert trainer.state.global_step == 6
+
+
+@pytest.mark.parametrize(
+    ("transform", "data"),
+    [(ImageTransform(), "fa1da7359106"), (ImageTransform(resize=256, crop=224), "715527a35123")],
+    ids=str,
+)
+def test_a_records_data_are_described_as_in_hpt_0_1(tmp_path, transform, data):
+    trainer = make_trainer(tmp_path, dataset=Benchmark("random", "train", make_dataset(), CLASSES, None, transform))
+    assert trainer.mathematics()["train_dataset"] == f"12 images, 3 classes, {data}"
+
+
+@pytest.mark.parametrize("step", [4, 6], ids=["within an epoch", "between epochs"])
+@pytest.mark.parametrize("data", ["downloaded", "streamed"])
+def test_a_resumed_run_sees_the_augmented_images_of_an_uninterrupted_one(tmp_path, data, step):
+    def train(folder):
+        dataset = make_dataset() if data == "downloaded" else make_dataset().to_iterable_dataset(num_shards=2)
+        settings = {"augmentation": "crop_flip", "anchor_epochs": 1, "transfer_epochs": 2, "dataloader_num_workers": 1}
+        settings |= {} if data == "downloaded" else {"steps_per_epoch": 3, "shuffle_buffer_size": 5}
+        trainer = make_trainer(folder, dataset=dataset, **SAVING | settings)
+        trainer.train(resume_from_checkpoint="last")
+        return weights(trainer.model)
+
+    whole = train(tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", tmp_path / "resumed" / f"checkpoint-{step}")
+    assert_same(train(tmp_path / "resumed"), whole)
 
 
 def test_another_division_of_the_same_batch_is_said_and_allowed(whole_run, tmp_path, caplog):

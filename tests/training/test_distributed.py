@@ -54,14 +54,14 @@ def train_and_save(folder: Path, dtype: str = "float64", dataset=None, **setting
 
 
 def train_both_towers(folder: Path) -> None:
-    """The same with both towers, from random starts, which belong to an image's place in the run."""
-    train_and_save(folder, trainable="all", kl_reduction="mean", attack_random_start=True)
+    """The same with both towers, augmented, from random starts, which belong to an image's place in the run."""
+    train_and_save(folder, trainable="all", kl_reduction="mean", attack_random_start=True, augmentation="crop_flip")
 
 
 def train_on_stream(folder: Path) -> None:
     """The same over a stream, which one process reads for both."""
     stream = make_dataset(40).to_iterable_dataset(num_shards=2)
-    train_and_save(folder, dataset=stream, steps_per_epoch=5, shuffle_buffer_size=7)
+    train_and_save(folder, dataset=stream, steps_per_epoch=5, shuffle_buffer_size=7, augmentation="crop_flip")
 
 
 def train_on_an_uneven_number(folder: Path) -> None:

@@ -5,6 +5,7 @@ import math
 from types import SimpleNamespace
 
 import datasets
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from helpers import CLASSES, assert_same, make_clip, make_dataset, make_trainer,
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
-from transformers import CLIPModel, TrainerCallback
+from transformers import AutoProcessor, CLIPModel, TrainerCallback
 
 from hpt import InputError, ZeroShotClassifier
 from hpt.data.benchmark import Benchmark
@@ -307,6 +308,38 @@ def test_evaluation_takes_all_images_where_training_drops_the_last(tmp_path):
     trainer = make_trainer(tmp_path, dataloader_drop_last=True, **settings)
     assert len(trainer.predict(make_dataset(6)).label_ids) == 6
     assert len(trainer.get_train_dataloader()) == 12 // 5
+
+
+@pytest.mark.parametrize("kind", ["downloaded", "streamed"])
+def test_training_and_evaluation_see_the_pixels_of_the_saved_processor(tmp_path, kind):
+    """Those that a pipeline will see: all of an image of the model's size, and as much of a long one."""
+    dataset = datasets.concatenate_datasets([make_dataset(4, 16), make_dataset(4, 37)])
+    stretched = [
+        image.resize((image.width + 24 * (row % 2), image.height)) for row, image in enumerate(dataset["image"])
+    ]
+    dataset = datasets.Dataset.from_dict({"image": stretched, "label": dataset["label"]}, dataset.features)
+    given = {"dataset": dataset.to_iterable_dataset(), "steps_per_epoch": 2} if kind == "streamed" else {}
+    trainer = make_trainer(tmp_path, eval_dataset=dataset, **{"dataset": dataset} | given)
+    trainer.save_model()
+    processor = AutoProcessor.from_pretrained(tmp_path).image_processor
+    expected = processor(dataset["image"][:], do_rescale=False, do_normalize=False, return_tensors="pt").pixel_values
+    assert torch.equal(expected[0], torch.from_numpy(np.array(dataset[0]["image"])).permute(2, 0, 1))
+    for seen in (trainer.train_dataset, trainer.eval_dataset):
+        pixels = [row["pixel_values"] for row in seen]
+        assert {image.numpy().tobytes() for image in pixels} == {image.byte().numpy().tobytes() for image in expected}
+
+
+def test_evaluation_never_augments(tmp_path):
+    trainer = make_trainer(tmp_path, augmentation="crop_flip", eval_dataset=make_dataset(6), transfer_epochs=1)
+    plain = make_trainer(tmp_path)
+    assert not torch.equal(trainer.train_dataset[0]["pixel_values"], plain.train_dataset[0]["pixel_values"])
+    assert trainer.eval_dataset.augmentation is None
+    metrics = [each.evaluate(trainer.train_dataset) for each in (trainer, plain)]
+    assert metrics[0]["eval_clean_accuracy"] == metrics[1]["eval_clean_accuracy"]
+    loader = trainer.get_test_dataloader(trainer.train_dataset)
+    assert torch.equal(next(iter(loader))["pixel_values"][0], plain.train_dataset[0]["pixel_values"])
+    with pytest.raises(InputError, match="augmentation 'flip'.*known: none, crop_flip"):
+        make_trainer(tmp_path, augmentation="flip")
 
 
 def test_each_evaluation_reads_its_own_set_when_workers_persist(tmp_path):
