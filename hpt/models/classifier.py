@@ -92,7 +92,7 @@ class ZeroShotClassifier(nn.Module):
 
     Args:
         model (`PreTrainedModel`):
-            Any dual encoder of transformers (CLIP, SigLIP, MetaCLIP 2, ALIGN, AltCLIP, BLIP, ...).
+            Any dual encoder of transformers (CLIP, SigLIP, MetaCLIP 2, ALIGN, AltCLIP, ...).
         processor (`ProcessorMixin`):
             Its processor: tokenizer, input size and normalisation.
         class_names (`list[str]`, *optional*):
