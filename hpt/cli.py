@@ -20,7 +20,7 @@ from huggingface_hub.utils import enable_progress_bars
 from transformers.hf_argparser import HfArgumentParser
 from transformers.utils.logging import disable_progress_bar
 
-from hpt.errors import InputError, TrainingStopped, did_you_mean, message_of
+from hpt.errors import InputError, TrainingStopped, did_you_mean, list_known, message_of
 from hpt.radius import describe_length
 from hpt.references import Reference
 
@@ -172,8 +172,7 @@ def _find_config(config: str | Path | None, folder: Path | None, known: set[str]
     names = _names_of_configs(folder, known)
     if not (folder / f"{text}.yaml").is_file():
         raise InputError(
-            f"There is no configuration named {text!r}{did_you_mean(text, names)} Known: {', '.join(names)}; or give "
-            "a path that ends in .yaml."
+            f"Unknown configuration {text!r}; {list_known(text, names)} Or give a path that ends in .yaml."
         )
     return folder / f"{text}.yaml"
 

@@ -35,9 +35,26 @@ def check_known(what: str, value: str, known: Collection[str]) -> None:
 
 def list_known(name: str, known: Collection[str]) -> str:
     """`known: pgd, cw. Did you mean pgd?`: all known names, and the one that is closest to what was given, if any."""
-    close = difflib.get_close_matches(str(name), known, n=1)
-    hint = f" Did you mean {close[0]}?" if close else ""
+    close = closest(name, known)
+    hint = f" Did you mean {close}?" if close else ""
     return f"known: {', '.join(known) or 'none'}.{hint}"
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is spelled most like another, if one is."""
+    return next(iter(difflib.get_close_matches(str(name), known, n=1)), None)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`": did you mean X?"` for the known name that is closest, or a full stop if none is close."""
+    close = closest(name, known)
+    return f": did you mean {close}?" if close else "."
+
+
+def did_you_mean_path(path: str) -> str:
+    """[`did_you_mean`] among what lies in the folder in which there is no such path."""
+    folder = Path(path).parent
+    return did_you_mean(Path(path).name, os.listdir(folder) if folder.is_dir() else [])
 
 
 def check_at_least(least: int, **settings: int) -> None:
@@ -45,18 +62,6 @@ def check_at_least(least: int, **settings: int) -> None:
     for name, value in settings.items():
         if not isinstance(value, Integral) or value < least:
             raise InputError(f"{name} is {value!r}, but must be a whole number of at least {least}.")
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`": did you mean X?"` for the known name that is closest, or a full stop if none is close."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f": did you mean {close[0]}?" if close else "."
-
-
-def did_you_mean_path(path: str) -> str:
-    """[`did_you_mean`] among what lies in the folder in which there is no such path."""
-    folder = Path(path).parent
-    return did_you_mean(Path(path).name, os.listdir(folder) if folder.is_dir() else [])
 
 
 def causes(error: BaseException) -> list[BaseException]:

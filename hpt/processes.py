@@ -17,7 +17,7 @@ from accelerate.utils import broadcast_object_list
 
 from hpt.cli import ERRORS
 from hpt.environment import available_cores
-from hpt.errors import InputError
+from hpt.errors import InputError, check_at_least
 
 
 def join_processes(use_cpu: bool = False) -> PartialState:
@@ -44,9 +44,8 @@ def set_cpu_threads(number: int | None) -> None:
     Raises:
         InputError: for fewer than one.
     """
-    if number is not None and number < 1:
-        raise InputError(f"cpu_threads is {number}, but must be at least 1.")
     if number is not None:
+        check_at_least(1, cpu_threads=number)
         torch.set_num_threads(number)
     elif not torch.accelerator.is_available() and os.environ.get("RANK", "0") == "0":
         threads, cores = torch.get_num_threads(), available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))

@@ -120,7 +120,8 @@ def test_a_path_is_a_path(recipe_folder, monkeypatch):
 
 def test_an_unknown_name_is_refused_with_those_that_fit(recipe_folder):
     with pytest.raises(
-        InputError, match="named 'smal': did you mean small. Known: small; or give a path that ends in"
+        InputError,
+        match="Unknown configuration 'smal'; known: small. Did you mean small. Or give a path that ends in .yaml",
     ):
         parse_config((Data,), None, ["--config", "smal"], folder=recipe_folder)
 

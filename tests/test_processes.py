@@ -39,5 +39,5 @@ def test_cores_that_are_left_idle_are_said_once(four_cores, capsys, environment,
 def test_threads_are_set_as_asked(four_cores, capsys):
     processes.set_cpu_threads(2)
     assert torch.get_num_threads() == 2 and capsys.readouterr().out == ""
-    with pytest.raises(InputError, match="cpu_threads is 0, but must be at least 1"):
+    with pytest.raises(InputError, match="cpu_threads is 0, but must be a whole number of at least 1"):
         processes.set_cpu_threads(0)

@@ -1,10 +1,9 @@
 """Where models are read from: what can't be one is refused before anything is loaded, with the folder to give."""
 
-import difflib
 import re
 from pathlib import Path
 
-from hpt.errors import InputError
+from hpt.errors import InputError, closest
 
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -42,8 +41,7 @@ def similar_folder(source: str) -> str | None:
     near = next((folder for folder in Path(source).parents if folder.is_dir()), Path("."))
     if str(near) in (".", near.anchor):  # nothing of the path is there
         return None
-    close = difflib.get_close_matches(str(Path(source)), map(str, _models_below(near)), n=1)
-    return close[0] if close else None
+    return closest(str(Path(source)), map(str, _models_below(near)))
 
 
 def _why_not_a_file(path: Path) -> str:

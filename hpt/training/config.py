@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, SchedulerType
 
 from hpt.data.augmentation import AUGMENTATIONS
-from hpt.errors import InputError, check_known
+from hpt.errors import InputError, check_at_least, check_known
 from hpt.files import check_folder
 from hpt.prompts import DEFAULT_TEMPLATE, check_templates
 from hpt.radius import Fraction, Radius, check_step_size
@@ -25,6 +25,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 KL_REDUCTIONS = ("mean", "sum")
 FRACTIONS = ("attack_eps", "attack_step_size", "temperature", "anchor_learning_rate", "learning_rate", "warmup_steps")
 FRACTIONS += ("ema_decay", "pull_ratio")
+COUNTS = ("attack_steps", "eval_attack_steps", "steps_per_epoch", "shuffle_buffer_size")
 # Fields that can't change between a checkpoint and the run that resumes from it.
 MATHEMATICS = (
     "objective objective_args anchor_objective anchor_objective_args kl_direction kl_reduction temperature "
@@ -299,9 +300,8 @@ class HPTConfig(TrainingArguments):
                 f"num_train_epochs is {self.num_train_epochs}, but the stages have {self.anchor_epochs} + "
                 f"{self.transfer_epochs} = {epochs} epochs: leave it out, or change anchor_epochs and transfer_epochs."
             )
-        for name in ("attack_steps", "eval_attack_steps", "steps_per_epoch", "shuffle_buffer_size"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}, but must be at least 1.")
+        counts = {name: getattr(self, name) for name in COUNTS}
+        check_at_least(1, **{name: count for name, count in counts.items() if count is not None})
         for name in ("ema_decay", "pull_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name):g}, but must be between 0 and 1.")

@@ -106,7 +106,7 @@ def check_epochs(anchor_epochs: int, transfer_epochs: int) -> None:
     """Refuse epochs that aren't whole, a negative anchor stage, or no transfer stage."""
     for name, epochs, least in (("anchor_epochs", anchor_epochs, 0), ("transfer_epochs", transfer_epochs, 1)):
         if epochs != int(epochs) or epochs < least:
-            raise InputError(f"{name} is {epochs}, but must be a whole number, at least {least}.")
+            raise InputError(f"{name} is {epochs}, but must be a whole number of at least {least}.")
 
 
 def get_gpd_schedule(

@@ -295,7 +295,7 @@ def test_what_streams_need(tmp_path):
         make_trainer(tmp_path, dataset=stream)
     with pytest.raises(InputError, match="steps_per_epoch is for streaming training sets"):
         make_trainer(tmp_path, steps_per_epoch=5)
-    with pytest.raises(InputError, match="steps_per_epoch is 0, but must be at least 1"):
+    with pytest.raises(InputError, match="steps_per_epoch is 0, but must be a whole number of at least 1"):
         make_trainer(tmp_path, dataset=stream, steps_per_epoch=0)
     with pytest.raises(InputError, match="the evaluation set is a stream: give a part of it"):
         make_trainer(tmp_path, eval_dataset=stream)

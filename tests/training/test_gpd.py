@@ -80,7 +80,7 @@ def test_stages():
     [
         ({"warmup_steps": 50}, "warmup_steps is 50, but the anchor stage has only 50 steps"),
         ({"warmup_steps": 60, "anchor_epochs": 10}, "the transfer stage has only 50 steps"),
-        ({"transfer_epochs": 0}, "transfer_epochs is 0, but must be a whole number, at least 1"),
+        ({"transfer_epochs": 0}, "transfer_epochs is 0, but must be a whole number of at least 1"),
         ({"anchor_epochs": 1.5}, "anchor_epochs is 1.5"),
         ({"learning_rate": 0}, "learning_rate is 0, but must be above 0"),
     ],
