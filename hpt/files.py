@@ -14,13 +14,13 @@ def digest(value) -> str:
 
 
 def read_text(path: Path) -> str:
-    """What a file of text holds.
+    """What a file of text holds, without the mark that some editors put before it.
 
     Raises:
         InputError: if it isn't UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} isn't UTF-8: {error}.") from error
 

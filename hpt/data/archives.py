@@ -54,13 +54,12 @@ def has_shards(files: list[Path | str]) -> bool:
     return any(name.endswith((".cls", ".json", ".txt")) for name in first)
 
 
-def read_class_names(reference: Reference) -> list[str] | None:
-    """The names that come with a dataset in a file of their own; `None` where there is no such file."""
+def find_class_names(reference: Reference) -> Path | None:
+    """The file in which the class names come with a dataset; `None` where there is no such file."""
     if Path(reference.place).exists():
         file = Path(reference.place) / CLASS_NAMES
-        return file.read_text(encoding="utf-8").strip().splitlines() if file.is_file() else None
+        return file if file.is_file() else None
     try:
-        file = hf_hub_download(reference.source, CLASS_NAMES, repo_type="dataset", revision=reference.revision)
+        return Path(hf_hub_download(reference.source, CLASS_NAMES, repo_type="dataset", revision=reference.revision))
     except (EntryNotFoundError, LocalEntryNotFoundError):
         return None
-    return Path(file).read_text(encoding="utf-8").strip().splitlines()

@@ -14,6 +14,7 @@ import datasets
 from datasets import Dataset, IterableDataset, Value
 
 from hpt.errors import InputError
+from hpt.files import read_text
 
 
 WORDNET_ID = re.compile(r"n\d{8}")
@@ -99,10 +100,7 @@ def read_names(file: str | Path) -> list[str] | dict[str, str]:
     """
     if not Path(file).is_file():
         raise InputError(f"There is no file {str(file)!r} with class names.")
-    try:
-        lines = Path(file).read_text(encoding="utf-8-sig").strip().splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"The class names in {file} aren't UTF-8: {error}.") from error
+    lines = read_text(Path(file)).strip().splitlines()
     rows = [
         [cell.strip() for cell in re.sub(rf"^({WORDNET_ID.pattern}) ", r"\1\t", line).split("\t")] for line in lines
     ]

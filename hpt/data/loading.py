@@ -15,7 +15,7 @@ from pathlib import Path
 from accelerate.utils import gather_object
 from datasets import ClassLabel
 
-from hpt.data.archives import read_class_names
+from hpt.data.archives import find_class_names
 from hpt.data.benchmark import Benchmark, StreamingBenchmark
 from hpt.data.classes import read_names, readable_names
 from hpt.data.images import GEOMETRIES, check_images, check_labels
@@ -298,6 +298,7 @@ def _read_split(reference: Reference, record: BenchmarkRecord, split: str, strea
     dataset = select_columns(dataset, record.image_column, record.label_column, place)
     class_names = record.class_names
     if class_names is None and not isinstance(dataset.features["label"], ClassLabel):
-        class_names = read_class_names(reference)
+        file = find_class_names(reference)
+        class_names = None if file is None else read_names(file)
     dataset, class_names = number_labels(dataset, class_names, place, whole=set(available) == set(splits))
     return dataset, class_names, split if has_record or splits == wanted else splits[0], commit

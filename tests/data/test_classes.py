@@ -118,9 +118,17 @@ def test_files_of_class_names(tmp_path, text, names):
     assert read_names(tmp_path / "names.txt") == names
 
 
-def test_a_file_of_both_kinds_of_lines_is_refused(tmp_path):
-    (tmp_path / "names.txt").write_text("c1\tcat\ngrey heron\n")
-    with pytest.raises(InputError, match="names.txt must have one class name in each line, or two with a tab between"):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"c1\tcat\ngrey heron\n", "names.txt must have one class name in each line, or two with a tab between"),
+        ("caf\u00e9\n".encode("latin-1"), "names.txt isn't UTF-8"),
+    ],
+    ids=["both kinds of lines", "another encoding"],
+)
+def test_files_that_cant_be_read_as_names_are_refused(tmp_path, content, message):
+    (tmp_path / "names.txt").write_bytes(content)
+    with pytest.raises(InputError, match=message):
         read_names(tmp_path / "names.txt")
 
 
