@@ -3,15 +3,15 @@
 import warnings
 from dataclasses import dataclass, replace
 
-import datasets
 import torch
+from datasets import ClassLabel, IterableDataset
 from transformers import TrainingArguments
 
-from hpt.data import given
 from hpt.data.augmentation import AUGMENTATIONS, CropFlip
 from hpt.data.benchmark import Benchmark, StreamingBenchmark
 from hpt.data.classes import match_classes, readable_names, renumber
-from hpt.data.images import check_images, check_labels, resize_as_trained
+from hpt.data.given import as_dataset, own_class_names, refuse_stream
+from hpt.data.images import check_columns, check_images, check_labels, resize_as_trained
 from hpt.data.streams import EpochStream, check_workers
 from hpt.errors import InputError
 from hpt.models.classifier import ZeroShotClassifier, frozen_copy
@@ -65,7 +65,7 @@ def prepare_inputs(
     """
     check_target(model)
     check_proxy(proxy, model, args)
-    class_names = class_names or own_class_names(train_dataset, eval_dataset)
+    class_names = class_names or training_class_names(train_dataset, eval_dataset)
     classifier = ZeroShotClassifier(model, processing_class, class_names, args.prompt_template)
     class_names, image_processor = classifier.class_names, processing_class.image_processor
     train, schedule, augmentation = None, None, make_augmentation(args)
@@ -214,7 +214,7 @@ def check_sets(train: Benchmark | StreamingBenchmark, validation, tests: list[Be
         )
 
 
-def own_class_names(train_dataset, eval_dataset) -> list[str]:
+def training_class_names(train_dataset, eval_dataset) -> list[str]:
     """The class names of the training set, or of the first evaluation set where there is none.
 
     Raises:
@@ -224,7 +224,7 @@ def own_class_names(train_dataset, eval_dataset) -> list[str]:
     if dataset is None:
         dataset = next(iter(eval_dataset.values()), None) if isinstance(eval_dataset, dict) else eval_dataset
     name = "the evaluation set" if train_dataset is None else "the training set"
-    names = None if dataset is None else given.own_class_names(dataset, name)
+    names = None if dataset is None else own_class_names(dataset, name)
     if names is None:
         raise InputError(
             "Class names are missing: give class_names, or a dataset whose labels are text or a ClassLabel."
@@ -240,7 +240,7 @@ def number_as(class_names: list[str], dataset, name: str, hint: str):
     Raises:
         InputError: as of [`match_classes`].
     """
-    own = given.own_class_names(dataset, name)
+    own = own_class_names(dataset, name)
     if own is None or own == class_names:
         return dataset
     numbers = match_classes(own, class_names, name, hint)
@@ -257,8 +257,8 @@ def as_benchmark(dataset, name: str, class_names: list[str], image_processor) ->
     Raises:
         InputError: for a stream, images that can't be read, or classes or labels that don't fit.
     """
-    given.refuse_stream(dataset, name)
-    dataset = given.as_dataset(dataset, name, class_names)
+    refuse_stream(dataset, name)
+    dataset = as_dataset(dataset, name, class_names)
     if not isinstance(dataset, Benchmark):
         hint = "Only a benchmark, from load_benchmark, is evaluated over classes of its own."
         dataset = number_as(class_names, dataset, name, hint)
@@ -276,36 +276,42 @@ def as_evaluation_sets(dataset, class_names: list[str], image_processor):
 
 
 def as_training_set(dataset, args: HPTConfig, class_names: list[str], image_processor, augmentation: CropFlip | None):
-    """A [`Benchmark`], or of a stream an [`EpochStream`] with as many images as the processes take in an epoch, both
-    as the target sees them and augmented.
+    """A [`Benchmark`], or of a stream an [`EpochStream`], both as the target sees them and augmented.
 
     Raises:
         InputError: for a dataset that doesn't fit the classes, or a stream without `steps_per_epoch`.
     """
     name = "the training set"
-    dataset = given.as_dataset(dataset, name, class_names)
+    dataset = as_dataset(dataset, name, class_names)
     dataset = number_as(class_names, dataset, name, RENAME)
-    if isinstance(dataset, datasets.IterableDataset):
-        if dataset.features is None:
-            raise InputError(f"{name} doesn't say its features: give them to from_generator or map as features=.")
-        if missing := {"image", "label"} - set(dataset.features):
-            raise InputError(f"{name} has columns {list(dataset.features)}, but needs {sorted(missing)}: rename them.")
-        dataset = StreamingBenchmark(name, "given", dataset, class_names, None)
-    if not isinstance(dataset, StreamingBenchmark):
-        dataset = as_benchmark(dataset, name, class_names, image_processor)
-        check_labels(dataset.dataset, class_names, name)
-        check_batches(len(dataset), args)
-        return replace(dataset, augmentation=augmentation)
-    label = dataset.dataset.features["label"]
+    if isinstance(dataset, IterableDataset):
+        dataset = _as_streaming_benchmark(dataset, name, class_names)
+    if isinstance(dataset, StreamingBenchmark):
+        return _cut_into_epochs(replace(dataset.for_model(image_processor), augmentation=augmentation), args)
+    dataset = as_benchmark(dataset, name, class_names, image_processor)
+    check_labels(dataset.dataset, class_names, name)
+    check_batches(len(dataset), args)
+    return replace(dataset, augmentation=augmentation)
+
+
+def _as_streaming_benchmark(dataset: IterableDataset, name: str, class_names: list[str]) -> StreamingBenchmark:
+    if dataset.features is None:
+        raise InputError(f"{name} doesn't say its features: give them to from_generator or map as features=.")
+    check_columns(dataset, name)
+    return StreamingBenchmark(name, "given", dataset, class_names, None)
+
+
+def _cut_into_epochs(stream: StreamingBenchmark, args: HPTConfig) -> EpochStream:
+    """A stream with as many images as the processes take in an epoch."""
+    label = stream.dataset.features["label"]
     dtype = str(getattr(label, "dtype", label))
-    if not isinstance(label, datasets.ClassLabel) and not dtype.startswith(("int", "uint")):
-        raise InputError(f"The labels of {name} are {label}, but must be integers from 0.")
-    if args.accelerator_config.dispatch_batches is False or args.accelerator_config.split_batches:
-        raise InputError("A stream is read by one process for all: leave dispatch_batches and split_batches alone.")
-    batches = args.schedule(None).steps_per_epoch * args.gradient_accumulation_steps * args.world_size
+    if not isinstance(label, ClassLabel) and not dtype.startswith(("int", "uint")):
+        raise InputError(f"The labels of {stream.name} are {label}, but must be integers from 0.")
+    if args.accelerator_config.dispatch_batches is False:
+        raise InputError("A stream is read by one process for all: leave dispatch_batches alone.")
     return EpochStream(
-        replace(dataset.for_model(image_processor), augmentation=augmentation),
-        num_batches=batches,
+        stream,
+        num_batches=args.schedule(None).steps_per_epoch * args.gradient_accumulation_steps * args.world_size,
         batch_size=args.per_device_train_batch_size,
         buffer_size=args.shuffle_buffer_size,
         seed=_data_seed(args),

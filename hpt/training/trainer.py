@@ -203,8 +203,8 @@ class HPTTrainer(ResumableTrainer):
         steps = self.schedule.num_epochs * self.schedule.steps_per_epoch
         if self.args.max_steps < 0 and num_training_steps != steps:
             raise InputError(
-                f"The data loader has {num_training_steps} steps, GPD's schedule {steps}: leave split_batches and "
-                "even_batches of accelerator_config as they are."
+                f"The data loader has {num_training_steps} steps, GPD's schedule {steps}: leave get_train_dataloader "
+                "as it is."
             )
         if self.lr_scheduler is None:
             self.lr_scheduler = get_gpd_schedule(

@@ -67,13 +67,14 @@ def test_sets_of_any_form_are_numbered_by_the_names_of_their_classes(form):
     text = plain.remove_columns("label").add_column("label", names)
     pairs = Shuffled(zip(plain["image"], map(Shuffled.classes.index, names), strict=True))
     given = {"text labels": text, "pairs": pairs}[form]
-    assert as_benchmark(given, "the set", CLASSES, ImageTransform()).dataset["label"][:] == plain["label"][:]
+    image_processor = make_clip(0)[1].image_processor
+    assert as_benchmark(given, "the set", CLASSES, image_processor).dataset["label"][:] == plain["label"][:]
     few = text.select([0, 1])  # dog and grey heron, which by themselves would be 0 and 1
-    assert as_benchmark(few, "the set", CLASSES, ImageTransform()).dataset["label"][:] == [1, 2]
+    assert as_benchmark(few, "the set", CLASSES, image_processor).dataset["label"][:] == [1, 2]
     with pytest.raises(
         InputError, match="the set has classes that aren't among the 2 class names 'cat', 'dog': 'grey"
     ):
-        as_benchmark(given, "the set", CLASSES[:2], ImageTransform())
+        as_benchmark(given, "the set", CLASSES[:2], image_processor)
 
 
 def test_a_plain_set_may_have_some_of_the_training_classes(tmp_path):
