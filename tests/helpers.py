@@ -18,7 +18,7 @@ from transformers import CLIPImageProcessorPil, CLIPProcessor, TrainerCallback
 
 from hpt import HPTConfig, HPTTrainer, ZeroShotClassifier
 from hpt.data.benchmark import Benchmark
-from hpt.data.images import ImageTransform
+from hpt.data.geometry import ImageTransform
 from hpt.evaluation.rows import LARGE_EPS, WORST_CASE, Row
 from hpt.training.pretraining import PretrainingConfig, build_clip, byte_tokenizer
 

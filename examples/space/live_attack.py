@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from hpt import PGD, InputError, ZeroShotClassifier
-from hpt.data.images import decode_image, geometry_of, read_size, to_unit_range
+from hpt.data.geometry import geometry_of
+from hpt.data.images import decode_image, read_size, to_unit_range
 from hpt.prompts import DEFAULT_TEMPLATE
 
 

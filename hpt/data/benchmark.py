@@ -7,22 +7,14 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import datasets
-import fsspec
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, IterableDataset
 from PIL import Image
 
 from hpt.data.augmentation import CropFlip
-from hpt.data.images import (
-    ImageTransform,
-    check_labels,
-    decode_image,
-    encoded_images,
-    geometry_of,
-    read_size,
-    stratified_rows,
-)
+from hpt.data.geometry import ImageTransform, geometry_of
+from hpt.data.images import check_labels, decode_image, encoded_images, read_bytes, read_size, stratified_rows
 from hpt.errors import InputError
 
 
@@ -247,20 +239,12 @@ class StreamingBenchmark(SeenByModels, torch.utils.data.IterableDataset):
             if image is None:
                 raise OSError("it is missing")
             encoded = image if isinstance(image, dict) else datasets.Image().encode_example(image)
-            return {"path": encoded["path"], "bytes": _read_bytes(encoded)}
+            return {"path": encoded["path"], "bytes": read_bytes(encoded)}
         except OSError as error:
             raise self._unusable(row, error) from error
 
     def _unusable(self, row: str, error: Exception) -> InputError:
         return InputError(f"The image in {row} of {self.name} ({self.split}) can't be used: {error}.")
-
-
-def _read_bytes(image: dict) -> bytes:
-    """The content of an image's file, which may lie on the Hub or in an archive."""
-    if image["bytes"] is not None:
-        return image["bytes"]
-    with fsspec.open(image["path"]) as file:
-        return file.read()
 
 
 def _name_row(image) -> str:

@@ -18,7 +18,8 @@ from datasets import ClassLabel
 from hpt.data.archives import find_class_names
 from hpt.data.benchmark import Benchmark, StreamingBenchmark
 from hpt.data.classes import read_names, readable_names
-from hpt.data.images import GEOMETRIES, check_images, check_labels
+from hpt.data.geometry import GEOMETRIES
+from hpt.data.images import check_images, check_labels
 from hpt.data.names import loading_arguments, name_benchmark, stands_for_all, the_sixteen
 from hpt.data.records import BENCHMARKS, BenchmarkRecord
 from hpt.data.sources import number_labels, read_splits, select_columns

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from hpt.data.images import GEOMETRIES
+from hpt.data.geometry import GEOMETRIES
 from hpt.data.records import BENCHMARKS, SIXTEEN
 from hpt.data.sources import FILE_ENDINGS
 from hpt.errors import InputError, check_known, did_you_mean_path, list_known

@@ -14,7 +14,8 @@ from datasets import ClassLabel, Dataset, Features
 from PIL import Image
 
 from hpt.data.classes import WORDNET_ID, wordnet_names
-from hpt.data.images import GEOMETRIES, ImageTransform, stratified_split
+from hpt.data.geometry import GEOMETRIES, ImageTransform
+from hpt.data.images import stratified_split
 from hpt.errors import InputError
 from hpt.prompts import DEFAULT_TEMPLATE
 

@@ -8,7 +8,8 @@ import torch
 from transformers import TrainingArguments
 
 from hpt.data.benchmark import Benchmark
-from hpt.data.images import ProcessorTransform, hash_samples, read_labels
+from hpt.data.geometry import ProcessorTransform
+from hpt.data.images import hash_samples, read_labels
 from hpt.data.streams import EpochStream
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.weights import architecture

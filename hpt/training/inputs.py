@@ -10,8 +10,9 @@ from transformers import TrainingArguments
 from hpt.data.augmentation import AUGMENTATIONS, CropFlip
 from hpt.data.benchmark import Benchmark, StreamingBenchmark
 from hpt.data.classes import match_classes, readable_names, renumber
+from hpt.data.geometry import resize_as_trained
 from hpt.data.given import as_dataset, own_class_names, refuse_stream
-from hpt.data.images import check_columns, check_images, check_labels, resize_as_trained
+from hpt.data.images import check_columns, check_images, check_labels
 from hpt.data.streams import EpochStream, check_workers
 from hpt.errors import InputError
 from hpt.models.classifier import ZeroShotClassifier, frozen_copy

@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader
 from transformers import CLIPImageProcessorPil
 
 from hpt.data.augmentation import AREA, ASPECT_RATIO, CropFlip, draw_box
-from hpt.data.images import ImageTransform, collate, geometry_of
+from hpt.data.geometry import ImageTransform, geometry_of
+from hpt.data.images import collate
 
 
 def augmented(benchmark, seed=0, **changes):

@@ -11,8 +11,8 @@ from PIL import ExifTags, Image
 from torch.utils.data import Subset, TensorDataset
 
 from hpt import InputError
+from hpt.data.geometry import ImageTransform
 from hpt.data.given import as_benchmarks, as_dataset, own_class_names
-from hpt.data.images import ImageTransform
 
 
 PLAIN = make_dataset(12)

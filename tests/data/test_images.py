@@ -12,13 +12,12 @@ from torch.utils.data import DataLoader
 
 from hpt import InputError, load_benchmark
 from hpt.data.benchmark import Benchmark
+from hpt.data.geometry import ImageTransform, geometry_of
 from hpt.data.images import (
-    ImageTransform,
     check_images,
     check_labels,
     collate,
     decode_image,
-    geometry_of,
     read_size,
     stratified_rows,
     stratified_split,

@@ -11,7 +11,8 @@ from PIL import ImageOps
 
 from hpt import HPTConfig, HPTTrainer, InputError, ZeroShotClassifier, load_benchmark
 from hpt.data.benchmark import StreamingBenchmark
-from hpt.data.images import ImageTransform, collate
+from hpt.data.geometry import ImageTransform
+from hpt.data.images import collate
 from hpt.data.streams import EpochStream
 
 

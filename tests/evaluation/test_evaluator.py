@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 from hpt import PGD, InputError, RobustnessEvaluator, ZeroShotClassifier
 from hpt.attacks import NamedAttack
 from hpt.data.benchmark import Benchmark
-from hpt.data.images import ImageTransform
+from hpt.data.geometry import ImageTransform
 from hpt.evaluation.plan import Subject
 from hpt.evaluation.report import format_samples
 from hpt.evaluation.rows import LARGE_EPS, WORST_CASE

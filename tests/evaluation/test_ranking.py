@@ -11,7 +11,7 @@ import torch
 from helpers import CLASSES, make_clip, make_family, run_recipe_apart
 
 from hpt import PGD, InputError, ZeroShotClassifier
-from hpt.data.images import ImageTransform
+from hpt.data.geometry import ImageTransform
 from hpt.evaluation.figures import draw_transfer_matrix
 from hpt.evaluation.ranking import TransferMatrix, format_ranking, paired_difference, rank_proxies, recommend, share
 from hpt.models.loading import save_finished
@@ -264,7 +264,7 @@ def test_the_recipe_ranks_and_two_processes_do_as_one(saved, tmp_path):
         (["--dataset", "mnist"], "Unknown benchmark 'mnist'; known: digits"),
         (["--proxies", "target=somewhere"], "'target' is given twice"),
         (["--proxies", "no/model"], "Can't load the model 'no/model'"),
-        (["--dataset", "cifar10=nowhere", "--proxies", "a/b/model"], "the model 'a/b/model': there is no such folder"),
+        (["--dataset", "cifar10=o/nowhere", "--proxies", "a/b/model"], "the model 'a/b/model': there is no such folder"),
         (["--dataset", "all"], "all is sixteen benchmarks, where one is needed"),
     ],
     ids=["eps", "steps", "samples", "dataset", "names", "model", "model before data", "all"],

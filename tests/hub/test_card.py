@@ -15,7 +15,7 @@ from PIL import Image
 from hpt import HPTConfig, InputError, RobustnessEvaluator, ZeroShotClassifier
 from hpt.cli import parse_config
 from hpt.data.benchmark import Benchmark
-from hpt.data.images import ImageTransform
+from hpt.data.geometry import ImageTransform
 from hpt.evaluation.processor_check import compare_with_processor
 from hpt.evaluation.rows import ADDED
 from hpt.hub.card import write_card

@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 
 from hpt import InputError, ZeroShotClassifier
 from hpt.data.benchmark import Benchmark
-from hpt.data.images import ImageTransform
+from hpt.data.geometry import ImageTransform
 from hpt.training.checkpoints import MANIFEST, last_checkpoint, read_manifest, write_manifest
 from hpt.training.resumable import TERMINATED, CheckpointError
 from hpt.training.trainer import NonFiniteLossError

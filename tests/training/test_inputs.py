@@ -8,7 +8,8 @@ from helpers import CLASSES, assert_same, make_clip, make_dataset, make_trainer,
 
 from hpt import HPTConfig, HPTTrainer, InputError, ZeroShotClassifier
 from hpt.data.benchmark import Benchmark, StreamingBenchmark
-from hpt.data.images import ImageTransform, to_unit_range
+from hpt.data.geometry import ImageTransform
+from hpt.data.images import to_unit_range
 from hpt.training.inputs import as_benchmark
 
 

@@ -9,7 +9,7 @@ from transformers import CLIPModel, CLIPProcessor, SiglipModel, SiglipProcessor
 
 from hpt import InputError, load_benchmark, load_proxy
 from hpt.data.benchmark import Benchmark
-from hpt.data.images import ImageTransform
+from hpt.data.geometry import ImageTransform
 from hpt.evaluation.comparison import measure
 from hpt.evaluation.subject import Subject
 from hpt.training.pretraining import (

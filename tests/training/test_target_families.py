@@ -8,7 +8,7 @@ from transformers import VisionTextDualEncoderProcessor, ViTImageProcessorPil
 
 from hpt import RobustnessEvaluator, ZeroShotClassifier
 from hpt.data.benchmark import Benchmark
-from hpt.data.images import ImageTransform
+from hpt.data.geometry import ImageTransform
 from hpt.models.loading import load_dual_encoder, save_finished
 from hpt.models.lora import add_lora, merged
 

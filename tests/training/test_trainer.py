@@ -17,7 +17,7 @@ from transformers import AutoProcessor, CLIPModel, TrainerCallback
 
 from hpt import InputError, ZeroShotClassifier
 from hpt.data.benchmark import Benchmark
-from hpt.data.images import ImageTransform
+from hpt.data.geometry import ImageTransform
 from hpt.training.diagnostics import DIAGNOSTICS
 from hpt.training.objectives import Objective
 from hpt.training.pretraining import PretrainingConfig, build_siglip
