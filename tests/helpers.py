@@ -9,6 +9,7 @@ from runpy import run_path
 
 import datasets
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 import transformers
@@ -16,7 +17,7 @@ from PIL import Image
 from torch import nn
 from transformers import CLIPImageProcessorPil, CLIPProcessor, TrainerCallback
 
-from hpt import HPTConfig, HPTTrainer, ZeroShotClassifier
+from hpt import HPTConfig, HPTTrainer, InputError, ZeroShotClassifier
 from hpt.data.benchmark import Benchmark
 from hpt.data.geometry import ImageTransform
 from hpt.evaluation.rows import LARGE_EPS, WORST_CASE, Row
@@ -131,6 +132,13 @@ def run_recipe(script: str, *arguments) -> None:
         run_path(str(recipe))["main"]()
     finally:
         sys.argv = before
+
+
+def refusal_of(script: str, *arguments) -> str:
+    """The line with which a recipe in this process refuses what it is given."""
+    with pytest.raises(InputError) as refused:
+        run_recipe(script, *arguments)
+    return str(refused.value)
 
 
 def run_recipe_apart(script: str, *arguments, processes: int = 1, cwd=None) -> subprocess.CompletedProcess:
