@@ -52,6 +52,12 @@ class SeenByModels:
             )
         return self.transform
 
+    @property
+    def _feature(self) -> datasets.Image:
+        """How images are decoded: in the mode that the dataset asks for, if it asks for one."""
+        kind = self.dataset.features["image"]
+        return datasets.Image(mode=kind.mode) if isinstance(kind, datasets.Image) else datasets.Image()
+
     def _to_pixels(self, image: Image.Image, sample_id: int) -> torch.Tensor:
         augment = None if self.augmentation is None else partial(self.augmentation, sample_id)
         return self._known_transform()(image, augment)
@@ -116,8 +122,8 @@ class Benchmark(SeenByModels, torch.utils.data.Dataset):
 
     def __getitems__(self, rows: list[int]) -> list[dict]:
         """Several rows at once, as `DataLoader` asks for them: the table is read once for all of them."""
-        encoded, feature = self._encoded
-        examples, ids = encoded[rows], rows if self.sample_ids is None else self.sample_ids[rows].tolist()
+        ids = rows if self.sample_ids is None else self.sample_ids[rows].tolist()
+        examples, feature = self._encoded[rows], self._feature
         images = [
             decode_image(image, f"row {sample_id} of {self.name} ({self.split})", feature)
             for sample_id, image in zip(ids, examples["image"], strict=True)
@@ -128,10 +134,9 @@ class Benchmark(SeenByModels, torch.utils.data.Dataset):
         ]
 
     @cached_property
-    def _encoded(self) -> tuple[Dataset, datasets.Image]:
-        """The rows with undecoded images, so that each is decoded, and named if it can't be, by itself; and how."""
-        encoded = self.dataset.with_format(None).cast_column("image", datasets.Image(decode=False))
-        return encoded, datasets.Image(mode=self.dataset.features["image"].mode)
+    def _encoded(self) -> Dataset:
+        """The rows with undecoded images, so that each is decoded, and named if it can't be, by itself."""
+        return self.dataset.with_format(None).cast_column("image", datasets.Image(decode=False))
 
     def ids(self) -> np.ndarray:
         """Of each row, its number in the whole split, which fixes its noise."""
@@ -194,7 +199,7 @@ class StreamingBenchmark(SeenByModels, torch.utils.data.IterableDataset):
         label, image = self._read_label(example["label"], row), self._read_file(example["image"], row)
         checksum = _checksum(image)
         if isinstance(image, dict):
-            image = decode_image(image, f"{row} of {self.name} ({self.split})")
+            image = decode_image(image, f"{row} of {self.name} ({self.split})", self._feature)
         pixel_values = self._to_pixels(image, checksum)
         return {"pixel_values": pixel_values, "labels": label, "sample_ids": checksum}
 
@@ -206,7 +211,7 @@ class StreamingBenchmark(SeenByModels, torch.utils.data.IterableDataset):
         for row, example in enumerate(examples):
             example["label"] = self._read_label(example["label"], f"row {row}")
             example["image"] = self._read_file(example["image"], f"row {row}")
-        features = datasets.Features(self.dataset.features | {"image": datasets.Image()})
+        features = datasets.Features(self.dataset.features | {"image": self._feature})
         dataset = Dataset.from_list(examples, features)
         check_labels(dataset, self.class_names, f"{self.name} ({self.split})")
         ids = np.array([_checksum(example["image"]) for example in examples])

@@ -10,7 +10,6 @@ import re
 from collections import Counter
 from pathlib import Path
 
-import datasets
 from datasets import Dataset, IterableDataset, Value
 
 from hpt.errors import InputError
@@ -127,7 +126,7 @@ def renumber(dataset: Dataset | IterableDataset, numbers: list[int]):
     features = encoded.features.copy()
     features["label"] = Value("int64")
     renumbered = encoded.map(_relabel, fn_kwargs={"new": new}, features=features)
-    return renumbered.cast_column("image", datasets.Image())
+    return renumbered.cast_column("image", dataset.features["image"])
 
 
 def _relabel(row: dict, new: dict[int, int]) -> dict:

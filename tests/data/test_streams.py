@@ -10,7 +10,8 @@ from helpers import CLASSES, assert_same, make_clip, make_dataset, make_trainer,
 from PIL import ImageOps
 
 from hpt import HPTConfig, HPTTrainer, InputError, ZeroShotClassifier, load_benchmark
-from hpt.data.benchmark import StreamingBenchmark
+from hpt.data.benchmark import Benchmark, StreamingBenchmark
+from hpt.data.classes import renumber
 from hpt.data.geometry import ImageTransform
 from hpt.data.images import collate
 from hpt.data.streams import EpochStream
@@ -186,6 +187,17 @@ def test_a_users_stream_gives_the_files_or_says_how(tmp_path, change):
         for read in (list, lambda rows: rows.take(2)):
             with pytest.raises(InputError, match=r"rows \(train\) were decoded by a map.*call .decode\(False\) on"):
                 read(streamed(changed))
+
+
+def test_a_stream_is_decoded_in_the_mode_that_the_dataset_asks_for():
+    """As it is in memory; also with other labels."""
+    grey = make_dataset(4).cast_column("image", datasets.Image(mode="L"))
+    expected = Benchmark("rows", "train", grey, CLASSES, "{}", ImageTransform())
+    stream = grey.to_iterable_dataset()
+    for rows in (streamed(stream), streamed(stream).take(4), streamed(renumber(stream, [0, 1, 2]))):
+        for item, in_memory in zip(rows, expected, strict=True):
+            assert torch.equal(item["pixel_values"], in_memory["pixel_values"])
+    assert torch.equal(item["pixel_values"][0], item["pixel_values"][1])
 
 
 def test_images_that_a_map_made_are_taken_as_they_are(tmp_path):
