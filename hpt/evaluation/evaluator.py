@@ -26,13 +26,13 @@ from hpt.errors import InputError, check_at_least, message_of
 from hpt.evaluation.plan import Task, plan_attack, plan_clean, plan_large_eps
 from hpt.evaluation.progress import PassCounter, Progress
 from hpt.evaluation.results import ResultsFolder
-from hpt.evaluation.rows import CLEAN, LARGE_EPS, WORST_CASE, Row, Rows, predicted_shares
+from hpt.evaluation.rows import LARGE_EPS, Row, Rows
 from hpt.evaluation.scoring import score_batch, score_images
 from hpt.evaluation.subject import Subject
-from hpt.files import digest
+from hpt.evaluation.summary import counts_against_model, find_worst_case, summarise
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.processes import join_processes
-from hpt.radius import Radius, as_radii
+from hpt.radius import as_radii
 from hpt.references import refuse_same_names
 
 
@@ -196,8 +196,8 @@ class RobustnessEvaluator:
                 if failures is None:
                     raise
                 failures.append(message_of(error))
-        own = {row.radius for row in rows if _counts_against_model(row)}
-        return rows + [self._worst_case(tasks[0], radius) for radius in self.radii if radius in own]
+        own = {row.radius for row in rows if counts_against_model(row)}
+        return rows + [find_worst_case(self.results, tasks[0], radius) for radius in self.radii if radius in own]
 
     def _finish(self, task: Task, progress: Progress) -> Row:
         """The task's row, from the results or by working off the batches that they lack."""
@@ -217,12 +217,10 @@ class RobustnessEvaluator:
         problems = [line for line in gather_object([problem]) if line is not None]
         if problems:
             raise InputError(f"{task}: {problems[0]}")
-        row = self._summarise(task, [done[batch] for batch in range(task.num_batches)])
-        self.results.add_row(row)
-        return row
+        return summarise(self.results, task)
 
     def _check_predictions(self, task: Task) -> None:
-        if len(self._predicted(task.key)) != len(task.benchmark):
+        if len(self.results.predicted(task.key)) != len(task.benchmark):
             raise InputError(
                 f"{self.results.folder} has the row of {task}, but not its predictions: bring predictions-*.jsonl "
                 "back, or give another output_dir."
@@ -302,7 +300,7 @@ class RobustnessEvaluator:
         if not attacked:
             return []
         task = attacked[0]
-        before = self._predicted(task.clean.key)
+        before = self.results.predicted(task.clean.key)
         right = np.flatnonzero(before == np.asarray(task.benchmark.dataset["label"][:]))[:number]
         if len(right) == 0:
             return []
@@ -322,67 +320,6 @@ class RobustnessEvaluator:
             }
             for place, row in enumerate(right)
         ]
-
-    # Rows
-
-    def _predicted(self, key: str) -> np.ndarray:
-        """Predicted classes of the samples of the row with that digest, as far as they are there, in order."""
-        records = self.results.predictions.get(key, {})
-        return np.concatenate([np.empty(0, int), *(records[batch]["predictions"] for batch in sorted(records))])
-
-    def _summarise(self, task: Task, records: list[dict]) -> Row:
-        """The row of a task all of whose batches are there."""
-        more = {"seconds": sum(record["seconds"] for record in records)}
-        if task.attack is None:
-            more |= {"stochastic": records[0]["stochastic"]}
-            more |= predicted_shares(self._predicted(task.key), np.asarray(task.benchmark.dataset["label"][:]))
-            return self._row(task.settings, task, [], **more)
-        more["zero_gradient"] = sum(record["zero_gradient"] for record in records)
-        parts = {part: 0 for record in records for part in record["broken_by"]}
-        more["broken_by"] = {part: sum(record["broken_by"].get(part, 0) for record in records) for part in parts}
-        return self._row(task.settings, task.clean, [self._predicted(task.key)], **more)
-
-    def _worst_case(self, clean: Task, radius: Radius) -> Row:
-        """The row of the samples that are right under every attack of that radius in the results."""
-        subject = self.results.rows[clean.key].subject()
-        rows = {
-            key: row
-            for key, row in self.results.rows.items()
-            if (row.subject(), row.radius) == (subject, radius) and _counts_against_model(row)
-        }
-        settings = clean.settings | {"attack": WORST_CASE, "attacked": subject["model"]}
-        settings |= {"eps": float(radius), "norm": radius.norm}
-        settings |= {"parameters": {"attacks": sorted(row.attack for row in rows.values())}}
-        key = digest(settings)
-        if key not in self.results.rows:
-            seconds = sum(row.seconds for row in rows.values())
-            predicted = [self._predicted(attack) for attack in rows]
-            self.results.add_row(self._row(settings, clean, predicted, seconds=seconds))
-        return self.results.rows[key]
-
-    def _row(self, settings: dict, clean: Task, under_attack: list[np.ndarray], **more) -> Row:
-        """A row of the accuracy without an attack and under all of the attacks given by their predictions."""
-        from hpt.evaluation.metrics import CleanAccuracy, MeanPerClassAccuracy, RobustAccuracy
-
-        number = settings["n"]
-        labels = np.asarray(clean.benchmark.dataset["label"][:number])
-        data = {"predictions": self._predicted(clean.key)[:number], "references": labels}
-        if under_attack:
-            measured = RobustAccuracy().compute(**data, adversarial_predictions=np.stack(under_attack, axis=1))
-        else:
-            measured = CleanAccuracy().compute(**data)
-        accuracy, low, high, _ = measured.values()
-        if clean.benchmark.mean_per_class:
-            right = np.all([predicted == labels for predicted in (data["predictions"], *under_attack)], axis=0)
-            data["predictions"] = np.where(right, labels, -1)
-            more |= MeanPerClassAccuracy().compute(**data)
-            more.pop("n")
-        return Row(**settings, source=clean.benchmark.source, accuracy=accuracy, low=low, high=high, **more)
-
-
-def _counts_against_model(row: Row) -> bool:
-    """Whether a row is of an attack that the model had to withstand itself."""
-    return row.attack not in (CLEAN, WORST_CASE, LARGE_EPS) and not row.named_attack.scored_on_proxy
 
 
 def _finite(logits: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,8 @@ import json
 from dataclasses import asdict, fields
 from pathlib import Path
 
+import numpy as np
+
 import hpt
 from hpt.data.benchmark import Benchmark
 from hpt.errors import InputError
@@ -92,6 +94,11 @@ class ResultsFolder:
         if self.folder is not None:
             append_line(self.folder / f"predictions-{self.rank}.jsonl", record)
         return record
+
+    def predicted(self, row: str) -> np.ndarray:
+        """Predicted classes of the samples of the row with that digest, as far as they are there, in order."""
+        records = self.predictions.get(row, {})
+        return np.concatenate([np.empty(0, int), *(records[batch]["predictions"] for batch in sorted(records))])
 
     def save_samples(self, benchmark: Benchmark) -> None:
         """Write the ids of a benchmark's samples, their numbers in the whole split, to `samples_BENCHMARK.json`."""
