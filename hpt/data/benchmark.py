@@ -105,7 +105,7 @@ class Benchmark(SeenByModels, torch.utils.data.Dataset):
         if smallest < enlarged:
             warnings.warn(
                 f"{self.name} ({self.split}) has images of {smallest} pixels, which are enlarged to the model's "
-                f"{enlarged} and attacked there: with native_resolution they are attacked as they are.",
+                f"{enlarged} and attacked there: with geometry=native they are attacked as they are.",
                 stacklevel=4,
             )
 

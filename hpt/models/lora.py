@@ -29,10 +29,7 @@ from transformers.utils import cached_file
 from hpt.errors import InputError, check_known
 from hpt.models.families import check_dual_encoder, family_of
 from hpt.models.sources import BASE_FILE
-from hpt.models.weights import check_complete
-
-
-TRAINABLE = ("vision", "all")
+from hpt.models.weights import TRAINABLE, check_complete
 
 
 def add_lora(

@@ -12,6 +12,7 @@ from hpt.errors import InputError
 from hpt.models.families import family_of, plain_model
 
 
+TRAINABLE = ("vision", "all")  # towers that train
 # Where PEFT keeps the layer or module that an adapter changes or stands in for
 BELOW_ADAPTER = re.compile(r"\.(?:base_layer|original_module)(?=\.)")
 

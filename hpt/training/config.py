@@ -11,6 +11,7 @@ from transformers.trainer_utils import HubStrategy, SchedulerType
 from hpt.data.augmentation import AUGMENTATIONS
 from hpt.errors import InputError, check_at_least, check_known
 from hpt.files import check_folder
+from hpt.models.weights import TRAINABLE
 from hpt.prompts import DEFAULT_TEMPLATE, check_templates
 from hpt.radius import Fraction, Radius, check_step_size
 from hpt.training.gpd import ANCHOR, TRANSFER, GPDSchedule, check_epochs
@@ -19,7 +20,6 @@ from hpt.training.trackers import check_trackers
 from hpt.training.unsupported import ROBUST_TRAINING, refuse_unsupported
 
 
-TRAINABLE = ("vision", "all")
 SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")  # what accelerate can be told to launch with
 DTYPES = ("float32", "bfloat16", "float16")
 KL_REDUCTIONS = ("mean", "sum")
