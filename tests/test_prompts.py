@@ -45,7 +45,7 @@ def test_what_is_no_template_is_refused_before_prompts_are_encoded(tmp_path, pla
         elif place == "pretraining":
             PretrainingConfig(str(tmp_path), use_cpu=True, caption_templates=template)
         elif place == "benchmark":
-            load_benchmark("nowhere=no/such/folder", template=template)
+            load_benchmark("mine=owner/birds", template=template)
         else:
             load_benchmark("digits", template=template)
 
