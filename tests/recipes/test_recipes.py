@@ -110,9 +110,8 @@ def test_parquet_shards_are_streamed(tmp_path):
     arguments = ["--config", tmp_path / "quick.yaml", "--train_dataset", f"shards={tmp_path / 'shards'}"]
     text = (tmp_path / "quick.yaml").read_text().replace("max_train_samples: 64\n", "")
     (tmp_path / "quick.yaml").write_text(text)
-    run = launch(
-        "hpt_gpd.py", *arguments, "--streaming", "True", "--steps_per_epoch", 3, "--dataloader_num_workers", 2
-    )
+    arguments += ["--streaming", "True", "--steps_per_epoch", 3, "--dataloader_num_workers", 2]
+    run = run_recipe_apart("hpt_gpd.py", *arguments)
     assert run.returncode == 0, run.stderr
     state = json.loads((tmp_path / "checkpoint-6" / "trainer_state.json").read_text())
     assert state["global_step"] == 6 and state["epoch"] == 2
@@ -293,7 +292,7 @@ def test_the_plan_of_an_evaluation_is_printed_and_nothing_runs(two_models, tmp_p
     assert "Missing: cifar10: Can't load the dataset 'no/where'" in plan and not list(tmp_path.iterdir())
 
 
-def test_evaluation_end_to_end(two_models):
+def test_evaluation_end_to_end(two_models, capsys):
     arguments = evaluation_arguments(["first", "second"], two_models, "--benchmarks", "digits", "cifar10=no/where")
     run = run_recipe_apart("evaluate.py", *arguments)
     assert run.returncode == 1, run.stderr  # one benchmark is missing, the other was evaluated
@@ -312,15 +311,15 @@ def test_evaluation_end_to_end(two_models):
         assert (output / f"{picture}.png").read_bytes()[:4] == b"\x89PNG"
 
     arguments = evaluation_arguments(["second"], two_models, "--benchmarks", "digits")
-    again = run_recipe_apart("evaluate.py", *arguments, "--attacks", "cw:steps=1", "--eps", "4/255")
-    assert again.returncode == 0, again.stderr
-    assert f"The evaluation in {output} goes on: 2 of 3 rows are there." in again.stdout
+    run_recipe("evaluate.py", *arguments, "--attacks", "cw:steps=1", "--eps", "4/255")
+    again = capsys.readouterr().out
+    assert f"The evaluation in {output} goes on: 2 of 3 rows are there." in again
     for line in (
         "| first  | PGD-1      |",
         "| second | CW-1       |",
         "l_inf eps = 16/255",
     ):  # all that the folder has
-        assert line in again.stdout
+        assert line in again
     assert json.loads((output / "results.jsonl").read_text().splitlines()[-1])["parameters"] == {
         "attacks": ["cw:steps=1", "pgd:steps=1"]
     }
