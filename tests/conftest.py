@@ -23,6 +23,8 @@ from hpt.models.loading import save_finished  # noqa: E402
 
 
 datasets.disable_progress_bars()
+# Seconds that a stream waits at its end, or Arrow's threads could abort a Python that ends right then: 5 by default
+datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0.2
 
 
 @pytest.fixture
