@@ -92,6 +92,11 @@ def own_class_names(given, name: str) -> list[str] | None:
         return given.class_names
     if isinstance(given, torch.utils.data.Subset):
         return own_class_names(given.dataset, name)
+    if isinstance(given, torch.utils.data.ConcatDataset):
+        known = [names for part in given.datasets if (names := own_class_names(part, name)) is not None]
+        if any(names != known[0] for names in known):
+            raise InputError(f"The parts of {name} have different classes, or another order of them: join equal ones.")
+        return known[0] if known else None
     if not isinstance(given, Dataset | IterableDataset):
         classes = getattr(given, "classes", None)  # torchvision's; ImageNet's are tuples of synonyms
         return classes and [kind if isinstance(kind, str) else kind[0] for kind in classes]

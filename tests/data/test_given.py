@@ -8,7 +8,7 @@ import torch
 from datasets import Array3D, ClassLabel, Dataset, Features, Value
 from helpers import CLASSES, make_benchmark, make_dataset
 from PIL import ExifTags, Image
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from hpt import InputError
 from hpt.data.geometry import ImageTransform
@@ -84,6 +84,7 @@ TAKEN = {
     "TensorDataset": lambda folder: TensorDataset(torch.stack(list(map(tensor, PIXELS))), torch.tensor(LABELS)),
     "Subset of pairs": lambda folder: Subset(Pairs(), range(12)),
     "Subset of a table": lambda folder: Subset(PLAIN, range(12)),
+    "joined pairs": lambda folder: ConcatDataset([Subset(Pairs(), range(5)), Subset(Pairs(), range(5, 12))]),
 }
 
 
@@ -103,6 +104,10 @@ def test_what_means_the_same_images_is_taken(kind, tmp_path):
     ("given", "reason"),
     [
         (datasets.DatasetDict(train=PLAIN, test=PLAIN), "is a DatasetDict: give one of its splits, train, test"),
+        (
+            ConcatDataset([Pairs(), Pairs(classes=CLASSES[::-1])]),
+            "The parts of the set have different classes, or another order of them",
+        ),
         (PLAIN.with_transform(lambda rows: rows), r"has a transform, .* give it without, by with_format\(None\)"),
         (
             "digits",
