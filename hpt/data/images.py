@@ -191,6 +191,7 @@ def unusable_named(where: str) -> Iterator[None]:
         yield
     except Exception as error:
         reason = str(error) if isinstance(error, SAID_BY_PILLOW) else f"{type(error).__name__}: {error}"
+        reason = reason.partition(" <_io.BytesIO")[0]  # Pillow's word for a file in memory
         raise InputError(f"The image in {where} can't be used: {' '.join(reason.split())}.") from error
 
 

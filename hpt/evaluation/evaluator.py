@@ -118,7 +118,7 @@ class RobustnessEvaluator:
             InputError: for images that can't be read, logits that aren't finite, or results from other settings in
                 `output_dir`.
         """
-        subject = Subject(ZeroShotClassifier(model.eval(), processor), name)
+        subject = Subject(ZeroShotClassifier(model, processor).eval(), name)
         benchmarks = as_benchmarks(benchmarks)
         if not benchmarks:
             raise InputError("There is nothing to evaluate on: give benchmarks.")

@@ -56,7 +56,8 @@ class Task:
     def __str__(self) -> str:
         row = self.settings
         eps = "" if self.attack is None else f" at {self.attack.radius}"
-        return f"{row['model']}, {row['benchmark']}, {row['attack']}{eps}"
+        model = row["model"] or "the model"  # one that was neither loaded nor named
+        return f"{model}, {row['benchmark']}, {row['attack']}{eps}"
 
 
 def plan_clean(subject: Subject, benchmark: Benchmark, seed: int, batch_size: int, max_samples: int | None) -> Task:

@@ -46,7 +46,7 @@ def _of_trained(folder: ModelFolder) -> str:
     purpose = f" to withstand small adversarial changes of its input{_taught_by(run)}" if run["objective"] else ""
     unknown = [] if run["objective"] else ["What that step minimises, and how it attacks images, isn't recorded."]
     sentences = [
-        f"A {_adapter(run) if folder.is_adapter else ''}`{folder.model['architecture']}`, of which {parts} "
+        f"{_adapters(run) if folder.is_adapter else 'A'} `{folder.model['architecture']}`, of which {parts} "
         f"fine-tuned by {_method(run)}{_cited(run)}{purpose}.",
         *unknown,
         "It classifies images by any class names, as the vanilla model does that it was made from "
@@ -63,9 +63,9 @@ def _of_trained(folder: ModelFolder) -> str:
     return " ".join(sentences)
 
 
-def _adapter(run: dict) -> str:
-    """`LoRA adapter for a `, of a run that trained LoRA adapters."""
-    return f"{run['adapter'].partition(' ')[0]} adapter for a "
+def _adapters(run: dict) -> str:
+    """`LoRA adapters for a`, of a run that trained LoRA adapters."""
+    return f"{run['adapter'].partition(' ')[0]} adapters for a"
 
 
 def is_hpt_gpd(run: dict) -> bool:

@@ -200,7 +200,7 @@ def broken_benchmark(content):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"not an image", "cannot identify image file"),
+        (b"not an image", r"cannot identify image file\.$"),
         (encoded(Image.new("I;16", (8, 8))), "its mode 'I;16' has more than 8 bits"),
         (encoded(Image.new("F", (8, 8)), "TIFF"), "its mode 'F' has more than 8 bits"),
         (b"P6\n8 x\n255\n" + bytes(192), "ValueError: invalid literal"),

@@ -498,6 +498,15 @@ def test_settings_that_cannot_be_meant_are_refused(settings, message):
         make_evaluator(**settings)
 
 
+def test_what_is_no_model_is_refused_and_one_without_a_name_is_called_the_model(model_and_processor, benchmark):
+    with pytest.raises(InputError, match="str isn't a dual encoder"):
+        make_evaluator()("a path", model_and_processor[1], benchmark)
+    encoded = benchmark.dataset.cast_column("image", datasets.Image(decode=False))
+    cut_off = encoded.map(lambda row: {"image": {"bytes": row["image"]["bytes"][:60], "path": None}})
+    with pytest.raises(InputError, match="^the model, random, clean: The image in row 0 of random .* truncated"):
+        make_evaluator()(*model_and_processor, replace(benchmark, dataset=cut_off.cast(benchmark.dataset.features)))
+
+
 @pytest.mark.parametrize(
     ("eps", "radii"),
     [("8/255", [8 / 255]), (["8/255", 0.01], [0.01, 8 / 255]), ((0.1, "0.1"), [0.1]), (np.float64(0.1), [0.1])],

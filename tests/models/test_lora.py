@@ -214,6 +214,8 @@ def test_any_adapters_of_peft_train_resume_and_load(tmp_path, images, called):
     save_finished(whole.model, processor, tmp_path / "run" / "adapter")
     whole.describe(tmp_path / "run" / "adapter")
     run = ModelFolder(tmp_path / "run" / "adapter").run
+    card = (tmp_path / "run" / "adapter" / "README.md").read_text()
+    assert f"{called.partition(' ')[0]} adapters for a `CLIPModel`, of which the vision tower was" in card
     assert run["adapter"] == called and run["target"]["parameters"] == base.num_parameters()
     proxy = load_proxy(str(tmp_path / "run" / "adapter")).with_classes(CLASSES)
     expected = ZeroShotClassifier(whole.model.eval(), processor, CLASSES)(images)
