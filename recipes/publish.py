@@ -18,7 +18,7 @@ from hpt.hub.card import write_card
 from hpt.hub.contents import published_files
 from hpt.hub.evaluations import add_saved_evaluations
 from hpt.hub.folder import ModelFolder
-from hpt.hub.push import publish
+from hpt.hub.push import check_repository_id, publish
 
 
 @dataclass
@@ -44,6 +44,7 @@ def main():
     publication, _ = parse_config((Publication,))
     run = Path(publication.run)
     evaluated, repo_id = bool(publication.evaluations), publication.hub_model_id or run.resolve().name
+    check_repository_id(repo_id)
 
     # The model, with its evaluations and card
     folder = ModelFolder.of_run(run, merged=publication.merged, evaluated=evaluated, unfinished=publication.unfinished)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import yaml
 
-from hpt.errors import InputError
+from hpt.errors import InputError, did_you_mean_path
 from hpt.evaluation.results import as_rows
 from hpt.evaluation.rows import Row
 from hpt.files import parse_lines, read_text
@@ -70,6 +70,8 @@ class ModelFolder:
         paths = [path for path in (run, *(run / name for name in names)) if (path / TRAINING_FILE).is_file()]
         if not paths and evaluated and (run / CONFIG_FILE).is_file():
             return cls(run)
+        if not paths and not run.is_dir():
+            raise InputError(f"There is no folder {str(run)!r}{did_you_mean_path(str(run))}")
         if not paths:
             raise InputError(
                 f"{run} isn't a finished run: neither it nor its robust/ has a {TRAINING_FILE}, which "

@@ -16,6 +16,7 @@ from huggingface_hub import (
     get_token,
 )
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.utils import validate_repo_id
 
 from hpt.errors import InputError, PushFailed, causes
 from hpt.hub.card import write_card
@@ -28,6 +29,21 @@ from hpt.hub.folder import ModelFolder
 CREATE, READ, UPLOAD, COMMIT = "making the repository", "reading what it has", "uploading large files", "committing"
 UNREACHABLE = {"TransportError", "ConnectionError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"}
 WEIGHTS_OF_ANY = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
+
+
+def check_repository_id(repo_id: str) -> None:
+    """Refuse what can't be the id of a repository, without asking the Hub.
+
+    Raises:
+        InputError: saying what an id is made of.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise InputError(
+            f"hub_model_id is {repo_id!r}, but must be NAME, USER/NAME or ORGANISATION/NAME, of letters, digits, -, _ "
+            "and single dots."
+        ) from error
 
 
 def prepare_repository(
@@ -46,6 +62,7 @@ def prepare_repository(
             `private`.
         PushFailed: if the Hub can't be reached, naming the step that failed.
     """
+    check_repository_id(repo_id)
     api = HfApi(token=token)
     if not (token or get_token()):
         raise InputError("There is no token for the Hub: run `hf auth login` or set HF_TOKEN.")
@@ -185,8 +202,6 @@ def explain_push_error(repo_id: str, step: str, error: Exception, there: list[st
     responses = [cause.response for cause in http_errors if cause.response is not None]
     status = responses[-1].status_code if responses else None
     message = " ".join(str(error).split()).rstrip(".")
-    if isinstance(error, HFValidationError):
-        return InputError(f"hub_model_id is {repo_id!r}, but must be NAME, USER/NAME or ORGANISATION/NAME.")
     if isinstance(error, LocalTokenNotFoundError) or status == 401:
         return InputError(f"The Hub doesn't take the token: run `hf auth login` or set HF_TOKEN to push to {repo_id}.")
     if status in (403, 404):

@@ -325,6 +325,21 @@ def test_what_is_no_finished_run_is_refused(hub, folder, prepare, line):
     assert not hub.requests
 
 
+@pytest.mark.parametrize(
+    ("run", "repo_id", "line"),
+    [
+        ("run", "me/my robust clip", "hub_model_id is 'me/my robust clip', but must be NAME, USER/NAME or ORGANI"),
+        ("rnu", "me/robust", "There is no folder '.*/rnu': did you mean .*/run?"),
+    ],
+)
+def test_a_mistyped_name_is_refused_before_a_card_is_written(folder, run, repo_id, line):
+    card = folder / "README.md"
+    before = card.read_text()
+    with pytest.raises(InputError, match=line):
+        run_recipe("publish.py", "--run", folder.parent.parent / run, "--hub_model_id", repo_id, "--dry_run")
+    assert card.read_text() == before
+
+
 def stop_at(folder, step):
     record = json.loads((folder / "training.json").read_text())
     (folder / "training.json").write_text(json.dumps(record | {"step": step}))
