@@ -231,6 +231,9 @@ def _raise_input_error(message: str):
     if wrong := re.fullmatch(rf"argument (--\w+)(?:/--[\w-]+)?: invalid ({'|'.join(NUMBERS)}) value: (.*)", message):
         option, kind, value = wrong.groups()
         raise InputError(f"{option} is {value}, but must be {NUMBERS[kind]}.")
+    _, is_missing, missing = message.partition("the following arguments are required: ")
+    if is_missing:
+        raise InputError(f"Needed, but not given: {re.sub(r'/--[^ ,]+', '', missing)}.")
     raise InputError(f"Can't read the settings: {message}")
 
 

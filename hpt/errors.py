@@ -52,9 +52,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def did_you_mean_path(path: str) -> str:
-    """[`did_you_mean`] among what lies in the folder in which there is no such path."""
+    """[`did_you_mean`] among what lies in the folder in which there is no such path, as a path."""
     folder = Path(path).parent
-    return did_you_mean(Path(path).name, os.listdir(folder) if folder.is_dir() else [])
+    close = closest(Path(path).name, os.listdir(folder) if folder.is_dir() else [])
+    return f": did you mean {folder / close}?" if close else "."
 
 
 def check_at_least(least: int, **settings: int) -> None:

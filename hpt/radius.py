@@ -63,9 +63,9 @@ class Radius(Fraction):
         if not 0 < number < math.inf:
             raise InputError(f"eps is {number:g}, but must be above 0 and finite, such as 1/255.")
         if norm == "linf" and number >= 1:
-            raise InputError(
-                f"eps is {number:g}, but pixels are in [0, 1] and l_inf eps below 1: did you mean {number:g}/255?"
-            )
+            hint = f": did you mean {number:g}/255?" if number.is_integer() and number < 255 else "."
+            given = eps if isinstance(eps, str) else f"{number:g}"
+            raise InputError(f"eps is {given}, but pixels are in [0, 1] and l_inf eps below 1{hint}")
         radius.norm = norm
         return radius
 

@@ -23,6 +23,13 @@ class Data:
     eps: list[Fraction] | None = field(default=None, metadata={"help": "Radii."})
 
 
+@dataclass
+class Needed:
+    """What has to be given."""
+
+    run: str
+
+
 @pytest.fixture
 def file(tmp_path):
     path = tmp_path / "run.yaml"
@@ -87,6 +94,11 @@ def test_bad_settings_are_refused(tmp_path, content, argv, message):
     path.write_text(content)
     with pytest.raises(InputError, match=message):
         parse_config((Data, HPTConfig), path, argv)
+
+
+def test_a_setting_that_is_needed_is_named_as_it_is_given():
+    with pytest.raises(InputError, match="^Needed, but not given: --run.$"):
+        parse_config((Needed,), argv=[])
 
 
 # Names of configurations

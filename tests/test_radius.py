@@ -48,6 +48,7 @@ def test_radii_are_the_same_in_the_same_norm_alone():
         (0, "linf", "eps is 0, but must be above 0 and finite"),
         (float("nan"), "l2", "eps is nan, but must be above 0"),
         ("16", "linf", "did you mean 16/255?"),
+        ("300/255", "linf", r"eps is 300/255, but pixels are in \[0, 1\] and l_inf eps below 1\.$"),
         ("4/255/2", "linf", "eps is '4/255/2', but must be a number or a fraction, such as 1/255"),
         (None, "linf", "eps is None, but must be a number"),
     ],

@@ -149,7 +149,7 @@ class NamedAttack:
         if not self.needs_proxy:
             return self.kind(**settings)
         if proxy is None:
-            raise InputError(f"The attack {str(self)!r} needs a proxy: give one from load_proxy(name).")
+            raise InputError(f"The attack {str(self)!r} needs a proxy: give one, by --proxy or from load_proxy(name).")
         return self.kind(proxy=proxy, **settings)
 
 

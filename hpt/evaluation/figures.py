@@ -94,7 +94,7 @@ def draw_training_curves(history: list[dict], boundary: int, path: str | Path) -
     rate.plot(*_series(train, "learning_rate"), color=GREY)
     rate.set(ylabel="learning rate")
     if any(entry.get("learning_rate") for entry in train):  # the first is 0 where there is a warm-up
-        rate.set_yscale("log")
+        rate.set_yscale("log", nonpositive="mask")
     for key, label, color in (
         ("train_clean_accuracy", "target, clean", BLUE),
         ("train_robust_accuracy", "target, adversarial", ORANGE),

@@ -130,7 +130,7 @@ def format_plan(progress: Progress) -> str:
     passes = sum(round((1 - share) * number) for share, number in zip(done, most, strict=True))
     seconds = [progress.seconds_left(task) for task in progress.tasks]
     if None in seconds:
-        time = "The folder has no batch that says what a pass takes, so the time isn't known: ask again after a batch."
+        time = "How long that takes isn't known before the first batch is done here: start it, and ask again."
     else:
         time = (
             f"That is {describe_duration(sum(seconds))}, from what each attack took in the folder's batches; of an "

@@ -204,7 +204,10 @@ def check_sets(train: Benchmark | StreamingBenchmark, validation, tests: list[Be
     """
     for test in tests:
         if (test.name, test.split) == (train.name, train.split):
-            raise InputError(f"{test.name} would be tested on its training images ({test.split}): give another split.")
+            raise InputError(
+                f"{test.name} would be tested on its training images ({test.split}): give a folder with train/ and "
+                "test/, or other images by --eval_datasets."
+            )
         check_images(test.dataset, test.name, same_size=test.is_native)
     if isinstance(train, StreamingBenchmark):
         check_workers(train, args.dataloader_num_workers)

@@ -376,7 +376,7 @@ def test_loading_is_timed_beside_its_floor(capsys):
     [
         (
             ["--train_dataset", "{pets}", "--eval_datasets", "{pets}"],
-            "pets would be tested on its training images (train)",
+            "pets would be tested on its training images (train): give a folder with train/ and test/",
         ),
         (
             ["--train_dataset", "{pets}", "--eval_datasets", "digits", "--eval_strategy", "epoch"],
