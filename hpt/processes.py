@@ -36,6 +36,20 @@ def join_processes(use_cpu: bool = False) -> PartialState:
     return state
 
 
+def check_trains_together(world_size: int) -> None:
+    """Refuse a training of processes that were launched together, but don't see each other.
+
+    Raises:
+        InputError: saying what makes them see each other.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if world_size != launched:
+        raise InputError(
+            f"{launched} processes were launched, but each would train alone: without GPUs, launch them by "
+            "`hpt train --num_processes N`, or give --use_cpu True."
+        )
+
+
 def set_cpu_threads(number: int | None) -> None:
     """Compute with so many threads on the CPU; for `None` with torch's own number, and say if some stay idle.
 
@@ -89,6 +103,8 @@ def launch(command: list[str], num_processes: str) -> int:
     if not num_processes.isdecimal() or int(num_processes) < 2:
         raise InputError(f"num_processes is {num_processes!r}, but must be a whole number of at least 1.")
     arguments = _launcher_arguments(command, int(num_processes))
+    if not torch.accelerator.is_available():
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # without which each process would train alone
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _pass_on)
     logging.disable(logging.ERROR)  # of torchrun, which repeats what the processes have said themselves

@@ -13,6 +13,7 @@ import pytest
 import torch
 from helpers import ONE_THREAD, ROOT, make_clip
 
+from hpt import HPTConfig
 from hpt.__main__ import COMMANDS
 from hpt.errors import InputError
 from hpt.models.loading import save_finished
@@ -163,6 +164,21 @@ def test_a_process_that_is_killed_is_named(tmp_path):
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=ONE_THREAD)
     assert run.returncode == 128 + signal.SIGKILL and time.monotonic() - start < 60
     assert run.stderr == "\nerror: Process 1 was ended by SIGKILL.\n"
+
+
+@needs_gloo
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="of machines without an accelerator")
+def test_processes_train_together_without_being_told_to_use_the_cpu(tmp_path):
+    (tmp_path / "world.py").write_text("from hpt import HPTConfig\nprint(HPTConfig('run').world_size, end='')\n")
+    code = "import sys; from hpt.processes import launch; sys.exit(launch(['world'], '2'))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=ONE_THREAD)
+    assert (run.returncode, run.stdout) == (0, "22"), run.stderr
+
+
+def test_processes_that_would_train_alone_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="2 processes were launched, but each would train alone: without GPUs, "):
+        HPTConfig("run")
 
 
 def test_cores_are_divided_unless_threads_are_set(tmp_path):

@@ -12,6 +12,7 @@ from hpt.data.augmentation import AUGMENTATIONS
 from hpt.errors import InputError, check_at_least, check_known
 from hpt.files import check_folder
 from hpt.models.weights import TRAINABLE
+from hpt.processes import check_trains_together
 from hpt.prompts import DEFAULT_TEMPLATE, check_templates
 from hpt.radius import Fraction, Radius, check_step_size
 from hpt.training.gpd import ANCHOR, TRANSFER, GPDSchedule, check_epochs
@@ -196,6 +197,7 @@ class HPTConfig(TrainingArguments):
         if self.optim_args == "momentum=0.9" and not str(getattr(self.optim, "value", self.optim)) == "sgd":
             self.optim_args = None  # SGD's default, meaningless to another optimizer
         super().__post_init__()
+        check_trains_together(self.world_size)
         refuse_unsupported(self, ROBUST_TRAINING)
         self.dataloader_pin_memory &= self.device.type != "cpu"  # which torch would warn of
         check_trackers(self.report_to)

@@ -34,6 +34,7 @@ from hpt.errors import InputError, check_known
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.loading import save_finished
 from hpt.models.weights import forward_redirected
+from hpt.processes import check_trains_together
 from hpt.prompts import DEFAULT_TEMPLATE, check_templates, make_prompts
 from hpt.training.callbacks import LogitScaleCallback
 from hpt.training.identity import describe_training
@@ -116,6 +117,7 @@ class PretrainingConfig(TrainingArguments):
                 raise InputError(f"{tower}_heads {heads} doesn't divide {tower}_hidden_size {size}.")
         super().__post_init__()
         check_trackers(self.report_to)
+        check_trains_together(self.world_size)
         refuse_unsupported(self)
         self.dataloader_pin_memory &= self.device.type != "cpu"  # which torch would warn of
 
