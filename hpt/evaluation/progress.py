@@ -126,6 +126,8 @@ def format_plan(progress: Progress) -> str:
     header = ["row", "model", "benchmark", "attack", "samples", "passes each", "left"]
     lines = [_plan_line(progress, place, task) for place, task in enumerate(progress.tasks, start=1)]
     done = [progress.done(task) for task in progress.tasks]
+    if done.count(1) == len(lines):
+        return f"{fitting_tables([header, *lines], keys=4)}\n\nAll {len(lines)} rows are done."
     most = [progress.most_passes(task) for task in progress.tasks]
     passes = sum(round((1 - share) * number) for share, number in zip(done, most, strict=True))
     seconds = [progress.seconds_left(task) for task in progress.tasks]

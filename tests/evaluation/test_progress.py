@@ -129,7 +129,7 @@ def test_a_plan_lists_rows_and_runs_nothing(subject, benchmark, tmp_path):
     assert "isn't known before the first batch is done" in page and not list(tmp_path.iterdir())
     evaluator.run(tasks)
     page = format_plan(evaluator.progress([tasks]))
-    assert "6 rows, 6 of them done. The others take at most 0 passes" in page and "That is about 0 s, from" in page
+    assert page.endswith("All 6 rows are done.")
 
 
 @pytest.mark.parametrize(
