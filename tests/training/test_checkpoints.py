@@ -103,6 +103,11 @@ def resume(folder, wanted="last", **settings):
     return trainer
 
 
+def said_by_hpt(caplog):
+    """What hpt itself logged; some versions of transformers say more."""
+    return [record.getMessage() for record in caplog.records if record.name.startswith("hpt.")]
+
+
 def log_of(folder, step=12):
     log = json.loads((folder / f"checkpoint-{step}" / "trainer_state.json").read_text())["log_history"]
     return [{key: value for key, value in entry.items() if "time" not in key and "second" not in key} for entry in log]
@@ -144,7 +149,7 @@ def test_the_log_goes_on_too(whole_run, tmp_path, step, caplog):
     shutil.copytree(whole_run / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
     resume(tmp_path)
     line = f"The run in {tmp_path} goes on with step {step + 1} of 12: it was found in checkpoint-{step}."
-    assert caplog.messages == [line]
+    assert said_by_hpt(caplog) == [line]
     assert_same_files(tmp_path, whole_run)
     assert len([entry for entry in log_of(tmp_path) if "eval_clean_accuracy" in entry]) == 4
 
@@ -152,7 +157,7 @@ def test_the_log_goes_on_too(whole_run, tmp_path, step, caplog):
 def test_a_finished_run_says_so(whole_run, caplog):
     before = (whole_run / "checkpoint-12" / MANIFEST).stat().st_mtime_ns
     resume(whole_run)
-    assert caplog.messages == [f"The run in {whole_run} is finished: it was found in checkpoint-12."]
+    assert said_by_hpt(caplog) == [f"The run in {whole_run} is finished: it was found in checkpoint-12."]
     assert (whole_run / "checkpoint-12" / MANIFEST).stat().st_mtime_ns == before
 
 
