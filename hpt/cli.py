@@ -27,6 +27,7 @@ from hpt.references import Reference
 
 WIDTH, COLUMN = 100, 34  # of what `--help` prints, and where its second column begins
 NUMBERS = {"Fraction": "a number or a fraction, such as 1/255", "float": "a number", "int": "a whole number"}
+MADE_BY_QUICKSTART = [f"outputs/quickstart/{name}" for name in ("target", "proxy", "robust")]
 ERRORS = "HPT_ERRORS"  # the variable that names the folder for the errors of processes that were launched together
 
 
@@ -142,7 +143,7 @@ def _print_error(text: str) -> None:
 def check_quickstart(models: Iterable[Reference]) -> None:
     """Refuse models of the quickstart that aren't there yet, which recipes take unless others are given."""
     for model in models:
-        if model.source.startswith("outputs/quickstart/") and not Path(model.source).exists():
+        if model.source in MADE_BY_QUICKSTART and not Path(model.source).exists():
             raise InputError(f"There is no {model.source} yet: run `hpt train`, which makes it, or give other models.")
 
 
