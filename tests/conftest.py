@@ -19,6 +19,7 @@ from stand_in_hub import TOKEN, stand_in_hub  # noqa: E402
 
 from hpt import ZeroShotClassifier  # noqa: E402
 from hpt.data.benchmark import Benchmark  # noqa: E402
+from hpt.evaluation.subject import Subject  # noqa: E402
 from hpt.models.loading import save_finished  # noqa: E402
 
 
@@ -31,6 +32,11 @@ datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0.2
 def classifier() -> ZeroShotClassifier:
     model, processor = make_clip(0)
     return ZeroShotClassifier(model.eval(), processor, CLASSES)
+
+
+@pytest.fixture
+def subject(classifier) -> Subject:
+    return Subject(classifier, "mine")
 
 
 @pytest.fixture

@@ -5,13 +5,12 @@ import re
 from io import StringIO
 
 import pytest
-from helpers import make_benchmark, make_clip
+from helpers import make_benchmark
 from tqdm import tqdm
 
-from hpt import RobustnessEvaluator, ZeroShotClassifier
+from hpt import RobustnessEvaluator
 from hpt.evaluation.progress import PassCounter, describe_duration, format_plan
 from hpt.evaluation.rows import LARGE_EPS
-from hpt.evaluation.subject import Subject
 from hpt.files import read_lines
 
 
@@ -21,12 +20,6 @@ NUMBER = 20
 def make_evaluator(folder=None, **settings):
     settings = {"attacks": ["pgd:steps=2", "cw:steps=3"], "eps": [2 / 255, 16 / 255], "batch_size": 8} | settings
     return RobustnessEvaluator(output_dir=folder, **settings)
-
-
-@pytest.fixture
-def subject():
-    model, processor = make_clip(0)
-    return Subject(ZeroShotClassifier(model.eval(), processor), "mine")
 
 
 @pytest.fixture

@@ -4,23 +4,16 @@ import json
 from dataclasses import asdict, fields, replace
 
 import pytest
-from helpers import SOUND, make_benchmark, make_clip, make_row
+from helpers import SOUND, make_benchmark, make_row
 
-from hpt import PGD, InputError, RobustnessEvaluator, ZeroShotClassifier
+from hpt import PGD, InputError, RobustnessEvaluator
 from hpt.evaluation.comparison import measure
 from hpt.evaluation.flags import find_flags
 from hpt.evaluation.plan import plan_attack, plan_clean
 from hpt.evaluation.report import describe_row, format_accuracies
 from hpt.evaluation.rows import ADDED, ALL_IMAGES, MEASURED, MEASURED_SINCE, WORST_CASE, Row, Rows, hash_benchmark
-from hpt.evaluation.subject import Subject
 from hpt.models.weights import hash_weights
 from hpt.radius import Radius
-
-
-@pytest.fixture
-def subject():
-    model, processor = make_clip(0)
-    return Subject(ZeroShotClassifier(model.eval(), processor), "mine")
 
 
 @pytest.fixture
