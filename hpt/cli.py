@@ -21,6 +21,7 @@ from transformers.hf_argparser import HfArgumentParser
 from transformers.utils.logging import disable_progress_bar
 
 from hpt.errors import InputError, TrainingStopped, did_you_mean, list_known, message_of
+from hpt.escaping import terminal
 from hpt.radius import describe_length
 from hpt.references import Reference
 
@@ -120,6 +121,9 @@ def run_recipe(main: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            _print_error(f"The path {error.filename!r} is too long.")
+            sys.exit(2)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
             raise
         _print_error(f"{error.filename or 'The output'} can't be written: {error.strerror}.")
@@ -134,10 +138,11 @@ def run_recipe(main: Callable[[], None]) -> None:
 
 def _print_error(text: str) -> None:
     """Print the line on stderr, or leave it to [`hpt.processes.launch`], which prints once what many processes say."""
+    line = terminal(text)
     if ERRORS in os.environ:
-        Path(os.environ[ERRORS], os.environ["RANK"]).write_text(text, encoding="utf-8")
+        Path(os.environ[ERRORS], os.environ["RANK"]).write_text(line, encoding="utf-8")
     else:
-        print(f"error: {text}", file=sys.stderr)
+        print(f"error: {line}", file=sys.stderr)
 
 
 def check_quickstart(models: Iterable[Reference]) -> None:

@@ -3,13 +3,15 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from os.path import expanduser
+from os.path import exists, expanduser
 from pathlib import Path
 
 from hpt.errors import InputError
+from hpt.escaping import one_line
 
 
 WITH_SETTINGS = re.compile(r"(.*?)(?::(\w+=.*))?", re.DOTALL)
+LONGEST_NAME = 255
 BETWEEN_SETTINGS = re.compile(r",(?=\w+=)")  # a comma may stand in a prompt template too
 
 
@@ -40,23 +42,23 @@ class Reference:
         Where a path can stand, `~` is the home folder, as in a shell.
         """
         text = expanduser(text)
-        if Path(text).exists():
+        if exists(text):
             return cls(text, text, named=False)
         name, equals, path = text.partition("=")
-        if equals and ":" not in name and Path(expanduser(path)).exists():
+        if equals and ":" not in name and exists(expanduser(path)):
             return cls(name, expanduser(path))
         head, listed = WITH_SETTINGS.fullmatch(text).groups()
         items = [item.split("=", 1) for item in BETWEEN_SETTINGS.split(listed)] if listed else []
         settings = {key: expanduser(value) for key, value in items}
         name, equals, place = head.partition("=")
-        if equals and not Path(head).exists():
+        if equals and not exists(head):
             return cls(name, settings=settings).at(place)
         return cls(head, settings=settings, named=False).at(head)
 
     def at(self, place: str) -> "Reference":
         """The same, to be read from a path or from `ID` or `ID@REVISION` on the Hub."""
         place = expanduser(place)
-        source, _, revision = (place, "", "") if Path(place).exists() else place.partition("@")
+        source, _, revision = (place, "", "") if exists(place) else place.partition("@")
         return replace(self, source=source, revision=revision or None)
 
     @property
@@ -80,7 +82,7 @@ class Reference:
 
 def _without_folder(text: str) -> str:
     """`PATH/cifar10` for a local path to that, and any other text as it is."""
-    local = Path(text).is_absolute() or text.startswith(("./", "../", "~")) or (text and Path(text).exists())
+    local = Path(text).is_absolute() or text.startswith(("./", "../", "~")) or exists(text)
     return f"PATH/{Path(text).name}" if local else text
 
 
@@ -89,12 +91,26 @@ def parse_model(text: str) -> Reference:
     model = Reference.parse(text)
     for key in model.settings:
         raise InputError(f"{text!r} sets {key!r}, but a model has no settings.")
+    check_names([model.name])
     return model
 
 
-def refuse_same_names(names: Iterable[str]) -> None:
-    """Refuse two things under one name, which rows couldn't tell apart."""
+def check_names(names: Iterable[str]) -> None:
+    """Refuse names that users give, or that come from a path, which tables couldn't show on a line, or tell apart.
+
+    Raises:
+        InputError: for the first that is blank or too long, has a character that can't be seen, or is there twice.
+    """
     names = list(names)
     for name in names:
+        if name != name.strip() or not name or one_line(name) != name:
+            raise InputError(
+                f"The name {name!r} is blank, or has spaces around it or characters that can't be seen: give another, "
+                "as NAME=PATH."
+            )
+        if len(name) > LONGEST_NAME:
+            raise InputError(
+                f"The name {name[:40]!r}... has {len(name)} characters: give a shorter one, as NAME=PATH."
+            )
         if names.count(name) > 1:
             raise InputError(f"{name!r} is given twice: rows of the two couldn't be told apart.")

@@ -21,6 +21,7 @@ from hpt.attacks.registry import parse_attacks
 from hpt.cli import check_quickstart, parse_config, run_recipe
 from hpt.data.loading import load_available
 from hpt.data.names import expand_all
+from hpt.escaping import markdown
 from hpt.evaluation.evaluator import check_sampling
 from hpt.evaluation.outputs import report_evaluation
 from hpt.evaluation.plan import Task
@@ -31,7 +32,7 @@ from hpt.models.loading import load_named
 from hpt.models.sources import check_source
 from hpt.processes import join_processes, set_cpu_threads
 from hpt.radius import Fraction, as_radii
-from hpt.references import Reference, parse_model, refuse_same_names
+from hpt.references import Reference, check_names, parse_model
 
 
 HERE = Path(__file__).parent
@@ -81,8 +82,8 @@ def main():
     parse_attacks(settings.attacks, settings.eps, settings.proxy)
     check_sampling(settings.max_samples, settings.batch_size, settings.num_workers, settings.seed)
     check_folder(Path(settings.output_dir))
-    refuse_same_names(dataset.name for dataset in datasets)
-    refuse_same_names(model.name for model in {*models, proxy_model} - {None})
+    check_names(dataset.name for dataset in datasets)
+    check_names(model.name for model in {*models, proxy_model} - {None})
     for model in {*models, proxy_model} - {None}:
         check_source(model.source)
     set_cpu_threads(settings.cpu_threads)
@@ -112,7 +113,8 @@ def main():
     failures = [f"{name}: {reason}" for name, reason in missing.items()]
     if settings.plan:
         if state.is_main_process:
-            print("\n".join([format_plan(evaluator.progress(planned)), *(f"Missing: {line}" for line in failures)]))
+            missing_ones = [f"Missing: {markdown(failure)}" for failure in failures]
+            print("\n".join([format_plan(evaluator.progress(planned)), *missing_ones]))
         return
     if state.is_main_process:
         print_what_is_there(evaluator, planned)

@@ -10,7 +10,6 @@ read where neither a config nor a target, proxy or dataset is given; what differ
 that was cut off continues from its last checkpoint in `output_dir`.
 """
 
-import shlex
 import shutil
 import sys
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from hpt.cli import parse_config, run_recipe
 from hpt.data.loading import load_training_data
 from hpt.data.names import expand_all
 from hpt.errors import check_known
+from hpt.escaping import shell
 from hpt.evaluation.outputs import report_comparison
 from hpt.evaluation.subject import Subject
 from hpt.hub.evaluations import add_comparison
@@ -203,7 +203,7 @@ def evaluate_command(recipe: Recipe, args: HPTConfig) -> str:
         command += ["--max_samples", str(recipe.max_eval_samples)]
     if recipe.protocol != "hpt":
         command += ["--protocol", recipe.protocol]
-    return shlex.join(command)
+    return " ".join(map(shell, command))
 
 
 def print_next_steps(output: Path, architecture: str, command: str, is_quickstart: bool) -> None:

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpt.cli import parse_config, run_recipe
+from hpt.escaping import markdown
 from hpt.files import check_folder
 from hpt.hub.leaderboard import draw_leaderboard, format_boards, left_out, make_panels, read_board, shared_columns
 from hpt.radius import Fraction
-from hpt.references import parse_model, refuse_same_names
+from hpt.references import check_names, parse_model
 
 
 @dataclass
@@ -34,13 +35,13 @@ class Selection:
 def main():
     selection, _ = parse_config((Selection,))
     models = [parse_model(text) for text in selection.models]
-    refuse_same_names(model.name for model in models)
+    check_names(model.name for model in models)
     output = check_folder(Path(selection.output_dir))
     boards = [read_board(model) for model in models]
     columns = shared_columns(boards, selection.benchmarks, selection.attacks, selection.eps)
 
     page = f"Accuracy in %, with its 95 % interval\n\n{format_boards(boards, columns)}\n"
-    page += "".join(f"\n- Left out: {line}" for line in left_out(boards, columns))
+    page += "".join(f"\n- Left out: {markdown(line)}" for line in left_out(boards, columns))
     print(f"{page}\n")
     output.mkdir(parents=True, exist_ok=True)
     (output / "leaderboard.md").write_text(f"{page}\n", encoding="utf-8")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from hpt.cli import parse_config, run_recipe
 from hpt.errors import PushFailed
+from hpt.escaping import one_line
 from hpt.hub.card import write_card
 from hpt.hub.contents import published_files
 from hpt.hub.evaluations import add_saved_evaluations
@@ -56,7 +57,7 @@ def main():
     names = published_files(folder)
     print(f"{folder} -> {repo_id}{f' ({publication.hub_revision})' if publication.hub_revision else ''}")
     for name in names:
-        print(f"{(folder.path / name).stat().st_size:>13,}  {name}")
+        print(f"{(folder.path / name).stat().st_size:>13,}  {one_line(name)}")
     if publication.dry_run:
         print("Nothing was pushed: leave out --dry_run.")
         return

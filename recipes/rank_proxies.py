@@ -27,7 +27,7 @@ from hpt.models.loading import load_named
 from hpt.models.sources import check_source
 from hpt.processes import join_processes
 from hpt.radius import Fraction, as_radii
-from hpt.references import Reference, parse_model, refuse_same_names
+from hpt.references import Reference, check_names, parse_model
 
 
 @dataclass
@@ -82,7 +82,7 @@ def check(settings: Ranking, dataset: Reference, models: list[Reference]) -> Non
     check_folder(Path(settings.output_dir))
     if "split" in dataset.settings and settings.validation_size:
         raise InputError("The dataset names its split, so nothing is held out: leave out validation_size.")
-    refuse_same_names(model.name for model in models)
+    check_names(model.name for model in models)
     for model in models:
         check_source(model.source)
     if not settings.proxies or not settings.eps:

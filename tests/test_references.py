@@ -3,7 +3,7 @@
 import pytest
 
 from hpt import InputError
-from hpt.references import Reference, parse_model, refuse_same_names
+from hpt.references import Reference, check_names, parse_model
 
 
 @pytest.mark.parametrize(
@@ -93,6 +93,6 @@ def test_a_model_has_no_settings():
 
 
 def test_two_of_one_name_are_refused():
-    refuse_same_names(model.name for model in map(parse_model, ("a=x", "b=x", "x")))
+    check_names(model.name for model in map(parse_model, ("a=x", "b=x", "x")))
     with pytest.raises(InputError, match="'a' is given twice: rows of the two couldn't be told apart"):
-        refuse_same_names(model.name for model in map(parse_model, ("a=x", "a=y")))
+        check_names(model.name for model in map(parse_model, ("a=x", "a=y")))

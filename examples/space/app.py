@@ -16,6 +16,7 @@ import torch
 
 from hpt import InputError, ZeroShotClassifier
 from hpt.cli import check_quickstart
+from hpt.escaping import terminal
 from hpt.models.loading import load_named
 from hpt.references import parse_model
 
@@ -33,7 +34,7 @@ def main():
         models = load_models(sources)
         launch = find_page()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {terminal(str(error))}", file=sys.stderr)
         sys.exit(2)
     launch(models, sources, on_digits=sources == QUICKSTART)
 

@@ -7,6 +7,7 @@ from live_attack import Attacked, attack_model, enlarge, parse_class_names, read
 from PIL import Image
 
 from hpt import InputError, ZeroShotClassifier, load_benchmark
+from hpt.escaping import code, html, markdown
 from hpt.prompts import DEFAULT_TEMPLATE
 
 
@@ -65,7 +66,7 @@ def add_inputs(digits: dict[str, Image.Image]) -> tuple[gr.Button, list]:
 
 def add_outputs(name: str, source: str, size: int) -> list:
     """A model's panels, in the order of [`fill_outputs`]."""
-    gr.Markdown(f"### {name.capitalize()}: `{source}`, attacked at {size} x {size} pixels")
+    gr.Markdown(f"### {name.capitalize()}: {code(source)}, attacked at {size} x {size} pixels")
     picture = partial(gr.Image, format="png", height=280, interactive=False, buttons=["download", "fullscreen"])
     with gr.Row():
         with gr.Column():
@@ -83,7 +84,7 @@ def add_outputs(name: str, source: str, size: int) -> list:
 def fill_outputs(result: Attacked) -> list:
     """What a model's panels show."""
     magnified = f"The perturbation is magnified {result.magnification:.0f} times; grey is no change."
-    note = f"Attacked to leave **{result.label}**. {magnified}" if result.eps else "eps is 0: no attack."
+    note = f"Attacked to leave **{markdown(result.label)}**. {magnified}" if result.eps else "eps is 0: no attack."
     pictures = [enlarge(pixels) for pixels in (result.clean, result.perturbation, result.adversarial)]
     return [pictures[0], result.before, pictures[1], note, pictures[2], result.after]
 
@@ -95,7 +96,7 @@ def attack(models: list[ZeroShotClassifier], path, names, true_class, template, 
         image, class_names = read_image(path), parse_class_names(names)
         results = [attack_model(model, image, class_names, **settings) for model in models]
     except InputError as error:
-        raise gr.Error(str(error), print_exception=False) from error
+        raise gr.Error(html(str(error)), print_exception=False) from error  # which shows HTML
     return [panel for result in results for panel in fill_outputs(result)]
 
 

@@ -7,7 +7,7 @@ from hpt.data.geometry import GEOMETRIES
 from hpt.data.records import BENCHMARKS, SIXTEEN
 from hpt.data.sources import FILE_ENDINGS
 from hpt.errors import InputError, check_known, did_you_mean_path, list_known
-from hpt.references import Reference
+from hpt.references import Reference, check_names
 
 
 # What can stand behind the colon in "birds=PATH:label_column=species,class_names=birds.txt"
@@ -39,7 +39,9 @@ def name_benchmark(reference: Reference) -> Reference:
     if reference.named and (not reference.source or not reference.name or "/" in reference.name):
         raise InputError(f"{str(reference)!r} must be NAME=PATH, with a name without /.")
     _check_place(reference)
-    return reference if reference.named else replace(reference, name=_name_of(reference))
+    benchmark = reference if reference.named else replace(reference, name=_name_of(reference))
+    check_names([benchmark.name])
+    return benchmark
 
 
 def _check_place(reference: Reference) -> None:

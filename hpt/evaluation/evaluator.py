@@ -33,7 +33,7 @@ from hpt.evaluation.summary import counts_against_model, find_worst_case, summar
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.processes import join_processes
 from hpt.radius import as_radii
-from hpt.references import refuse_same_names
+from hpt.references import check_names
 
 
 def check_sampling(max_samples: int | None, batch_size: int, num_workers: int, seed: int) -> None:
@@ -124,7 +124,7 @@ class RobustnessEvaluator:
             raise InputError("There is nothing to evaluate on: give benchmarks.")
         for benchmark in benchmarks:
             check_images(benchmark.dataset, benchmark.name, same_size=benchmark.is_native)
-        refuse_same_names(benchmark.name for benchmark in benchmarks)
+        check_names(benchmark.name for benchmark in benchmarks)
         return self.run_all([self.plan(subject, benchmark) for benchmark in benchmarks])
 
     def plan(self, subject: Subject, benchmark: Benchmark) -> list[Task]:

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 from hpt.attacks import PGD
+from hpt.escaping import mathtext
 from hpt.evaluation.report import latest
 from hpt.evaluation.rows import CLEAN, WORST_CASE, Row
 from hpt.radius import Radius
@@ -29,12 +30,12 @@ def draw_accuracy_over_eps(rows: list[Row], title: str, path: str | Path) -> Non
     for model, color in zip(dict.fromkeys(row.model for row in rows), cycle(COLORS), strict=False):
         own = sorted((row for row in rows if row.model == model), key=lambda row: row.eps or 0)
         eps = [_axis_eps(row) for row in own]
-        axes.plot(eps, [100 * row.accuracy for row in own], "o-", color=color, label=model)
+        axes.plot(eps, [100 * row.accuracy for row in own], "o-", color=color, label=mathtext(model))
         axes.fill_between(
             eps, [100 * row.low for row in own], [100 * row.high for row in own], color=color, alpha=0.15
         )
     axes.set(xlabel=_EPS_LABELS[norm], ylabel="accuracy (%)", ylim=(0, 100))
-    axes.set_title(title, fontsize=10)
+    axes.set_title(mathtext(title), fontsize=10)
     axes.set_xticks(sorted({_axis_eps(row) for row in rows}))
     axes.legend(frameon=False)
     save_figure(figure, path)
@@ -51,6 +52,7 @@ def draw_transfer_matrix(rows: list[Row], title: str, path: str | Path) -> None:
     accuracy = {(row.attacked, row.radius, row.model): 100 * row.accuracy for row in rows}
     across = min(2, len(radii))
     side = 1.6 + 0.62 * len(models)
+    names = [mathtext(model) for model in models]
     figure = Figure(figsize=(across * (side + 0.6), -(-len(radii) // across) * side + 0.4))
     panels = figure.subplots(-(-len(radii) // across), across, squeeze=False).flatten()
     for axes in panels[len(radii) :]:
@@ -71,11 +73,11 @@ def draw_transfer_matrix(rows: list[Row], title: str, path: str | Path) -> None:
                     color="white" if value > 55 else "black",
                 )
         axes.axhline(0.5, color="white", lw=3)
-        axes.set_xticks(range(len(models)), models, rotation=40, ha="right", fontsize=8)
-        axes.set_yticks(range(len(columns)), ["clean", *models], fontsize=8)
+        axes.set_xticks(range(len(models)), names, rotation=40, ha="right", fontsize=8)
+        axes.set_yticks(range(len(columns)), ["clean", *names], fontsize=8)
         axes.set_title(f"eps = {radius}", fontsize=9)
         axes.set(xlabel="scored", ylabel="made against")
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(mathtext(title), fontsize=10)
     save_figure(figure, path)
 
 
@@ -107,7 +109,9 @@ def draw_training_curves(history: list[dict], boundary: int, path: str | Path) -
         steps, values = _series(history, key)
         color = BLUE if key.endswith("clean_accuracy") else ORANGE
         name = key.removeprefix("eval_").replace("_", " ")
-        accuracy.plot(steps, [100 * value for value in values], "o", color=color, label=f"evaluation: {name}")
+        accuracy.plot(
+            steps, [100 * value for value in values], "o", color=color, label=mathtext(f"evaluation: {name}")
+        )
     accuracy.set(ylabel="accuracy (%)", xlabel="optimizer step", ylim=(0, 100))
     accuracy.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     last = max(entry["step"] for entry in history)
@@ -137,9 +141,9 @@ def draw_accuracy_bars(rows: list[Row], title: str, path: str | Path) -> None:
             axes.text(
                 place, 100 * shown[model].high + 1.5, f"{100 * shown[model].accuracy:.1f}", ha="center", fontsize=9
             )
-    axes.set_xticks(range(len(models)), models)
+    axes.set_xticks(range(len(models)), [mathtext(model) for model in models])
     axes.set(ylabel="accuracy (%)", ylim=(0, 108), yticks=range(0, 101, 20))
-    axes.set_title(title, fontsize=10)
+    axes.set_title(mathtext(title), fontsize=10)
     axes.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.1))
     save_figure(figure, path)
 
@@ -155,17 +159,20 @@ def draw_robustness_curves(rows: list[Row], benchmark: str, norm: str, path: str
         own = sorted((row for row in rows if row.model == model), key=lambda row: row.eps or 0)
         worst = [row for row in own if row.attack in (CLEAN, WORST_CASE)]
         eps = [_axis_eps(row) for row in worst]
-        axes.plot(eps, [100 * row.accuracy for row in worst], "o-", color=color, label=f"{model}, worst case")
+        axes.plot(
+            eps, [100 * row.accuracy for row in worst], "o-", color=color, label=mathtext(f"{model}, worst case")
+        )
         low, high = ([100 * getattr(row, end) for row in worst] for end in ("low", "high"))
         axes.fill_between(eps, low, high, color=color, alpha=0.15)
         kind = next((row.attack for row in own if row.named_attack.name == PGD.name), None)
         pgd = [row for row in own if row.attack in (CLEAN, kind)]
         if len(pgd) == len(worst):
             accuracies = [100 * row.accuracy for row in pgd]
-            axes.plot(eps, accuracies, "--", color=color, lw=1, label=f"{model}, {pgd[-1].label}")
+            label = mathtext(f"{model}, {pgd[-1].label}")
+            axes.plot(eps, accuracies, "--", color=color, lw=1, label=label)
     axes.set(xlabel=_EPS_LABELS[norm], ylabel="accuracy (%)")
     axes.set(ylim=(0, 100), xticks=sorted({_axis_eps(row) for row in rows}))
-    axes.set_title(f"{benchmark}, n = {rows[0].n}", fontsize=10)
+    axes.set_title(mathtext(f"{benchmark}, n = {rows[0].n}"), fontsize=10)
     axes.legend(frameon=False, fontsize=9)
     save_figure(figure, path)
 
@@ -183,7 +190,8 @@ def draw_clean_against_robust(rows: list[Row], radius: Radius, path: str | Path)
         points = [(clean[model, row.benchmark], row) for row in own]
         across, up = ([100 * pair[axis].accuracy for pair in points] for axis in (0, 1))
         across_ends, up_ends = (error_bars([pair[axis] for pair in points]) for axis in (0, 1))
-        axes.errorbar(across, up, yerr=up_ends, xerr=across_ends, fmt="o", color=color, capsize=2, label=model)
+        style = {"fmt": "o", "color": color, "capsize": 2, "label": mathtext(model)}
+        axes.errorbar(across, up, yerr=up_ends, xerr=across_ends, **style)
         named += [(*pair, color) for pair in points]
     axes.set(xlabel="clean accuracy (%)", ylabel=f"worst case at {radius} (%)")
     axes.set(xlim=(0, 105), ylim=(-2, 105))
@@ -209,9 +217,11 @@ def _name_points(axes, points: list[tuple[Row, Row, str]]) -> None:
     for across, up, color in points:
         place = 100 * across.accuracy, 100 * up.accuracy
         line = {"arrowstyle": "-", "color": color, "lw": 0.5, "shrinkA": 0, "shrinkB": 0}
-        name = axes.annotate(up.benchmark, place, fontsize=7, color=color, ha="center", va="center", arrowprops=line)
+        style = {"fontsize": 7, "color": color, "ha": "center", "va": "center", "arrowprops": line}
+        name = axes.annotate(mathtext(up.benchmark), place, **style)
         boxes = _boxes_around(axes.transData.transform(place), name.get_window_extent())
-        boxes = [box for box in boxes if room.containsx(box.x0) and room.containsx(box.x1) and room.containsy(box.y0)]
+        inside = [box for box in boxes if room.containsx(box.x0) and room.containsx(box.x1) and room.containsy(box.y0)]
+        boxes = inside or boxes  # a name may be wider than the picture
         box = next((box for box in boxes if box.count_overlaps(taken) == 0), boxes[0])
         taken.append(box)
         name.set_position(axes.transData.inverted().transform([(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2]))
@@ -245,12 +255,13 @@ def draw_adversarial_images(examples: list[dict], title: str, path: str | Path) 
             panel.imshow(image.clamp(0, 1).numpy(), interpolation="nearest")
             panel.set_xticks([])
             panel.set_yticks([])
-        axes[0].set_ylabel(example["label"], fontsize=9)
+        label, before, after = (mathtext(example[key]) for key in ("label", "before", "after"))
+        axes[0].set_ylabel(label, fontsize=9)
         right = example["after"] == example["label"]
-        axes[0].set_title(f"clean: {example['before']}", fontsize=9)
+        axes[0].set_title(f"clean: {before}", fontsize=9)
         axes[1].set_title(f"perturbation x {scale:.2g}" if change.any() else "no perturbation", fontsize=9)
-        axes[2].set_title(f"adversarial: {example['after']}", fontsize=9, color=GREEN if right else ORANGE)
-    figure.suptitle(title, fontsize=10)
+        axes[2].set_title(f"adversarial: {after}", fontsize=9, color=GREEN if right else ORANGE)
+    figure.suptitle(mathtext(title), fontsize=10)
     save_figure(figure, path)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hpt.attacks import PGD
 from hpt.data.benchmark import Benchmark
+from hpt.escaping import file_name, markdown
 from hpt.evaluation.comparison import compare_models, measure
 from hpt.evaluation.evaluator import RobustnessEvaluator
 from hpt.evaluation.figures import (
@@ -54,8 +55,8 @@ def report_evaluation(
     table = format_accuracies(rows, list(dict.fromkeys([*(row.benchmark for row in rows), *missing])))
     page = f"Accuracy in %, with its 95 % interval\n\n{format_samples(rows)}\n\n{table}\n\n"
     page += f"Reliability flags\n\n{format_flags(flags)}\n"
-    page += "".join(f"\n{note}\n" for note in evaluator.undefined.values())
-    page += "".join(f"\nMissing: {failure}\n" for failure in failures)
+    page += "".join(f"\n{markdown(note)}\n" for note in evaluator.undefined.values())
+    page += "".join(f"\nMissing: {markdown(failure)}\n" for failure in failures)
     print(f"\n{page}")
     (folder / "table.md").write_text(page, encoding="utf-8")
     (folder / "flags.json").write_text(json.dumps([asdict(flag) for flag in flags], indent=1), encoding="utf-8")
@@ -92,7 +93,7 @@ def report_comparison(
         table = compare_models(subjects, benchmark, attack, **settings)
         where = f"{benchmark.name} {benchmark.split}, n = {len(benchmark)}"
         title = f"{where}, l_inf eps = {attack.radius}"
-        print(f"\n{title}: accuracy in %, with its 95 % interval\n\n{format_table(table)}\n")
+        print(f"\n{markdown(title)}: accuracy in %, with its 95 % interval\n\n{format_table(table)}\n")
         if flags := find_flags(table):
             print(f"{format_flags(flags)}\n")
         transferred, own = [], []
@@ -102,11 +103,11 @@ def report_comparison(
             own += measure([robust], benchmark, weaker, robust.name, **settings)
         rows += table + transferred + own
         (folder / "results.json").write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
-        draw_accuracy_bars(table, title, folder / f"accuracy_{benchmark.name}.png")
+        draw_accuracy_bars(table, title, folder / f"accuracy_{file_name(benchmark.name)}.png")
         if transferred and taught:
             transferred += [row for row in table if row.attacked is None and row.model != robust.name]
             title = f"Images made against the {vanilla.name} ({where}, {attack.label})"
-            draw_accuracy_over_eps(transferred, title, folder / f"proxy_robustness_{benchmark.name}.png")
+            draw_accuracy_over_eps(transferred, title, folder / f"proxy_robustness_{file_name(benchmark.name)}.png")
     return rows
 
 
@@ -114,7 +115,7 @@ def draw_rows(rows: list[Row], folder: Path) -> None:
     """Draw accuracy over eps of each benchmark, and clean against robust accuracy at each radius."""
     worst = [row for row in rows if row.attack == WORST_CASE]
     for benchmark, norm in dict.fromkeys((row.benchmark, row.norm) for row in worst):
-        draw_robustness_curves(rows, benchmark, norm, folder / f"robustness_{benchmark}_{norm}.png")
+        draw_robustness_curves(rows, benchmark, norm, folder / f"robustness_{file_name(benchmark)}_{norm}.png")
     for radius in dict.fromkeys(row.radius for row in worst):
         name = f"clean_against_robust_{radius.norm}_{str(radius).replace('/', '_')}.png"
         draw_clean_against_robust(rows, radius, folder / name)
@@ -125,8 +126,8 @@ def draw_examples(evaluator: RobustnessEvaluator, tasks: list[Task], folder: Pat
     examples = evaluator.examples(tasks)
     if examples:
         model, benchmark = (tasks[0].settings[key] for key in ("model", "benchmark"))
-        name = f"images_{benchmark}_{model.strip('/').replace('/', '_')}.png"
-        draw_adversarial_images(examples, f"{model} on {benchmark}, {examples[0]['attack']}", folder / name)
+        title = f"{model} on {benchmark}, {examples[0]['attack']}"
+        draw_adversarial_images(examples, title, folder / f"images_{file_name(benchmark, model)}.png")
 
 
 def report_ranking(matrix: TransferMatrix, target: str) -> None:
@@ -140,8 +141,9 @@ def report_ranking(matrix: TransferMatrix, target: str) -> None:
     page = format_ranking(ranked, matrix, target)
     resolution = describe_resolution(images.attack_space)
     where = f"{len(images)} images of {images.name} ({images.split}), attacked at {resolution}"
-    print(f"\n{where}\n\n{page}\n")
-    (folder / "ranking.md").write_text(f"{where}\n\n{page}\n", encoding="utf-8")
+    page = f"{markdown(where)}\n\n{page}\n"
+    print(f"\n{page}")
+    (folder / "ranking.md").write_text(page, encoding="utf-8")
     content = {
         "target": target,
         "dataset": images.name,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from hpt.attacks import Attack
 from hpt.attacks.apgd import APGDCE
 from hpt.data.benchmark import Benchmark
+from hpt.escaping import one_line
 from hpt.evaluation.rows import (
     LARGE_EPS,
     attack_settings,
@@ -57,7 +58,7 @@ class Task:
         row = self.settings
         eps = "" if self.attack is None else f" at {self.attack.radius}"
         model = row["model"] or "the model"  # one that was neither loaded nor named
-        return f"{model}, {row['benchmark']}, {row['attack']}{eps}"
+        return one_line(f"{model}, {row['benchmark']}, {row['attack']}{eps}")
 
 
 def plan_clean(subject: Subject, benchmark: Benchmark, seed: int, batch_size: int, max_samples: int | None) -> Task:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
+from hpt.escaping import markdown
 from hpt.evaluation.plan import Task
 from hpt.evaluation.report import fitting_tables
 from hpt.evaluation.results import ResultsFolder
@@ -152,9 +153,9 @@ def _plan_line(progress: Progress, place: int, task: Task) -> list[str]:
     left = "-" if progress.done(task) == 1 else left
     return [
         str(place),
-        row["model"],
-        row["benchmark"],
-        attack,
+        markdown(row["model"]),
+        markdown(row["benchmark"]),
+        markdown(attack),
         f"{len(task.benchmark):,}",
         f"{task.most_passes:,}",
         left,

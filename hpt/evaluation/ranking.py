@@ -16,6 +16,7 @@ from hpt.attacks import PGD
 from hpt.data.benchmark import Benchmark
 from hpt.data.images import hash_samples
 from hpt.errors import InputError
+from hpt.escaping import markdown
 from hpt.evaluation.comparison import make_row, score
 from hpt.evaluation.report import fitting_tables
 from hpt.evaluation.rows import MEASURED_SINCE, Row
@@ -214,15 +215,18 @@ def format_ranking(ranked: list[RankedProxy], matrix: TransferMatrix, target: st
         cells = [_cell(rows[proxy.name, target, eps], kept) for eps, kept in zip(matrix.eps, proxy.kept, strict=True)]
         behind = "-" if proxy is ranked[0] else _points(proxy.behind)
         clean = _cell(rows[proxy.name, None, None])
-        lines.append([str(proxy.rank), name, str(proxy.rank_by_clean), clean, *cells, _points(proxy.mean), behind])
+        lines.append(
+            [str(proxy.rank), markdown(name), str(proxy.rank_by_clean), clean, *cells, _points(proxy.mean), behind]
+        )
     attack = next(iter(matrix.attacks.values()))
     itself = ", ".join(f"{100 * rows[target, target, eps].accuracy:.1f} at {eps}" for eps in matrix.eps)
     own = f"{target} itself: {_cell(rows[target, None, None])} clean, {itself}."
-    return (
+    title = (
         f"Accuracy in % on images made against {target} by {attack.label}, with its 95 % interval and, in "
-        "parentheses, the share of the clean accuracy that is kept\n\n"
-        f"{fitting_tables(lines, keys=2)}\n\n{own}\n\n{recommend(ranked)}"
+        "parentheses, the share of the clean accuracy that is kept"
     )
+    table = fitting_tables(lines, keys=2)
+    return "\n\n".join([markdown(title), table, markdown(own), markdown(recommend(ranked))])
 
 
 def recommend(ranked: list[RankedProxy]) -> str:

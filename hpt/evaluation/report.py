@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import asdict, fields
 from pathlib import Path
 
+from hpt.escaping import csv_cell, markdown
 from hpt.evaluation.flags import GUESSING, Flag
 from hpt.evaluation.rows import CLEAN, LARGE_EPS, WORST_CASE, Row
 from hpt.radius import describe_length, describe_norm
@@ -36,7 +37,8 @@ def format_accuracies(rows: list[Row], benchmarks: list[str] | None = None) -> s
         title = f"{describe_norm(radius.norm)} eps = {radius}"
         shown = [row for row in rows if row.attack == CLEAN or row.radius == radius]
         ran = sorted({text for row in shown if row.attack == WORST_CASE for text in row.parameters["attacks"]})
-        sections.append(f"{title}\n\n{_accuracy_table(shown, benchmarks)}\n\nWorst case over {', '.join(ran)}.")
+        worst = f"Worst case over {', '.join(ran)}."
+        sections.append(f"{title}\n\n{_accuracy_table(shown, benchmarks)}\n\n{markdown(worst)}")
     if not sections:
         sections.append(_accuracy_table(rows, benchmarks))
     return "\n\n".join(sections)
@@ -50,11 +52,12 @@ def format_samples(rows: list[Row]) -> str:
         if row.attack == CLEAN:
             models.setdefault((row.benchmark, row.split, row.n, row.attack_space), []).append(row.model)
     several = Counter(benchmark for benchmark, *_ in models)
-    return "\n".join(
-        f"- {benchmark}: {split}, n = {n}, attacked at {describe_resolution(attack_space)}"
-        + (f": {', '.join(names)}" if several[benchmark] > 1 else "")
-        for (benchmark, split, n, attack_space), names in models.items()
-    )
+    lines = []
+    for (benchmark, split, n, attack_space), names in models.items():
+        of_models = f": {', '.join(names)}" if several[benchmark] > 1 else ""
+        text = f"{benchmark}: {split}, n = {n}, attacked at {describe_resolution(attack_space)}{of_models}"
+        lines.append(f"- {markdown(text)}")
+    return "\n".join(lines)
 
 
 def describe_resolution(attack_space: str) -> str:
@@ -71,12 +74,14 @@ def _accuracy_table(rows: list[Row], benchmarks: list[str]) -> str:
     for row in rows:
         cells.setdefault((row.model, row.label), {})[row.benchmark] = row
     models = list(dict.fromkeys(model for model, _ in cells))
-    lines = [["model", "attack", *benchmarks, "mean"]]
+    lines = [["model", "attack", *map(markdown, benchmarks), "mean"]]
     for model, attack in sorted(cells, key=lambda key: (models.index(key[0]), key[1] == WORST_CASE)):
         measured = cells[model, attack]
         values = [_accuracy(measured[name]) for name in benchmarks if name in measured]
         mean = f"{100 * sum(values) / len(values):.1f}" if len(values) == len(benchmarks) else "-"
-        lines.append([model, attack, *(format_accuracy(measured.get(name)) for name in benchmarks), mean])
+        lines.append(
+            [markdown(model), markdown(attack), *(format_accuracy(measured.get(name)) for name in benchmarks), mean]
+        )
     return fitting_tables(lines, keys=2)
 
 
@@ -119,7 +124,7 @@ def format_accuracy(row: Row | None) -> str:
     cell = f"{100 * row.accuracy:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]"
     if row.mean_per_class_accuracy is not None:  # which has no Wilson interval
         cell = f"{100 * row.mean_per_class_accuracy:.1f} per class; {cell}"
-    return f"{cell}, without {', '.join(row.left_out)}" if row.left_out else cell
+    return f"{cell}, without {markdown(', '.join(row.left_out))}" if row.left_out else cell
 
 
 def format_flags(flags: list[Flag]) -> str:
@@ -127,7 +132,8 @@ def format_flags(flags: list[Flag]) -> str:
     lines = []
     for flag in sorted(flags, key=lambda flag: (flag.name not in GUESSING, not flag.masking)):
         radius = "" if flag.radius is None else f" at {flag.radius}"
-        lines.append(f"- {flag.name}: {flag.model} on {flag.benchmark}{radius}. {flag.message}")
+        text = f"{flag.name}: {flag.model} on {flag.benchmark}{radius}. {flag.message}"
+        lines.append(f"- {markdown(text)}")
     return "\n".join(lines) or "- none"
 
 
@@ -141,7 +147,7 @@ def write_csv(rows: list[Row], path: str | Path) -> None:
 
 
 def _as_cell(value):
-    return json.dumps(value) if isinstance(value, dict | list) else value
+    return json.dumps(value) if isinstance(value, dict | list) else csv_cell(value)
 
 
 def attack_with_step(row: Row) -> str:
@@ -174,8 +180,7 @@ def format_table(rows: list[Row]) -> str:
     """Rows of one benchmark and attack as a Markdown table of percentages, a line per model."""
     first = rows[0].model
     attack = next(row.label for row in rows if row.attacked)
-    kinds = {"clean": {}, f"{attack} on itself": {}, f"{attack} on the {first}": {}}
-    clean, itself, transferred = kinds.values()
+    clean, itself, transferred = columns = {}, {}, {}
     for row in rows:
         cell = f"{100 * row.accuracy:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]"
         if row.attacked is None:
@@ -184,5 +189,6 @@ def format_table(rows: list[Row]) -> str:
             itself[row.model] = cell
         if row.attacked == first:
             transferred[row.model] = cell
-    lines = [[model, *(column[model] for column in kinds.values())] for model in clean]
-    return markdown_table([["", *kinds], *lines])
+    lines = [[markdown(model), *(column[model] for column in columns)] for model in clean]
+    titles = "clean", f"{attack} on itself", f"{attack} on the {first}"
+    return markdown_table([["", *map(markdown, titles)], *lines])

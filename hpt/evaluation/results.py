@@ -13,6 +13,7 @@ import numpy as np
 import hpt
 from hpt.data.benchmark import Benchmark
 from hpt.errors import InputError
+from hpt.escaping import file_name
 from hpt.evaluation.rows import ADDED, Row, Rows
 from hpt.files import append_line, check_folder, digest, read_lines
 
@@ -105,8 +106,8 @@ class ResultsFolder:
         if self.folder is not None and self.rank == 0:
             content = {"benchmark": benchmark.name, "split": benchmark.split, "ids": benchmark.ids().tolist()}
             self.folder.mkdir(parents=True, exist_ok=True)
-            name = benchmark.name.replace("/", "_")
-            (self.folder / f"samples_{name}.json").write_text(json.dumps(content), encoding="utf-8")
+            name = f"samples_{file_name(benchmark.name)}.json"
+            (self.folder / name).write_text(json.dumps(content), encoding="utf-8")
 
     def refuse_other_settings(self, settings: dict) -> None:
         """Refuse settings that contradict a row in the folder, or one that is expected.

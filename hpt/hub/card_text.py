@@ -1,6 +1,7 @@
 """The text of a model card: hpt's sections, and what was written by hand around them."""
 
 import re
+from html import unescape
 from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard
@@ -8,6 +9,7 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 from yaml import YAMLError
 
 from hpt.errors import InputError
+from hpt.escaping import html
 from hpt.hub.folder import CARD_FILE, ModelFolder
 
 
@@ -16,7 +18,7 @@ NOTE = (
     "what stands elsewhere is kept. -->"
 )
 LOADED_BY = re.compile(r"<!-- Loaded by (.+?) -->")
-BLOCK = re.compile(r"<!-- hpt:(\w+) -->.*?<!-- /hpt:\1 -->", re.DOTALL)
+BLOCK = re.compile(r"^<!-- hpt:(\w+) -->.*?^<!-- /hpt:\1 -->", re.DOTALL | re.MULTILINE)
 INTRODUCTION = re.compile(r"<!-- Between each pair of hpt markers .*?-->\n*", re.DOTALL)
 
 
@@ -27,13 +29,13 @@ def mark(name: str, text: str) -> str:
 
 def loaded_by(model_id: str) -> str:
     """A line that tells the id by which a model is loaded, which `read_model_id` reads back."""
-    return f"<!-- Loaded by {model_id} -->"
+    return f"<!-- Loaded by {html(model_id)} -->"
 
 
 def read_model_id(card: str) -> str | None:
     """The id by which a card says that its model is loaded."""
     stated = LOADED_BY.search(card)
-    return stated and stated[1]
+    return stated and unescape(stated[1])
 
 
 def merge_cards(new: str, old: str) -> str:

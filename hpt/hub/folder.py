@@ -11,7 +11,6 @@ figures/              training curves, and accuracy over eps
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import cached_property
@@ -20,6 +19,7 @@ from pathlib import Path
 import yaml
 
 from hpt.errors import InputError, did_you_mean_path
+from hpt.escaping import file_name
 from hpt.evaluation.results import as_rows
 from hpt.evaluation.rows import Row
 from hpt.files import parse_lines, read_text
@@ -216,7 +216,7 @@ class ModelFolder:
 
     def robustness_picture(self, benchmark: str, norm: str) -> Path:
         """Where accuracy over eps is drawn."""
-        return self.path / FIGURES / f"robustness_{re.sub(r'[^A-Za-z0-9.-]', '_', benchmark)}_{norm}.png"
+        return self.path / FIGURES / f"robustness_{file_name(benchmark)}_{norm}.png"
 
     # Files
 

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from yaml import YAMLError
 
 from hpt.errors import InputError, did_you_mean, explain_hub_error
+from hpt.escaping import markdown, mathtext, one_line
 from hpt.evaluation.figures import COLORS, error_bars, save_figure
 from hpt.evaluation.report import attack_with_step, format_accuracy, markdown_table
 from hpt.evaluation.rows import CLEAN, WORST_CASE, Row
@@ -50,11 +51,11 @@ class Column:
     @property
     def samples_title(self) -> str:
         benchmark, split, *_ = self.sample_set
-        return f"{benchmark} ({split}, n = {self.n})"
+        return one_line(f"{benchmark} ({split}, n = {self.n})")
 
     @property
     def attack_title(self) -> str:
-        return self.attack if self.eps is None else f"{self.attack} at {Radius(self.eps, self.norm).title}"
+        return one_line(self.attack if self.eps is None else f"{self.attack} at {Radius(self.eps, self.norm).title}")
 
 
 def column_of(row: Row) -> Column:
@@ -79,7 +80,7 @@ def title_columns(columns: Iterable[Column]) -> dict[Column, tuple[str, str]]:
     for column in columns:
         samples, attack = column.samples_title, column.attack_title
         if len(sets[samples]) > 1:
-            samples += f", attacked at {column.sample_set[2]}, samples {column.sample_set[3]}"
+            samples += one_line(f", attacked at {column.sample_set[2]}, samples {column.sample_set[3]}")
         if len(attacks[column.sample_set, attack]) > 1:
             attack += f", settings {column.settings}"
         titles[column] = (samples, attack)
@@ -110,7 +111,7 @@ def read_board(model: Reference) -> Board:
             rows.append(_comparable(as_row(result, THIS)))
         except ValueError as error:
             name = result.metric_name or result.metric_type
-            unusable.append(f"{name} on {result.dataset_name} of {model.name}: {error}")
+            unusable.append(one_line(f"{name} on {result.dataset_name} of {model.name}: {error}"))
     if not rows:
         raise InputError(
             f"The card of {model.place} has no results of hpt in its model-index: evaluate and publish it first."
@@ -246,9 +247,11 @@ def format_boards(boards: list[Board], columns: list[Column]) -> str:
     tables = []
     for title, own in make_panels(columns).items():
         lines = [
-            [attack, *(format_accuracy(board.rows[column]) for board in boards)] for attack, column in own.items()
+            [markdown(attack), *(format_accuracy(board.rows[column]) for board in boards)]
+            for attack, column in own.items()
         ]
-        tables.append(f"{title}\n\n{markdown_table([['attack', *(board.name for board in boards)], *lines])}")
+        header = ["attack", *(markdown(board.name) for board in boards)]
+        tables.append(f"{markdown(title)}\n\n{markdown_table([header, *lines])}")
     return "\n\n".join(tables)
 
 
@@ -274,11 +277,11 @@ def draw_leaderboard(boards: list[Board], panels: dict[str, dict[str, Column]], 
             rows = [board.rows[column] for column in own.values()]
             places = [place + (number - (len(boards) - 1) / 2) * width for place in range(len(own))]
             values = [100 * row.accuracy for row in rows]
-            axes.barh(places, values, 0.9 * width, color=color, label=board.name)
+            axes.barh(places, values, 0.9 * width, color=color, label=mathtext(board.name))
             axes.errorbar(values, places, xerr=error_bars(rows), fmt="none", ecolor="black", capsize=2)
-        axes.set_yticks(range(len(own)), [fill(attack, 52) for attack in own], fontsize=8)
+        axes.set_yticks(range(len(own)), [mathtext(fill(attack, 52)) for attack in own], fontsize=8)
         axes.set(xlim=(0, 100), xlabel="accuracy (%)")
         axes.invert_yaxis()
-        axes.set_title(title, fontsize=10)
+        axes.set_title(mathtext(title), fontsize=10)
     figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=9, ncols=4, loc="lower left")
     save_figure(figure, path)

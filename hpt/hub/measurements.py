@@ -2,6 +2,7 @@
 
 from hpt.attacks import ATTACKS, Suite
 from hpt.data.records import BENCHMARKS
+from hpt.escaping import address, code, markdown, shell
 from hpt.evaluation.flags import GUESSING, find_flags
 from hpt.evaluation.report import (
     attack_with_step,
@@ -22,8 +23,8 @@ NOT_EVALUATED = "It has not been evaluated: nothing is known of its accuracy and
 def guesses(rows: list[Row]) -> str:
     """A line for each benchmark on which the model is no better than guessing; empty if there is none."""
     flags = [flag for flag in find_flags([row for row in rows if row.model == THIS]) if flag.name in GUESSING]
-    lines = [f"**On {flag.benchmark} this model is no better than guessing. {flag.message}**" for flag in flags]
-    return "\n\n".join(dict.fromkeys(lines))
+    lines = [f"On {flag.benchmark} this model is no better than guessing. {flag.message}" for flag in flags]
+    return "\n\n".join(f"**{markdown(line)}**" for line in dict.fromkeys(lines))
 
 
 def strongest_result(rows: list[Row], eps: str | None) -> str:
@@ -37,14 +38,14 @@ def strongest_result(rows: list[Row], eps: str | None) -> str:
     attacked = [pair for pair in attacked if str(pair[0].radius) == eps] or attacked
     if not attacked:
         largest = max(clean.values(), key=lambda row: row.n, default=None)
-        return f"On {_samples(largest)} it is right on {percent(largest)}." if largest else NOT_EVALUATED
+        return markdown(f"On {_samples(largest)} it is right on {percent(largest)}." if largest else NOT_EVALUATED)
     strongest = max(attacked, key=lambda pair: (len(pair[0].parameters.get("attacks", [])), pair[0].n))[0]
     attacked = [pair for pair in attacked if pair[0].sample_set == strongest.sample_set]
     worst, vanilla = min(attacked, key=lambda pair: (pair[0].accuracy, pair[0].attack != WORST_CASE))
     compared = f", where the vanilla model is on {percent(vanilla)}" if vanilla else ""
     attack = f"{attack_with_step(worst)} at {worst.radius.title}"
     right = percent(clean[worst.sample_set])
-    return f"On {_samples(worst)} it is right on {right}, and under {attack} on {percent(worst)}{compared}."
+    return markdown(f"On {_samples(worst)} it is right on {right}, and under {attack} on {percent(worst)}{compared}.")
 
 
 def results(folder: ModelFolder, model_id: str) -> str:
@@ -61,13 +62,13 @@ def results(folder: ModelFolder, model_id: str) -> str:
     ]
     titles = [_title(pairs[0][0]) for pairs in tables.values()]
     for title, pairs in zip(titles, tables.values(), strict=True):
-        which = f" (samples {pairs[0][0].samples})" if titles.count(title) > 1 else ""
+        which = f" (samples {markdown(str(pairs[0][0].samples))})" if titles.count(title) > 1 else ""
         parts += [f"{title}{which}:", _comparison_table(pairs)]
-    parts += [f"![Accuracy over eps]({FIGURES}/{name})" for name in folder.robustness_pictures]
+    parts += [f"![Accuracy over eps]({FIGURES}/{address(name)})" for name in folder.robustness_pictures]
     if not folder.robustness_pictures:
         parts.append("It was attacked at too few radii for a picture of accuracy over eps.")
     if folder.agreement is not None:
-        parts.append(_agreement(folder.agreement))
+        parts.append(markdown(_agreement(folder.agreement)))
     return "\n\n".join(parts)
 
 
@@ -78,14 +79,15 @@ def _comparison_table(pairs: list[tuple[Row, Row | None]]) -> str:
     for own, vanilla in pairs:
         radius = "" if own.eps is None else f", {own.radius.title}"
         attack = "none (clean)" if own.attack == CLEAN else f"{attack_with_step(own)}{radius}"
-        lines.append([attack, *([format_accuracy(vanilla)] if compared else []), format_accuracy(own)])
+        lines.append([markdown(attack), *([format_accuracy(vanilla)] if compared else []), format_accuracy(own)])
         if own.attack == WORST_CASE:
-            notes.append(f"Worst case per sample{radius}: over {', '.join(own.parameters['attacks'])}.")
+            notes.append(markdown(f"Worst case per sample{radius}: over {', '.join(own.parameters['attacks'])}."))
     return "\n\n".join([markdown_table(lines), *notes])
 
 
 def _title(row: Row) -> str:
-    return f"**{row.benchmark}** ({row.split}, n = {row.n}), attacked at {describe_resolution(row.attack_space)}"
+    samples = f"({row.split}, n = {row.n}), attacked at {describe_resolution(row.attack_space)}"
+    return f"**{markdown(row.benchmark)}** {markdown(samples)}"
 
 
 def _order(pair: tuple[Row, Row | None]) -> tuple:
@@ -127,12 +129,12 @@ def limits(folder: ModelFolder, model_id: str) -> str:
     lines += _untried(attacked, model_id, distilled)
     sets = sorted({row.benchmark for row in own})
     where = f"on {', '.join(sets)}" if sets else "on nothing yet"
-    lines.append(f"It was measured {where}; what it does on other images, classes and prompts isn't known.")
+    lines.append(markdown(f"It was measured {where}; what it does on other images, classes and prompts isn't known."))
     lines.append("Other perturbations, such as patches, rotations, blur or changed texts, were not tried.")
     lines.append("Nothing is certified: a proxy gives no guarantee, and an attack that fails proves nothing.")
     for flag in find_flags(own):
         radius = "" if flag.radius is None else f" at {flag.radius.title}"
-        lines.append(f"Doubt (`{flag.name}`) on {flag.benchmark}{radius}: {flag.message}")
+        lines.append(f"Doubt (`{flag.name}`) on {markdown(f'{flag.benchmark}{radius}: {flag.message}')}")
     return "\n".join(f"- {line}" for line in dict.fromkeys(lines))
 
 
@@ -152,12 +154,13 @@ def _untried(attacked: list[Row], model_id: str, distilled: bool) -> list[str]:
     lines = []
     for names, rows in untried.items():
         attacks = f"not attacked by {', '.join(names)}" if names else "attacked by all that hpt has, FGSM aside"
-        lines.append(f"At {_places(rows)} it was {attacks}.")
+        lines.append(markdown(f"At {_places(rows)} it was {attacks}."))
     if no_worst_case:
+        where = markdown(f"At {_places(no_worst_case)}")
         lines.append(
-            f"At {_places(no_worst_case)} no worst case over several attacks was measured: stronger ones find more, "
-            f"so robust accuracy is overstated.{' Models distilled by KL are known for that.' * distilled} To attack "
-            f"it so: {' and '.join(_commands(no_worst_case, model_id))}."
+            f"{where} no worst case over several attacks was measured: stronger ones find more, so robust accuracy is "
+            f"overstated.{' Models distilled by KL are known for that.' * distilled} To attack it so: "
+            f"{' and '.join(_commands(no_worst_case, model_id))}."
         )
     return lines
 
@@ -170,8 +173,10 @@ def _commands(rows: list[Row], model_id: str) -> list[str]:
         names = dict.fromkeys(row.benchmark if row.benchmark in BENCHMARKS else f"{row.benchmark}=PATH" for row in own)
         eps = dict.fromkeys(str(row.radius) for row in own)
         given = "" if norm == "linf" else f" --norm {norm}"
-        more = f"--benchmarks {' '.join(names)} --eps {' '.join(eps)}{given} --output_dir outputs/evaluation"
-        commands.append(f"`hpt evaluate --models {model_id} {more}`")
+        more = (
+            f"--benchmarks {' '.join(map(shell, names))} --eps {' '.join(eps)}{given} --output_dir outputs/evaluation"
+        )
+        commands.append(code(f"hpt evaluate --models {shell(model_id)} {more}"))
     return commands
 
 

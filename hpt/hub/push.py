@@ -3,7 +3,6 @@
 publish(ModelFolder("outputs/quickstart/robust"), "me/robust-digits", private=True)
 """
 
-import shlex
 from contextlib import contextmanager
 
 from huggingface_hub import (
@@ -19,6 +18,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from huggingface_hub.utils import validate_repo_id
 
 from hpt.errors import InputError, PushFailed, causes
+from hpt.escaping import one_line, shell
 from hpt.hub.card import write_card
 from hpt.hub.card_text import choose_card, is_own_card, remote_card, stated_license
 from hpt.hub.contents import CONFIGS, published_files, stale_files
@@ -175,7 +175,7 @@ def push_later(
     options |= {"hub_revision": revision, "license": license}
     options["unfinished"] = True if folder.is_unfinished else None
     given = [part for name, value in options.items() if value is not None for part in (f"--{name}", str(value))]
-    return shlex.join(["hpt", "publish", *given])
+    return " ".join(map(shell, ["hpt", "publish", *given]))
 
 
 @contextmanager
@@ -201,7 +201,7 @@ def explain_push_error(repo_id: str, step: str, error: Exception, there: list[st
     http_errors = [cause for cause in causes(error) if isinstance(cause, HfHubHTTPError)]
     responses = [cause.response for cause in http_errors if cause.response is not None]
     status = responses[-1].status_code if responses else None
-    message = " ".join(str(error).split()).rstrip(".")
+    message = one_line(" ".join(str(error).split())).rstrip(".")
     if isinstance(error, LocalTokenNotFoundError) or status == 401:
         return InputError(f"The Hub doesn't take the token: run `hf auth login` or set HF_TOKEN to push to {repo_id}.")
     if status in (403, 404):

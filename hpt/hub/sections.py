@@ -1,9 +1,9 @@
 """The sections of a model card: each a function of what was recorded of the run and measured on the model."""
 
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from hpt.escaping import address, code, markdown, shell
 from hpt.evaluation.report import describe_resolution, markdown_table
 from hpt.hub.card_text import loaded_by
 from hpt.hub.folder import CURVES, FIGURES, MAY_BE_LOCAL, RUN_FILE, ModelFolder
@@ -31,13 +31,13 @@ CITATION = """\
 def summary(folder: ModelFolder, model_id: str) -> str:
     """The name as heading; that it only guesses, if so; what it is, what it was made from, what was measured."""
     text = _of_trained(folder) if folder.run and folder.run["step"] > 0 else _of_untrained(folder)
-    heading = f"{loaded_by(model_id)}\n# {model_id.split('/')[-1]}"
+    heading = f"{loaded_by(model_id)}\n# {markdown(model_id.split('/')[-1])}"
     return "\n\n".join(filter(None, [heading, guesses(folder.rows), text]))
 
 
 def _of_untrained(folder: ModelFolder) -> str:
     state = "isn't trained yet" if folder.run else "hpt has measured; how it was trained isn't recorded"
-    return f"A `{folder.model['architecture']}` that {state}. {strongest_result(folder.rows, None)}"
+    return f"A {code(folder.model['architecture'])} that {state}. {strongest_result(folder.rows, None)}"
 
 
 def _of_trained(folder: ModelFolder) -> str:
@@ -46,7 +46,7 @@ def _of_trained(folder: ModelFolder) -> str:
     purpose = f" to withstand small adversarial changes of its input{_taught_by(run)}" if run["objective"] else ""
     unknown = [] if run["objective"] else ["What that step minimises, and how it attacks images, isn't recorded."]
     sentences = [
-        f"{_adapters(run) if folder.is_adapter else 'A'} `{folder.model['architecture']}`, of which {parts} "
+        f"{_adapters(run) if folder.is_adapter else 'A'} {code(folder.model['architecture'])}, of which {parts} "
         f"fine-tuned by {_method(run)}{_cited(run)}{purpose}.",
         *unknown,
         "It classifies images by any class names, as the vanilla model does that it was made from "
@@ -55,7 +55,7 @@ def _of_trained(folder: ModelFolder) -> str:
     ]
     if folder.is_unfinished:
         place = f"after step {run['step']} of {run['steps']}, in the {run['stage']} stage"
-        sentences.append(f"**It is a checkpoint {place}.**")
+        sentences.append(f"**It is a checkpoint {markdown(place)}.**")
     if run["best_step"]:
         sentences.append(
             f"Of the steps evaluated in training, its weights are those after the best, {run['best_step']}."
@@ -65,7 +65,7 @@ def _of_trained(folder: ModelFolder) -> str:
 
 def _adapters(run: dict) -> str:
     """`LoRA adapters for a`, of a run that trained LoRA adapters."""
-    return f"{run['adapter'].partition(' ')[0]} adapters for a"
+    return f"{markdown(run['adapter'].partition(' ')[0])} adapters for a"
 
 
 def is_hpt_gpd(run: dict) -> bool:
@@ -82,12 +82,13 @@ def _method(run: dict) -> str:
     """HPT-GPD, or what of it was used."""
     if is_hpt_gpd(run):
         return "HPT-GPD"
-    name = "HPT" if run["objective"] == "hpt" else f"the objective `{run['objective']}`"
-    if run["objective"] is None:
-        name = f"a training step of its own, that of `{run['trainer']}`,"
+    if run["objective"] is not None:
+        name = "HPT" if run["objective"] == "hpt" else f"the objective {code(run['objective'])}"
+    else:
+        name = f"a training step of its own, that of {code(run['trainer'])},"
     if run["schedule"]["anchor_epochs"] == 0:
         return f"{name} without GPD"
-    return f"{name} with GPD" + (f", anchored by `{_anchor(run)}`" if _anchor(run) not in (None, "anchor") else "")
+    return f"{name} with GPD" + (f", anchored by {code(_anchor(run))}" if _anchor(run) not in (None, "anchor") else "")
 
 
 def _papers(run: dict) -> list[str]:
@@ -96,8 +97,12 @@ def _papers(run: dict) -> list[str]:
 
 
 def _cited(run: dict) -> str:
-    links = ", ".join(f"[arXiv {number}](https://arxiv.org/abs/{number})" for number in _papers(run))
+    links = ", ".join(map(_paper, _papers(run)))
     return f" ({links})" if links else ""
+
+
+def _paper(number: str) -> str:
+    return f"[arXiv {markdown(number)}](https://arxiv.org/abs/{address(number)})"
 
 
 def _taught_by(run: dict) -> str:
@@ -116,7 +121,7 @@ def _proxies(run: dict) -> list[dict]:
 
 
 def _proxy_name(proxy: dict) -> str:
-    return f"`{proxy['wrapper']}` around {_name(proxy)}" if proxy.get("wrapper") else _name(proxy)
+    return f"{code(proxy['wrapper'])} around {_name(proxy)}" if proxy.get("wrapper") else _name(proxy)
 
 
 def _differ(target: dict, proxy: dict) -> bool:
@@ -133,17 +138,17 @@ def training(folder: ModelFolder, model_id: str) -> str:
     lines = [
         ["target", f"{_origin(run['target'])}, {_shape(run['target'])}"],
         *([_proxy_title(run, proxy), _proxy_cell(proxy)] for proxy in _proxies(run)),
-        ["trained", run["adapter"] or towers],
+        ["trained", markdown(run["adapter"] or towers)],
         ["data", _data(run["data"])],
         *_augmentation(run["settings"]),
-        ["prompts", ", ".join(f"`{template}`" for template in list_templates(run["prompt_template"]))],
-        ["objective", f"{run['objective']} ({run['divergence']})" if run["objective"] else "not recorded"],
+        ["prompts", ", ".join(map(code, list_templates(run["prompt_template"])))],
+        ["objective", markdown(f"{run['objective']} ({run['divergence']})") if run["objective"] else "not recorded"],
         *_other_anchor(run),
         *_stages(run["schedule"], "HPT" if run["objective"] == "hpt" else "transfer"),
-        ["attack in training", run["attack"] or "not recorded"],
-        ["batch", f"{run['batch_size']} images, {run['optimizer']}"],
-        ["precision", run["precision"]],
-        ["hardware", run["hardware"]],
+        ["attack in training", markdown(run["attack"] or "not recorded")],
+        ["batch", markdown(f"{run['batch_size']} images, {run['optimizer']}")],
+        ["precision", markdown(run["precision"])],
+        ["hardware", markdown(run["hardware"])],
         ["time", f"{_duration(run['seconds'])} for {run['step']} of {run['steps']} steps"],
     ]
     table = markdown_table([["", ""], *lines])
@@ -152,22 +157,22 @@ def training(folder: ModelFolder, model_id: str) -> str:
 
 def _other_anchor(run: dict) -> list[list[str]]:
     """The anchor stage's objective, where it isn't HPT-GPD's."""
-    return [["objective of the anchor stage", _anchor(run)]] if _anchor(run) not in (None, "anchor") else []
+    return [["objective of the anchor stage", markdown(_anchor(run))]] if _anchor(run) not in (None, "anchor") else []
 
 
 def _proxy_title(run: dict, proxy: dict) -> str:
     """What is said of a proxy: of a step that isn't hpt's, nobody knows whether it learns from it."""
     title = "proxy" if run["objective"] else "proxy that was given"
-    return f"{title}, in `{proxy['wrapper']}`" if proxy.get("wrapper") else title
+    return f"{title}, in {code(proxy['wrapper'])}" if proxy.get("wrapper") else title
 
 
 def _proxy_cell(proxy: dict) -> str:
-    return f"{_origin(proxy)}, {_shape(proxy)}, {proxy['dtype']}"
+    return f"{_origin(proxy)}, {_shape(proxy)}, {markdown(proxy['dtype'])}"
 
 
 def _augmentation(settings: dict) -> list[list[str]]:
     """What was done to the training images at random, if anything was."""
-    return [["augmentation", f"`{settings['augmentation']}`"]] if "augmentation" in settings else []
+    return [["augmentation", code(settings["augmentation"])]] if "augmentation" in settings else []
 
 
 def _stage(settings: dict, stage: str) -> str:
@@ -200,14 +205,14 @@ def reproduction(folder: ModelFolder, model_id: str) -> str:
     own = run.get("trainer", TRAINER) != TRAINER
     text = _by_recipe(run) if "target" in run["settings"] and not own else _in_python(run)
     if names := run.get("own_objectives"):
-        text += f"Not part of hpt: {', '.join(f'`{name}`' for name in names)}. "
+        text += f"Not part of hpt: {', '.join(map(code, names))}. "
     listed = ", ".join(f"{name} {version}" for name, version in run["versions"].items() if name != "commit")
-    return f"{text}It ran with {listed}."
+    return f"{text}It ran with {markdown(listed)}."
 
 
 def _in_python(run: dict) -> str:
     name = run.get("trainer", TRAINER)
-    own = "" if name == TRAINER else f"`{name}`, a subclass of "
+    own = "" if name == TRAINER else f"{code(name)}, a subclass of "
     return (
         f"It was trained in Python, by {own}`{TRAINER}` of hpt {_checkout(run)}, with the models and data above and "
         f"the `HPTConfig` of `{RUN_FILE}`, which has all that differs from the defaults. "
@@ -226,24 +231,24 @@ def _by_recipe(run: dict) -> str:
     if local:
         text += "`PATH` stands for folders of the machine that it ran on: put yours there.\n\n"
     for name, file in run["pretrained_by"].items():
-        text += f"The {name} was made by `recipes/pretrain_clip.py` from `{file}`.\n\n"
+        text += f"The {markdown(name)} was made by `recipes/pretrain_clip.py` from {code(file)}.\n\n"
     return text
 
 
 def _checkout(run: dict) -> str:
     commit, plus, _ = (run["versions"]["commit"] or "").partition("+")
-    version = f"at commit `{commit}`" if commit else f"of version {run['versions']['hpt']}"
+    version = f"at commit {code(commit)}" if commit else f"of version {markdown(run['versions']['hpt'])}"
     return f"{version}, from which files differed when it ran" if plus else version
 
 
 def _as_arguments(value: str | list[str]) -> str:
-    return shlex.join([value] if isinstance(value, str) else value)
+    return " ".join(map(shell, [value] if isinstance(value, str) else value))
 
 
 def citation(folder: ModelFolder, model_id: str) -> str:
     """The papers that a model was trained by, the one of HPT-GPD as BibTeX."""
     papers = _papers(folder.run) if folder.run else []
-    others = "\n".join(f"- [arXiv {number}](https://arxiv.org/abs/{number})" for number in papers if number != HPT_GPD)
+    others = "\n".join(f"- {_paper(number)}" for number in papers if number != HPT_GPD)
     return "\n\n".join(filter(None, [CITATION if HPT_GPD in papers else "", others]))
 
 
@@ -251,15 +256,15 @@ def citation(folder: ModelFolder, model_id: str) -> str:
 
 
 def _name(model: dict) -> str:
-    link = f"[{model['name']}](https://huggingface.co/{model['hub_id']})"
-    local = f"`{model['name']}`, a local model" if model["name"] else "a local model"
-    return link if model["hub_id"] else local
+    if model["hub_id"]:
+        return f"[{markdown(model['name'])}](https://huggingface.co/{address(model['hub_id'])})"
+    return f"{code(model['name'])}, a local model" if model["name"] else "a local model"
 
 
 def _origin(model: dict) -> str:
     if model["hub_id"] is None:
         return _name(model)
-    return f"{_name(model)} at {model['revision'] or 'a revision that was not recorded'}"
+    return f"{_name(model)} at {markdown(model['revision'] or 'a revision that was not recorded')}"
 
 
 def _shape(model: dict) -> str:
@@ -279,7 +284,7 @@ def _data(data: dict) -> str:
     way = ", streamed" if data["streamed"] else ""
     if "geometry" in data:  # as it isn't in a run of hpt 0.1.0
         way += f", at {describe_resolution(data['geometry'])}"
-    return f"{data['name']} ({data['split']}; {source}), {data['images_per_epoch']:,} images an epoch{way}"
+    return markdown(f"{data['name']} ({data['split']}; {source}), {data['images_per_epoch']:,} images an epoch{way}")
 
 
 # The list

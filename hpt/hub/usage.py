@@ -1,7 +1,7 @@
 """How to use a model, in code that runs as it stands: the section of a card that others copy from."""
 
-import json
-
+from hpt.errors import InputError
+from hpt.escaping import code, python_literal
 from hpt.hub.folder import ModelFolder
 from hpt.models.families import family_by_architecture
 from hpt.prompts import DEFAULT_TEMPLATE, list_templates
@@ -27,7 +27,7 @@ from PIL import Image
 {imports}
 
 model = {load}
-processor = {processor}.from_pretrained("{model_id}")
+processor = {processor}.from_pretrained({model_id})
 texts = [{template}.format(label) for label in {labels}]
 image = Image.open("image.png")
 inputs = processor(text=texts, images=image, return_tensors="pt", padding={padding})
@@ -45,7 +45,7 @@ import torch
 from hpt import PGD, ZeroShotClassifier
 
 model = {load}
-processor = {processor}.from_pretrained("{model_id}")
+processor = {processor}.from_pretrained({model_id})
 labels, template = {labels}, {templates}
 classifier = ZeroShotClassifier(model.eval(), processor, labels, template)
 images, right = torch.rand(1, 3, {image_size}, {image_size}), torch.tensor([0])
@@ -56,26 +56,29 @@ print(classifier(images), classifier(adversarial))
 PIPELINE = """\
 from transformers import pipeline
 
-classify = pipeline("zero-shot-image-classification", model="{model_id}")"""
+classify = pipeline("zero-shot-image-classification", model={model_id})"""
 
 PIPELINE_OF_ADAPTER = """\
 from peft import PeftModel
 from transformers import {architecture}, {processor}, pipeline
 
-processor = {processor}.from_pretrained("{model_id}")
+processor = {processor}.from_pretrained({model_id})
 parts = {{"tokenizer": processor.tokenizer, "image_processor": processor.image_processor}}
 classify = pipeline("zero-shot-image-classification", model={load}, **parts)"""
 
 FULL_LENGTH = '"max_length", max_length=model.config.text_config.max_position_embeddings'
 
-BASE_NOTE = " `PATH/{name}` stands for the folder of the base, which isn't on the Hub."
+BASE_NOTE = " {base} stands for the folder of the base, which isn't on the Hub."
 
 
 def usage(folder: ModelFolder, model_id: str) -> str:
     """Three snippets: a pipeline of transformers, the model itself, and an attack on it by hpt."""
     run, model, adapter = folder.run, folder.model, folder.is_adapter
     family = family_by_architecture(model["architecture"])
-    names = {"model_id": model_id, "architecture": model["architecture"], "load": _load_call(folder, model_id)}
+    if not model["architecture"].isidentifier():
+        raise InputError(f"{folder} names {model['architecture']!r} as the model's class, which can't be one.")
+    names = {"model_id": python_literal(model_id), "architecture": model["architecture"]}
+    names["load"] = _load_call(folder, names["model_id"])
     names["processor"] = family.processor
     templates = run["prompt_template"] if run else DEFAULT_TEMPLATE
     example = {
@@ -83,14 +86,14 @@ def usage(folder: ModelFolder, model_id: str) -> str:
         "template": list_templates(templates)[0],  # transformers takes a single template
         "templates": templates,
     }
-    texts = {name: json.dumps(value, ensure_ascii=False) for name, value in example.items()}
+    texts = {name: python_literal(value) for name, value in example.items()}
     if family.lower_case:
         texts = {name: text.lower() for name, text in texts.items()}
     imports = "from transformers import {architecture}, {processor}".format(**names)
     return TEXT.format(
         **names,
         **texts,
-        base_note=BASE_NOTE.format(name=model["name"]) if adapter and model["hub_id"] is None else "",
+        base_note=BASE_NOTE.format(base=code(f"PATH/{model['name']}")) if adapter and model["hub_id"] is None else "",
         pipeline=(PIPELINE_OF_ADAPTER if adapter else PIPELINE).format(**names),
         imports=f"from peft import PeftModel\n{imports}" if adapter else imports,
         padding=FULL_LENGTH if family.pads_to_full_length else "True",
@@ -100,11 +103,12 @@ def usage(folder: ModelFolder, model_id: str) -> str:
 
 
 def _load_call(folder: ModelFolder, model_id: str) -> str:
-    """The Python expression that loads the model."""
+    """The Python expression that loads the model; its id is a literal already."""
     model = folder.model
-    call = f'{model["architecture"]}.from_pretrained("{model_id}")'
+    call = f"{model['architecture']}.from_pretrained({model_id})"
     if not folder.is_adapter:
         return call
-    revision = f', revision="{model["revision"]}"' if model["hub_id"] and model["revision"] else ""
-    base = f'{model["architecture"]}.from_pretrained("{model["hub_id"] or "PATH/" + model["name"]}"{revision})'
-    return f'PeftModel.from_pretrained({base}, "{model_id}").merge_and_unload()'
+    revision = f", revision={python_literal(model['revision'])}" if model["hub_id"] and model["revision"] else ""
+    place = python_literal(model["hub_id"] or f"PATH/{model['name']}")
+    base = f"{model['architecture']}.from_pretrained({place}{revision})"
+    return f"PeftModel.from_pretrained({base}, {model_id}).merge_and_unload()"
