@@ -59,8 +59,8 @@ def markdown(text: str) -> str:
     text = re.sub(r"&(?=#?\w+;)", "&amp;", one_line(text)).replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"[\\`*~$|]", r"\\\g<0>", text)
     text = re.sub(r"(?<!\w)_+|_+(?!\w)", lambda run: r"\_" * len(run[0]), text)  # within a word it means nothing
-    text = re.sub(r"\](?=[(\[:]|$)|^\[", r"\\\g<0>", text)  # links, and what they refer to
-    text = re.sub(r"^([-+#=])|^(\d+)([.)])(?=\s|$)", r"\2\\\1\3", text)  # headings and lists
+    text = re.sub(r"(\[\d[\d., ]*\])(?![\[(:])|([\[\]])", lambda part: part[1] or rf"\{part[2]}", text)  # links
+    text = re.sub(r"^([-+#=])|^(\d+)([.)])(?=\s|$)|(?<=\s)(#+)$", r"\2\\\1\3\4", text)  # headings and lists
     return re.sub(r"^ +| +$", lambda run: "&#32;" * len(run[0]), text)
 
 
@@ -85,10 +85,10 @@ def address(text: str) -> str:
 
 
 def mathtext(text: str) -> str:
-    """Text of a picture by matplotlib, which would read `$x$` as mathematics and hide a curve that is called `_x`."""
+    """Text of a picture by matplotlib, which reads `$x$` as mathematics, and leaves `_x` and "" out of legends."""
     lines = [line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 1]}…" for line in text.split("\n")]
     shown = terminal("\n".join(lines)).replace("$", r"\$")
-    return f" {shown}" if shown.startswith("_") else shown
+    return f" {shown}" if shown[:1] in ("", "_") else shown
 
 
 def python_literal(value: str | list[str]) -> str:

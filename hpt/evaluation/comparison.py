@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 from hpt.attacks import PGD
 from hpt.data.benchmark import Benchmark
 from hpt.data.images import collate
+from hpt.escaping import one_line
 from hpt.evaluation.rows import (
     ALL_IMAGES,
     Row,
@@ -56,7 +57,7 @@ def predict(
     loader = DataLoader(benchmark, batch_size, collate_fn=collate, num_workers=num_workers)
     predicted = {name: [] for name in scored}
     what = "clean" if attack is None else f"eps {attack.radius} against the {attacked}"
-    for batch in tqdm(loader, desc=f"{benchmark.name}, {what}", leave=False):
+    for batch in tqdm(loader, desc=one_line(f"{benchmark.name}, {what}"), leave=False):
         batch = {name: values.to(device) for name, values in batch.items()}
         seen = score_batch(scored[shown], attack, batch)
         for name, classifier in scored.items():

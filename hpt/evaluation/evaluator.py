@@ -122,9 +122,9 @@ class RobustnessEvaluator:
         benchmarks = as_benchmarks(benchmarks)
         if not benchmarks:
             raise InputError("There is nothing to evaluate on: give benchmarks.")
+        check_names(benchmark.name for benchmark in benchmarks)
         for benchmark in benchmarks:
             check_images(benchmark.dataset, benchmark.name, same_size=benchmark.is_native)
-        check_names(benchmark.name for benchmark in benchmarks)
         return self.run_all([self.plan(subject, benchmark) for benchmark in benchmarks])
 
     def plan(self, subject: Subject, benchmark: Benchmark) -> list[Task]:

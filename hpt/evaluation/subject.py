@@ -6,6 +6,7 @@ from hpt.data.benchmark import Benchmark
 from hpt.evaluation.rows import LOWER_CASE_SINCE, MEASURED_SINCE
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.weights import hash_weights
+from hpt.references import check_names
 
 
 class Subject:
@@ -14,9 +15,13 @@ class Subject:
     Args:
         classifier ([`ZeroShotClassifier`]): The model; its classes don't matter.
         name (`str`, *optional*): What rows call it; defaults to its Hub id or path.
+
+    Raises:
+        InputError: for a name that tables can't show on a line.
     """
 
     def __init__(self, classifier: ZeroShotClassifier, name: str | None = None):
+        check_names([name] if name else [])
         self.classifier = classifier
         self.name = name or classifier.model.name_or_path
         self.revision = getattr(classifier.model.config, "_commit_hash", None)  # only models from the Hub have one
