@@ -1,5 +1,6 @@
 """Prompt templates and the class names that are put into them."""
 
+import re
 import warnings
 from collections import Counter
 
@@ -7,6 +8,11 @@ from hpt.errors import InputError
 
 
 DEFAULT_TEMPLATE = "This is a photo of a {}"
+
+
+def is_text(value) -> bool:
+    """Whether it is text that tokenizers read, without halves of characters (lone surrogates)."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
 
 
 def list_templates(template: str | list[str]) -> list[str]:
@@ -28,6 +34,8 @@ def check_templates(template: str | list[str]) -> list[str]:
             raise InputError(
                 f"The prompt template {text!r} must have one {{}} where the class name goes, and no other braces."
             )
+        if not is_text(text):
+            raise InputError(f"The prompt template {text!r} has half a character, which no tokenizer reads.")
     return templates
 
 
@@ -45,7 +53,7 @@ def check_class_names(class_names: list[str]) -> list[str]:
     if not class_names:
         raise InputError("There are no class names: give one name per label.")
     for label, name in enumerate(class_names):
-        if not isinstance(name, str) or not name.strip():
+        if not is_text(name) or not name.strip():
             raise InputError(f"The class name of label {label} is {name!r}, but must be text.")
     duplicates = sorted(name for name, times in Counter(class_names).items() if times > 1)
     if duplicates:

@@ -21,6 +21,7 @@ BAD = {
     "second": (["a {}", "the"], "template 'the' must have"),
     "number": ([3], "template 3 must have"),
     "nothing": ([None], "template None must have"),
+    "half a character": ("a \ud800 {}", "has half a character"),
 }
 BAD_TEMPLATES = pytest.mark.parametrize(("template", "message"), BAD.values(), ids=BAD.keys())
 

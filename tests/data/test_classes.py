@@ -170,11 +170,12 @@ def test_names_are_laid_over_names(tmp_path, given, labels):
         ),
         (["cat", "cow"], "the 2 class names 'cat', 'cow': 'dog'. To rename classes"),
         (["cat", 7], "The class name of label 1 is 7, but must be text"),
+        (["cat", "do\udcff"], r"The class name of label 1 is 'do\\udcff', but must be text"),
         ([], "There are no class names"),
         ({"cat": "tabby"}, "classes without a readable name among the 1 given: 'dog'"),
         ({"cat": None, "dog": "husky"}, "The class name of label 0 is None"),
     ],
-    ids=["other names", "one other", "number", "none", "one missing", "no text"],
+    ids=["other names", "one other", "number", "half a character", "none", "one missing", "no text"],
 )
 def test_names_that_do_not_fit_are_refused(tmp_path, given, message):
     with pytest.raises(InputError, match=message):
