@@ -17,6 +17,7 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from huggingface_hub import DatasetCard
 
 from hpt.errors import InputError
+from hpt.escaping import one_line
 
 
 # What folders and files of a split are called, by its role
@@ -154,7 +155,7 @@ def _check_nothing_is_lost(files: dict[str, list[list[str]]], source: str) -> No
             )
     unread = [[file for file in names if not _is_image(file)] for contents in files.values() for names in contents]
     if any(unread):
-        warnings.warn(f"{source} is read without some of its files: {_say_files(unread)}.", stacklevel=10)
+        warnings.warn(one_line(f"{source} is read without some of its files: {_say_files(unread)}."), stacklevel=10)
 
 
 def _say(parts: Parts) -> str:

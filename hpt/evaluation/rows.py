@@ -12,6 +12,7 @@ import numpy as np
 from hpt.attacks import Attack, NamedAttack
 from hpt.data.benchmark import Benchmark
 from hpt.data.images import hash_samples
+from hpt.escaping import one_line
 from hpt.files import digest
 from hpt.radius import Radius
 
@@ -126,7 +127,7 @@ class Row:
         if self.attacked not in (None, self.model) and not self.named_attack.is_transfer:  # whose label says it
             what += f" made on {self.attacked}"
         measured = f"{100 * self.accuracy:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}], n = {self.n}"
-        return f"Row({self.model} on {self.benchmark} {self.split}, {what}: {measured})"
+        return one_line(f"Row({self.model} on {self.benchmark} {self.split}, {what}: {measured})")
 
     @property
     def named_attack(self) -> NamedAttack:

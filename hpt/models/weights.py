@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hpt.errors import InputError
+from hpt.escaping import one_line
 from hpt.models.families import family_of, plain_model
 
 
@@ -48,7 +49,7 @@ def check_complete(
         )
     if further:
         also = f"{name} also holds weights of parts that the model lacks, left out: {_first(further)}."
-        warnings.warn(also, stacklevel=4)
+        warnings.warn(one_line(also), stacklevel=4)
 
 
 def _first(names: set[str]) -> str:
