@@ -22,13 +22,8 @@ from urllib.parse import quote
 from hpt.files import digest
 
 
-HIDDEN = (
-    "Cc",
-    "Cf",
-    "Cs",
-    "Zl",
-    "Zp",
-)  # Unicode's controls, formats such as turns of direction, surrogates, new lines
+# Unicode's categories of controls, formats such as turns of direction, halves of characters and line separators
+HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 JOINERS = "\u200c\u200d"  # formats that Persian and emoji are written with
 SHORT_ESCAPES = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 LONGEST_PART = 80  # bytes; a file system takes 255 for a whole name
@@ -91,8 +86,8 @@ def mathtext(text: str) -> str:
     return f" {shown}" if shown[:1] in ("", "_") else shown
 
 
-def python_literal(value: str | list[str]) -> str:
-    """A text or a list of texts as Python code, which gives the same again."""
+def python_literal(value: str | int | list[str]) -> str:
+    """A text, a number or a list of texts as Python code, which gives the same again."""
     return one_line(json.dumps(value, ensure_ascii=False))
 
 
@@ -121,5 +116,7 @@ def file_name(*names: str) -> str:
 
 def csv_cell(value):
     """A cell of a CSV file; a spreadsheet would compute a text that begins like a formula."""
-    text = one_line(value) if isinstance(value, str) else value
-    return f"'{text}" if isinstance(value, str) and text.startswith(("=", "+", "-", "@")) else text
+    if not isinstance(value, str):
+        return value
+    text = one_line(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text

@@ -17,7 +17,8 @@ NOTE = (
     "<!-- Between each pair of hpt markers the text is written anew with every save; "
     "what stands elsewhere is kept. -->"
 )
-LOADED_BY = re.compile(r"<!-- Loaded by (.+?) -->")
+# Each of hpt's comments begins a line, which no name in the text can do
+LOADED_BY = re.compile(r"^<!-- Loaded by (.+?) -->", re.MULTILINE)
 BLOCK = re.compile(r"^<!-- hpt:(\w+) -->.*?^<!-- /hpt:\1 -->", re.DOTALL | re.MULTILINE)
 INTRODUCTION = re.compile(r"<!-- Between each pair of hpt markers .*?-->\n*", re.DOTALL)
 

@@ -57,9 +57,8 @@ def _of_trained(folder: ModelFolder) -> str:
         place = f"after step {run['step']} of {run['steps']}, in the {run['stage']} stage"
         sentences.append(f"**It is a checkpoint {markdown(place)}.**")
     if run["best_step"]:
-        sentences.append(
-            f"Of the steps evaluated in training, its weights are those after the best, {run['best_step']}."
-        )
+        best = markdown(str(run["best_step"]))
+        sentences.append(f"Of the steps evaluated in training, its weights are those after the best, {best}.")
     return " ".join(sentences)
 
 
@@ -223,8 +222,9 @@ def _by_recipe(run: dict) -> str:
     local = {name: value for name, value in run["settings"].items() if name in MAY_BE_LOCAL and "PATH/" in str(value)}
     processes = f"--num_processes {run['processes']} " if run["processes"] > 1 else ""
     given = "".join(f" \\\n    --{name} {_as_arguments(value)}" for name, value in local.items())
+    seed = markdown(str(run["seed"]))
     text = (
-        f"In a checkout of hpt {_checkout(run)}, with `{RUN_FILE}` from here (seed {run['seed']}):\n\n```bash\n"
+        f"In a checkout of hpt {_checkout(run)}, with `{RUN_FILE}` from here (seed {seed}):\n\n```bash\n"
         f"accelerate launch {processes}recipes/hpt_gpd.py --config {RUN_FILE} --output_dir outputs/again{given}\n"
         "```\n\n"
     )
@@ -269,7 +269,7 @@ def _origin(model: dict) -> str:
 
 def _shape(model: dict) -> str:
     patches = f", {model['patch_size']}-pixel patches" if model["patch_size"] else ""
-    return f"{model['parameters'] / 1e6:,.3g} M parameters, {model['image_size']} pixels{patches}"
+    return markdown(f"{model['parameters'] / 1e6:,.3g} M parameters, {model['image_size']} pixels{patches}")
 
 
 def _duration(seconds: float) -> str:

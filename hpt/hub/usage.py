@@ -5,6 +5,7 @@ from hpt.escaping import code, python_literal
 from hpt.hub.folder import ModelFolder
 from hpt.models.families import family_by_architecture
 from hpt.prompts import DEFAULT_TEMPLATE, list_templates
+from hpt.radius import Radius
 
 
 EXAMPLE_LABELS = ["cat", "dog", "car"]
@@ -80,15 +81,16 @@ def usage(folder: ModelFolder, model_id: str) -> str:
     names = {"model_id": python_literal(model_id), "architecture": model["architecture"]}
     names["load"] = _load_call(folder, names["model_id"])
     names["processor"] = family.processor
-    templates = run["prompt_template"] if run else DEFAULT_TEMPLATE
+    written = str.lower if family.lower_case else str
+    given = run["prompt_template"] if run else DEFAULT_TEMPLATE
+    templates = list(map(written, list_templates(given)))
     example = {
-        "labels": run["data"]["class_names"][:3] if run else EXAMPLE_LABELS,
-        "template": list_templates(templates)[0],  # transformers takes a single template
-        "templates": templates,
+        "labels": list(map(written, run["data"]["class_names"][:3] if run else EXAMPLE_LABELS)),
+        "template": templates[0],  # transformers takes a single template
+        "templates": templates[0] if isinstance(given, str) else templates,
     }
     texts = {name: python_literal(value) for name, value in example.items()}
-    if family.lower_case:
-        texts = {name: text.lower() for name, text in texts.items()}
+    eps = run["settings"].get("attack_eps", "1/255") if run else "1/255"
     imports = "from transformers import {architecture}, {processor}".format(**names)
     return TEXT.format(
         **names,
@@ -97,8 +99,8 @@ def usage(folder: ModelFolder, model_id: str) -> str:
         pipeline=(PIPELINE_OF_ADAPTER if adapter else PIPELINE).format(**names),
         imports=f"from peft import PeftModel\n{imports}" if adapter else imports,
         padding=FULL_LENGTH if family.pads_to_full_length else "True",
-        image_size=model["image_size"],
-        eps=run["settings"].get("attack_eps", "1/255") if run else "1/255",
+        image_size=python_literal(model["image_size"]),
+        eps=Radius(eps) if isinstance(eps, str) else eps,
     )
 
 

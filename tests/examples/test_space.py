@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -119,3 +120,24 @@ def test_missing_gradio_is_told_in_a_line(monkeypatch):
 
     with pytest.raises(InputError, match="gradio isn't installed: pip install -r .*/requirements.txt"):
         app.find_page()
+
+
+class Shown(Exception):
+    """What Gradio shows as HTML in place of results."""
+
+    def __init__(self, message, print_exception):
+        super().__init__(message)
+
+
+def test_what_visitors_type_is_shown_as_text(live_attack, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", SimpleNamespace(Button=object, Error=Shown))
+    monkeypatch.delitem(sys.modules, "page", raising=False)
+    import page
+
+    image, name = torch.full((3, 8, 8), 0.5), "<b>x</b> *y*"
+    note = page.fill_outputs(live_attack.Attacked(name, 0.1, {name: 1.0}, {name: 1.0}, image, image))[3]
+    assert note.startswith(r"Attacked to leave **&lt;b&gt;x&lt;/b&gt; \*y\***.")
+    monkeypatch.setattr(page, "read_image", lambda path: noise_image())
+    with pytest.raises(Shown, match="which no prompt can tell apart: &lt;b&gt;.$"):
+        page.attack([], "image.png", "<b>, <b>", "", "{}", 1, 1)
+    monkeypatch.delitem(sys.modules, "page")

@@ -223,3 +223,35 @@ def test_what_an_error_names_does_nothing_in_a_terminal(capsys):
 def test_a_long_prompt_is_no_path():
     template = "a photo of a {}, " + "x" * 300
     assert parse_benchmark(f"cifar10:template={template}").settings == {"template": template}
+
+
+def test_a_path_that_no_file_system_takes_is_refused_in_a_line(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run_recipe(lambda: Path("x" * 300).read_text(encoding="utf-8"))
+    assert capsys.readouterr().err == f"error: The path '{'x' * 300}' is too long.\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"target": MODEL | {"name": "x", "architecture": "CLIPModel; import os"}},
+            "as the model's class, which can't",
+        ),
+        ({"settings": {"attack_eps": "1); import os; (1"}}, "eps is '1.; import os; .1', but must be a number"),
+    ],
+    ids=["architecture", "eps"],
+)
+def test_what_is_no_name_cannot_enter_the_code_of_a_card(tmp_path, change, message):
+    record = record_with(ORDINARY) | change
+    (tmp_path / "training.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=message):
+        write_card(ModelFolder(tmp_path), "me/x")
+
+
+def test_code_for_a_tower_that_reads_lower_case_has_the_same_characters(tmp_path):
+    record = record_with("A\U000e0041") | {"target": MODEL | {"name": "x", "architecture": "SiglipModel"}}
+    (tmp_path / "training.json").write_text(json.dumps(record))
+    write_card(ModelFolder(tmp_path), "me/x")
+    code = re.findall(r"^```python\n(.*?)^```$", (tmp_path / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+    assert all(ast.literal_eval(re.search(r'\["a[^"]*", "dog"\]', part)[0]) == ["a\U000e0041", "dog"] for part in code)
