@@ -9,6 +9,7 @@ import csv
 import json
 import re
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,12 @@ def parts_of(card: str) -> tuple[str, str]:
 
 
 @pytest.fixture(scope="module")
+def card_with(tmp_path_factory):
+    """The card with a name, written once."""
+    return cache(lambda name: write_card_with(name, tmp_path_factory.mktemp("cards") / "run"))
+
+
+@pytest.fixture(scope="module")
 def ordinary(tmp_path_factory) -> dict[str, list[str]]:
     """The elements of the pages of an ordinary name."""
     folder = tmp_path_factory.mktemp("ordinary")
@@ -151,8 +158,8 @@ NAMED = [name for name in HOSTILE if HOSTILE[name]]
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_a_card_has_the_same_elements_and_is_found_again(ordinary, tmp_path, name):
-    text = write_card_with(HOSTILE[name], tmp_path / "run")
+def test_a_card_has_the_same_elements_and_is_found_again(ordinary, card_with, name):
+    text = card_with(HOSTILE[name])
     assert [block[1] for block in BLOCK.finditer(text)] == [section.name for section in SECTIONS]
     assert hand_written(text) == "" and merge_cards(text, text) == text
     assert read_model_id(text) == f"me/{one_line(HOSTILE[name].replace('/', ''))}"
@@ -163,9 +170,8 @@ def test_a_card_has_the_same_elements_and_is_found_again(ordinary, tmp_path, nam
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_the_code_in_a_card_names_it_and_does_nothing_else(tmp_path, name):
-    text = write_card_with(HOSTILE[name], tmp_path / "run")
-    for code in re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+def test_the_code_in_a_card_names_it_and_does_nothing_else(card_with, name):
+    for code in re.findall(r"^```python\n(.*?)^```$", card_with(HOSTILE[name]), re.MULTILINE | re.DOTALL):
         nodes = list(ast.walk(ast.parse(code)))
         texts = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
         assert {f"me/{HOSTILE[name].replace('/', '')}", HOSTILE[name]} <= texts
