@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from hpt.errors import InputError, explain_hub_error
+from hpt.errors import InputError, TrainingStopped, explain_hub_error
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.families import check_dual_encoder
 from hpt.models.sources import check_source, similar_folder
-from hpt.models.weights import check_complete
+from hpt.models.weights import check_complete, find_non_finite
 from hpt.references import Reference
 
 
@@ -161,7 +161,13 @@ def _is_no_report(record: logging.LogRecord) -> bool:
 
 
 def save_finished(model, processor, folder: str | Path) -> None:
-    """Save model and processor so that a folder holds the model's configuration only once everything else is in it."""
+    """Save model and processor so that a folder holds the model's configuration only once everything else is in it.
+
+    Raises:
+        TrainingStopped: if weights aren't finite, as those of adapters that were merged may not be.
+    """
+    if broken := find_non_finite(model.state_dict()):
+        raise TrainingStopped(f"{folder} isn't written: weights of the model are NaN or infinite, {broken}.")
     folder, incomplete = Path(folder), Path(folder) / "incomplete"
     marker = "adapter_config.json" if hasattr(model, "peft_config") else "config.json"
     (folder / marker).unlink(missing_ok=True)

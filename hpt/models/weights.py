@@ -56,6 +56,21 @@ def _first(names: set[str]) -> str:
     return ", ".join(sorted(names)[:3]) + ", ..." * (len(names) > 3)
 
 
+def find_non_finite(tensors: dict[str, torch.Tensor]) -> str:
+    """`3 of 398 (a, b, c)`: which tensors hold a NaN or an infinity, or an empty text if none does.
+
+    Each is read once, and the device is waited for once over all of them.
+    """
+    floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel()}
+    # Of a NaN, `aminmax` makes two, and an infinity is one of them: exact, where a sum or a norm would overflow
+    finite = [torch.stack(torch.aminmax(tensor.detach())).isfinite().all() for tensor in floats.values()]
+    if not finite:
+        return ""
+    verdicts = torch.stack([verdict.to(finite[0].device) for verdict in finite]).tolist()
+    broken = {name for name, verdict in zip(floats, verdicts, strict=True) if not verdict}
+    return f"{len(broken)} of {len(tensors)} ({_first(broken)})" if broken else ""
+
+
 def plain_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """All weights and buffers by name; of a PEFT model, those that its adapters leave alone."""
     return without_adapters(plain_model(model).state_dict())

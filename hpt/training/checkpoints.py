@@ -1,7 +1,8 @@
 """Checkpoints that are complete or don't count.
 
-A checkpoint's manifest names each of its files with size and SHA-256, and is written after all of them, in one atomic
-step. A folder that doesn't fit its manifest, or has none, was cut off or damaged: it is never resumed from.
+A checkpoint's manifest names each of its files with size and SHA-256, carries a digest of itself, and is written after
+all of them, in one atomic step. A folder that doesn't fit its manifest, or has none, was cut off or damaged: it is
+never resumed from.
 """
 
 import hashlib
@@ -13,9 +14,12 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from safetensors.torch import load_file
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hpt.errors import InputError
+from hpt.files import digest
+from hpt.models.weights import find_non_finite
 from hpt.radius import describe_length
 
 
@@ -54,8 +58,8 @@ def write_manifest(folder: Path, settings: dict, launch: dict) -> None:
     with ThreadPoolExecutor() as pool:
         names = [str(file.relative_to(folder)) for file in files]
         described = dict(zip(names, pool.map(_describe, files), strict=True))
-        content = {"files": described, "settings": settings, "launch": launch}
-        incomplete.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        content = {"name": folder.name, "files": described, "settings": settings, "launch": launch}
+        incomplete.write_text(json.dumps(content | {"digest": digest(content)}, indent=1), encoding="utf-8")
         list(pool.map(_flush, [*files, incomplete]))  # a power cut must not leave a manifest of files it took away
     os.replace(incomplete, folder / MANIFEST)
 
@@ -64,31 +68,56 @@ def read_manifest(folder: str | Path) -> dict:
     """The manifest of a complete checkpoint.
 
     Raises:
-        InputError: saying what is missing or damaged.
+        InputError: saying what is missing or damaged; or, of a checkpoint that an earlier version wrote, which didn't
+            look, that its weights aren't finite.
     """
     folder = Path(folder)
-    if not (folder / MANIFEST).is_file():
-        raise InputError(f"{folder} is incomplete: it has no {MANIFEST}, which is written last.")
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files, _, _ = (dict(manifest[part]) for part in ("files", "settings", "launch"))
-        sizes = {name: described["size"] for name, described in files.items()}
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{folder} is damaged: its {MANIFEST} can't be read.") from None
-    for name, expected in sizes.items():
-        size = (folder / name).stat().st_size if (folder / name).is_file() else None
-        if size != expected:
-            fault = "is missing" if size is None else f"has {size:,} of {expected:,} bytes"
-            raise InputError(f"{folder} is damaged: {name} {fault}.")
-    try:
+        manifest = _parse_manifest(folder)
+        for name, described in manifest["files"].items():
+            _check_size(folder, name, described["size"])
         with ThreadPoolExecutor() as pool:
-            contents = dict(zip(files, pool.map(_describe, (folder / name for name in files)), strict=True))
+            contents = dict(zip(manifest["files"], pool.map(_describe, _paths(folder, manifest)), strict=True))
     except OSError as error:
         raise InputError(f"{folder} can't be read: {error}.") from error
     for name, content in contents.items():
-        if content != files[name]:
+        if content != manifest["files"][name]:
             raise InputError(f"{folder} is damaged: the content of {name} isn't what was written (SHA-256).")
+    if "digest" not in manifest:
+        for path in _paths(folder, manifest):
+            if path.suffix == ".safetensors" and (broken := find_non_finite(load_file(path))):
+                raise InputError(f"{folder} is of no use: {path.name} has NaN or infinite values, {broken}.")
     return manifest
+
+
+def _parse_manifest(folder: Path) -> dict:
+    """The manifest as it was written; those of earlier versions have no digest, and nothing but three parts."""
+    if not (folder / MANIFEST).is_file():
+        kind = "is incomplete" if folder.is_dir() else "isn't a folder"
+        raise InputError(f"{folder} {kind}: it has no {MANIFEST}, which is written last.")
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        written = manifest.pop("digest", None)
+        whole = written == digest(manifest) or (written is None and set(manifest) == {"files", "settings", "launch"})
+        for part in ("files", "settings", "launch"):
+            manifest[part] = dict(manifest[part])
+        whole &= all(isinstance(described["size"], int) for described in manifest["files"].values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
+        raise InputError(f"{folder} is damaged: its {MANIFEST} can't be read.")
+    return manifest if written is None else manifest | {"digest": written}
+
+
+def _paths(folder: Path, manifest: dict) -> list[Path]:
+    return [folder / name for name in manifest["files"]]
+
+
+def _check_size(folder: Path, name: str, expected: int) -> None:
+    size = (folder / name).stat().st_size if (folder / name).is_file() else None
+    if size != expected:
+        fault = "is missing" if size is None else f"has {size:,} of {expected:,} bytes"
+        raise InputError(f"{folder} is damaged: {name} {fault}.")
 
 
 def last_checkpoint(output_dir: str | Path) -> str | None:
@@ -96,7 +125,9 @@ def last_checkpoint(output_dir: str | Path) -> str | None:
     for step in sorted(_steps(output_dir), reverse=True):
         folder = checkpoint_folder(output_dir, step)
         try:
-            read_manifest(folder)
+            name = read_manifest(folder).get("name", folder.name)  # earlier versions didn't write it
+            if name != folder.name:
+                raise InputError(f"{folder} isn't of its step: it was written as {name}.")
         except InputError as error:
             logger.warning(f"Ignored: {error}")
         else:
@@ -105,20 +136,33 @@ def last_checkpoint(output_dir: str | Path) -> str | None:
 
 
 def delete_older(output_dir: str | Path, limit: int | None, newest: Path, best: str | None) -> None:
-    """Keep `limit` checkpoints with a manifest, the latest written, and always the newest and the best."""
-    folders = [checkpoint_folder(output_dir, step) for step in _steps(output_dir)]
-    written = {folder: (folder / MANIFEST).stat().st_mtime for folder in folders if (folder / MANIFEST).is_file()}
+    """Keep `limit` checkpoints with a manifest, and always the newest and the best; without a limit above 0, all.
+
+    The first to go are those of steps beyond the newest: they are of a run that this one has begun anew. Then those
+    of the lowest steps go, whatever the clock said when they were written.
+    """
+    if limit is None or limit <= 0:  # as transformers has it
+        return
+    newest_step = int(newest.name.rpartition("-")[2])
+    order = sorted(_steps(output_dir), key=lambda step: (step <= newest_step, step))
+    complete = [folder for step in order if ((folder := checkpoint_folder(output_dir, step)) / MANIFEST).is_file()]
     kept = {newest.resolve()} | ({Path(best).resolve()} if best else set())
-    spare = len(written) - (limit or len(written))
-    for folder in sorted((folder for folder in written if folder.resolve() not in kept), key=written.get)[
-        : max(0, spare)
-    ]:
-        shutil.rmtree(folder, ignore_errors=True)
+    spare = max(0, len(complete) - limit)
+    for folder in [folder for folder in complete if folder.resolve() not in kept][:spare]:
+        delete_path(folder)
+
+
+def delete_path(path: Path) -> None:
+    """Delete a folder, as far as it can be, or a link or file in its place; what a link points to stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _steps(output_dir: str | Path) -> list[int]:
     """The steps of all checkpoints in a folder, complete or not."""
-    pattern = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+    pattern = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(0|[1-9][0-9]*)")
     matches = [pattern.fullmatch(folder.name) for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")]
     return [int(match[1]) for match in matches if match]
 

@@ -189,9 +189,12 @@ class GPDCallback(TrainerCallback):
 
     def save(self, folder: str) -> None:
         """Write EMA, vanilla weights and boundary into a checkpoint folder, as safetensors."""
-        tensors = {f"ema.{name}": weight for name, weight in self.ema.items()}
-        tensors |= {f"vanilla.{name}": weight for name, weight in self.vanilla.items()}
-        save_file(tensors, Path(folder) / self.FILE, metadata={"boundary": str(self.boundary)})
+        save_file(self.tensors(), Path(folder) / self.FILE, metadata={"boundary": str(self.boundary)})
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """EMA and vanilla weights by name."""
+        ema = {f"ema.{name}": weight for name, weight in self.ema.items()}
+        return ema | {f"vanilla.{name}": weight for name, weight in self.vanilla.items()}
 
     def load(self, folder: str, device: torch.device) -> None:
         """Read what [`save`] wrote; [`InputError`] if it isn't there."""

@@ -18,7 +18,7 @@ from hpt.errors import InputError
 from hpt.models.classifier import ZeroShotClassifier, frozen_copy
 from hpt.models.families import check_dual_encoder, check_towers
 from hpt.models.lora import check_adapter
-from hpt.models.weights import architecture, freeze_untrained, hash_weights, plain_weights
+from hpt.models.weights import architecture, find_non_finite, freeze_untrained, hash_weights, plain_weights
 from hpt.training.config import HPTConfig
 from hpt.training.gpd import GPDSchedule
 
@@ -136,7 +136,7 @@ def check_target(target) -> None:
 
 
 def check_proxy(proxy: ZeroShotClassifier | None, target, args: HPTConfig) -> None:
-    """Refuse a proxy that is missing, isn't a classifier or is the target itself; warn of the same architecture.
+    """Refuse a proxy that is missing, no classifier, not finite or the target itself; warn of the same architecture.
 
     Raises:
         InputError: naming what is wrong with it.
@@ -147,6 +147,8 @@ def check_proxy(proxy: ZeroShotClassifier | None, target, args: HPTConfig) -> No
         return
     if not isinstance(proxy, ZeroShotClassifier):
         raise InputError(f"The proxy is a {type(proxy).__name__}: load it with load_proxy(name).")
+    if broken := find_non_finite(proxy.state_dict()):
+        raise InputError(f"The proxy has NaN or infinite weights, {broken}: load a sound copy.")
     if target is proxy.model or _same_weights(target, proxy.model):
         raise InputError("Target and proxy are the same weights: HPT needs a proxy of another architecture.")
     if architecture(target) == architecture(proxy.model):

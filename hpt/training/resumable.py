@@ -21,11 +21,13 @@ from transformers import ProgressCallback, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from hpt.errors import InputError, TrainingStopped
+from hpt.models.weights import find_non_finite
 from hpt.processes import on_main_process
 from hpt.training.checkpoints import (
     check_same_settings,
     checkpoint_folder,
     delete_older,
+    delete_path,
     last_checkpoint,
     read_manifest,
     write_manifest,
@@ -40,6 +42,7 @@ LOSS_FILE = "loss_window.json"
 TERMINATED = 75  # exit code after SIGTERM: EX_TEMPFAIL of sysexits.h, which asks to try again
 INTERVALS = ("logging_steps", "eval_steps", "save_steps")
 SIGNALS = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}  # what a run is stopped by, and saved
+MAX_SKIPPED = 40  # fp16 steps in a row: the scale of the loss falls from 2^16 to 2^-24, below which fp16 has only 0
 UNWRITABLE = (OSError, RuntimeError, SafetensorError)  # what Python, torch and safetensors raise for a full disk
 
 # accelerate calls the CPU of a process `cpu:0`, where transformers 5.17 lets torch load, which knows only `cpu`
@@ -50,6 +53,10 @@ torch.serialization.register_package(
 
 class CheckpointError(TrainingStopped):
     """A checkpoint couldn't be written; what there was of it has been removed, and older ones are untouched."""
+
+
+class NonFiniteError(TrainingStopped):
+    """The state of a run became NaN or infinite; nothing of that was saved, and older checkpoints are untouched."""
 
 
 class _Stopped(BaseException):
@@ -65,16 +72,21 @@ class ResumableTrainer(Trainer):
       and Ctrl-C is the `KeyboardInterrupt` that it always is; a second one is so at once.
     - What falls due at an epoch's last step is saved after the epoch's evaluation, which would be left out of a run
       that goes on from there otherwise. The mean loss that is logged next is that of the whole window.
+    - What is saved is finite: weights and what the optimizer keeps are looked at before each save and evaluation, and
+      after each epoch. So a checkpoint that is there is a good one.
     - Settings are saved as readable JSON in place of Trainer's pickle.
 
     Raises:
-        InputError: by `train()`, for a checkpoint that is incomplete, damaged, or of a run with other settings.
+        InputError: by `train()`, for a checkpoint that is incomplete, damaged, or of a run with other settings, also
+            where one lies in the `output_dir` of a run that starts anew; and for a model that isn't finite.
         CheckpointError: by `train()`, when a checkpoint can't be written.
+        NonFiniteError: by `train()` and `save_model()`, when what would be saved isn't finite.
     """
 
     best_step: int | None = None  # of the weights that `load_best_model_at_end` has loaded
     _seconds_before, _started = 0.0, None
     _signal = 0  # the number of the signal that has reached this process in training
+    _skipped = 0  # how many of the last steps in a row fp16's gradient scaler has left out
 
     @abstractmethod
     def mathematics(self) -> dict:
@@ -84,17 +96,19 @@ class ResumableTrainer(Trainer):
         """See [`~transformers.Trainer.train`].
 
         `resume_from_checkpoint=True` and `"last"` take the newest complete checkpoint of `output_dir`; where there is
-        none, `True` is an error, while `"last"` starts anew.
+        none, `True` is an error, while `"last"` starts anew. Without it a run starts anew in any case, but not in the
+        folder of a run with other settings, whose checkpoints would be taken for its own.
         """
         self._identity, self._last_saved, self.best_step = None, None, None
         self._seconds_before, self._started = 0.0, time.monotonic()
-        self._epoch_ends_next, self._save_is_due = False, False
-        if resume_from_checkpoint:
-            resume_from_checkpoint = self._choose_checkpoint(resume_from_checkpoint)
-            self._last_saved = resume_from_checkpoint and Path(resume_from_checkpoint).resolve()
+        self._epoch_ends_next, self._save_is_due, self._skipped = False, False, 0
+        resume_from_checkpoint = self._choose_checkpoint(resume_from_checkpoint)
+        self._last_saved = resume_from_checkpoint and Path(resume_from_checkpoint).resolve()
+        if resume_from_checkpoint is None and (broken := find_non_finite(self.model.state_dict())):
+            raise InputError(f"The model has NaN or infinite weights before training, {broken}: load a sound copy.")
         try:
             with self._signals_noticed():
-                return super().train(resume_from_checkpoint or None, *args, **kwargs)
+                return super().train(resume_from_checkpoint, *args, **kwargs)
         except _Stopped as stopped:
             (number,) = stopped.args  # only now, without its frames, are the workers of the data loader let go
         finally:
@@ -116,23 +130,29 @@ class ResumableTrainer(Trainer):
 
     # Checkpoints: which to resume from
 
-    def _choose_checkpoint(self, wanted: str | bool) -> str | None:
+    def _choose_checkpoint(self, wanted: str | bool | None) -> str | None:
         """On every rank alike, the checkpoint that the main process finds complete and of this run."""
         return on_main_process(lambda: self._check_checkpoint(wanted))
 
-    def _check_checkpoint(self, wanted: str | bool) -> str | None:
+    def _check_checkpoint(self, wanted: str | bool | None) -> str | None:
         output_dir = self.args.output_dir
-        if wanted in (True, "True", "last"):  # the text is what a command line makes of it
+        if not wanted or wanted in (True, "True", "last"):  # the text is what a command line makes of it
             checkpoint = last_checkpoint(output_dir)
-            if checkpoint is None and wanted == "last":
-                return None
-            if checkpoint is None:
+            if checkpoint is None and wanted in (True, "True"):
                 raise InputError(f"{output_dir} has no complete checkpoint: leave resume_from_checkpoint out.")
+            if checkpoint is None:
+                return None
         else:
             checkpoint = str(wanted)
             if not Path(checkpoint).is_dir():
                 raise InputError(f"There is no checkpoint {checkpoint!r}.")
         check_same_settings(checkpoint, read_manifest(checkpoint), self._run_identity(), describe_launch(self.args))
+        if not wanted:
+            logger.warning(
+                f"The run starts anew over the one that came to {checkpoint}, from which "
+                "resume_from_checkpoint='last' goes on."
+            )
+            return None
         return checkpoint
 
     def _run_identity(self) -> dict:
@@ -178,6 +198,10 @@ class ResumableTrainer(Trainer):
     def _maybe_log_save_evaluate(self, *args, **kwargs):
         """Trainer calls this after each optimizer step, and once more at an epoch's end."""
         at_epoch_end, self._epoch_ends_next = self._epoch_ends_next, False
+        if at_epoch_end or self.control.should_evaluate:  # GPD keeps what an epoch ends with
+            self._stop_unless_state_is_finite()
+        if not at_epoch_end:
+            self._stop_unless_steps_are_taken()
         if not at_epoch_end and self.state.global_step % self._steps_per_epoch == 0:
             self._epoch_ends_next, self._save_is_due = True, self.control.should_save
             self.control.should_save = False
@@ -190,11 +214,13 @@ class ResumableTrainer(Trainer):
     def _finalize_training(self, *args, **kwargs):
         """Trainer logs its last entry here and loads the best weights, after which the last can't be saved."""
         self._leave_if_stopped()
+        self._stop_unless_state_is_finite()
         if self.args.load_best_model_at_end and self.state.best_global_step:
             best = checkpoint_folder(self.args.output_dir, self.state.best_global_step)
             read_manifest(best)
             self.state.best_model_checkpoint = str(best)  # Trainer forgets it when the folder has been moved
-        output = super()._finalize_training(*args, **kwargs)
+        with self._deleting_nothing():
+            output = super()._finalize_training(*args, **kwargs)
         self.best_step = self.state.best_global_step if self.args.load_best_model_at_end else None
         return output
 
@@ -219,28 +245,38 @@ class ResumableTrainer(Trainer):
         return folder
 
     def _save_checkpoint(self, model, trial):
+        self._stop_unless_state_is_finite()
         folder = checkpoint_folder(self.args.output_dir, self.state.global_step)
-        limit = self.args.save_total_limit
         self._loss_sums = self.accelerator.gather(self._tr_loss.reshape(1)).tolist()
         with self._written_on_all_ranks(folder):
-            if self.args.should_save and folder.exists():  # of a run that was cut off
-                shutil.rmtree(folder)
-            try:
-                self.args.save_total_limit = None  # Trainer would delete older ones before this one is complete
+            if self.args.should_save:  # what a run left that was cut off
+                delete_path(folder)
+            with self._deleting_nothing():
                 super()._save_checkpoint(model, trial)
-            finally:
-                self.args.save_total_limit = limit
         with self._written_on_all_ranks(folder):
             if self.args.should_save:
                 self._save_settings(folder)
                 write_manifest(folder, self._run_identity(), describe_launch(self.args))
         self._last_saved = folder.resolve()
         if self.args.should_save:
-            delete_older(self.args.output_dir, limit, newest=folder, best=self.state.best_model_checkpoint)
+            best = self.state.best_model_checkpoint
+            delete_older(self.args.output_dir, self.args.save_total_limit, newest=folder, best=best)
+
+    @contextmanager
+    def _deleting_nothing(self):
+        """Within, Trainer keeps older checkpoints, which [`delete_older`] deletes once the new one is complete."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            yield
+        finally:
+            self.args.save_total_limit = limit
 
     def save_model(self, output_dir=None, _internal_call=False):
         """See [`~transformers.Trainer.save_model`]."""
-        with self._written_on_all_ranks(Path(output_dir or self.args.output_dir), remove=_internal_call):
+        folder, broken = Path(output_dir or self.args.output_dir), find_non_finite(self.model.state_dict())
+        if self._on_any_rank(bool(broken)):
+            raise NonFiniteError(f"{folder} isn't written: weights of the model are NaN or infinite, {broken}.")
+        with self._written_on_all_ranks(folder, remove=_internal_call):
             super().save_model(output_dir, _internal_call=True)  # which keeps Trainer from pushing within
 
     def _save(self, output_dir=None, state_dict=None) -> None:
@@ -262,14 +298,14 @@ class ResumableTrainer(Trainer):
         failure = None
         try:
             yield
-        except (CheckpointError, torch.OutOfMemoryError):
+        except (CheckpointError, NonFiniteError, torch.OutOfMemoryError):
             raise
         except UNWRITABLE as error:
             failure = error
         if not self._on_any_rank(failure is not None):
             return
         if remove and self.args.should_save:
-            shutil.rmtree(folder, ignore_errors=True)
+            delete_path(folder)
         last = last_checkpoint(self.args.output_dir) if self.is_world_process_zero() else None
         free = shutil.disk_usage(self.args.output_dir).free / 1e6
         raise CheckpointError(
@@ -281,6 +317,53 @@ class ResumableTrainer(Trainer):
         """Whether `flag` is true on any rank; waits for all of them."""
         count = torch.tensor(float(flag), device=self.args.device)
         return self.accelerator.reduce(count, "sum").item() > 0
+
+    # What is saved is finite
+
+    def _state_tensors(self) -> dict[str, torch.Tensor]:
+        """What a run goes on from, by readable name: weights, buffers, and what the optimizer keeps of each weight."""
+        tensors = self.model.state_dict()
+        for number, kept in enumerate(self.optimizer.state.values()):
+            named = {f"the optimizer's {name} {number}": value for name, value in kept.items()}
+            tensors |= {name: value for name, value in named.items() if torch.is_tensor(value)}
+        return tensors
+
+    def _stop_unless_state_is_finite(self) -> None:
+        """On every rank alike, raise [`NonFiniteError`] if what the run would go on from isn't finite."""
+        broken = find_non_finite(self._state_tensors())
+        if not self._on_any_rank(bool(broken)):
+            return
+        step = self.state.global_step
+        raise NonFiniteError(
+            f"The state after step {step} is NaN or infinite, {broken or 'on another rank'}, and isn't saved. "
+            f"{self._advise(step - 1)} {self._last_good()}"
+        )
+
+    def _stop_unless_steps_are_taken(self) -> None:
+        """Raise [`NonFiniteError`] once fp16's gradient scaler has left out [`MAX_SKIPPED`] steps in a row."""
+        self._skipped = self._skipped + 1 if self.accelerator.optimizer_step_was_skipped else 0
+        if self._skipped >= MAX_SKIPPED:
+            raise NonFiniteError(
+                f"The last {self._skipped} steps, up to step {self.state.global_step}, changed nothing: their "
+                f"gradients aren't finite in fp16. Try, in another output_dir, bf16, or float32. {self._last_good()}"
+            )
+
+    def _advise(self, step: int) -> str:
+        """What to do about numbers that grew too large in step `step`, counted from 0."""
+        return (
+            f"Try, in another output_dir, a lower {self._rate_of(step)}, a longer warmup_steps"
+            + (", bf16 instead of fp16" if self.args.fp16 else "")
+            + (", or max_grad_norm=1." if not self.args.max_grad_norm else ", or a lower max_grad_norm.")
+        )
+
+    def _rate_of(self, step: int) -> str:
+        """The learning rate that step `step`, counted from 0, goes by, with its field."""
+        return f"learning_rate (now {self.args.learning_rate:g})"
+
+    def _last_good(self) -> str:
+        """Which checkpoint is the newest good one; all ranks ask together, and say the same."""
+        last = on_main_process(lambda: last_checkpoint(self.args.output_dir))
+        return f"The last good state is in {last}." if last else "There is no complete checkpoint."
 
     # The loss since it was last logged, which Trainer forgets
 

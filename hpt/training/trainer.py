@@ -24,7 +24,7 @@ from hpt.attacks.base import batch_norm_untouched
 from hpt.data.benchmark import Benchmark
 from hpt.data.images import collate, to_unit_range
 from hpt.data.streams import EpochStream
-from hpt.errors import InputError, TrainingStopped
+from hpt.errors import InputError
 from hpt.evaluation.figures import draw_training_curves
 from hpt.evaluation.scoring import score_batch
 from hpt.hub.folder import CURVES, ModelFolder
@@ -40,7 +40,7 @@ from hpt.training.identity import describe_proxy, describe_target, describe_trai
 from hpt.training.inputs import check_config, check_launch, check_metrics, prepare_inputs
 from hpt.training.objectives import Objective
 from hpt.training.record import describe_method, describe_run
-from hpt.training.resumable import ResumableTrainer
+from hpt.training.resumable import NonFiniteError, ResumableTrainer
 from hpt.training.step import TrainingStep
 from hpt.training.unsupported import refuse_arguments
 
@@ -50,8 +50,8 @@ logger = logging.getLogger(__name__)
 STEP = ("training_step", "compute_loss", "_make_step", "_attack")  # the methods by which a step is computed
 
 
-class NonFiniteLossError(TrainingStopped):
-    """The loss or a gradient became NaN or infinite; the last good state has been saved."""
+class NonFiniteLossError(NonFiniteError):
+    """The loss or a gradient became NaN or infinite; the state before that step was finite, and has been saved."""
 
 
 class HPTTrainer(ResumableTrainer):
@@ -92,6 +92,7 @@ class HPTTrainer(ResumableTrainer):
             `push_to_hub`, without a token or permission, for a repository that holds another model, or, by `train()`,
             for settings that would publish a local path or a token.
         NonFiniteLossError: by `train()`, when the loss or a gradient isn't finite; the last good state is saved.
+        NonFiniteError: by `train()`, when weights, averages or the optimizer's state aren't finite.
     """
 
     loss_is_scaled_for_ga = False
@@ -294,18 +295,24 @@ class HPTTrainer(ResumableTrainer):
         finite = torch.isfinite(value.detach()).all().float()
         if self.accelerator.reduce(finite, "mean").item() == 1:
             return
-        step, args = self.state.global_step, self.args
+        step = self.state.global_step
         self._tr_loss.copy_(self._loss_before_step)  # what is saved is the state before this step
-        checkpoint = self._save_now() if step > 0 else None
-        stage = self.schedule.stage(step)
-        rate = "anchor_learning_rate" if stage == ANCHOR else "learning_rate"
+        checkpoint = self._save_now() if step > 0 else None  # which raises if that isn't finite
         raise NonFiniteLossError(
-            f"The {what} of step {step + 1} ({stage} stage) isn't finite. Try, in another output_dir, a lower {rate} "
-            f"(now {getattr(args, rate):g}), a longer warmup_steps, or max_grad_norm=1"
-            + (", kl_reduction='mean'" if args.kl_reduction == "sum" else "")
-            + (", bf16 instead of fp16" if args.fp16 else "")
-            + (f". The state before that step is in {checkpoint}." if step > 0 else ". No step was taken yet.")
+            f"The {what} of step {step + 1} ({self.schedule.stage(step)} stage) isn't finite. {self._advise(step)} "
+            + (f"The state before that step is in {checkpoint}." if checkpoint else "No step was taken yet.")
         )
+
+    def _rate_of(self, step: int) -> str:
+        name = "anchor_learning_rate" if self.schedule.stage(step) == ANCHOR else "learning_rate"
+        return f"{name} (now {getattr(self.args, name):g})"
+
+    def _advise(self, step: int) -> str:
+        advice = super()._advise(step)
+        return f"{advice[:-1]}, or kl_reduction='mean'." if self.args.kl_reduction == "sum" else advice
+
+    def _state_tensors(self) -> dict[str, torch.Tensor]:
+        return super()._state_tensors() | self.gpd.tensors()
 
     def _get_grad_norm(self, model, grad_norm=None):
         grad_norm = super()._get_grad_norm(model, grad_norm)

@@ -35,6 +35,15 @@ def make_checkpoint(output_dir: Path, step: int) -> Path:
     return folder
 
 
+def write_as_earlier(folder: Path, *missing: str) -> dict:
+    """Make a checkpoint's manifest one of an earlier version, without its name and digest, and without settings."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    del manifest["name"], manifest["digest"]
+    values = {name: manifest["settings"].pop(name) for name in missing}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    return values
+
+
 DAMAGE = {
     "no manifest": (lambda folder: (folder / MANIFEST).unlink(), "is incomplete: it has no manifest.json"),
     "broken manifest": (
@@ -218,10 +227,7 @@ def test_a_checkpoint_of_hpt_0_1_has_the_geometry_of_a_record_or_the_one_of_plai
     before = {"dataset": Benchmark("the training set", "given", make_dataset(), CLASSES, None, ImageTransform(18, 16))}
     settings = {"anchor_epochs": 0, "transfer_epochs": 2, "save_strategy": "steps", "save_steps": 2}
     make_trainer(tmp_path, **before, **settings, max_steps=2).train()
-    manifest = json.loads((tmp_path / "checkpoint-2" / MANIFEST).read_text())
-    for name in ("geometry", "augmentation"):
-        del manifest["settings"][name]  # which it didn't name
-    (tmp_path / "checkpoint-2" / MANIFEST).write_text(json.dumps(manifest))
+    write_as_earlier(tmp_path / "checkpoint-2", "geometry", "augmentation")
     with pytest.raises(InputError, match=r"other settings \(geometry native or 256-224 there, 16-16 here"):
         make_trainer(tmp_path, **settings).train(resume_from_checkpoint="last")
     with pytest.raises(InputError, match=r"\(augmentation none there, crop_flip here\): use the same"):
@@ -284,10 +290,8 @@ def test_the_same_mathematics_said_otherwise_is_the_same(whole_run, tmp_path):
 def test_a_checkpoint_whose_short_micro_batches_weighed_too_much_is_refused(tmp_path):
     settings = {"dataset": make_dataset(11), "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     make_trainer(tmp_path, save_strategy="steps", save_steps=2, max_steps=2, **settings).train()
-    path = tmp_path / "checkpoint-2" / MANIFEST
-    manifest = json.loads(path.read_text())
-    assert manifest["settings"].pop("micro-batches weigh") == "by their images"
-    path.write_text(json.dumps(manifest))
+    without = write_as_earlier(tmp_path / "checkpoint-2", "micro-batches weigh")
+    assert without == {"micro-batches weigh": "by their images"}
     with pytest.raises(InputError, match="micro-batches weigh alike, whatever their size there, by their images here"):
         make_trainer(tmp_path, max_steps=4, **settings).train(resume_from_checkpoint=True)
 
