@@ -12,16 +12,17 @@ import textwrap
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, Field, fields, is_dataclass
+from datetime import date
 from enum import Enum
 from pathlib import Path
 
-import yaml
 from huggingface_hub.utils import enable_progress_bars
 from transformers.hf_argparser import HfArgumentParser
 from transformers.utils.logging import disable_progress_bar
 
 from hpt.errors import InputError, TrainingStopped, did_you_mean, list_known, message_of
 from hpt.escaping import terminal
+from hpt.files import read_yaml
 from hpt.radius import describe_length
 from hpt.references import Reference
 
@@ -197,10 +198,7 @@ def _yaml_as_arguments(path: Path, types: tuple[type, ...]) -> list[str]:
     """A flat YAML file as command-line arguments: PyYAML alone would read `5e-2` and `1/255` as text."""
     if not path.is_file():
         raise InputError(f"There is no configuration file {str(path)!r}.")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} isn't valid YAML: {' '.join(str(error).split())}") from error
+    content = read_yaml(path) or {}
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold `field: value` lines.")
     arguments = []
@@ -211,9 +209,14 @@ def _yaml_as_arguments(path: Path, types: tuple[type, ...]) -> list[str]:
                 "`field: value` for each."
             )
         _check_known(str(name), types, path)
-        if value is not None:
-            values = value if isinstance(value, list) else [value]
-            arguments += [f"--{name}", *map(str, values)]
+        values = value if isinstance(value, list) else [] if value is None else [value]
+        for item in values:
+            if not isinstance(item, str | int | float | date) or (isinstance(item, str) and item.startswith("-")):
+                raise InputError(
+                    f"{path}: {name} can't be {item!r}, but must be a number, a text that begins with no dash, or a "
+                    "list of them."
+                )
+        arguments += [f"--{name}", *map(str, values)] if value is not None else []
     return arguments
 
 

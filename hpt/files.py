@@ -1,11 +1,17 @@
-"""Files of JSON lines that survive a kill, folders that can be written, and digests of what JSON has."""
+"""Files of JSON lines that survive a kill, YAML within bounds, folders that can be written, and digests of JSON."""
 
 import hashlib
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
+import yaml
+
 from hpt.errors import InputError
+
+
+LONGEST_YAML = 100_000  # characters; the longest of hpt's own has a fiftieth, and PyYAML takes a second for these
 
 
 def digest(value) -> str:
@@ -72,3 +78,63 @@ def append_line(path: Path, line: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def read_yaml(path: Path, longest: int = LONGEST_YAML):
+    """What a YAML file says, which can be as long as of [`parse_yaml`].
+
+    Raises:
+        InputError: if it can't be read or isn't UTF-8, or as of [`parse_yaml`].
+    """
+    try:
+        if path.stat().st_size > 4 * longest:  # as many bytes as a character can have
+            raise InputError(f"{path} is too long for YAML: {path.stat().st_size:,} bytes.")
+        text = read_text(path)
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror}.") from error
+    return parse_yaml(text, path, longest)
+
+
+def parse_yaml(text: str, where: str | Path, longest: int = LONGEST_YAML):
+    """What a text in YAML says. Aliases are refused: a few lines of them can stand for more than any memory holds.
+
+    Args:
+        text (`str`): The YAML.
+        where (`str` or `Path`): What messages call it.
+        longest (`int`, *optional*, defaults to 100,000): Characters that it may have.
+
+    Raises:
+        InputError: for a text that is too long, isn't YAML, is nested too deep, or has an alias or a key twice.
+    """
+    if len(text) > longest:
+        raise InputError(f"{where} is too long for YAML: {len(text):,} characters of {longest:,}.")
+    try:
+        loader = _PlainLoader(text)
+        loader.name = str(where)
+        return loader.get_single_data()
+    except InputError:
+        raise
+    except yaml.YAMLError as error:
+        raise InputError(f"{where} isn't valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise InputError(f"{where} is nested too deep.") from error
+    except (ValueError, LookupError, AttributeError) as error:  # which PyYAML lets pass
+        raise InputError(f"{where} has a value that isn't what it looks like, or is tagged as: {error}.") from error
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Of YAML what stands for itself: plain values, and each key once."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            alias = self.peek_event()
+            line = alias.start_mark.line + 1
+            raise InputError(f"{self.name}, line {line}: write out what the alias *{alias.anchor} stands for.")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for key, _ in node.value:
+            if keys[key.value if isinstance(key, yaml.ScalarNode) else None] > 1:
+                raise InputError(f"{self.name} gives {key.value} more than once: give it once.")
+        return super().construct_mapping(node, deep)
