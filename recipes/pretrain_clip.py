@@ -5,7 +5,8 @@
         --train_dataset cifar10=PATH --output_dir outputs/cifar10/target
 
 The YAML files beside this script are read into `hpt.training.pretraining.PretrainingConfig`; any field can follow as
-`--field value`. A run that was cut off continues from its last checkpoint.
+`--field value`. A run that was cut off continues from its last checkpoint; a finished model isn't written over without
+`--overwrite`.
 """
 
 from pathlib import Path
@@ -20,11 +21,12 @@ from hpt.evaluation.subject import Subject
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.loading import load_dual_encoder
 from hpt.references import Reference
-from hpt.training.pretraining import PretrainingConfig, pretrain
+from hpt.training.pretraining import PretrainingConfig, pretrain, refuse_finished
 
 
 def main():
     args, _ = parse_config((PretrainingConfig,), folder=Path(__file__).parent)
+    refuse_finished(args)
     test = load_test(parse_benchmark(args.train_dataset))
     pretrain(args)
     if args.process_index == 0 and test is not None:

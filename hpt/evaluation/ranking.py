@@ -4,6 +4,7 @@ The paper (arXiv 2601.12865) calls it proxy adversarial robustness: a vanilla mo
 adversarial images made against another one. It picks the proxy by clean zero-shot accuracy; here it is measured.
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,9 @@ from hpt.files import append_line, digest, read_lines
 from hpt.models.weights import architecture
 from hpt.prompts import make_prompts
 from hpt.radius import as_radii
+
+
+logger = logging.getLogger(__name__)
 
 
 class TransferMatrix:
@@ -79,6 +83,8 @@ class TransferMatrix:
         state, lines = state or PartialState(), []
         (kept,) = broadcast_object_list([self._read() if state.is_main_process else None])
         missing = [column for column in self.columns if not self._complete(kept.get(self._keys[column], {}))]
+        if state.is_main_process:
+            self._say_what_is_there(len(self.columns) - len(missing))
         mine = missing[state.process_index :: state.num_processes]
         for name, radius in tqdm(mine, desc="Attacks", leave=False, disable=not state.is_local_main_process):
             attack = None if radius is None else self.attacks[radius]
@@ -93,6 +99,12 @@ class TransferMatrix:
         for column in self.columns:
             verdicts = kept[self._keys[column]]
             self.correct[column] = {name: np.array(verdicts[key], bool) for name, key in self._identities.items()}
+
+    def _say_what_is_there(self, number: int) -> None:
+        """Say that a ranking goes on, or that there is nothing left of it to measure."""
+        if number:
+            left = "is finished" if number == len(self.columns) else "goes on"
+            logger.warning(f"The ranking in {self.folder} {left}: {number} of {len(self.columns)} columns are there.")
 
     def _complete(self, verdicts: dict) -> bool:
         return set(self._identities.values()) <= set(verdicts)

@@ -26,6 +26,7 @@ from hpt.radius import describe_length
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+PARTS = {"files", "settings", "launch"}  # of every manifest
 IN_PIXELS = ("attack_eps", "attack_step_size")  # settings that are written as fractions of 255
 # Settings that checkpoints of earlier versions don't name, with what they were
 ADDED_SETTINGS = {
@@ -91,22 +92,22 @@ def read_manifest(folder: str | Path) -> dict:
 
 
 def _parse_manifest(folder: Path) -> dict:
-    """The manifest as it was written; those of earlier versions have no digest, and nothing but three parts."""
+    """The manifest as it was written; those of earlier versions have no digest, and nothing but [`PARTS`]."""
     if not (folder / MANIFEST).is_file():
         kind = "is incomplete" if folder.is_dir() else "isn't a folder"
         raise InputError(f"{folder} {kind}: it has no {MANIFEST}, which is written last.")
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        written = manifest.pop("digest", None)
-        whole = written == digest(manifest) or (written is None and set(manifest) == {"files", "settings", "launch"})
-        for part in ("files", "settings", "launch"):
-            manifest[part] = dict(manifest[part])
-        whole &= all(isinstance(described["size"], int) for described in manifest["files"].values())
+        described = {name: value for name, value in manifest.items() if name != "digest"}
+        whole = manifest["digest"] == digest(described) if "digest" in manifest else set(manifest) == PARTS
+        whole &= all(isinstance(manifest[part], dict) for part in PARTS)
+        files = manifest["files"].items()
+        whole &= all(name.isprintable() and isinstance(file["size"], int) for name, file in files)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole = False
     if not whole:
         raise InputError(f"{folder} is damaged: its {MANIFEST} can't be read.")
-    return manifest if written is None else manifest | {"digest": written}
+    return manifest
 
 
 def _paths(folder: Path, manifest: dict) -> list[Path]:

@@ -52,8 +52,8 @@ class GPDSchedule:
     def __post_init__(self):
         check_epochs(self.anchor_epochs, self.transfer_epochs)
         for name in ("anchor_learning_rate", "learning_rate"):
-            if getattr(self, name) <= 0:
-                raise InputError(f"{name} is {getattr(self, name):g}, but must be above 0.")
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{name} is {getattr(self, name):g}, but must be above 0 and finite.")
         for stage in (ANCHOR, TRANSFER):
             warmup, steps = self.warmup(stage), self.stage_steps(stage)
             if steps and not 0 <= warmup < steps:

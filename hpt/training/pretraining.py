@@ -6,6 +6,7 @@ or SigLIP, come out of an image-classification dataset alone.
 """
 
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -34,7 +35,7 @@ from hpt.errors import InputError, check_known
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.loading import save_finished
 from hpt.models.weights import forward_redirected
-from hpt.processes import check_trains_together
+from hpt.processes import check_trains_together, on_main_process
 from hpt.prompts import DEFAULT_TEMPLATE, check_templates, make_prompts
 from hpt.training.callbacks import LogitScaleCallback
 from hpt.training.identity import describe_training
@@ -80,6 +81,9 @@ class PretrainingConfig(TrainingArguments):
     )
     random_flip: bool = field(default=False, metadata={"help": "Mirror half of the training images."})
     random_shift: int = field(default=0, metadata={"help": "Shift training images by up to so many pixels."})
+    overwrite: bool = field(
+        default=False, metadata={"help": "Start anew: delete the model and checkpoints in output_dir."}
+    )
 
     # Changed defaults
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate of AdamW."})
@@ -109,6 +113,8 @@ class PretrainingConfig(TrainingArguments):
             raise InputError("push_to_hub is for robust models: push a pretrained one by model.push_to_hub(name).")
         check_known("family", self.family, PRETRAINED)
         check_templates(self.caption_templates)
+        if not 0 < self.learning_rate < math.inf:
+            raise InputError(f"learning_rate is {self.learning_rate:g}, but must be above 0 and finite.")
         if self.image_size % self.patch_size:
             raise InputError(f"patch_size {self.patch_size} doesn't divide image_size {self.image_size}.")
         for tower in ("vision", "text"):
@@ -232,7 +238,7 @@ class ContrastiveTrainer(ResumableTrainer):
 
     def mathematics(self) -> dict:
         """See [`ResumableTrainer`]."""
-        theirs = {setting.name for setting in fields(TrainingArguments)} | {"train_dataset"}
+        theirs = {setting.name for setting in fields(TrainingArguments)} | {"train_dataset", "overwrite"}
         own = [setting.name for setting in fields(PretrainingConfig) if setting.name not in theirs]
         return describe_training(self.args, own + OPTIMIZATION, self.train_dataset)
 
@@ -302,15 +308,38 @@ def pretrain(args: PretrainingConfig) -> None:
     """Pretrain a small dual encoder into `args.output_dir`, from its last checkpoint there if it was cut off.
 
     The folder then loads with `AutoModel.from_pretrained` and `AutoProcessor.from_pretrained`.
+
+    Raises:
+        InputError: for data that can't be trained on, or a folder that holds a finished model, unless `overwrite`.
+        NonFiniteError: when the weights become NaN or infinite.
     """
+    refuse_finished(args)
     train_dataset, _ = load_training_data(args.train_dataset, args.validation_size)
     torch.manual_seed(args.seed)
     model, processor = PRETRAINED[args.family].build(args)
     trainer = ContrastiveTrainer(model, processor, args, train_dataset.subset(args.max_train_samples))
+    if args.overwrite:  # now that all else is known to be right
+        on_main_process(lambda: delete_pretrained(args.output_dir))
     trainer.train(resume_from_checkpoint="last")
     if trainer.is_world_process_zero():
         save_finished(trainer.model, processor, args.output_dir)
     trainer.accelerator.wait_for_everyone()
+
+
+def refuse_finished(args: PretrainingConfig) -> None:
+    """Refuse to write over a model that is finished, unless that is meant."""
+    if is_finished(args.output_dir) and not args.overwrite:
+        raise InputError(
+            f"{args.output_dir} has a finished model: give another output_dir, or --overwrite, which deletes what is "
+            "there."
+        )
+
+
+def delete_pretrained(folder: str | Path) -> None:
+    """Delete the checkpoints in a folder, and the mark by which its model is finished, whose files are replaced."""
+    for checkpoint in Path(folder).glob("checkpoint-*"):
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    (Path(folder) / "config.json").unlink(missing_ok=True)
 
 
 def is_finished(folder: str | Path) -> bool:

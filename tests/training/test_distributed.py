@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from transformers import TrainerCallback
 from hpt import InputError, RobustnessEvaluator, ZeroShotClassifier
 from hpt.cli import run_recipe
 from hpt.training.checkpoints import last_checkpoint
-from hpt.training.resumable import CheckpointError
+from hpt.training.resumable import CheckpointError, NonFiniteError
 
 
 def train_and_save(folder: Path, dtype: str = "float64", dataset=None, **settings) -> None:
@@ -176,6 +177,25 @@ def terminate_one_rank(folder: Path) -> None:
     assert last_checkpoint(folder) == str(folder / "checkpoint-3")
 
 
+class BreakWeights(TrainerCallback):
+    def on_optimizer_step(self, args, state, control, model, **kwargs):
+        if state.global_step + 1 == 3:
+            next(model.parameters()).data.view(-1)[0] = torch.nan
+
+
+def break_weights_of_one_rank(folder: Path) -> None:
+    """Both say so, and neither saves the state or waits for the other."""
+    settings = {"save_strategy": "steps", "save_steps": 2, "logging_steps": 20}
+    trainer = make_trainer(folder, dataset=make_dataset(16), per_device_train_batch_size=2, **settings)
+    if trainer.args.process_index == 1:
+        trainer.add_callback(BreakWeights())
+    good = re.escape(str(folder / "checkpoint-2"))
+    with pytest.raises(NonFiniteError, match=f"The state after step 3 is NaN .* The last good state is in {good}"):
+        trainer.train()
+    torch.distributed.barrier()
+    assert [path.name for path in folder.iterdir()] == ["checkpoint-2"]
+
+
 def fill_the_disk(folder: Path, rank: int, limit: int) -> None:
     """What one rank can't write stops both with the same kind of line, whichever of its files it is."""
     settings = {"trainable": "all", "optim": "adamw_torch", "learning_rate": 1e-3}
@@ -202,7 +222,7 @@ FULL_DISKS = ["fill_the_disk_for_the_optimizer", "fill_the_disk_of_the_other_ran
 
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="two processes on CPU need gloo")
-@pytest.mark.parametrize("what", ["terminate_one_rank", *FULL_DISKS])
+@pytest.mark.parametrize("what", ["terminate_one_rank", "break_weights_of_one_rank", *FULL_DISKS])
 def test_what_stops_one_rank_stops_both(tmp_path, what):
     command = [*TORCHRUN, __file__, str(tmp_path), what]
     subprocess.run(command, check=True, env=ONE_THREAD, capture_output=True, timeout=120)  # rather than wait for ever

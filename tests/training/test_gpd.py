@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from transformers import get_cosine_schedule_with_warmup
@@ -83,6 +85,8 @@ def test_stages():
         ({"transfer_epochs": 0}, "transfer_epochs is 0, but must be a whole number of at least 1"),
         ({"anchor_epochs": 1.5}, "anchor_epochs is 1.5"),
         ({"learning_rate": 0}, "learning_rate is 0, but must be above 0"),
+        ({"learning_rate": math.inf}, "learning_rate is inf, but must be above 0 and finite"),
+        ({"anchor_learning_rate": math.nan}, "anchor_learning_rate is nan, but must be above 0"),
     ],
 )
 def test_refuses_what_cannot_be_meant(settings, message):
