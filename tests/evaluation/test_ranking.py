@@ -86,7 +86,7 @@ def attacked(monkeypatch):
     return calls
 
 
-def test_a_killed_run_goes_on_and_a_further_model_is_taken_in(models, benchmark, attacked, tmp_path):
+def test_a_killed_run_goes_on_and_a_further_model_is_taken_in(models, benchmark, attacked, tmp_path, caplog):
     whole = TransferMatrix(models, benchmark, EPS, steps=1)
     whole.measure(batch_size=10)
     assert len(attacked) == 6
@@ -99,13 +99,16 @@ def test_a_killed_run_goes_on_and_a_further_model_is_taken_in(models, benchmark,
     file.write_text("".join(lines[:3]) + lines[3][:20])  # killed while it wrote the fourth of five
     TransferMatrix(pair, benchmark, EPS, steps=1, folder=tmp_path).measure(batch_size=10)
     assert attacked == [id(models[name].model) for name in ("target", "again")]
+    assert caplog.messages == [f"The ranking in {tmp_path} goes on: 3 of 5 columns are there."]
     attacked.clear()
     again = TransferMatrix(models, benchmark, EPS, steps=1, folder=tmp_path)
     again.measure(batch_size=3)
     assert again.rows() == whole.rows()
     attacked.clear()
+    caplog.clear()
     TransferMatrix(pair, benchmark, EPS[:1], steps=1, folder=tmp_path).measure()
     assert not attacked  # nothing was missing
+    assert caplog.messages == [f"The ranking in {tmp_path} is finished: 3 of 3 columns are there."]
     TransferMatrix(pair, benchmark, EPS[:1], steps=2, folder=tmp_path).measure(batch_size=10)
     assert len(attacked) == 2  # another attack is another number
 

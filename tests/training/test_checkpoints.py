@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 from hpt import InputError, ZeroShotClassifier
 from hpt.data.benchmark import Benchmark
 from hpt.data.geometry import ImageTransform
-from hpt.training.checkpoints import MANIFEST, last_checkpoint, read_manifest, write_manifest
+from hpt.training.checkpoints import MANIFEST, delete_older, last_checkpoint, read_manifest, write_manifest
 from hpt.training.resumable import TERMINATED, CheckpointError
 from hpt.training.trainer import NonFiniteLossError
 
@@ -325,6 +325,72 @@ def test_what_is_incomplete_takes_no_place_among_the_checkpoints_kept(tmp_path, 
     assert names == {"checkpoint-12", f"checkpoint-{left_over}", "checkpoint-6-backup"}
 
 
+@pytest.mark.parametrize("limit", [None, 0, -1])
+def test_without_a_limit_above_0_all_checkpoints_are_kept(tmp_path, limit):
+    for step in (2, 4, 6):
+        newest = make_checkpoint(tmp_path, step)
+    delete_older(tmp_path, limit, newest, best=None)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("clock", [1, -1], ids=["as it should", "backwards"])
+@pytest.mark.parametrize(
+    ("limit", "newest", "best", "kept"),
+    [
+        (1, 12, None, [12]),
+        (2, 12, None, [9, 12]),
+        (3, 12, 4, [4, 9, 12]),
+        (2, 12, 4, [4, 12]),
+        (1, 12, 4, [4, 12]),
+        (9, 12, None, [2, 4, 9, 12]),
+        (2, 4, None, [2, 4]),  # of a run that was begun anew, or from an older checkpoint
+        (3, 4, None, [2, 4, 12]),
+        (1, 2, 4, [2, 4]),
+    ],
+)
+def test_the_latest_steps_are_kept_whatever_the_clock_said(tmp_path, limit, newest, best, kept, clock):
+    for step in (2, 4, 9, 12):
+        written = 1e9 + clock * 100 * step
+        os.utime(make_checkpoint(tmp_path, step) / MANIFEST, (written, written))
+    folders = {step: tmp_path / f"checkpoint-{step}" for step in (2, 4, 9, 12)}
+    delete_older(tmp_path, limit, folders[newest], best and str(folders[best]))
+    assert set(tmp_path.iterdir()) == {folders[step] for step in kept}
+
+
+def test_of_a_linked_checkpoint_only_the_link_is_deleted(tmp_path):
+    elsewhere = make_checkpoint(tmp_path / "elsewhere", 2)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint-2").symlink_to(elsewhere)
+    delete_older(tmp_path / "run", 1, make_checkpoint(tmp_path / "run", 4), best=None)
+    assert [folder.name for folder in (tmp_path / "run").iterdir()] == ["checkpoint-4"]
+    read_manifest(elsewhere)
+
+
+def test_a_run_is_not_begun_over_the_checkpoints_of_another(whole_run, tmp_path, caplog):
+    shutil.copytree(whole_run / "checkpoint-8", tmp_path / "checkpoint-8")
+    with pytest.raises(InputError, match=r"checkpoint-8 was trained with other settings \(seed 42 there, 1 here"):
+        make_trainer(tmp_path, seed=1).train()
+    caplog.clear()
+    trainer = make_trainer(tmp_path, max_steps=2, **SAVING)
+    trainer.train()
+    line = f"The run starts anew over the one that came to {tmp_path / 'checkpoint-8'}, from which "
+    assert said_by_hpt(caplog) == [line + "resume_from_checkpoint='last' goes on."]
+    assert [entry["step"] for entry in trainer.state.log_history] == [2]
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-8"]
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "link to nothing", "link to itself"])
+def test_what_lies_in_the_place_of_a_checkpoint_is_replaced(tmp_path, kind):
+    place, elsewhere = tmp_path / "run" / "checkpoint-2", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    place.parent.mkdir()
+    targets = {"link": elsewhere, "link to nothing": tmp_path / "nothing", "link to itself": place}
+    place.symlink_to(targets[kind]) if kind in targets else place.write_text("a file")
+    make_trainer(tmp_path / "run", max_steps=2, **SAVING).train(resume_from_checkpoint="last")
+    assert last_checkpoint(tmp_path / "run") == str(place)
+    assert not place.is_symlink() and not list(elsewhere.iterdir())
+
+
 def best_run(folder, scores, **settings):
     trainer = make_trainer(
         folder,
@@ -346,6 +412,13 @@ def test_best_model_comes_from_the_transfer_stage(tmp_path):
     assert trainer.state.best_metric == 0.3
     assert Path(trainer.state.best_model_checkpoint).name == "checkpoint-9"
     assert_same(weights(trainer.model), load_file(tmp_path / "checkpoint-9" / "model.safetensors"))
+
+
+def test_the_newest_and_what_is_no_checkpoint_stay_beside_the_best(tmp_path):
+    """Trainer deletes both at the end of a run."""
+    (tmp_path / "checkpoint-6-backup").mkdir()
+    best_run(tmp_path, [0.1, 0.1, 0.9, 0.2], save_total_limit=1).train()
+    assert {folder.name for folder in tmp_path.iterdir()} == {"checkpoint-9", "checkpoint-12", "checkpoint-6-backup"}
 
 
 def test_the_best_checkpoint_is_kept_and_found_again(tmp_path):

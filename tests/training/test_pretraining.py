@@ -131,9 +131,31 @@ def test_a_cut_off_pretraining_continues(tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_a_finished_model_is_written_over_only_if_that_is_said(tmp_path):
+    pretrain(pretraining_config(tmp_path, save_strategy="epoch"))
+    before = (tmp_path / "model.safetensors").read_bytes()
+    with pytest.raises(InputError, match="has a finished model: give another output_dir, or --overwrite"):
+        pretrain(pretraining_config(tmp_path, save_strategy="epoch", seed=1))
+    assert (tmp_path / "model.safetensors").read_bytes() == before and (tmp_path / "checkpoint-1").is_dir()
+    pretrain(pretraining_config(tmp_path, seed=1, overwrite=True))
+    assert is_finished(tmp_path) and not (tmp_path / "checkpoint-1").exists()
+    assert (tmp_path / "model.safetensors").read_bytes() != before
+
+
+def test_a_cut_off_pretraining_that_writes_over_another_goes_on_without_saying_so_again(tmp_path, monkeypatch):
+    pretrain(pretraining_config(tmp_path, save_strategy="epoch"))
+    monkeypatch.setattr("hpt.training.pretraining.save_finished", lambda *given: None)  # killed before it
+    pretrain(pretraining_config(tmp_path, save_strategy="epoch", seed=1, overwrite=True))
+    assert not is_finished(tmp_path)
+    monkeypatch.undo()
+    pretrain(pretraining_config(tmp_path, save_strategy="epoch", seed=1))
+    assert is_finished(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"learning_rate": math.nan}, "learning_rate is nan, but must be above 0 and finite"),
         ({"patch_size": 7}, "patch_size 7 doesn't divide image_size 16"),
         ({"vision_heads": 3}, "vision_heads 3 doesn't divide vision_hidden_size 16"),
         ({"family": "flava"}, "Unknown family 'flava'; known: clip, siglip"),
