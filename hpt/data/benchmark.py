@@ -100,7 +100,7 @@ class Benchmark(SeenByModels, torch.utils.data.Dataset):
         return seen
 
     def _warn_if_enlarged(self) -> None:
-        size = read_size(encoded_images(self.dataset)[0]["image"], f"row 0 of {self.name} ({self.split})")
+        size = read_size(encoded_images(self.dataset)[0]["image"], self._where(int(self.ids()[0])))
         smallest, enlarged = min(size), min(self.transform.output_size(*size))
         if smallest < enlarged:
             warnings.warn(
@@ -124,14 +124,18 @@ class Benchmark(SeenByModels, torch.utils.data.Dataset):
         """Several rows at once, as `DataLoader` asks for them: the table is read once for all of them."""
         ids = rows if self.sample_ids is None else self.sample_ids[rows].tolist()
         examples, feature = self._encoded[rows], self._feature
-        images = [
-            decode_image(image, f"row {sample_id} of {self.name} ({self.split})", feature)
-            for sample_id, image in zip(ids, examples["image"], strict=True)
+        return [  # each image decoded as it is resized, or a batch of large ones would lie in memory
+            {
+                "pixel_values": self._to_pixels(decode_image(image, self._where(sample_id), feature), sample_id),
+                "labels": label,
+                "sample_ids": sample_id,
+            }
+            for image, label, sample_id in zip(examples["image"], examples["label"], ids, strict=True)
         ]
-        return [
-            {"pixel_values": self._to_pixels(image, sample_id), "labels": label, "sample_ids": sample_id}
-            for image, label, sample_id in zip(images, examples["label"], ids, strict=True)
-        ]
+
+    def _where(self, sample_id: int) -> str:
+        """What messages call a sample."""
+        return f"row {sample_id} of {self.name} ({self.split})"
 
     @cached_property
     def _encoded(self) -> Dataset:
@@ -198,8 +202,7 @@ class StreamingBenchmark(SeenByModels, torch.utils.data.IterableDataset):
         row = row or _name_row(example["image"])
         label, image = self._read_label(example["label"], row), self._read_file(example["image"], row)
         checksum = _checksum(image)
-        if isinstance(image, dict):
-            image = decode_image(image, f"{row} of {self.name} ({self.split})", self._feature)
+        image = decode_image(image, f"{row} of {self.name} ({self.split})", self._feature)
         pixel_values = self._to_pixels(image, checksum)
         return {"pixel_values": pixel_values, "labels": label, "sample_ids": checksum}
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hpt.data.images import check_mode
+from hpt.data.images import check_header
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class ImageTransform:
     crop: int | None = None
 
     def __call__(self, image: Image.Image, augment: Callable | None = None) -> torch.Tensor:
-        """`PIL.Image` of any mode that fits 8 bits to uint8 `(3, height, width)`; `OSError` for other modes.
+        """`PIL.Image` to uint8 `(3, height, width)`; `OSError` for one that [`check_header`] refuses.
 
         `augment(image, (width, height))` gives the RGB image of that size to take instead.
         """
-        check_mode(image)
+        check_header(image)
         image = image.convert("RGB")
         image = self._resize_and_crop(image) if augment is None else augment(image, self.output_size(*image.size))
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

@@ -19,7 +19,7 @@ from PIL import Image
 
 from hpt.data.benchmark import Benchmark, StreamingBenchmark
 from hpt.data.classes import readable_names
-from hpt.data.images import check_columns, check_labels, check_mode, unusable_named
+from hpt.data.images import check_columns, check_labels, check_header, unusable_named
 from hpt.data.loading import load_benchmark
 from hpt.data.sources import number_labels
 from hpt.errors import InputError
@@ -251,15 +251,16 @@ def _read_pair(given: Pairs, row: int, name: str, class_names: list[str] | None)
 
 
 def _encode(image) -> dict:
-    """An image of pixels as a PNG, which keeps them; `OSError` for one that doesn't fit 8-bit RGB."""
-    file = io.BytesIO()
-    _as_rgb(image).save(file, "PNG", compress_level=1)
+    """An image of pixels as a PNG, which keeps them; `OSError` for one that isn't or wouldn't be read as such."""
+    image, file = _as_rgb(image), io.BytesIO()
+    check_header(image)
+    image.save(file, "PNG", compress_level=1)
     return {"bytes": file.getvalue(), "path": None}
 
 
 def _as_rgb(image) -> Image.Image:
     if isinstance(image, Image.Image):
-        check_mode(image)
+        check_header(image)
         return Image.fromarray(np.asarray(image.convert("RGB")))  # without EXIF data, by which it would be turned
     if not isinstance(image, np.ndarray | torch.Tensor):
         raise OSError(f"it is of type {type(image).__name__}, but must be a PIL image, an array or a tensor")

@@ -6,6 +6,7 @@ dataset row -> `decode_image` -> `ImageTransform`: uint8 (3, height, width) -> `
 
 import hashlib
 import io
+import textwrap
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,13 @@ from hpt.errors import InputError
 
 # Modes whose conversion to 8-bit RGB would clip or rescale the values rather than keep them.
 UNCONVERTIBLE_MODES = ("I", "F")
+DRAWN_BY_OTHERS = ("EPS", "WMF")  # formats that Pillow hands to another program, as PostScript to Ghostscript
+# What an image may need at most, whoever made it: a few bytes can stand for gigabytes of pixels or minutes of decoding
+MAX_PIXELS = 89_478_485  # above which Pillow itself warns
+MAX_BYTES = 4 * MAX_PIXELS  # of its file, as many as its pixels have
+MAX_ASPECT_RATIO = 100  # the shorter side is resized to the model's input, and memory grows with the longer one
+MAX_SCANS = 100  # of a JPEG, each of which passes over all of its pixels; libtiff has the same bound
+START_OF_SCAN = b"\xff\xda"
 SAID_BY_PILLOW = (OSError, SyntaxError, Image.DecompressionBombError)  # errors whose text says what is wrong
 AS_STORED = datasets.Image()
 TURNED = range(2, 9)  # EXIF orientations but for 1, upright
@@ -100,7 +108,7 @@ def hash_samples(dataset: datasets.Dataset) -> str:
 
 
 def check_images(dataset: datasets.Dataset, name: str, same_size: bool = False) -> None:
-    """Refuse images whose header can't be read or whose mode doesn't fit 8-bit RGB, without decoding them.
+    """Refuse images whose header can't be read or that [`check_header`] refuses, without decoding them.
 
     With `same_size`, which attacks at native resolution need, images of different sizes are refused.
 
@@ -118,10 +126,26 @@ def check_images(dataset: datasets.Dataset, name: str, same_size: bool = False) 
             )
 
 
-def check_mode(image: Image.Image) -> None:
-    """`OSError` for an image with more than 8 bits a channel, which no conversion to RGB keeps."""
-    if image.mode.split(";")[0] in UNCONVERTIBLE_MODES:
-        raise OSError(f"its mode {image.mode!r} has more than 8 bits a channel")
+def check_header(image: Image.Image) -> None:
+    """Refuse an opened image that isn't worth decoding, by its format, mode and size.
+
+    Raises:
+        OSError: for a format that another program would draw, more than 8 bits a channel, which no conversion to RGB
+            keeps, no or too many pixels, and too long a strip.
+    """
+    (width, height), mode = image.size, image.mode
+    if image.format in DRAWN_BY_OTHERS:
+        raise OSError(f"its format {image.format} would be drawn by another program")
+    if mode.split(";")[0] in UNCONVERTIBLE_MODES:
+        raise OSError(f"its mode {mode!r} has more than 8 bits a channel")
+    if width == 0 or height == 0:
+        raise OSError("it has no pixels")
+    if width * height > MAX_PIXELS:
+        raise OSError(f"it has {width} x {height} pixels, but may have {MAX_PIXELS // 10**6} million at most")
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise OSError(
+            f"it has {width} x {height} pixels, but may be {MAX_ASPECT_RATIO} times as long as it is wide at most"
+        )
 
 
 def encoded_images(dataset: datasets.Dataset) -> datasets.Dataset:
@@ -130,11 +154,14 @@ def encoded_images(dataset: datasets.Dataset) -> datasets.Dataset:
 
 
 def read_bytes(encoded: dict) -> bytes:
-    """The content of an image's file, which may lie on the Hub or in an archive."""
-    if encoded["bytes"] is not None:
-        return encoded["bytes"]
-    with fsspec.open(encoded["path"]) as file:
-        return file.read()
+    """The content of an image's file, which may lie on the Hub or in an archive; `OSError` if it is too large."""
+    content = encoded["bytes"]
+    if content is None:
+        with fsspec.open(encoded["path"]) as file:
+            content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise OSError(f"its file has more than {MAX_BYTES // 2**20} MB")
+    return content
 
 
 def decode_image(encoded: dict | Image.Image | None, where: str, feature: datasets.Image = AS_STORED) -> Image.Image:
@@ -146,14 +173,27 @@ def decode_image(encoded: dict | Image.Image | None, where: str, feature: datase
         feature (`datasets.Image`, *optional*): Of its dataset, which may ask for a mode.
 
     Raises:
-        InputError: for an image that is missing, damaged, or has more than 8 bits a channel.
+        InputError: for an image that is missing, damaged, or that [`check_header`] refuses.
     """
     with unusable_named(where):
         if encoded is None:
             raise OSError("it is missing")
-        image = feature.decode_example(encoded)
-        check_mode(image)
-        return image
+        if not isinstance(encoded, dict):
+            check_header(encoded)
+            return encoded
+        content = read_bytes(encoded)
+        image = Image.open(io.BytesIO(content))
+        check_header(image)
+        _check_scans(image, content)
+        image.load()
+        if image.getexif().get(ExifTags.Base.Orientation) is not None:
+            image = ImageOps.exif_transpose(image)
+        return image if feature.mode in (None, image.mode) else image.convert(feature.mode)
+
+
+def _check_scans(image: Image.Image, content: bytes) -> None:
+    if image.format in ("JPEG", "MPO") and (scans := content.count(START_OF_SCAN)) > MAX_SCANS:
+        raise OSError(f"it has {scans} scans, but a JPEG may have {MAX_SCANS} at most")
 
 
 def read_size(encoded: dict | None, where: str) -> tuple[int, int]:
@@ -166,7 +206,7 @@ def read_size(encoded: dict | None, where: str) -> tuple[int, int]:
             raise OSError("it is missing")
         content = encoded["path"] if encoded["bytes"] is None else io.BytesIO(encoded["bytes"])
         with Image.open(content) as image:
-            check_mode(image)
+            check_header(image)
             return upright_size(image)
 
 
@@ -192,7 +232,8 @@ def unusable_named(where: str) -> Iterator[None]:
     except Exception as error:
         reason = str(error) if isinstance(error, SAID_BY_PILLOW) else f"{type(error).__name__}: {error}"
         reason = reason.partition(" <_io.BytesIO")[0]  # Pillow's word for a file in memory
-        raise InputError(f"The image in {where} can't be used: {' '.join(reason.split())}.") from error
+        reason = textwrap.shorten(reason, 300, placeholder=" ...")
+        raise InputError(f"The image in {where} can't be used: {reason}.") from error
 
 
 def stratified_rows(
