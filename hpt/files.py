@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import yaml
 from hpt.errors import InputError
 
 
+LONGEST_TEXT = 16_000_000  # bytes of a card, or of a list of names
+LONGEST_METADATA = 1_000_000  # characters of YAML in a card, which a thousand results have
+METADATA = re.compile(r"\s*---\n(.*?)\n---[ \t]*(?:\n|$)", re.DOTALL)  # of a card, as huggingface_hub finds them
 LONGEST_YAML = 100_000  # characters; the longest of hpt's own has a fiftieth, and PyYAML takes a second for these
 
 
@@ -23,8 +27,9 @@ def read_text(path: Path) -> str:
     """What a file of text holds, without the mark that some editors put before it.
 
     Raises:
-        InputError: if it isn't UTF-8.
+        InputError: if it isn't UTF-8, or too large to be read by anyone.
     """
+    refuse_large(path.stat().st_size, path)
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -80,6 +85,12 @@ def append_line(path: Path, line: dict) -> None:
         file.write(json.dumps(line) + "\n")
 
 
+def refuse_large(size: int, where: str | Path) -> None:
+    """Refuse a text of so many bytes that nobody has written it."""
+    if size > LONGEST_TEXT:
+        raise InputError(f"{where} has {size:,} bytes, but a text may have {LONGEST_TEXT:,} at most.")
+
+
 def read_yaml(path: Path, longest: int = LONGEST_YAML):
     """What a YAML file says, which can be as long as of [`parse_yaml`].
 
@@ -120,6 +131,19 @@ def parse_yaml(text: str, where: str | Path, longest: int = LONGEST_YAML):
         raise InputError(f"{where} is nested too deep.") from error
     except (ValueError, LookupError, AttributeError) as error:  # which PyYAML lets pass
         raise InputError(f"{where} has a value that isn't what it looks like, or is tagged as: {error}.") from error
+
+
+def split_card(card: str, where: str) -> tuple[dict, str]:
+    """The metadata that a card of the Hub begins with, none if it has none, and the text behind them.
+
+    Raises:
+        InputError: for metadata that [`parse_yaml`] refuses; `where` is what the message calls them.
+    """
+    block = METADATA.match(card)
+    metadata = parse_yaml(block[1], where, LONGEST_METADATA) if block else None
+    if not isinstance(metadata, dict | None):
+        raise InputError(f"{where} must hold `field: value` lines.")
+    return metadata or {}, card[block.end() :] if block else card
 
 
 class _PlainLoader(yaml.SafeLoader):

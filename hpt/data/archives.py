@@ -4,6 +4,8 @@ import hashlib
 import itertools
 import os
 import tarfile
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,6 +19,7 @@ from hpt.errors import InputError
 from hpt.references import Reference
 
 
+MAX_EXPANSION = 100  # of an archive, whose files have that many times its size at most; of images, mostly once
 CLASS_NAMES = "classnames.txt"  # in label order; CLIP_benchmark keeps it beside the folders of its splits
 
 
@@ -29,13 +32,35 @@ def unpack(archive: Path) -> Path:
     with FileLock(f"{folder}.lock"):
         if folder.is_dir():
             return folder
+        _check_sizes(archive)
         with TemporaryDirectory(dir=folder.parent) as unfinished:
             manager = datasets.DownloadManager(download_config=datasets.DownloadConfig(cache_dir=unfinished))
             content = manager.extract(str(archive))
-            if not Path(content).is_dir():  # the file itself, where its content isn't that of an archive
-                raise InputError(f"{archive} isn't an archive, whatever its name says.")
             os.rename(content, folder)
     return folder
+
+
+def _check_sizes(archive: Path) -> None:
+    """Refuse an archive that isn't one, or whose files are far larger than images can be in it."""
+    most, total = MAX_EXPANSION * archive.stat().st_size, 0
+    for size in _sizes(archive):
+        total += size
+        if total > most:
+            raise InputError(
+                f"{archive} holds files of more than {MAX_EXPANSION} times its own size: unpack it yourself."
+            )
+
+
+def _sizes(archive: Path) -> Iterator[int]:
+    """The sizes that an archive says its files have, read no further than they are asked for."""
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as packed:
+            yield from (member.file_size for member in packed.infolist())
+    elif tarfile.is_tarfile(archive):
+        with tarfile.open(archive) as packed:
+            yield from (member.size for member in packed)
+    else:
+        raise InputError(f"{archive} isn't an archive, whatever its name says.")
 
 
 def find_shards(folder: Path) -> dict[str, list[str]]:

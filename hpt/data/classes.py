@@ -167,7 +167,8 @@ def _plain(name: str) -> str:
 def _mismatch(own: list[str], wanted: list[str], what: str) -> str:
     """Why the classes of a dataset can't be matched."""
     listed = f"the {len(wanted)} class names {_show(wanted)}"
-    if unknown := [name for name in own if _plain(name) not in set(map(_plain, wanted))]:
+    known = set(map(_plain, wanted))
+    if unknown := [name for name in own if _plain(name) not in known]:
         numbers = f", nor numbers from 0, or from 1 to {len(wanted)}" * all(name.isdecimal() for name in own)
         return f"{what} has classes that aren't among {listed}{numbers}: {_show(unknown)}."
     times = Counter(map(_plain, own)) | Counter(map(_plain, wanted))

@@ -14,10 +14,10 @@ from pathlib import Path
 import datasets
 from datasets import ClassLabel, Dataset, Features
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
-from huggingface_hub import DatasetCard
 
 from hpt.errors import InputError
 from hpt.escaping import one_line
+from hpt.files import read_text, split_card
 
 
 # What folders and files of a split are called, by its role
@@ -55,7 +55,7 @@ def read_image_folder(root: Path, source: str) -> dict[str, Dataset] | None:
     listing = dict(_list_folders(root, ()))
     files = [name for names in listing.values() for name in names]
     others = READ_BY_DATASETS if any(map(_is_image, files)) else READ_BY_DATASETS + ARCHIVES
-    if any(name.endswith(others) for name in files) or _has_configurations(root):
+    if _has_configurations(root) or any(name.endswith(others) for name in files):
         return None
     rows = _published_tiny_imagenet(root, listing) or _rows_by_folder(root, listing, source)
     classes = sorted({name for _, _, name in rows})
@@ -83,6 +83,8 @@ def _list_folders(folder: Path, parts: Parts, above: tuple[str, ...] = ()) -> It
                 continue
             if entry.is_symlink() and not os.path.exists(entry.path):
                 raise InputError(f"{entry.path} is a link to nothing: mend or remove it.")
+            if not entry.is_dir() and not entry.is_file():
+                raise InputError(f"{entry.path} is neither a file nor a folder: remove it.")
             (folders if entry.is_dir() else files).append(entry.name)
     yield parts, files
     for name in folders:
@@ -92,7 +94,7 @@ def _list_folders(folder: Path, parts: Parts, above: tuple[str, ...] = ()) -> It
 def _has_configurations(root: Path) -> bool:
     """Whether a dataset card says which files make up which split."""
     card = root / "README.md"
-    return card.is_file() and bool(DatasetCard.load(card, ignore_metadata_errors=True).data.get("configs"))
+    return card.is_file() and bool(split_card(read_text(card), f"The metadata of {card}")[0].get("configs"))
 
 
 def _is_image(name: str) -> bool:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from hpt.data.benchmark import Benchmark, StreamingBenchmark
 from hpt.data.classes import readable_names
-from hpt.data.images import check_columns, check_labels, check_header, unusable_named
+from hpt.data.images import check_columns, check_header, check_labels, unusable_named
 from hpt.data.loading import load_benchmark
 from hpt.data.sources import number_labels
 from hpt.errors import InputError

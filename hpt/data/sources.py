@@ -4,13 +4,10 @@ Only the files of the splits that are asked for are downloaded and prepared. The
 `datasets.load_dataset` caches, which takes whatever is prepared for the whole dataset.
 """
 
-import tarfile
-import zipfile
 from pathlib import Path
 
 import datasets
 from datasets import ClassLabel, Dataset, DatasetBuilder, IterableDataset, Value
-from datasets.exceptions import DatasetsError
 from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
 from datasets.packaged_modules.parquet.parquet import ParquetConfig
 from pyarrow.dataset import ParquetFragmentScanOptions
@@ -23,8 +20,6 @@ from hpt.errors import InputError, MissingSplit, did_you_mean_path, explain_hub_
 from hpt.references import Reference
 
 
-# What datasets raises for sets that are missing, gated, unreadable, other than their card says, or scripts.
-LOADING_ERRORS = (OSError, ValueError, RuntimeError, EOFError, DatasetsError, tarfile.TarError, zipfile.BadZipFile)
 TABLES = (".csv", ".tsv")
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 FILE_ENDINGS = (".parquet", *TABLES, *ARCHIVES)
@@ -65,7 +60,7 @@ def read_splits(
         dataset = datasets.concatenate_datasets(parts)
     except InputError:
         raise
-    except LOADING_ERRORS as error:
+    except Exception as error:  # sets that are missing, gated, scripts, or whatever datasets runs into in damaged ones
         explained = str(explain_hub_error("dataset", place, error)).removesuffix(".")
         raise InputError(f"{explained}{'.' if Path(place).exists() else did_you_mean_path(place)}") from error
     return dataset, splits, available, None if Path(place).exists() else source.hash

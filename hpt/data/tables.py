@@ -1,5 +1,6 @@
 """Tables of images: files with a column of paths beside a column of labels."""
 
+import os
 from pathlib import Path
 
 import datasets
@@ -24,7 +25,7 @@ def read_table(file: Path) -> Dataset:
     if table.empty:
         raise InputError(f"{file} has no rows.")
     paths = [
-        name for name, value in table.iloc[0].items() if isinstance(value, str) and (file.parent / value).is_file()
+        name for name, value in table.iloc[0].items() if isinstance(value, str) and os.path.isfile(file.parent / value)
     ]
     if not paths:
         raise InputError(
@@ -41,6 +42,6 @@ def read_table(file: Path) -> Dataset:
 
 def _find(file: Path, row: int, column: str, value) -> str:
     image = file.parent / str(value)
-    if not image.is_file():
+    if not os.path.isfile(image):  # False also for a name that no file can have
         raise InputError(f"Row {row} of {file} has {value!r} as {column}, but there is no such file: {image}.")
     return str(image.resolve())

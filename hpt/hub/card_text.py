@@ -4,12 +4,12 @@ import re
 from html import unescape
 from pathlib import Path
 
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import HfApi, ModelCardData
 from huggingface_hub.errors import RemoteEntryNotFoundError
-from yaml import YAMLError
 
 from hpt.errors import InputError
 from hpt.escaping import html
+from hpt.files import read_text, refuse_large, split_card
 from hpt.hub.folder import CARD_FILE, ModelFolder
 
 
@@ -41,34 +41,36 @@ def read_model_id(card: str) -> str | None:
 
 def merge_cards(new: str, old: str) -> str:
     """The new card with what the old one has beside hpt's sections, in its place, and its further metadata."""
-    before, card = _parse_card(old), _parse_card(new)
-    data, written = before.data.to_dict(), card.data.to_dict()
+    (data, old_text), (written, new_text) = _parse_card(old), _parse_card(new)
     tags = list(dict.fromkeys([*written["tags"], *(data.get("tags") or [])]))
     if "model-index" not in written:  # a model-index that hpt didn't measure isn't kept
         data.pop("model-index", None)
     data = data | {name: value for name, value in written.items() if value is not None} | {"tags": tags}
-    card.data = type(card.data)(ignore_metadata_errors=True, **data)
-    sections = {block[1]: block[0] for block in BLOCK.finditer(card.text)}
-    known = [block[1] for block in BLOCK.finditer(before.text)]
-    text = BLOCK.sub(lambda block: sections.get(block[1], ""), before.text)
+    metadata = ModelCardData(ignore_metadata_errors=True, **data).to_yaml()
+    sections = {block[1]: block[0] for block in BLOCK.finditer(new_text)}
+    known = [block[1] for block in BLOCK.finditer(old_text)]
+    text = BLOCK.sub(lambda block: sections.get(block[1], ""), old_text)
     missing = [text for name, text in sections.items() if name not in known]
     text = "\n\n".join([text.strip(), *missing])
     if not known:
-        text = f"{INTRODUCTION.search(card.text)[0]}{text}"
-    return f"---\n{card.data.to_yaml()}\n---\n\n{text.strip()}\n"
+        text = f"{INTRODUCTION.search(new_text)[0]}{text}"
+    return f"---\n{metadata}\n---\n\n{text.strip()}\n"
 
 
-def _parse_card(card: str) -> ModelCard:
+def _parse_card(card: str) -> tuple[dict, str]:
+    """A card's metadata as huggingface_hub writes them, and its text."""
+    where = f"The metadata of {CARD_FILE}"
+    metadata, text = split_card(card, where)
     try:
-        return ModelCard(card, ignore_metadata_errors=True)
-    except (ValueError, YAMLError) as error:
+        return ModelCardData(ignore_metadata_errors=True, **metadata).to_dict(), text
+    except (ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"The metadata of {CARD_FILE} can't be read ({reason}): repair or remove it.") from error
+        raise InputError(f"{where} can't be read ({reason}): repair or remove it.") from error
 
 
 def hand_written(card: str) -> str:
     """What of a card isn't hpt's: its text beside the sections, without blank lines."""
-    body = INTRODUCTION.sub("", BLOCK.sub("", _parse_card(card).text))
+    body = INTRODUCTION.sub("", BLOCK.sub("", _parse_card(card)[1]))
     return "\n".join(line.rstrip() for line in body.splitlines() if line.strip())
 
 
@@ -79,7 +81,7 @@ def own_sections(card: str) -> str:
 
 def stated_license(card: str) -> str | None:
     """The license that a card's metadata has."""
-    return _parse_card(card).data.to_dict().get("license")
+    return _parse_card(card)[0].get("license")
 
 
 def is_own_card(card: str) -> bool:
@@ -88,12 +90,18 @@ def is_own_card(card: str) -> bool:
 
 
 def remote_card(api: HfApi, repo_id: str, revision: str | None = None) -> str | None:
-    """The card that a repository has at a commit, or on a branch; `None` if it has none."""
+    """The card that a repository has at a commit, or on a branch; `None` if it has none.
+
+    Raises:
+        InputError: for one that is too large, which isn't downloaded, or not UTF-8.
+    """
     try:
+        size = api.hf_hub_download(repo_id, CARD_FILE, revision=revision, dry_run=True).file_size or 0
+        refuse_large(size, f"The card of {repo_id}")
         file = api.hf_hub_download(repo_id, CARD_FILE, revision=revision)
     except RemoteEntryNotFoundError:
         return None
-    return Path(file).read_text(encoding="utf-8")
+    return read_text(Path(file))
 
 
 def choose_card(folder: ModelFolder, remote: str | None) -> str | None:

@@ -10,16 +10,15 @@ from itertools import cycle
 from pathlib import Path
 from textwrap import fill
 
-from huggingface_hub import EvalResult, HfApi, ModelCard
+from huggingface_hub import EvalResult, HfApi, ModelCardData
 from matplotlib.figure import Figure
-from yaml import YAMLError
 
 from hpt.errors import InputError, did_you_mean, explain_hub_error
 from hpt.escaping import markdown, mathtext, one_line
 from hpt.evaluation.figures import COLORS, error_bars, save_figure
 from hpt.evaluation.report import attack_with_step, format_accuracy, markdown_table
 from hpt.evaluation.rows import CLEAN, WORST_CASE, Row
-from hpt.files import digest, read_text
+from hpt.files import digest, read_text, split_card
 from hpt.hub.card_text import remote_card
 from hpt.hub.folder import CARD_FILE, ModelFolder
 from hpt.hub.index import as_row
@@ -131,11 +130,10 @@ def read_results(model: Reference) -> list[EvalResult]:
         raise InputError("A model's path is empty: give a folder or a Hub id.")
     path = Path(model.place)
     text = _read_local(path) if path.exists() else _read_from_hub(model)
-    if not text.startswith("---"):
-        return []
+    metadata, _ = split_card(text, f"The metadata of the card of {model.place}")
     try:
-        return ModelCard(text).data.eval_results or []
-    except (ValueError, TypeError, KeyError, AttributeError, YAMLError) as error:  # huggingface_hub lets them through
+        return ModelCardData(**metadata).eval_results or []
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # huggingface_hub lets them through
         reason = " ".join(str(error).split())
         raise InputError(f"The metadata of the card of {model.place} can't be read ({reason}): repair it.") from error
 
@@ -150,6 +148,8 @@ def _read_local(path: Path) -> str:
 def _read_from_hub(model: Reference) -> str:
     try:
         text = remote_card(HfApi(), model.source, model.revision)
+    except InputError:
+        raise
     except Exception as error:  # whatever huggingface_hub and its transport raise
         raise explain_hub_error("model card", model.source, error) from error
     if text is None:

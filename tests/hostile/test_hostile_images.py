@@ -20,6 +20,7 @@ from hpt.data.images import MAX_PIXELS, MAX_SCANS, check_images, decode_image
 
 
 CLASSES = ["cat", "dog"]
+PAPERS = ImageTransform(256, 224)
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **settings) -> bytes:
@@ -107,7 +108,7 @@ def as_table(*files: bytes | None) -> Dataset:
     return Dataset.from_dict({"image": rows, "label": [0] * len(rows)}, features)
 
 
-def as_benchmark(*files: bytes | None, transform=ImageTransform(256, 224)) -> Benchmark:
+def as_benchmark(*files: bytes | None, transform: ImageTransform = PAPERS) -> Benchmark:
     return Benchmark("birds", "test", as_table(*files), CLASSES, None, transform)
 
 
@@ -145,7 +146,7 @@ def test_files_are_read_up_to_a_bound(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("size", [(1, 100), (100, 1), (1, 1), (2, 2), (7, 97), (30, 2900)])
-@pytest.mark.parametrize("transform", [ImageTransform(256, 224), ProcessorTransform(224, 224)], ids=str)
+@pytest.mark.parametrize("transform", [PAPERS, ProcessorTransform(224, 224)], ids=str)
 def test_what_is_odd_but_small_enough_is_read(size, transform):
     benchmark = as_benchmark(encoded(Image.new("RGB", size)), transform=transform)
     check_images(benchmark.dataset, "birds")

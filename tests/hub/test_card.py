@@ -286,7 +286,7 @@ def test_a_card_that_cannot_be_read_is_left_alone(run, tmp_path):
     broken = "---\nlicense: [\n---\nBy hand."
     (tmp_path / "training.json").write_text((run[0] / "training.json").read_text())
     (tmp_path / "README.md").write_text(broken)
-    with pytest.raises(InputError, match="The metadata of README.md can't be read"):
+    with pytest.raises(InputError, match="The metadata of README.md isn't valid YAML"):
         write_card(ModelFolder(tmp_path))
     assert (tmp_path / "README.md").read_text() == broken
 
