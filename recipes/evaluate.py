@@ -109,14 +109,17 @@ def main():
         seed=settings.seed,
         output_dir=settings.output_dir,
     )
-    planned = [evaluator.plan(subject, benchmark) for subject in subjects for benchmark in benchmarks]
     failures = [f"{name}: {reason}" for name, reason in missing.items()]
+    planned = evaluator.plan_all(subjects, benchmarks, failures)
+    if not planned:
+        raise InputError("; ".join(failures))
     if settings.plan:
         if state.is_main_process:
             missing_ones = [f"Missing: {markdown(failure)}" for failure in failures]
             print("\n".join([format_plan(evaluator.progress(planned)), *missing_ones]))
         return
     if state.is_main_process:
+        print("".join(f"Missing: {failure}\n" for failure in failures), end="")  # now, and once more at the end
         print_what_is_there(evaluator, planned)
     evaluator.run_all(planned, failures)  # whatever fails, the others still run
     if state.is_main_process:

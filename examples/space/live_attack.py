@@ -17,9 +17,12 @@ from hpt.data.images import decode_image, read_size, to_unit_range
 from hpt.prompts import DEFAULT_TEMPLATE
 
 
+# What a visitor may ask for at most, on a machine that all of them share
 MAX_PIXELS = 50_000_000  # of an upload, which is decoded whole
+MAX_NAMES = 100  # each is a prompt that goes through the text towers
+MAX_CHARACTERS = 200  # of a name or the prompt
+MAX_STEPS = 50  # of PGD, whatever a program sends instead of the page
 SHOWN_SIZE = 448  # pixels of a side that small images are enlarged to
-MAX_ASPECT_RATIO = 20  # the shorter side is resized to the model's input, and memory grows with the longer one
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def attack_model(
         image (`PIL.Image`): Brought to the model's input size first, as its own processor does it.
         class_names (`list[str]`): At least two names.
         eps (`float`): Radius in [0, 1] pixels; 0 leaves the image as it is.
-        steps (`int`, *optional*, defaults to `10`): Steps of eps / 4.
+        steps (`int`, *optional*, defaults to `10`): Steps of eps / 4, at most 50.
         true_class (`str`, *optional*): Name that the attack moves away from; without it, the model's own prediction.
         template (`str`, *optional*, defaults to `"This is a photo of a {}"`): Prompt template.
 
@@ -80,6 +83,8 @@ def attack_model(
     """
     if not eps >= 0:
         raise InputError(f"eps is {eps:g}, but must be 0 or above.")
+    if not 1 <= steps <= MAX_STEPS:
+        raise InputError(f"PGD takes {steps} steps, but must take 1 to {MAX_STEPS}.")
     if len(class_names) < 2:
         raise InputError("There is one class alone, which every image is in: give at least two names.")
     classifier = with_prompts(model, class_names, template)
@@ -99,6 +104,9 @@ def attack_model(
 
 def with_prompts(model: ZeroShotClassifier, class_names: list[str], template: str) -> ZeroShotClassifier:
     """The model over these prompts; prompts that the text tower would cut, of which hpt warns, are refused."""
+    for what, text in [("The prompt", template), *(("A class name", name) for name in class_names)]:
+        if len(text) > MAX_CHARACTERS:
+            raise InputError(f"{what} is too long: {len(text)} characters, but at most {MAX_CHARACTERS}.")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", ".*class prompts are longer")
@@ -113,10 +121,6 @@ def with_prompts(model: ZeroShotClassifier, class_names: list[str], template: st
 
 def square_pixels(image: Image.Image, image_processor) -> torch.Tensor:
     """The image as the model's own processor brings it to its input size, `(1, 3, size, size)` in [0, 1]."""
-    if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
-        raise InputError(
-            f"The image has {image.width} x {image.height} pixels, too long a strip to crop a square from."
-        )
     try:
         pixels = geometry_of(image_processor)(image)
     except (OSError, SyntaxError) as error:
@@ -142,10 +146,14 @@ def read_image(path: str | Path | None) -> Image.Image:
 
 
 def parse_class_names(text: str) -> list[str]:
-    """Class names between commas or on lines of their own; at least two, and no two alike."""
+    """Class names between commas or on lines of their own; two to a hundred, and no two alike."""
+    if len(text) > MAX_NAMES * MAX_CHARACTERS:
+        raise InputError(f"The class names have {len(text)} characters, but at most {MAX_NAMES * MAX_CHARACTERS}.")
     names = [" ".join(name.split()) for name in text.replace("\n", ",").split(",") if name.strip()]
     if len(names) < 2:
         raise InputError("Give at least two class names, with commas between them or each on a line of its own.")
+    if len(names) > MAX_NAMES:
+        raise InputError(f"There are {len(names)} class names, but at most {MAX_NAMES} are taken here.")
     lower = [name.lower() for name in names]  # as CLIP's tokenizer reads them
     duplicates = dict.fromkeys(name for name in lower if lower.count(name) > 1)
     if duplicates:

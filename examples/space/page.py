@@ -19,6 +19,8 @@ eps, so that this model leaves the true class. Where none is given, it has to le
 Percentages are a softmax over the class names given here and say nothing of others. A few steps of PGD on one image
 are a demonstration and no evaluation: what withstands them may fall to a stronger attack."""
 
+MAX_WAITING = 20  # visitors; further ones are told that the queue is full
+MAX_UPLOAD = "10mb"
 CSS = """
 .gradio-container {--font: system-ui, sans-serif} /* the bold font that Gradio brings lacks most letters */
 #image img {width: 100%; height: 100%; object-fit: contain} /* small images fill their frame */
@@ -40,7 +42,8 @@ def launch(models: dict[str, ZeroShotClassifier], sources: dict[str, str], on_di
         button, inputs = add_inputs(digits)
         outputs = [panel for name in models for panel in add_outputs(name, sources[name], models[name].image_size)]
         button.click(partial(attack, list(models.values())), inputs, outputs, api_name="attack")
-    page.launch(css=CSS + DIGITS_CSS if on_digits else CSS)
+    page.queue(max_size=MAX_WAITING)
+    page.launch(css=CSS + DIGITS_CSS if on_digits else CSS, max_file_size=MAX_UPLOAD)
 
 
 def add_inputs(digits: dict[str, Image.Image]) -> tuple[gr.Button, list]:

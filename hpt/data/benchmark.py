@@ -14,7 +14,15 @@ from PIL import Image
 
 from hpt.data.augmentation import CropFlip
 from hpt.data.geometry import ImageTransform, geometry_of
-from hpt.data.images import check_labels, decode_image, encoded_images, read_bytes, read_size, stratified_rows
+from hpt.data.images import (
+    check_labels,
+    decode_image,
+    encoded_images,
+    read_bytes,
+    read_size,
+    stratified_rows,
+    unusable_named,
+)
 from hpt.errors import InputError
 
 
@@ -58,9 +66,12 @@ class SeenByModels:
         kind = self.dataset.features["image"]
         return datasets.Image(mode=kind.mode) if isinstance(kind, datasets.Image) else datasets.Image()
 
-    def _to_pixels(self, image: Image.Image, sample_id: int) -> torch.Tensor:
+    def _to_pixels(self, encoded: dict | Image.Image | None, sample_id: int, where: str) -> torch.Tensor:
+        """What a model gets of a sample's image; [`InputError`] naming where it is for one that can't be used."""
+        transform, image = self._known_transform(), decode_image(encoded, where, self._feature)
         augment = None if self.augmentation is None else partial(self.augmentation, sample_id)
-        return self._known_transform()(image, augment)
+        with unusable_named(where):
+            return transform(image, augment)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,10 +134,10 @@ class Benchmark(SeenByModels, torch.utils.data.Dataset):
     def __getitems__(self, rows: list[int]) -> list[dict]:
         """Several rows at once, as `DataLoader` asks for them: the table is read once for all of them."""
         ids = rows if self.sample_ids is None else self.sample_ids[rows].tolist()
-        examples, feature = self._encoded[rows], self._feature
-        return [  # each image decoded as it is resized, or a batch of large ones would lie in memory
+        examples = self._encoded[rows]
+        return [
             {
-                "pixel_values": self._to_pixels(decode_image(image, self._where(sample_id), feature), sample_id),
+                "pixel_values": self._to_pixels(image, sample_id, self._where(sample_id)),
                 "labels": label,
                 "sample_ids": sample_id,
             }
@@ -202,8 +213,7 @@ class StreamingBenchmark(SeenByModels, torch.utils.data.IterableDataset):
         row = row or _name_row(example["image"])
         label, image = self._read_label(example["label"], row), self._read_file(example["image"], row)
         checksum = _checksum(image)
-        image = decode_image(image, f"{row} of {self.name} ({self.split})", self._feature)
-        pixel_values = self._to_pixels(image, checksum)
+        pixel_values = self._to_pixels(image, checksum, f"{row} of {self.name} ({self.split})")
         return {"pixel_values": pixel_values, "labels": label, "sample_ids": checksum}
 
     def take(self, rows: int) -> Benchmark:

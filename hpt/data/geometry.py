@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hpt.data.images import check_header
+from hpt.data.images import MAX_PIXELS, check_header
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class ImageTransform:
     crop: int | None = None
 
     def __call__(self, image: Image.Image, augment: Callable | None = None) -> torch.Tensor:
-        """`PIL.Image` to uint8 `(3, height, width)`; `OSError` for one that [`check_header`] refuses.
+        """`PIL.Image` to uint8 `(3, height, width)`; `OSError` for one that [`check_header`] refuses,
+        or that has too many pixels once it is resized.
 
         `augment(image, (width, height))` gives the RGB image of that size to take instead.
         """
@@ -37,7 +38,10 @@ class ImageTransform:
 
     def _resize_and_crop(self, image: Image.Image) -> Image.Image:
         if self.resize is not None:
-            image = image.resize(self.resized_size(*image.size), Image.BICUBIC)
+            width, height = self.resized_size(*image.size)
+            if width * height > MAX_PIXELS:
+                raise OSError(f"resized it has {width} x {height} pixels, but may have {MAX_PIXELS // 10**6} million")
+            image = image.resize((width, height), Image.BICUBIC)
         if self.crop is not None:
             left, top = ((side - self.crop) // 2 for side in image.size)
             image = image.crop((left, top, left + self.crop, top + self.crop))

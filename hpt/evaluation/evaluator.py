@@ -153,6 +153,17 @@ class RobustnessEvaluator:
             self.results.expect(task.settings)
         return tasks
 
+    def plan_all(self, subjects: list[Subject], benchmarks: list[Benchmark], failures: list[str]) -> list[list[Task]]:
+        """What [`plan`] gives for each model on each benchmark; `failures` takes a line for each that is refused."""
+        planned = []
+        for subject in subjects:
+            for benchmark in benchmarks:
+                try:
+                    planned.append(self.plan(subject, benchmark))
+                except InputError as error:
+                    failures.append(f"{subject.name}, {benchmark.name}: {error}")
+        return planned
+
     def _defined_on(self, benchmark: Benchmark) -> list[NamedAttack]:
         """The attacks that so few classes can have; `undefined` takes a line for each other."""
         classes = len(benchmark.class_names)
@@ -301,6 +312,8 @@ class RobustnessEvaluator:
             return []
         task = attacked[0]
         before = self.results.predicted(task.clean.key)
+        if len(before) < len(task.benchmark):
+            return []  # lost, which stands among the failures
         right = np.flatnonzero(before == np.asarray(task.benchmark.dataset["label"][:]))[:number]
         if len(right) == 0:
             return []

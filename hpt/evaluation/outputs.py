@@ -13,6 +13,7 @@ from pathlib import Path
 from hpt.attacks import PGD
 from hpt.data.benchmark import Benchmark
 from hpt.escaping import file_name, markdown
+from hpt.errors import InputError
 from hpt.evaluation.comparison import compare_models, measure
 from hpt.evaluation.evaluator import RobustnessEvaluator
 from hpt.evaluation.figures import (
@@ -64,7 +65,10 @@ def report_evaluation(
     draw_rows(rows, folder)
     print(f"Results and pictures: {folder}")
     for tasks in planned:
-        draw_examples(evaluator, tasks, folder)
+        try:
+            draw_examples(evaluator, tasks, folder)
+        except InputError as error:  # the rows are there, whatever became of the images since
+            print(f"No adversarial images are drawn: {error}")
 
 
 def report_comparison(

@@ -70,11 +70,16 @@ def test_eps_0_changes_nothing(live_attack, model):
         ({"eps": float("nan")}, "eps is nan, but must be 0 or above"),
         ({"class_names": ["cat"]}, "one class alone"),
         ({"template": "a {} of {}"}, "must have one {}"),
-        ({"class_names": ["cat", "d" * 200]}, "A class name is too long"),
-        ({"image": noise_image(3000, 1)}, "too long a strip"),
+        ({"class_names": ["cat", "d" * 200]}, "A class name is too long: with the prompt around it"),
+        ({"class_names": ["cat", "d" * 201]}, "A class name is too long: 201 characters, but at most 200"),
+        ({"template": "{}" + 10**6 * "x"}, "The prompt is too long: 1000002 characters, but at most 200"),
+        ({"steps": 10**9}, "PGD takes 1000000000 steps, but must take 1 to 50"),
+        ({"steps": 0}, "PGD takes 0 steps, but must take 1 to 50"),
+        ({"image": noise_image(3000, 1)}, "it has 3000 x 1 pixels, but may be 100 times as long as it is wide"),
         ({"image": Image.new("I;16", (20, 20))}, "more than 8 bits a channel"),
     ],
-    ids=["class", "no name", "negative", "nan", "one name", "two names", "long name", "strip", "16 bits"],
+    ids=["class", "no name", "negative", "nan", "one name", "two names", "cut name", "long name", "long prompt"]
+    + ["many steps", "no steps", "strip", "16 bits"],
 )
 def test_what_cannot_be_attacked_is_refused(live_attack, model, change, line):
     given = {"image": noise_image(), "class_names": CLASSES, "eps": 4 / 255} | change
@@ -89,6 +94,20 @@ def test_class_names_are_read(live_attack):
     for twice in ("Cat, cat", "cat, a  cat, a cat"):
         with pytest.raises(InputError, match="more than once.*: (a )?cat"):
             live_attack.parse_class_names(twice)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (", ".join(map(str, range(101))), "There are 101 class names, but at most 100 are taken here"),
+        ("a," * 10**6, "The class names have 2000000 characters, but at most 20000"),
+    ],
+    ids=["names", "characters"],
+)
+def test_more_class_names_than_a_demonstration_takes_are_refused(live_attack, text, line):
+    assert len(live_attack.parse_class_names(", ".join(map(str, range(100))))) == 100
+    with pytest.raises(InputError, match=line):
+        live_attack.parse_class_names(text)
 
 
 def test_images_are_read_and_enlarged(live_attack, tmp_path):
