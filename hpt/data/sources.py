@@ -200,6 +200,8 @@ def number_labels(dataset, class_names: list[str] | dict[str, str] | None, sourc
     """
     kind, streaming = dataset.features["label"], isinstance(dataset, IterableDataset)
     if isinstance(kind, ClassLabel):
+        if odd := [name for name in kind.names if not isinstance(name, str)]:
+            raise InputError(f"{source} has the class name {odd[0]!r}, but names must be text.")
         return _lay_over(dataset, kind.names, class_names, source)
     dtype = kind.dtype if isinstance(kind, Value) else type(kind).__name__
     if dtype in ("string", "large_string") and streaming:

@@ -548,3 +548,11 @@ def test_examples_are_right_before(model_and_processor, benchmark):
     for example in examples:
         assert example["before"] == example["label"] and example["attack"] == "pgd:steps=2 at 16/255"
         assert 0 < (example["adversarial"] - example["clean"]).abs().max() <= 16 / 255 + 1e-6
+
+
+def test_rows_that_have_lost_their_predictions_have_no_examples(model_and_processor, benchmark):
+    evaluator = make_evaluator()
+    tasks = evaluator.plan(Subject(ZeroShotClassifier(*model_and_processor)), benchmark)
+    evaluator.run(tasks)
+    evaluator.results.predictions.clear()
+    assert evaluator.examples(tasks) == []

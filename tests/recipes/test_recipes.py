@@ -325,6 +325,45 @@ def test_evaluation_end_to_end(two_models, capsys):
     }
 
 
+def test_an_evaluation_measures_all_but_what_cannot_be(two_models, tmp_path, capsys):
+    folders = {name: save_images(tmp_path / name) for name in ("cut", "page", "good")}
+    first = {name: folder / "train" / "cat" / "0.png" for name, folder in folders.items()}
+    whole = first["cut"].read_bytes()
+    first["cut"].write_bytes(whole[:-30])
+    first["page"].write_text("<html>404</html>")
+    benchmarks = ["--benchmarks", *(f"{name}={folder}" for name, folder in folders.items())]
+    arguments = evaluation_arguments(["first", "second"], two_models, *benchmarks)
+    arguments += ["--output_dir", tmp_path / "results", "--eps", "4/255"]
+    with pytest.raises(SystemExit, match="1"):
+        run_recipe("evaluate.py", *arguments)
+    printed = capsys.readouterr().out
+    assert printed.count("Missing: page: The image in row 0 of page can't be used: cannot identify image file") == 2
+    for model in ("first", "second"):
+        assert f"Missing: {model}, cut, clean: The image in row 0 of cut (train) can't be used: " in printed
+    results = tmp_path / "results" / "results.jsonl"
+    measured = [(row["model"], row["benchmark"]) for row in map(json.loads, results.read_text().splitlines())]
+    assert set(measured) == {("first", "good"), ("second", "good")}
+
+    for name in ("cut", "page"):
+        first[name].write_bytes(whole)
+    run_recipe("evaluate.py", *arguments)
+    assert "goes on: 6 of 18 rows are there." in capsys.readouterr().out
+    assert len(results.read_text().splitlines()) == 3 * len(measured)
+
+
+def test_what_other_settings_measured_is_refused_for_its_model_alone(two_models, tmp_path, capsys):
+    arguments = ["--benchmarks", "digits", "--output_dir", tmp_path / "results", "--eps", "4/255"]
+    settings = [*evaluation_arguments(["first"], two_models, *arguments), *arguments[2:]]
+    run_recipe("evaluate.py", *settings)
+    models = ["--models", f"first={two_models / 'second'}", f"second={two_models / 'second'}"]
+    with pytest.raises(SystemExit, match="1"):
+        run_recipe("evaluate.py", *settings, *models)
+    printed = capsys.readouterr().out
+    assert "Missing: first, digits: " in printed and "has results from other settings for model first" in printed
+    line = refusal_of("evaluate.py", *settings, *models, "--seed", "1")
+    assert "first, digits: " in line and "second, digits: " in line and "seed 0 there, 1 here" in line
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
