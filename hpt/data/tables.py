@@ -29,7 +29,7 @@ def read_table(file: Path) -> Dataset:
     ]
     if not paths:
         raise InputError(
-            f"{file} has no column of images: the paths in one of {list(table.columns)} must be right from "
+            f"{file} has no column of images: the paths in one of {list(table.columns)!s:.300} must be right from "
             f"{file.parent.resolve()} on."
         )
     for name in paths:
@@ -43,5 +43,7 @@ def read_table(file: Path) -> Dataset:
 def _find(file: Path, row: int, column: str, value) -> str:
     image = file.parent / str(value)
     if not os.path.isfile(image):  # False also for a name that no file can have
-        raise InputError(f"Row {row} of {file} has {value!r} as {column}, but there is no such file: {image}.")
+        raise InputError(
+            f"Row {row} of {file} has {value!r:.100} as {column}, but there is no such file in {file.parent}."
+        )
     return str(image.resolve())
