@@ -119,7 +119,7 @@ def main():
             print("\n".join([format_plan(evaluator.progress(planned)), *missing_ones]))
         return
     if state.is_main_process:
-        print("".join(f"Missing: {failure}\n" for failure in failures), end="")  # now, and once more at the end
+        print("".join(f"Missing: {markdown(failure)}\n" for failure in failures), end="")  # and again at the end
         print_what_is_there(evaluator, planned)
     evaluator.run_all(planned, failures)  # whatever fails, the others still run
     if state.is_main_process:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from hpt.attacks import PGD
 from hpt.data.benchmark import Benchmark
-from hpt.escaping import file_name, markdown
 from hpt.errors import InputError
+from hpt.escaping import file_name, markdown
 from hpt.evaluation.comparison import compare_models, measure
 from hpt.evaluation.evaluator import RobustnessEvaluator
 from hpt.evaluation.figures import (
