@@ -30,6 +30,8 @@ from hpt.references import Reference
 WIDTH, COLUMN = 100, 34  # of what `--help` prints, and where its second column begins
 NUMBERS = {"Fraction": "a number or a fraction, such as 1/255", "float": "a number", "int": "a whole number"}
 MADE_BY_QUICKSTART = [f"outputs/quickstart/{name}" for name in ("target", "proxy", "robust")]
+# What keeps other libraries' files from being written, and from being read too
+UNWRITABLE, FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS), (errno.EACCES, errno.EPERM)
 ERRORS = "HPT_ERRORS"  # the variable that names the folder for the errors of processes that were launched together
 
 
@@ -125,9 +127,10 @@ def run_recipe(main: Callable[[], None]) -> None:
         if error.errno == errno.ENAMETOOLONG:
             _print_error(f"The path {error.filename!r} is too long.")
             sys.exit(2)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno not in (*UNWRITABLE, *FORBIDDEN):
             raise
-        _print_error(f"{error.filename or 'The output'} can't be written: {error.strerror}.")
+        doing = "written" if error.errno in UNWRITABLE else "read or written"
+        _print_error(f"{error.filename or 'The output'} can't be {doing}: {error.strerror}.")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

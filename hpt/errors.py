@@ -23,6 +23,10 @@ class PushFailed(TrainingStopped):
     """The Hub couldn't be reached, or couldn't serve; what was to be pushed lies complete on the disk."""
 
 
+class WriteFailed(TrainingStopped):
+    """A file couldn't be written, for a reason such as a full disk; the line names both."""
+
+
 class MissingSplit(InputError):
     """A dataset that is there lacks the split that is asked for."""
 

@@ -1,15 +1,20 @@
-"""Files of JSON lines that survive a kill, YAML within bounds, folders that can be written, and digests of JSON."""
+"""Files that are whole or as they were before, JSON lines that survive a kill, YAML within bounds, digests of JSON.
+
+write_file(folder / "table.md", text)       # replaces the file in one step
+append_line(folder / "results.jsonl", row)  # a line cut off by a kill is dropped by read_lines
+"""
 
 import hashlib
 import json
 import os
 import re
 from collections import Counter
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import yaml
 
-from hpt.errors import InputError
+from hpt.errors import InputError, WriteFailed
 
 
 LONGEST_TEXT = 16_000_000  # bytes of a card, or of a list of names
@@ -21,6 +26,48 @@ LONGEST_YAML = 100_000  # characters; the longest of hpt's own has a fiftieth, a
 def digest(value) -> str:
     """16 hexadecimal digits that stand for a value that JSON has."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def named_if_it_fails(path: Path, *errors: type[Exception]):
+    """Within, what keeps a file from being written is raised as a line that names the file and the cause.
+
+    Args:
+        path (`Path`): The file, or the folder that files are written into.
+        errors (`type[Exception]`): What a library raises for it instead of `OSError`.
+
+    Raises:
+        WriteFailed: such as `outputs/table.md can't be written: No space left on device.`
+    """
+    try:
+        yield
+    except (OSError, *errors) as error:
+        cause = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise WriteFailed(f"{path} can't be written: {cause.rstrip('.')}.") from error
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a whole file in one step: whatever happens, the file is as it was before, or holds all of its content.
+
+    Args:
+        path (`Path`): The file, in a folder that is made if it isn't there. Of a link, the link is replaced, and not
+            what it leads to.
+        content (`str` or `bytes`): Text is written as UTF-8.
+
+    Raises:
+        WriteFailed: if it can't be written, with the file's name and the cause; nothing is left of what was begun.
+    """
+    incomplete = path.with_name(f"{path.name}.incomplete")
+    with named_if_it_fails(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            incomplete.unlink(missing_ok=True)  # a link would lead elsewhere
+            incomplete.write_bytes(content.encode() if isinstance(content, str) else content)
+            os.replace(incomplete, path)
+        except BaseException:
+            with suppress(OSError):
+                incomplete.unlink()
+            raise
 
 
 def read_text(path: Path) -> str:
@@ -79,10 +126,22 @@ def check_folder(folder: Path) -> Path:
 
 
 def append_line(path: Path, line: dict) -> None:
-    """Add a line of JSON to a file, which is made if it isn't there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    """Add a line of JSON to a file, which is made if it isn't there.
+
+    Raises:
+        WriteFailed: if it can't be added; the file is as it was before.
+    """
+    left = json.dumps(line).encode() + b"\n"
+    with named_if_it_fails(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab", buffering=0) as file:
+            size = file.tell()
+            try:
+                while left:  # a disk that is getting full takes a part before it fails
+                    left = left[file.write(left) :]
+            except BaseException:
+                file.truncate(size)
+                raise
 
 
 def refuse_large(size: int, where: str | Path) -> None:

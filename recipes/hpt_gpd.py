@@ -26,6 +26,7 @@ from hpt.errors import check_known
 from hpt.escaping import shell
 from hpt.evaluation.outputs import report_comparison
 from hpt.evaluation.subject import Subject
+from hpt.files import named_if_it_fails
 from hpt.hub.evaluations import add_comparison
 from hpt.models.loading import load_dual_encoder, save_finished
 from hpt.models.lora import add_lora, check_lora, merged
@@ -148,7 +149,8 @@ def main():
     for name, model in (robust | adapter).items():
         save_finished(model, processor, output / name)
     folders = [trainer.describe(output / name) for name in robust | adapter]
-    trainer.state.save_to_json(output / "trainer_state.json")
+    with named_if_it_fails(output / "trainer_state.json"):
+        trainer.state.save_to_json(output / "trainer_state.json")
     trainer.draw_figures(output)
 
     # Evaluate what lies on the disk

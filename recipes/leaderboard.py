@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hpt.cli import parse_config, run_recipe
 from hpt.escaping import markdown
-from hpt.files import check_folder
+from hpt.files import check_folder, write_file
 from hpt.hub.leaderboard import draw_leaderboard, format_boards, left_out, make_panels, read_board, shared_columns
 from hpt.radius import Fraction
 from hpt.references import check_names, parse_model
@@ -43,8 +43,7 @@ def main():
     page = f"Accuracy in %, with its 95 % interval\n\n{format_boards(boards, columns)}\n"
     page += "".join(f"\n- Left out: {markdown(line)}" for line in left_out(boards, columns))
     print(f"{page}\n")
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "leaderboard.md").write_text(f"{page}\n", encoding="utf-8")
+    write_file(output / "leaderboard.md", f"{page}\n")
     draw_leaderboard(boards, make_panels(columns), output / "leaderboard.png")
     print(f"Table and picture: {output}")
 

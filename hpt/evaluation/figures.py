@@ -1,5 +1,6 @@
 """Pictures of a run and of an evaluation: the phenomenon, the training curves, the results, the images."""
 
+import io
 import math
 from itertools import cycle
 from pathlib import Path
@@ -11,6 +12,7 @@ from hpt.attacks import PGD
 from hpt.escaping import mathtext
 from hpt.evaluation.report import latest
 from hpt.evaluation.rows import CLEAN, WORST_CASE, Row
+from hpt.files import write_file
 from hpt.radius import Radius
 
 
@@ -286,9 +288,15 @@ def _smooth(values: list[float], window: int = 5) -> list[float]:
 
 
 def save_figure(figure, path: str | Path, layout: bool = True) -> None:
-    """Write a picture; `layout` moves its parts so that they don't cover each other."""
+    """Write a picture of the kind that its name ends in; `layout` moves its parts so that they don't cover each other.
+
+    Raises:
+        WriteFailed: if it can't be written.
+    """
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     if layout:
         figure.tight_layout()
-    figure.savefig(path, dpi=150)
+    path, content = Path(path), io.BytesIO()
+    figure.savefig(content, dpi=150, format=path.suffix.removeprefix(".") or "png")
+    write_file(path, content.getvalue())

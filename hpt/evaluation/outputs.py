@@ -37,6 +37,7 @@ from hpt.evaluation.report import (
 )
 from hpt.evaluation.rows import WORST_CASE, Row, hash_benchmark
 from hpt.evaluation.subject import Subject
+from hpt.files import write_file
 from hpt.radius import Radius
 
 
@@ -59,8 +60,8 @@ def report_evaluation(
     page += "".join(f"\n{markdown(note)}\n" for note in evaluator.undefined.values())
     page += "".join(f"\nMissing: {markdown(failure)}\n" for failure in failures)
     print(f"\n{page}")
-    (folder / "table.md").write_text(page, encoding="utf-8")
-    (folder / "flags.json").write_text(json.dumps([asdict(flag) for flag in flags], indent=1), encoding="utf-8")
+    write_file(folder / "table.md", page)
+    write_file(folder / "flags.json", json.dumps([asdict(flag) for flag in flags], indent=1))
     write_csv(rows, folder / "results.csv")
     draw_rows(rows, folder)
     print(f"Results and pictures: {folder}")
@@ -106,7 +107,7 @@ def report_comparison(
             transferred += measure(subjects[:-1], benchmark, weaker, vanilla.name, **settings)
             own += measure([robust], benchmark, weaker, robust.name, **settings)
         rows += table + transferred + own
-        (folder / "results.json").write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
+        write_file(folder / "results.json", json.dumps([asdict(row) for row in rows], indent=1))
         draw_accuracy_bars(table, title, folder / f"accuracy_{file_name(benchmark.name)}.png")
         if transferred and taught:
             transferred += [row for row in table if row.attacked is None and row.model != robust.name]
@@ -147,7 +148,7 @@ def report_ranking(matrix: TransferMatrix, target: str) -> None:
     where = f"{len(images)} images of {images.name} ({images.split}), attacked at {resolution}"
     page = f"{markdown(where)}\n\n{page}\n"
     print(f"\n{page}")
-    (folder / "ranking.md").write_text(page, encoding="utf-8")
+    write_file(folder / "ranking.md", page)
     content = {
         "target": target,
         "dataset": images.name,
@@ -160,7 +161,7 @@ def report_ranking(matrix: TransferMatrix, target: str) -> None:
         "seed": rows[-1].seed,
         "candidates": [asdict(proxy) for proxy in ranked],
     }
-    (folder / "ranking.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+    write_file(folder / "ranking.json", json.dumps(content, indent=1))
     write_csv(rows, folder / "matrix.csv")
     within = max(max(row.high - row.accuracy, row.accuracy - row.low) for row in rows)
     title = f"Accuracy (%, within {100 * within:.1f} points at 95 %) on images made by {rows[-1].label},\n{where}"

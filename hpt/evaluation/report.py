@@ -1,6 +1,7 @@
 """An evaluation's rows as Markdown tables and as a CSV file, and its flags as lines."""
 
 import csv
+import io
 import json
 from collections import Counter
 from dataclasses import asdict, fields
@@ -9,6 +10,7 @@ from pathlib import Path
 from hpt.escaping import csv_cell, markdown
 from hpt.evaluation.flags import GUESSING, Flag
 from hpt.evaluation.rows import CLEAN, LARGE_EPS, WORST_CASE, Row
+from hpt.files import write_file
 from hpt.radius import describe_length, describe_norm
 
 
@@ -139,11 +141,12 @@ def format_flags(flags: list[Flag]) -> str:
 
 def write_csv(rows: list[Row], path: str | Path) -> None:
     """One line per row, every field a column; dictionaries and lists as JSON."""
-    with Path(path).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [column.name for column in fields(Row)])
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({name: _as_cell(value) for name, value in asdict(row).items()})
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, [column.name for column in fields(Row)])
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: _as_cell(value) for name, value in asdict(row).items()})
+    write_file(Path(path), text.getvalue())
 
 
 def _as_cell(value):

@@ -15,7 +15,7 @@ from hpt.data.benchmark import Benchmark
 from hpt.errors import InputError
 from hpt.escaping import file_name
 from hpt.evaluation.rows import ADDED, Row, Rows
-from hpt.files import append_line, check_folder, digest, read_lines
+from hpt.files import append_line, check_folder, digest, read_lines, write_file
 
 
 # Settings that have one value in a whole file, per model, per benchmark and per attack.
@@ -105,9 +105,8 @@ class ResultsFolder:
         """Write the ids of a benchmark's samples, their numbers in the whole split, to `samples_BENCHMARK.json`."""
         if self.folder is not None and self.rank == 0:
             content = {"benchmark": benchmark.name, "split": benchmark.split, "ids": benchmark.ids().tolist()}
-            self.folder.mkdir(parents=True, exist_ok=True)
             name = f"samples_{file_name(benchmark.name)}.json"
-            (self.folder / name).write_text(json.dumps(content), encoding="utf-8")
+            write_file(self.folder / name, json.dumps(content))
 
     def refuse_other_settings(self, settings: dict) -> None:
         """Refuse settings that contradict a row in the folder, or one that is expected.

@@ -10,7 +10,6 @@ figures/              training curves, and accuracy over eps
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import cached_property
@@ -22,7 +21,7 @@ from hpt.errors import InputError, did_you_mean_path
 from hpt.escaping import file_name
 from hpt.evaluation.results import as_rows
 from hpt.evaluation.rows import Row
-from hpt.files import parse_lines, read_text
+from hpt.files import parse_lines, read_text, write_file
 from hpt.models.sources import BASE_FILE
 
 
@@ -242,10 +241,7 @@ class ModelFolder:
         return self._values.get(name)
 
     def _write(self, name: str, text: str) -> None:
-        """Write a whole file, or leave the one that is there as it is."""
-        incomplete = self.path / f"{name}.incomplete"
-        incomplete.write_text(text, encoding="utf-8")
-        os.replace(incomplete, self.path / name)
+        write_file(self.path / name, text)
         self._texts[name] = text
         self._values.pop(name, None)
 

@@ -21,7 +21,8 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import PushInProgress
 
-from hpt.errors import InputError, PushFailed
+from hpt.errors import InputError, PushFailed, WriteFailed
+from hpt.files import named_if_it_fails
 from hpt.hub.card import write_card
 from hpt.hub.contents import published_files, refuse_local_path, refuse_token
 from hpt.hub.folder import ModelFolder
@@ -133,8 +134,7 @@ class Publisher:
         """Push what was saved after a step in the background, from a copy; what keeps it from that is a warning."""
         try:
             copy = self._copy(folder, str(step))
-        except (InputError, OSError) as error:
-            shutil.rmtree(self._staging, ignore_errors=True)  # what there is of the copy
+        except (InputError, WriteFailed, OSError) as error:
             logger.warning(f"Step {step} isn't pushed: {error}")
             return
         self.in_progress.jobs = [run_as_future(self._try_to_push_copy, copy, f"Training in progress, step {step}")]
@@ -148,19 +148,27 @@ class Publisher:
     def _copy(self, folder: ModelFolder, name: str) -> ModelFolder:
         """Copy what of a folder is published to where no rotation and no later save changes it, with the curves."""
         copy = ModelFolder(self._staging / name)
-        for file in published_files(folder, self.args.hub_token):
-            (copy.path / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(folder.path / file, copy.path / file)
-        self.draw_figures(copy.make_figures())
+        try:
+            for file in published_files(folder, self.args.hub_token):
+                with named_if_it_fails(copy.path / file):
+                    (copy.path / file).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(folder.path / file, copy.path / file)
+            self.draw_figures(copy.make_figures())
+        except BaseException:
+            self._remove(copy)
+            raise
         return copy
 
     def _push_copy(self, copy: ModelFolder, **options) -> CommitInfo:
         try:
             return publish(copy, self.repo_id, **options)
         finally:
-            shutil.rmtree(copy.path, ignore_errors=True)
-            with suppress(OSError):  # not empty, if another push waits
-                self._staging.rmdir()
+            self._remove(copy)
+
+    def _remove(self, copy: ModelFolder) -> None:
+        shutil.rmtree(copy.path, ignore_errors=True)
+        with suppress(OSError):  # not empty, if another push waits
+            self._staging.rmdir()
 
     # The push at the end
 

@@ -128,7 +128,8 @@ def publish(
     with _step(repo_id, READ):
         there = api.model_info(repo_id, revision=revision)
         old = choose_card(folder, remote_card(api, repo_id, there.sha))
-        write_card(folder, repo_id, old, license or _find_license(api, folder, old))
+        license = license or _find_license(api, folder, old)
+    write_card(folder, repo_id, old, license)
     return _send(api, folder, published_files(folder, token), there, message, revision)
 
 

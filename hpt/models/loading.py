@@ -6,6 +6,7 @@ What is incomplete or doesn't fit is refused: transformers would fill the gaps w
 import logging
 import os
 import re
+import shutil
 import warnings
 from contextlib import contextmanager
 from os.path import expanduser
@@ -15,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 
 from hpt.errors import InputError, TrainingStopped, explain_hub_error
+from hpt.files import named_if_it_fails
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.families import check_dual_encoder
 from hpt.models.sources import check_source, similar_folder
@@ -165,15 +167,19 @@ def save_finished(model, processor, folder: str | Path) -> None:
 
     Raises:
         TrainingStopped: if weights aren't finite, as those of adapters that were merged may not be.
+        WriteFailed: if the folder can't be written, of which nothing but the configuration is changed then.
     """
     if broken := find_non_finite(model.state_dict()):
         raise TrainingStopped(f"{folder} isn't written: weights of the model are NaN or infinite, {broken}.")
     folder, incomplete = Path(folder), Path(folder) / "incomplete"
     marker = "adapter_config.json" if hasattr(model, "peft_config") else "config.json"
-    (folder / marker).unlink(missing_ok=True)
-    model.save_pretrained(incomplete)
-    processor.save_pretrained(incomplete)
-    (incomplete / "README.md").unlink(missing_ok=True)  # PEFT's, which would replace the card that is there
-    for file in sorted(incomplete.iterdir(), key=lambda file: file.name == marker):
-        os.replace(file, folder / file.name)
-    incomplete.rmdir()
+    with named_if_it_fails(folder, Exception):  # for a full disk, safetensors and tokenizers raise errors of their own
+        (folder / marker).unlink(missing_ok=True)
+        try:
+            model.save_pretrained(incomplete)
+            processor.save_pretrained(incomplete)
+            (incomplete / "README.md").unlink(missing_ok=True)  # PEFT's, which would replace the card that is there
+            for file in sorted(incomplete.iterdir(), key=lambda file: file.name == marker):
+                os.replace(file, folder / file.name)
+        finally:
+            shutil.rmtree(incomplete, ignore_errors=True)

@@ -21,6 +21,7 @@ from transformers import ProgressCallback, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from hpt.errors import InputError, TrainingStopped
+from hpt.files import write_file
 from hpt.models.weights import find_non_finite
 from hpt.processes import on_main_process
 from hpt.training.checkpoints import (
@@ -287,7 +288,7 @@ class ResumableTrainer(Trainer):
             self._save_settings(folder)
 
     def _save_settings(self, folder: Path) -> None:
-        (folder / SETTINGS_FILE).write_text(self.args.to_json_string(), encoding="utf-8")
+        write_file(folder / SETTINGS_FILE, self.args.to_json_string())
 
     @contextmanager
     def _written_on_all_ranks(self, folder: Path, remove: bool = True):
@@ -300,7 +301,9 @@ class ResumableTrainer(Trainer):
             yield
         except (CheckpointError, NonFiniteError, torch.OutOfMemoryError):
             raise
-        except UNWRITABLE as error:
+        except Exception as error:
+            if not isinstance(error, UNWRITABLE) and type(error) is not Exception:  # which tokenizers raises
+                raise
             failure = error
         if not self._on_any_rank(failure is not None):
             return
@@ -309,7 +312,7 @@ class ResumableTrainer(Trainer):
         last = last_checkpoint(self.args.output_dir) if self.is_world_process_zero() else None
         free = shutil.disk_usage(self.args.output_dir).free / 1e6
         raise CheckpointError(
-            f"{folder} can't be written ({failure or 'on another rank'}); {free:,.0f} MB are free there. "
+            f"{folder} can't be written ({str(failure or 'on another rank').rstrip('.')}); {free:,.0f} MB are free there. "
             + (f"Make room and resume from {last}, which is intact." if last else "There is no complete checkpoint.")
         ) from failure
 
@@ -372,7 +375,7 @@ class ResumableTrainer(Trainer):
         if self.args.should_save:
             window = {"sum_per_rank": self._loss_sums, "last_logged": self._globalstep_last_logged}
             window["seconds"] = self.train_seconds()
-            (Path(output_dir) / LOSS_FILE).write_text(json.dumps(window), encoding="utf-8")
+            write_file(Path(output_dir) / LOSS_FILE, json.dumps(window))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Trainer calls this once when a run goes on, on every rank, right before its first step."""
