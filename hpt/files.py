@@ -77,8 +77,14 @@ def read_text(path: Path) -> str:
         InputError: if it isn't UTF-8, or too large to be read by anyone.
     """
     refuse_large(path.stat().st_size, path)
+    return as_text(path.read_bytes(), path)
+
+
+def as_text(content: bytes, path: Path) -> str:
+    """The text that the bytes of the file at `path` are; see [`read_text`]."""
+    refuse_large(len(content), path)
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} isn't UTF-8: {error}.") from error
 

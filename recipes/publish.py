@@ -16,7 +16,7 @@ from hpt.cli import parse_config, run_recipe
 from hpt.errors import PushFailed
 from hpt.escaping import one_line
 from hpt.hub.card import write_card
-from hpt.hub.contents import published_files
+from hpt.hub.contents import published_files, refuse_links
 from hpt.hub.evaluations import add_saved_evaluations
 from hpt.hub.folder import ModelFolder
 from hpt.hub.push import check_repository_id, publish
@@ -49,6 +49,7 @@ def main():
 
     # The model, with its evaluations and card
     folder = ModelFolder.of_run(run, merged=publication.merged, evaluated=evaluated, unfinished=publication.unfinished)
+    refuse_links(folder)
     for path in add_saved_evaluations(folder, run, publication.evaluations):
         print(f"Left out: {path} has no results of the weights in {folder.evaluated_path}.")
     write_card(folder, repo_id, license=publication.license)

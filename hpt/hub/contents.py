@@ -1,16 +1,24 @@
 """Which files of a trained model's folder may be published, and that nothing private is in them.
 
 Only files that are known to belong to a published model go: weights as safetensors, processor, card, pictures,
-run.yaml, training.json and the evaluation. Optimizer, pickles, proxy and whatever else lies there stay.
+run.yaml, training.json and the evaluation. Optimizer, pickles, proxy and whatever else lies there stay. Links are
+refused, since what they lead to isn't the model's. Every file is searched for tokens, and texts, what pictures say of
+themselves and the metadata of weights for paths of this machine.
 """
 
+import io
+import json
+import os
 import re
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
 from huggingface_hub import get_token
+from PIL import Image
+from safetensors import SafetensorError, safe_open
 
-from hpt.errors import InputError
+from hpt.errors import TOKEN, InputError
 from hpt.hub.card_text import own_sections
 from hpt.hub.folder import (
     ADAPTER_FILE,
@@ -43,30 +51,48 @@ TEXTS = (".json", ".jsonl", ".yaml", ".md", ".txt")
 # Files whose entries may look like paths
 LISTS_OF_TOKENS = ("tokenizer.json", "vocab*", "added_tokens.json", "special_tokens_map.json", "merges.txt")
 ABSOLUTE_PATH = re.compile(r"(?<![\w/.<])(/[\w.-]+)/[\w.-]+|\b[A-Z]:\\{1,2}Users\b|\bfile://[\w./-]+")
+LONGEST_TOKEN = 4096
 HOMES = ("/home", "/Users", "/root")
 
 
-def published_files(folder: ModelFolder, token: str | None = None) -> list[str]:
-    """Names of the files in a folder that go to the Hub, sorted.
+def published_files(folder: ModelFolder, token: str | None = None) -> dict[str, bytes | Path]:
+    """The files in a folder that go to the Hub, by their names, sorted.
 
     Args:
         folder ([`ModelFolder`]): Where a model was saved.
         token (`str`, *optional*): Of the Hub, if it isn't the one that is logged in: no file may hold it.
 
+    Returns:
+        `dict[str, bytes | Path]`: the bytes that were searched, or the path of weights, which are too large for that.
+
     Raises:
-        InputError: if the folder has no whole trained model in it, or a file names a local path or holds a token.
+        InputError: if the folder has no whole trained model in it, or a file is a link, names a local path or holds a
+            token.
     """
-    names = [name for name in folder.names() if any(_matches(name, pattern) for pattern in PUBLISHED)]
+    refuse_links(folder)
+    names = [name for name in folder.names() if _is_published(name)]
     _check_complete(folder, names)
-    for name in names:
-        if name.endswith(TEXTS):
-            _refuse_private(folder, name, token)
-    return names
+    return {name: published_content(folder, name, token) for name in names}
+
+
+def refuse_links(folder: ModelFolder) -> None:
+    """Refuse a folder in which a file that goes to the Hub is a link, or lies in one; the folder itself may be one."""
+    for file in (*folder.path.glob("*"), *folder.path.glob(f"{FIGURES}/*")):
+        name = file.relative_to(folder.path).as_posix()
+        if file.is_symlink() and (name == FIGURES or _is_published(name)):
+            raise InputError(
+                f"{file} is a link, to {os.readlink(file)}, and links aren't published: put what is meant there "
+                "itself, or give a copy of the folder, as `cp -rL` makes it."
+            )
 
 
 def stale_files(there: list[str], pushed: list[str]) -> list[str]:
     """Of the files in a repository, those of kinds that hpt writes which aren't pushed any more."""
     return [name for name in there if name not in pushed and any(_matches(name, pattern) for pattern in WRITTEN)]
+
+
+def _is_published(name: str) -> bool:
+    return any(_matches(name, pattern) for pattern in PUBLISHED)
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -87,18 +113,61 @@ def _check_complete(folder: ModelFolder, names: list[str]) -> None:
         )
 
 
-def _refuse_private(folder: ModelFolder, name: str, token: str | None) -> None:
-    """Refuse to publish a text with a token of the Hub, or a path of this machine that isn't in a part by hand."""
-    text, file = folder.text(name), folder.path / name
-    refuse_token(text, file, token)
-    if not any(fnmatch(name, pattern) for pattern in LISTS_OF_TOKENS):
+def published_content(folder: ModelFolder, name: str, token: str | None = None) -> bytes | Path:
+    """What [`published_files`] gives of one file, which it refuses if it is private."""
+    file = folder.path / name
+    if not name.isprintable():
+        raise InputError(f"The name of {str(file)!r} can't be published: give it another one.")
+    refuse_token(name, "The name of a picture", token)
+    if any(_matches(name, pattern) for pattern in WEIGHTS):
+        for block in _blocks(file):
+            refuse_token(block, file, token)
+        refuse_local_path(_metadata(file), file)
+        return file
+    content = folder.content(name)
+    refuse_token(content, file, token)
+    if name.endswith(TEXTS) and not any(fnmatch(name, pattern) for pattern in LISTS_OF_TOKENS):
+        text = folder.text(name)
         refuse_local_path(own_sections(text) if name == CARD_FILE else text, file)
+    elif name.endswith(".png"):
+        text = _picture_texts(content, file)
+        refuse_token(text, file, token)
+        refuse_local_path(text, file)
+    return content
 
 
-def refuse_token(text: str, where: str | Path, token: str | None = None) -> None:
-    """Refuse a text with the token that is used, or anything like one."""
-    secrets = [secret for secret in (token, get_token()) if secret]
-    if re.search(r"\bhf_[A-Za-z0-9]{30,}", text) or any(secret in text for secret in secrets):
+def _blocks(file: Path) -> Iterator[bytes]:
+    """A large file in blocks of 4 MiB, each after the end of the one before: none cuts a token in two."""
+    end = b""
+    with file.open("rb") as opened:
+        while block := opened.read(2**22):
+            yield end + block
+            end = (end + block)[-LONGEST_TOKEN:]
+
+
+def _metadata(weights: Path) -> str:
+    """What a file of safetensors says of itself."""
+    try:
+        with safe_open(weights, "pt") as opened:
+            return json.dumps(opened.metadata())
+    except SafetensorError as error:
+        raise InputError(f"{weights} can't be read ({error}): save the model again.") from error
+
+
+def _picture_texts(content: bytes, file: Path) -> str:
+    """What a PNG says of itself, in plain or compressed parts."""
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
+            return "\n".join(picture.text.values())
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{file} isn't a PNG that can be read: remove it.") from error
+
+
+def refuse_token(content: str | bytes, where: str | Path, token: str | None = None) -> None:
+    """Refuse a text, or bytes, with the token that is used, or anything like one."""
+    content = content.encode() if isinstance(content, str) else content
+    secrets = [secret.encode() for secret in (token, get_token()) if secret]
+    if TOKEN.search(content) or any(secret in content for secret in secrets):
         raise InputError(f"{where} holds a token of the Hub: remove it before it is pushed.")
 
 

@@ -21,7 +21,7 @@ from hpt.errors import InputError, did_you_mean_path
 from hpt.escaping import file_name
 from hpt.evaluation.results import as_rows
 from hpt.evaluation.rows import Row
-from hpt.files import parse_lines, read_text, write_file
+from hpt.files import as_text, parse_lines, write_file
 from hpt.models.sources import BASE_FILE
 
 
@@ -46,7 +46,7 @@ class ModelFolder:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self._texts: dict[str, str | None] = {}
+        self._contents: dict[str, bytes | None] = {}
         self._values: dict = {}
 
     def __str__(self) -> str:
@@ -101,12 +101,21 @@ class ModelFolder:
     def saved_weights(self) -> str:
         """16 hexadecimal digits that stand for the files that hold the weights."""
         state = hashlib.sha256()
-        for file in sorted(file for pattern in WEIGHTS for file in self.path.glob(pattern)):
+        for file in self._weight_files:
             state.update(file.name.encode())
             with file.open("rb") as opened:
                 while chunk := opened.read(2**20):
                     state.update(chunk)
         return state.hexdigest()[:16]
+
+    @property
+    def _weight_files(self) -> list[Path]:
+        return sorted(file for pattern in WEIGHTS for file in self.path.glob(pattern))
+
+    def weights_on_disk(self) -> dict[str, tuple[int, ...]]:
+        """For each file of weights, what is another number once it is replaced or written to."""
+        states = {file.name: file.lstat() for file in self._weight_files}
+        return {name: (state.st_ino, state.st_size, state.st_ctime_ns) for name, state in states.items()}
 
     @property
     def evaluated_path(self) -> Path:
@@ -211,6 +220,7 @@ class ModelFolder:
     def make_figures(self) -> Path:
         """Where pictures are drawn, made if it isn't there."""
         (self.path / FIGURES).mkdir(exist_ok=True)
+        self._contents = {name: content for name, content in self._contents.items() if not name.startswith(FIGURES)}
         return self.path / FIGURES
 
     def robustness_picture(self, benchmark: str, norm: str) -> Path:
@@ -223,16 +233,21 @@ class ModelFolder:
         """Names of all files that there are now, those in subfolders with their path from here, sorted."""
         return sorted(file.relative_to(self.path).as_posix() for file in self.path.rglob("*") if file.is_file())
 
+    def content(self, name: str) -> bytes | None:
+        """The bytes that a file holds, or `None` if it isn't there."""
+        if name not in self._contents:
+            file = self.path / name
+            self._contents[name] = file.read_bytes() if file.is_file() else None
+        return self._contents[name]
+
     def text(self, name: str) -> str | None:
-        """What a file holds, or `None` if it isn't there.
+        """What a file of text holds, or `None` if it isn't there.
 
         Raises:
             InputError: if it isn't UTF-8.
         """
-        if name not in self._texts:
-            file = self.path / name
-            self._texts[name] = read_text(file) if file.is_file() else None
-        return self._texts[name]
+        content = self.content(name)
+        return None if content is None else as_text(content, self.path / name)
 
     def _parsed(self, name: str, parse: Callable[[str, Path], object]):
         """What a file's text stands for, or `None` if it isn't there."""
@@ -242,12 +257,12 @@ class ModelFolder:
 
     def _write(self, name: str, text: str) -> None:
         write_file(self.path / name, text)
-        self._texts[name] = text
+        self._contents[name] = text.encode()
         self._values.pop(name, None)
 
     def _delete(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)
-        self._texts[name] = None
+        self._contents[name] = None
         self._values.pop(name, None)
 
 

@@ -17,12 +17,12 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from hpt.errors import InputError, PushFailed, causes
+from hpt.errors import InputError, PushFailed, causes, without_secrets
 from hpt.escaping import one_line, shell
 from hpt.hub.card import write_card
 from hpt.hub.card_text import choose_card, is_own_card, remote_card, stated_license
-from hpt.hub.contents import CONFIGS, published_files, stale_files
-from hpt.hub.folder import ModelFolder
+from hpt.hub.contents import CONFIGS, published_content, published_files, refuse_token, stale_files
+from hpt.hub.folder import CARD_FILE, ModelFolder
 
 
 # What a push does, in this order, as messages call it
@@ -63,6 +63,7 @@ def prepare_repository(
         PushFailed: if the Hub can't be reached, naming the step that failed.
     """
     check_repository_id(repo_id)
+    refuse_token(f"{repo_id} {revision}", "The repository's name, or hub_revision,", token)
     api = HfApi(token=token)
     if not (token or get_token()):
         raise InputError("There is no token for the Hub: run `hf auth login` or set HF_TOKEN.")
@@ -83,8 +84,7 @@ def prepare_repository(
 def _refuse_other_model(api: HfApi, repo_id: str, revision: str | None) -> None:
     """Refuse to write over a model that hpt didn't push there."""
     about = api.model_info(repo_id, revision=revision)
-    names = [file.rfilename for file in about.siblings]
-    if not any(name in CONFIGS or name.endswith(WEIGHTS_OF_ANY) for name in names):
+    if not any(name in CONFIGS or name.endswith(WEIGHTS_OF_ANY) for name in _names(about)):
         return
     card = remote_card(api, repo_id, about.sha)
     if card is None or not is_own_card(card):
@@ -117,12 +117,13 @@ def publish(
             the card that there is, or the target's.
 
     Raises:
-        InputError: for a folder without a trained model, hand-written parts of both cards that differ, or what
-            [`prepare_repository`] refuses.
+        InputError: for a folder without a trained model, with a link or with something private, hand-written parts
+            of both cards that differ, weights that are changed meanwhile, or what [`prepare_repository`] refuses.
         PushFailed: if the Hub or its storage can't be reached, or the repository has changed meanwhile, naming the
             step that failed and whether an empty repository is left; the folder stays complete.
     """
-    published_files(folder, token)
+    refuse_token(message, "The message of the commit", token)
+    before, files = folder.weights_on_disk(), published_files(folder, token)
     repo_id = prepare_repository(repo_id, private=private, revision=revision, token=token)
     api = HfApi(token=token)
     with _step(repo_id, READ):
@@ -130,24 +131,37 @@ def publish(
         old = choose_card(folder, remote_card(api, repo_id, there.sha))
         license = license or _find_license(api, folder, old)
     write_card(folder, repo_id, old, license)
-    return _send(api, folder, published_files(folder, token), there, message, revision)
+    files[CARD_FILE] = published_content(folder, CARD_FILE, token)
+    additions = [CommitOperationAdd(*file) for file in files.items()]
+    _upload(api, additions, there, revision)
+    if folder.weights_on_disk() != before:
+        raise InputError(f"The weights in {folder} were changed while they were pushed: push them again.")
+    return _commit(api, additions, there, message, revision)
 
 
-def _send(api: HfApi, folder: ModelFolder, names: list[str], there: ModelInfo, message: str, revision: str | None):
-    """Bring files of a folder into a repository that is as `there` says, and delete what hpt had brought before."""
-    files = [file.rfilename for file in there.siblings]
-    additions = [CommitOperationAdd(name, folder.path / name) for name in names]
-    deletions = [CommitOperationDelete(name) for name in stale_files(files, names)]
-    with _step(there.id, UPLOAD, files):
+def _upload(api: HfApi, additions: list[CommitOperationAdd], there: ModelInfo, revision: str | None) -> None:
+    """Bring large files to a repository's storage, where a commit finds them."""
+    with _step(there.id, UPLOAD, _names(there)):
         api.preupload_lfs_files(there.id, additions, revision=revision, free_memory=False)
-    with _step(there.id, COMMIT, files):
+
+
+def _commit(
+    api: HfApi, additions: list[CommitOperationAdd], there: ModelInfo, message: str, revision: str | None
+) -> CommitInfo:
+    """Put files into a repository that is as `there` says, and delete what hpt had brought before."""
+    stale = stale_files(_names(there), [addition.path_in_repo for addition in additions])
+    with _step(there.id, COMMIT, _names(there)):
         return api.create_commit(
             there.id,
-            [*additions, *deletions],
+            [*additions, *map(CommitOperationDelete, stale)],
             commit_message=message,
             revision=revision,
             parent_commit=there.sha,  # so that a card that somebody writes right now isn't overwritten
         )
+
+
+def _names(there: ModelInfo) -> list[str]:
+    return [file.rfilename for file in there.siblings]
 
 
 def _find_license(api: HfApi, folder: ModelFolder, old: str | None) -> str | None:
@@ -202,7 +216,7 @@ def explain_push_error(repo_id: str, step: str, error: Exception, there: list[st
     http_errors = [cause for cause in causes(error) if isinstance(cause, HfHubHTTPError)]
     responses = [cause.response for cause in http_errors if cause.response is not None]
     status = responses[-1].status_code if responses else None
-    message = one_line(" ".join(str(error).split())).rstrip(".")
+    message = one_line(without_secrets(" ".join(str(error).split()))).rstrip(".")
     if isinstance(error, LocalTokenNotFoundError) or status == 401:
         return InputError(f"The Hub doesn't take the token: run `hf auth login` or set HF_TOKEN to push to {repo_id}.")
     if status in (403, 404):
@@ -222,4 +236,5 @@ def explain_push_error(repo_id: str, step: str, error: Exception, there: list[st
         left = " The repository is there, and empty if this push has made it."
     elif there is not None and not {*there} - {".gitattributes"}:
         left = " The repository is there, and empty."
-    return PushFailed(f"Nothing was pushed to {repo_id} on {constants.ENDPOINT}: {step} failed ({cause}).{left}")
+    endpoint = without_secrets(constants.ENDPOINT)
+    return PushFailed(f"Nothing was pushed to {repo_id} on {endpoint}: {step} failed ({cause}).{left}")

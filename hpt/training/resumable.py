@@ -311,8 +311,9 @@ class ResumableTrainer(Trainer):
             delete_path(folder)
         last = last_checkpoint(self.args.output_dir) if self.is_world_process_zero() else None
         free = shutil.disk_usage(self.args.output_dir).free / 1e6
+        reason = str(failure or "on another rank").rstrip(".")
         raise CheckpointError(
-            f"{folder} can't be written ({str(failure or 'on another rank').rstrip('.')}); {free:,.0f} MB are free there. "
+            f"{folder} can't be written ({reason}); {free:,.0f} MB are free there. "
             + (f"Make room and resume from {last}, which is intact." if last else "There is no complete checkpoint.")
         ) from failure
 

@@ -22,7 +22,8 @@ def reads(monkeypatch):
     """How often each file has been opened for reading, by its path; what is pushed isn't sent."""
     counts, open_file = Counter(), Path.open
     sent = SimpleNamespace(repo_url="https://hub/me/robust")
-    monkeypatch.setattr(push, "_send", lambda *_: sent)
+    monkeypatch.setattr(push, "_upload", lambda *_: None)
+    monkeypatch.setattr(push, "_commit", lambda *_: sent)
 
     def count_and_open(path, mode="r", *arguments, **options):
         if "r" in mode:
@@ -42,7 +43,7 @@ def evaluation_of(folder: Path, accuracy: float = 0.5) -> list[Row]:
 
 
 @pytest.mark.parametrize("evaluated", [False, True], ids=["as it is", "with an evaluation"])
-def test_publishing_reads_each_file_once(hub, folder, reads, evaluated):
+def test_publishing_reads_each_file_once_but_the_weights(hub, folder, reads, evaluated):
     if evaluated:
         (folder.parent / "evaluation").mkdir()
         lines = "".join(f"{json.dumps(asdict(row))}\n" for row in evaluation_of(folder))
@@ -50,7 +51,9 @@ def test_publishing_reads_each_file_once(hub, folder, reads, evaluated):
     reads.clear()
     run_recipe("publish.py", "--run", folder.parent, "--hub_model_id", "me/robust")
     own = {path.name: count for path, count in reads.items() if folder in path.parents}
-    assert {"training.json", "run.yaml", "README.md", "model.safetensors", "tokenizer_config.json"} <= set(own)
+    # For what they are; for tokens, before it is listed and before it is pushed; and their beginning, by huggingface_hub
+    assert own.pop("model.safetensors") <= 4
+    assert {"training.json", "run.yaml", "README.md", "tokenizer_config.json"} <= set(own)
     assert set(own.values()) == {1}, own
     assert ("evaluation.jsonl" in ModelFolder(folder).names()) == evaluated
 
