@@ -330,7 +330,7 @@ class StandInHub(ThreadingHTTPServer):
 def stand_in_hub(root: Path, gated: set[str] = frozenset(), port: int = 0):
     """Serve the repositories of a folder; gives the server, whose `url` is for `HF_ENDPOINT`."""
     server = StandInHub(root, gated, port)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
     try:
         yield server
     finally:

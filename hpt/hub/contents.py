@@ -51,7 +51,7 @@ TEXTS = (".json", ".jsonl", ".yaml", ".md", ".txt")
 # Files whose entries may look like paths
 LISTS_OF_TOKENS = ("tokenizer.json", "vocab*", "added_tokens.json", "special_tokens_map.json", "merges.txt")
 ABSOLUTE_PATH = re.compile(r"(?<![\w/.<])(/[\w.-]+)/[\w.-]+|\b[A-Z]:\\{1,2}Users\b|\bfile://[\w./-]+")
-LONGEST_TOKEN = 4096
+BLOCK, LONGEST_TOKEN = 2**22, 4096  # bytes
 HOMES = ("/home", "/Users", "/root")
 
 
@@ -137,10 +137,10 @@ def published_content(folder: ModelFolder, name: str, token: str | None = None) 
 
 
 def _blocks(file: Path) -> Iterator[bytes]:
-    """A large file in blocks of 4 MiB, each after the end of the one before: none cuts a token in two."""
+    """A large file in blocks, each after the end of the one before: none cuts a token in two."""
     end = b""
     with file.open("rb") as opened:
-        while block := opened.read(2**22):
+        while block := opened.read(BLOCK):
             yield end + block
             end = (end + block)[-LONGEST_TOKEN:]
 

@@ -51,7 +51,7 @@ def test_publishing_reads_each_file_once_but_the_weights(hub, folder, reads, eva
     reads.clear()
     run_recipe("publish.py", "--run", folder.parent, "--hub_model_id", "me/robust")
     own = {path.name: count for path, count in reads.items() if folder in path.parents}
-    # For what they are; for tokens, before it is listed and before it is pushed; and their beginning, by huggingface_hub
+    # For what they are; for tokens, before they are listed and pushed; and their beginning, by huggingface_hub
     assert own.pop("model.safetensors") <= 4
     assert {"training.json", "run.yaml", "README.md", "tokenizer_config.json"} <= set(own)
     assert set(own.values()) == {1}, own
