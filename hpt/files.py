@@ -146,7 +146,8 @@ def append_line(path: Path, line: dict) -> None:
                 while left:  # a disk that is getting full takes a part before it fails
                     left = left[file.write(left) :]
             except BaseException:
-                file.truncate(size)
+                with suppress(OSError):
+                    file.truncate(size)
                 raise
 
 
