@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import MISSING, Field, fields, is_dataclass
 from datetime import date
 from enum import Enum
@@ -117,11 +118,12 @@ def run_recipe(main: Callable[[], None]) -> None:
     enable_progress_bars()  # but not huggingface_hub's of downloads
     try:
         main()
+        sys.stdout.flush()
     except (InputError, TrainingStopped) as error:
         _print_error(message_of(error))
         sys.exit(2 if isinstance(error, InputError) else 1)
     except BrokenPipeError:  # whoever reads the output, such as `head`, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(1)
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
@@ -131,6 +133,8 @@ def run_recipe(main: Callable[[], None]) -> None:
             raise
         doing = "written" if error.errno in UNWRITABLE else "read or written"
         _print_error(f"{error.filename or 'The output'} can't be {doing}: {error.strerror}.")
+        if error.filename is None:
+            _drop_output()
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -144,9 +148,15 @@ def _print_error(text: str) -> None:
     """Print the line on stderr, or leave it to [`hpt.processes.launch`], which prints once what many processes say."""
     line = terminal(text)
     if ERRORS in os.environ:
-        Path(os.environ[ERRORS], os.environ["RANK"]).write_text(line, encoding="utf-8")
-    else:
-        print(f"error: {line}", file=sys.stderr)
+        with suppress(OSError):  # of a disk that is full there too
+            Path(os.environ[ERRORS], os.environ["RANK"]).write_text(line, encoding="utf-8")
+            return
+    print(f"error: {line}", file=sys.stderr)
+
+
+def _drop_output() -> None:
+    """Send what is still to be printed nowhere: it would fail again as Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def check_quickstart(models: Iterable[Reference]) -> None:

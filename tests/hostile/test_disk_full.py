@@ -10,11 +10,13 @@ import json
 import os
 import re
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from accelerate import PartialState
-from helpers import make_clip, make_row, make_trainer
+from helpers import ONE_THREAD, make_clip, make_row, make_trainer
 from PIL import Image
 
 from hpt import RobustnessEvaluator, ZeroShotClassifier, cli
@@ -263,3 +265,22 @@ def test_files_of_other_libraries_end_with_a_line_too(capsys, number, line):
     with pytest.raises(SystemExit) as stop:
         cli.run_recipe(main)
     assert stop.value.code == 1 and capsys.readouterr().err == f"error: a.txt {line}: {os.strerror(number)}.\n"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["at the end", "at once"])
+def test_a_full_log_ends_a_command_with_a_line(unbuffered):
+    with open("/dev/full", "w") as log:
+        command = [sys.executable, "-m", "hpt", "env"]
+        run = subprocess.run(
+            command, stdout=log, stderr=subprocess.PIPE, env=ONE_THREAD | {"PYTHONUNBUFFERED": unbuffered}
+        )
+    assert run.returncode == 1
+    assert run.stderr.decode().endswith("error: The output can't be written: No space left on device.\n")
+
+
+def test_errors_of_several_processes_are_said_where_none_can_be_left(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(cli.ERRORS, str(tmp_path / "gone"))
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(SystemExit):
+        cli.run_recipe(lambda: append_line(tmp_path, {}))
+    assert capsys.readouterr().err == f"error: {tmp_path} can't be written: Is a directory.\n"
