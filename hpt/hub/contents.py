@@ -141,8 +141,9 @@ def _blocks(file: Path) -> Iterator[bytes]:
     end = b""
     with file.open("rb") as opened:
         while block := opened.read(BLOCK):
-            yield end + block
-            end = (end + block)[-LONGEST_TOKEN:]
+            block = end + block
+            yield block
+            end = block[-LONGEST_TOKEN:]
 
 
 def _metadata(weights: Path) -> str:
