@@ -4,6 +4,7 @@ publish(ModelFolder("outputs/quickstart/robust"), "me/robust-digits", private=Tr
 """
 
 from contextlib import contextmanager
+from pathlib import Path
 
 from huggingface_hub import (
     CommitInfo,
@@ -121,6 +122,7 @@ def publish(
             of both cards that differ, weights that are changed meanwhile, or what [`prepare_repository`] refuses.
         PushFailed: if the Hub or its storage can't be reached, or the repository has changed meanwhile, naming the
             step that failed and whether an empty repository is left; the folder stays complete.
+        WriteFailed: if the card can't be written.
     """
     refuse_token(message, "The message of the commit", token)
     before, files = folder.weights_on_disk(), published_files(folder, token)
@@ -132,17 +134,20 @@ def publish(
         license = license or _find_license(api, folder, old)
     write_card(folder, repo_id, old, license)
     files[CARD_FILE] = published_content(folder, CARD_FILE, token)
-    additions = [CommitOperationAdd(*file) for file in files.items()]
-    _upload(api, additions, there, revision)
+    additions = _upload(api, files, there, revision)
     if folder.weights_on_disk() != before:
         raise InputError(f"The weights in {folder} were changed while they were pushed: push them again.")
     return _commit(api, additions, there, message, revision)
 
 
-def _upload(api: HfApi, additions: list[CommitOperationAdd], there: ModelInfo, revision: str | None) -> None:
-    """Bring large files to a repository's storage, where a commit finds them."""
+def _upload(
+    api: HfApi, files: dict[str, bytes | Path], there: ModelInfo, revision: str | None
+) -> list[CommitOperationAdd]:
+    """Bring large files to a repository's storage, where a commit of all that is given finds them."""
     with _step(there.id, UPLOAD, _names(there)):
+        additions = [CommitOperationAdd(*file) for file in files.items()]
         api.preupload_lfs_files(there.id, additions, revision=revision, free_memory=False)
+    return additions
 
 
 def _commit(

@@ -22,7 +22,7 @@ def reads(monkeypatch):
     """How often each file has been opened for reading, by its path; what is pushed isn't sent."""
     counts, open_file = Counter(), Path.open
     sent = SimpleNamespace(repo_url="https://hub/me/robust")
-    monkeypatch.setattr(push, "_upload", lambda *_: None)
+    monkeypatch.setattr(push, "_upload", lambda *_: [])
     monkeypatch.setattr(push, "_commit", lambda *_: sent)
 
     def count_and_open(path, mode="r", *arguments, **options):
