@@ -3,7 +3,9 @@
 import difflib
 import os
 import re
-from collections.abc import Collection, Iterable
+import time
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from numbers import Integral
 from pathlib import Path
 
@@ -29,6 +31,10 @@ class PushFailed(TrainingStopped):
 
 class WriteFailed(TrainingStopped):
     """A file couldn't be written, for a reason such as a full disk; the line names both."""
+
+
+class WorkerDied(TrainingStopped):
+    """A process of a data loader has died; what was written before lies intact on the disk."""
 
 
 class MissingSplit(InputError):
@@ -93,6 +99,26 @@ def without_secrets(text: str) -> str:
     text = re.sub(TOKEN.pattern.decode(), "***", text)
     text = text.replace(token, "***") if (token := get_token()) else text
     return re.sub(r"(?<=://)[^/\s@]+@", "***@", text)
+
+
+@contextmanager
+def dead_workers_explained() -> Iterator[None]:
+    """Within, a data loader whose worker has died says what to do: torch raises that wherever the program just is.
+
+    Raises:
+        WorkerDied: with what torch knows of the worker.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        with suppress(RuntimeError):  # the same once more, if the signal of the worker's death comes after all else
+            time.sleep(0.1)
+        raise WorkerDied(
+            f"{' '.join(str(error).split()).rstrip('.')}. If memory ran out, `dmesg` says so: take fewer workers or "
+            "smaller batches. What was saved is intact, and the same command goes on from it."
+        ) from error
 
 
 def explain_hub_error(kind: str, name: str, error: BaseException) -> InputError:

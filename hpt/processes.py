@@ -5,7 +5,8 @@ import os
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +19,7 @@ from accelerate.utils import broadcast_object_list
 from hpt.cli import ERRORS
 from hpt.environment import available_cores
 from hpt.errors import InputError, check_at_least
+from hpt.locks import hold_folder
 
 
 def join_processes(use_cpu: bool = False) -> PartialState:
@@ -83,6 +85,16 @@ def on_main_process(work: Callable):
     if problem is not None:
         raise InputError(problem)
     return value
+
+
+@contextmanager
+def hold_together(folder: str | Path | None) -> Iterator[bool]:
+    """[`hold_folder`] by the main process, for all that were launched together; they are all refused, or none.
+
+    It gives them the same value, and for no folder `False`.
+    """
+    with ExitStack() as held:
+        yield folder is not None and on_main_process(lambda: held.enter_context(hold_folder(folder)))
 
 
 def launch(command: list[str], num_processes: str) -> int:

@@ -30,7 +30,7 @@ from hpt.evaluation.subject import Subject
 from hpt.files import check_folder
 from hpt.models.loading import load_named
 from hpt.models.sources import check_source
-from hpt.processes import join_processes, set_cpu_threads
+from hpt.processes import hold_together, join_processes, set_cpu_threads
 from hpt.radius import Fraction, as_radii
 from hpt.references import Reference, check_names, parse_model
 
@@ -88,7 +88,12 @@ def main():
         check_source(model.source)
     set_cpu_threads(settings.cpu_threads)
     state = join_processes(settings.use_cpu)
+    with hold_together(None if settings.plan else settings.output_dir):
+        evaluate(settings, datasets, models, proxy_model, state)
 
+
+def evaluate(settings: Evaluation, datasets: list[Reference], models: list[Reference], proxy_model, state) -> None:
+    """Evaluate, or plan it, once the settings are known to be right and nobody else works in `output_dir`."""
     # Data and models
     benchmarks, missing = load_available(datasets, settings.protocol)
     if not benchmarks:

@@ -31,7 +31,7 @@ from hpt.hub.evaluations import add_comparison
 from hpt.models.loading import load_dual_encoder, save_finished
 from hpt.models.lora import add_lora, check_lora, merged
 from hpt.models.sources import check_source
-from hpt.processes import on_main_process, set_cpu_threads
+from hpt.processes import hold_together, on_main_process, set_cpu_threads
 from hpt.radius import Fraction, Radius
 from hpt.training.config import DTYPES
 from hpt.training.inputs import check_sets
@@ -102,6 +102,12 @@ class Recipe:
 
 def main():
     recipe, args, config = parse_config((Recipe, HPTConfig), default_config(), folder=HERE, announce=True)
+    with hold_together(args.output_dir):
+        run(recipe, args, config)
+
+
+def run(recipe: Recipe, args: HPTConfig, config: Path | None) -> None:
+    """Train, save, evaluate and publish, while no other run works in `output_dir`."""
     output = Path(args.output_dir)
     set_cpu_threads(recipe.cpu_threads)
     files = {"target": recipe.pretrain_target, "proxy": recipe.pretrain_proxy}

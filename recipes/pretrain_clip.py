@@ -20,15 +20,17 @@ from hpt.evaluation.comparison import measure
 from hpt.evaluation.subject import Subject
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.loading import load_dual_encoder
+from hpt.processes import hold_together
 from hpt.references import Reference
 from hpt.training.pretraining import PretrainingConfig, pretrain, refuse_finished
 
 
 def main():
     args, _ = parse_config((PretrainingConfig,), folder=Path(__file__).parent)
-    refuse_finished(args)
-    test = load_test(parse_benchmark(args.train_dataset))
-    pretrain(args)
+    with hold_together(args.output_dir):
+        refuse_finished(args)
+        test = load_test(parse_benchmark(args.train_dataset))
+        pretrain(args)
     if args.process_index == 0 and test is not None:
         model, processor = load_dual_encoder(args.output_dir)
         (row,) = measure([Subject(ZeroShotClassifier(model.to(args.device), processor))], test)

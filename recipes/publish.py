@@ -20,6 +20,7 @@ from hpt.hub.contents import published_files, refuse_links
 from hpt.hub.evaluations import add_saved_evaluations
 from hpt.hub.folder import ModelFolder
 from hpt.hub.push import check_repository_id, publish
+from hpt.locks import hold_folder
 
 
 @dataclass
@@ -46,10 +47,15 @@ def main():
     run = Path(publication.run)
     evaluated, repo_id = bool(publication.evaluations), publication.hub_model_id or run.resolve().name
     check_repository_id(repo_id)
-
-    # The model, with its evaluations and card
     folder = ModelFolder.of_run(run, merged=publication.merged, evaluated=evaluated, unfinished=publication.unfinished)
     refuse_links(folder)
+    with hold_folder(folder.path):
+        describe_and_push(publication, run, folder, repo_id)
+
+
+def describe_and_push(publication: Publication, run: Path, folder: ModelFolder, repo_id: str) -> None:
+    """Bring the card up to date and push, while nobody else does either."""
+    # The model's evaluations and card
     for path in add_saved_evaluations(folder, run, publication.evaluations):
         print(f"Left out: {path} has no results of the weights in {folder.evaluated_path}.")
     write_card(folder, repo_id, license=publication.license)

@@ -25,7 +25,7 @@ from hpt.evaluation.ranking import TransferMatrix
 from hpt.files import check_folder
 from hpt.models.loading import load_named
 from hpt.models.sources import check_source
-from hpt.processes import join_processes
+from hpt.processes import hold_together, join_processes
 from hpt.radius import Fraction, as_radii
 from hpt.references import Reference, check_names, parse_model
 
@@ -63,7 +63,12 @@ def main():
     target, *candidates = [parse_model(text) for text in (settings.target, *settings.proxies)]
     check(settings, dataset, [target, *candidates])
     state = join_processes(settings.use_cpu)
+    with hold_together(settings.output_dir):
+        rank(settings, dataset, target, candidates, state)
 
+
+def rank(settings: Ranking, dataset: Reference, target: Reference, candidates: list[Reference], state) -> None:
+    """Rank, once the settings are known to be right and nobody else works in `output_dir`."""
     # Data and models
     images = load_validation(dataset, settings.validation_size, settings.protocol)
     images = images.subset(settings.max_samples, settings.seed)

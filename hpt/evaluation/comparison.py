@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 from hpt.attacks import PGD
 from hpt.data.benchmark import Benchmark
 from hpt.data.images import collate
+from hpt.errors import dead_workers_explained
 from hpt.escaping import one_line
 from hpt.evaluation.rows import (
     ALL_IMAGES,
@@ -25,6 +26,7 @@ from hpt.evaluation.scoring import score_batch, score_images
 from hpt.evaluation.subject import Subject
 
 
+@dead_workers_explained()
 def predict(
     subjects: Iterable[Subject],
     benchmark: Benchmark,

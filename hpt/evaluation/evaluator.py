@@ -9,6 +9,7 @@ gets the same verdict whatever the number of processes, and however often the ev
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from hpt.attacks.registry import parse_attacks
 from hpt.data.benchmark import Benchmark
 from hpt.data.given import as_benchmarks
 from hpt.data.images import check_images, collate, to_unit_range
-from hpt.errors import InputError, check_at_least, message_of
+from hpt.errors import InputError, check_at_least, dead_workers_explained, message_of
 from hpt.evaluation.plan import Task, plan_attack, plan_clean, plan_large_eps
 from hpt.evaluation.progress import PassCounter, Progress
 from hpt.evaluation.results import ResultsFolder
@@ -31,7 +32,7 @@ from hpt.evaluation.scoring import score_batch, score_images
 from hpt.evaluation.subject import Subject
 from hpt.evaluation.summary import counts_against_model, find_worst_case, summarise
 from hpt.models.classifier import ZeroShotClassifier
-from hpt.processes import join_processes
+from hpt.processes import hold_together, join_processes
 from hpt.radius import as_radii
 from hpt.references import check_names
 
@@ -63,10 +64,11 @@ class RobustnessEvaluator:
         batch_size, num_workers (`int`, *optional*): Of the data loader.
         seed (`int`, *optional*, defaults to 0): Of the noise and the choice of samples.
         output_dir (`str`, *optional*): Folder for the results, continued if it holds some; without, nothing is kept.
+            While it runs, no other evaluation or training works there.
 
     Raises:
-        InputError: for unknown attacks, settings out of range, an attack that lacks its proxy, or a proxy that isn't a
-            classifier.
+        InputError: for unknown attacks, settings out of range, an attack that lacks its proxy, a proxy that isn't a
+            classifier, or an `output_dir` in which another run is under way.
     """
 
     def __init__(
@@ -97,8 +99,20 @@ class RobustnessEvaluator:
         self.undefined: dict[tuple[NamedAttack, str], str] = {}  # attacks left out on benchmarks, and why
         self.state = join_processes()
         self.results = ResultsFolder(output_dir, self.state.process_index)
+        with hold_together(self.results.folder):
+            self._read_results()
+
+    def _read_results(self) -> None:
         kept = list(self.results.read()) if self.state.is_main_process else [None, None]
         self.results.take_up(*broadcast_object_list(kept))
+
+    @contextmanager
+    def _holding_results(self) -> Iterator[None]:
+        """Within, no other run writes into `output_dir`; what one has written there up to now is taken up."""
+        with hold_together(self.results.folder) as held_from_here:
+            if held_from_here:
+                self._read_results()
+            yield
 
     def __call__(self, model, processor, benchmarks, name: str | None = None) -> Rows:
         """Evaluate a model.
@@ -115,8 +129,8 @@ class RobustnessEvaluator:
             `rows.to_pandas()` makes a table of them, and `print(format_accuracies(rows))` shows them as one.
 
         Raises:
-            InputError: for images that can't be read, logits that aren't finite, or results from other settings in
-                `output_dir`.
+            InputError: for images that can't be read, logits that aren't finite, or an `output_dir` with results from
+                other settings, or in which another run is under way.
         """
         subject = Subject(ZeroShotClassifier(model, processor).eval(), name)
         benchmarks = as_benchmarks(benchmarks)
@@ -125,7 +139,8 @@ class RobustnessEvaluator:
         check_names(benchmark.name for benchmark in benchmarks)
         for benchmark in benchmarks:
             check_images(benchmark.dataset, benchmark.name, same_size=benchmark.is_native)
-        return self.run_all([self.plan(subject, benchmark) for benchmark in benchmarks])
+        with self._holding_results():
+            return self.run_all([self.plan(subject, benchmark) for benchmark in benchmarks])
 
     def plan(self, subject: Subject, benchmark: Benchmark) -> list[Task]:
         """The rows to be of a model on one benchmark, checked against the results that are there; nothing is run."""
@@ -147,11 +162,15 @@ class RobustnessEvaluator:
                     tasks.append(plan_attack(clean, str(named), attack, attacked.name, **self.proxy.as_proxy()))
                 else:
                     tasks.append(plan_attack(clean, str(named), attack, subject.name))
+        self._expect(tasks)
+        return tasks
+
+    def _expect(self, tasks: list[Task]) -> None:
+        """Refuse tasks that contradict results that are there, or those expected, and expect theirs."""
         for task in tasks:
             self.results.refuse_other_settings(task.settings)
         for task in tasks:
             self.results.expect(task.settings)
-        return tasks
 
     def plan_all(self, subjects: list[Subject], benchmarks: list[Benchmark], failures: list[str]) -> list[list[Task]]:
         """What [`plan`] gives for each model on each benchmark; `failures` takes a line for each that is refused."""
@@ -183,9 +202,11 @@ class RobustnessEvaluator:
 
     def run_all(self, planned: list[list[Task]], failures: list[str] | None = None) -> Rows:
         """The rows of what [`plan`] gave for several models and benchmarks; `failures` as of [`run`]."""
-        progress = self.progress(planned)
-        return Rows(row for tasks in planned for row in self.run(tasks, failures, progress))
+        with self._holding_results():
+            progress = self.progress(planned)
+            return Rows(row for tasks in planned for row in self.run(tasks, failures, progress))
 
+    @dead_workers_explained()
     def run(self, tasks: list[Task], failures: list[str] | None = None, progress: Progress | None = None) -> list[Row]:
         """The rows of what [`plan`] gave for one model and benchmark; finished ones are taken from the results.
 
@@ -195,7 +216,11 @@ class RobustnessEvaluator:
                 still run; without, the first of them raises an [`InputError`].
             progress ([`Progress`], *optional*): Of an evaluation that these are a part of.
         """
-        progress = progress or self.progress([tasks])
+        with self._holding_results():
+            self._expect(tasks)
+            return self._run(tasks, failures, progress or self.progress([tasks]))
+
+    def _run(self, tasks: list[Task], failures: list[str] | None, progress: Progress) -> list[Row]:
         self.results.save_samples(tasks[0].benchmark)
         rows = []
         for task in tasks:

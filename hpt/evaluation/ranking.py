@@ -24,6 +24,7 @@ from hpt.evaluation.rows import MEASURED_SINCE, Row
 from hpt.evaluation.subject import Subject
 from hpt.files import append_line, digest, read_lines
 from hpt.models.weights import architecture
+from hpt.processes import hold_together
 from hpt.prompts import make_prompts
 from hpt.radius import as_radii
 
@@ -79,8 +80,16 @@ class TransferMatrix:
         return digest([subject.weights, statistics, tokens])
 
     def measure(self, batch_size: int = 64, num_workers: int = 0, state: PartialState | None = None) -> None:
-        """Fill `correct`, from the folder or by attacking; several processes share the columns that are missing."""
-        state, lines = state or PartialState(), []
+        """Fill `correct`, from the folder or by attacking; several processes share the columns that are missing.
+
+        Raises:
+            InputError: if another run is under way in the folder.
+        """
+        with hold_together(self.folder):
+            self._measure(batch_size, num_workers, state or PartialState())
+
+    def _measure(self, batch_size: int, num_workers: int, state: PartialState) -> None:
+        lines = []
         (kept,) = broadcast_object_list([self._read() if state.is_main_process else None])
         missing = [column for column in self.columns if not self._complete(kept.get(self._keys[column], {}))]
         if state.is_main_process:

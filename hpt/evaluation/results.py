@@ -30,7 +30,7 @@ DETERMINED_BY = {
 class ResultsFolder:
     """Rows and predictions of an evaluation, kept in a folder, or in memory alone if there is none.
 
-    A last line cut off by a kill is dropped.
+    A last line cut off by a kill is dropped. Whoever reads to go on, and writes, holds the folder meanwhile.
 
     Args:
         folder (`str` or `Path`, *optional*): Made if it isn't there.
@@ -69,7 +69,7 @@ class ResultsFolder:
 
     def take_up(self, rows: list[Row], predictions: dict[str, dict[int, dict]]) -> None:
         """Go on from what was read."""
-        self.predictions = predictions
+        self.rows, self.predictions = {}, predictions
         for row in rows:
             self._index(row)
 

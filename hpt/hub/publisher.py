@@ -27,6 +27,7 @@ from hpt.hub.card import write_card
 from hpt.hub.contents import published_files, refuse_local_path, refuse_token
 from hpt.hub.folder import ModelFolder
 from hpt.hub.push import prepare_repository, publish, push_later
+from hpt.locks import hold_folder
 from hpt.processes import on_main_process
 
 
@@ -91,12 +92,14 @@ class Publisher:
         """Make the repository, on all ranks alike; a Hub that can't be reached is only a warning.
 
         Raises:
-            InputError: without a token or permission, or for a repository that holds another model.
+            InputError: without a token or permission, for a repository that holds another model, or if another run is
+                under way in `output_dir`.
         """
         self.repo_id = on_main_process(lambda: self._make_repository(token, private))
 
     def _make_repository(self, token: str | None, private: bool | None) -> str:
-        shutil.rmtree(self._staging, ignore_errors=True)  # copies of a run that was killed
+        with hold_folder(self.args.output_dir):  # so that they are of a run that was killed
+            shutil.rmtree(self._staging, ignore_errors=True)
         try:
             return prepare_repository(self.repo_id, **self._destination(token, private))
         except PushFailed as error:

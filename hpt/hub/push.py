@@ -24,6 +24,7 @@ from hpt.hub.card import write_card
 from hpt.hub.card_text import choose_card, is_own_card, remote_card, stated_license
 from hpt.hub.contents import CONFIGS, published_content, published_files, refuse_token, stale_files
 from hpt.hub.folder import CARD_FILE, ModelFolder
+from hpt.locks import hold_folder
 
 
 # What a push does, in this order, as messages call it
@@ -118,26 +119,28 @@ def publish(
             the card that there is, or the target's.
 
     Raises:
-        InputError: for a folder without a trained model, with a link or with something private, hand-written parts
-            of both cards that differ, weights that are changed meanwhile, or what [`prepare_repository`] refuses.
+        InputError: for a folder without a trained model, with a link or with something private, or in which another
+            run is under way, hand-written parts of both cards that differ, weights that are changed meanwhile, or what
+            [`prepare_repository`] refuses.
         PushFailed: if the Hub or its storage can't be reached, or the repository has changed meanwhile, naming the
             step that failed and whether an empty repository is left; the folder stays complete.
         WriteFailed: if the card can't be written.
     """
     refuse_token(message, "The message of the commit", token)
-    before, files = folder.weights_on_disk(), published_files(folder, token)
-    repo_id = prepare_repository(repo_id, private=private, revision=revision, token=token)
-    api = HfApi(token=token)
-    with _step(repo_id, READ):
-        there = api.model_info(repo_id, revision=revision)
-        old = choose_card(folder, remote_card(api, repo_id, there.sha))
-        license = license or _find_license(api, folder, old)
-    write_card(folder, repo_id, old, license)
-    files[CARD_FILE] = published_content(folder, CARD_FILE, token)
-    additions = _upload(api, files, there, revision)
-    if folder.weights_on_disk() != before:
-        raise InputError(f"The weights in {folder} were changed while they were pushed: push them again.")
-    return _commit(api, additions, there, message, revision)
+    with hold_folder(folder.path):
+        before, files = folder.weights_on_disk(), published_files(folder, token)
+        repo_id = prepare_repository(repo_id, private=private, revision=revision, token=token)
+        api = HfApi(token=token)
+        with _step(repo_id, READ):
+            there = api.model_info(repo_id, revision=revision)
+            old = choose_card(folder, remote_card(api, repo_id, there.sha))
+            license = license or _find_license(api, folder, old)
+        write_card(folder, repo_id, old, license)
+        files[CARD_FILE] = published_content(folder, CARD_FILE, token)
+        additions = _upload(api, files, there, revision)
+        if folder.weights_on_disk() != before:
+            raise InputError(f"The weights in {folder} were changed while they were pushed: push them again.")
+        return _commit(api, additions, there, message, revision)
 
 
 def _upload(

@@ -35,7 +35,7 @@ from hpt.errors import InputError, check_known
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.loading import save_finished
 from hpt.models.weights import forward_redirected
-from hpt.processes import check_trains_together, on_main_process
+from hpt.processes import check_trains_together, hold_together, on_main_process
 from hpt.prompts import DEFAULT_TEMPLATE, check_templates, make_prompts
 from hpt.training.callbacks import LogitScaleCallback
 from hpt.training.identity import describe_training
@@ -313,17 +313,18 @@ def pretrain(args: PretrainingConfig) -> None:
         InputError: for data that can't be trained on, or a folder that holds a finished model, unless `overwrite`.
         NonFiniteError: when the weights become NaN or infinite.
     """
-    refuse_finished(args)
-    train_dataset, _ = load_training_data(args.train_dataset, args.validation_size)
-    torch.manual_seed(args.seed)
-    model, processor = PRETRAINED[args.family].build(args)
-    trainer = ContrastiveTrainer(model, processor, args, train_dataset.subset(args.max_train_samples))
-    if args.overwrite:  # now that all else is known to be right
-        on_main_process(lambda: delete_pretrained(args.output_dir))
-    trainer.train(resume_from_checkpoint="last")
-    if trainer.is_world_process_zero():
-        save_finished(trainer.model, processor, args.output_dir)
-    trainer.accelerator.wait_for_everyone()
+    with hold_together(args.output_dir):
+        refuse_finished(args)
+        train_dataset, _ = load_training_data(args.train_dataset, args.validation_size)
+        torch.manual_seed(args.seed)
+        model, processor = PRETRAINED[args.family].build(args)
+        trainer = ContrastiveTrainer(model, processor, args, train_dataset.subset(args.max_train_samples))
+        if args.overwrite:  # now that all else is known to be right
+            on_main_process(lambda: delete_pretrained(args.output_dir))
+        trainer.train(resume_from_checkpoint="last")
+        if trainer.is_world_process_zero():
+            save_finished(trainer.model, processor, args.output_dir)
+        trainer.accelerator.wait_for_everyone()
 
 
 def refuse_finished(args: PretrainingConfig) -> None:

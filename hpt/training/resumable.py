@@ -6,13 +6,14 @@ trainer.train(resume_from_checkpoint="last")  # the newest complete checkpoint i
 import json
 import logging
 import math
+import os
 import shutil
 import signal
 import threading
 import time
 from abc import abstractmethod
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -20,10 +21,10 @@ from safetensors import SafetensorError
 from transformers import ProgressCallback, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from hpt.errors import InputError, TrainingStopped
+from hpt.errors import InputError, TrainingStopped, dead_workers_explained
 from hpt.files import write_file
 from hpt.models.weights import find_non_finite
-from hpt.processes import on_main_process
+from hpt.processes import hold_together, on_main_process
 from hpt.training.checkpoints import (
     check_same_settings,
     checkpoint_folder,
@@ -79,7 +80,8 @@ class ResumableTrainer(Trainer):
 
     Raises:
         InputError: by `train()`, for a checkpoint that is incomplete, damaged, or of a run with other settings, also
-            where one lies in the `output_dir` of a run that starts anew; and for a model that isn't finite.
+            where one lies in the `output_dir` of a run that starts anew; for a model that isn't finite; and if another
+            run is under way in `output_dir`.
         CheckpointError: by `train()`, when a checkpoint can't be written.
         NonFiniteError: by `train()` and `save_model()`, when what would be saved isn't finite.
     """
@@ -93,6 +95,7 @@ class ResumableTrainer(Trainer):
     def mathematics(self) -> dict:
         """What fixes the numbers of a run, by readable name: no checkpoint is resumed with another."""
 
+    @dead_workers_explained()
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """See [`~transformers.Trainer.train`].
 
@@ -100,6 +103,10 @@ class ResumableTrainer(Trainer):
         none, `True` is an error, while `"last"` starts anew. Without it a run starts anew in any case, but not in the
         folder of a run with other settings, whose checkpoints would be taken for its own.
         """
+        with hold_together(self.args.output_dir):
+            return self._train(resume_from_checkpoint, *args, **kwargs)
+
+    def _train(self, resume_from_checkpoint: str | bool | None, *args, **kwargs):
         self._identity, self._last_saved, self.best_step = None, None, None
         self._seconds_before, self._started = 0.0, time.monotonic()
         self._epoch_ends_next, self._save_is_due, self._skipped = False, False, 0
@@ -113,9 +120,15 @@ class ResumableTrainer(Trainer):
         except _Stopped as stopped:
             (number,) = stopped.args  # only now, without its frames, are the workers of the data loader let go
         finally:
+            self._close_workers()
             self._close_progress_bars()
             self._seconds_before, self._started = self.train_seconds(), None
         raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(TERMINATED)
+
+    def _close_workers(self) -> None:
+        """End workers that persist from epoch to epoch, which would else keep their buffers as long as the trainer."""
+        if (loader := self.callback_handler.train_dataloader) is not None:
+            loader.base_dataloader._iterator = None
 
     def _close_progress_bars(self) -> None:
         """Leave Trainer's bars as they are, where training ends early: what is printed next has its own line."""
@@ -392,15 +405,17 @@ class ResumableTrainer(Trainer):
 
     @contextmanager
     def _signals_noticed(self):
-        """Within, a signal only sets `_signal`, which is looked at after each optimizer step."""
+        """Within, a signal only sets `_signal`, which is looked at after each optimizer step, and ends no worker."""
         self._signal = 0
         if threading.current_thread() is not threading.main_thread():  # only there can handlers be set
             yield
             return
         before = {number: signal.signal(number, self._notice) for number in SIGNALS}
+        self._needs_workers.fill_(True)
         try:
             yield
         finally:
+            self._needs_workers.fill_(False)
             for number, handler in before.items():
                 signal.signal(number, handler)
         if self._signal:  # it came after training's end
@@ -417,21 +432,28 @@ class ResumableTrainer(Trainer):
         self._signal = max(self._signal, number)
 
     def _get_dataloader(self, *args, **kwargs):
-        """Trainer's, with workers that don't die of a signal, which often reaches all processes at once."""
+        """Trainer's, with workers that training doesn't lose by a signal, which often comes to all at once."""
         loader = super()._get_dataloader(*args, **kwargs)
         workers = loader.base_dataloader  # which accelerate has wrapped
-        workers.worker_init_fn = partial(_survive_signals, workers.worker_init_fn)
+        workers.worker_init_fn = partial(_leave_signals_to_trainer, workers.worker_init_fn, self._needs_workers)
         return loader
 
+    @cached_property
+    def _needs_workers(self) -> torch.Tensor:
+        """Whether a step is under way that is ended and saved when a signal comes, in memory that workers see too."""
+        return torch.tensor(False).share_memory_()
 
-def _survive_signals(init_worker, worker_id: int) -> None:
-    """Let a loader's worker leave Ctrl-C to its parent, and outlive one SIGTERM by the half a minute that is usual."""
 
-    def outlive(*_):
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.alarm(30)
+def _leave_signals_to_trainer(init_worker, is_needed: torch.Tensor, worker_id: int) -> None:
+    """Let a loader's worker leave Ctrl-C to its trainer, and die of SIGTERM unless that is there and needs it."""
+    trainer = os.getppid()
 
-    signal.signal(signal.SIGTERM, outlive)
+    def end_unless_needed(number: int, frame) -> None:
+        if os.getppid() != trainer or not is_needed:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    signal.signal(signal.SIGTERM, end_unless_needed)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if init_worker is not None:
         init_worker(worker_id)

@@ -24,7 +24,7 @@ from hpt.attacks.base import batch_norm_untouched
 from hpt.data.benchmark import Benchmark
 from hpt.data.images import collate, to_unit_range
 from hpt.data.streams import EpochStream
-from hpt.errors import InputError
+from hpt.errors import InputError, dead_workers_explained
 from hpt.evaluation.figures import draw_training_curves
 from hpt.evaluation.scoring import score_batch
 from hpt.hub.folder import CURVES, ModelFolder
@@ -337,6 +337,7 @@ class HPTTrainer(ResumableTrainer):
 
     # Evaluation
 
+    @dead_workers_explained()
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
         """`*_clean_accuracy` and `*_robust_accuracy` of each evaluation set, over its own classes."""
         if eval_dataset is None and isinstance(self.eval_dataset, dict):
