@@ -1,12 +1,16 @@
-"""Kill training at random moments, let it go on, and compare it with a run that was never killed, bit for bit.
+"""Kill trainings or evaluations at random moments, let them go on, and compare them with some that were never killed.
 
     python tests/fault_injection.py --kills 20
+    python tests/fault_injection.py --evaluation --kills 10
 
-Each kill is a SIGKILL to all processes, at a step drawn from both stages and a further moment within it, so that many
-hit a checkpoint that is being written.
+Each kill is a SIGKILL, and what goes on begins at once. A training loses all processes, at a step drawn from both
+stages and a further moment within it, so that many hit a checkpoint that is being written; resumed, it is the same bit
+for bit. An evaluation loses all processes or a single rank, behind a batch that is drawn and a further moment; its
+rows and predictions are the same.
 """
 
 import argparse
+import json
 import os
 import random
 import subprocess
@@ -18,10 +22,11 @@ from tempfile import TemporaryDirectory
 
 import psutil
 import torch
-from helpers import ONE_THREAD, TORCHRUN, make_clip, make_dataset, make_trainer
+from helpers import ONE_THREAD, TORCHRUN, make_benchmark, make_clip, make_dataset, make_trainer
 from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerState
 
+from hpt import RobustnessEvaluator, ZeroShotClassifier
 from hpt.models.lora import add_lora
 
 
@@ -34,6 +39,15 @@ VARIANTS = {
     "both towers, AdamW": {"trainable": "all", "optim": "adamw_torch", "learning_rate": 1e-3},
     "stream": {"steps_per_epoch": 5, "shuffle_buffer_size": 7},
 }
+EVALUATIONS = {
+    "several attacks": {"attacks": ["pgd", "cw", "square:queries=20"]},
+    "suite, workers": {"attacks": ["pgd", "apgd-ce:steps=10"], "num_workers": 2},
+    "proxy": {"attacks": ["adaptive", "transfer", "transfer-to-proxy"], "proxy_name": "proxy"},
+}
+TIMES = (
+    "seconds",
+    "digest",
+)  # what differs between two evaluations: how long a row or batch took, and a line's digest
 
 
 class SayStep(TrainerCallback):
@@ -65,9 +79,21 @@ def train(folder: str, variant: str) -> None:
         time.sleep(1)  # as `hpt.cli.run_recipe`
 
 
+def evaluate(folder: str, variant: str) -> None:
+    """Evaluate to the end, from the batches that are there: 12 images in batches of 2, under attacks at two radii."""
+    (model, processor), settings = make_clip(0), EVALUATIONS[variant]
+    proxy = ZeroShotClassifier(*make_clip(1, patch_size=4)).eval() if "proxy_name" in settings else None
+    evaluator = RobustnessEvaluator(eps=[2 / 255, 8 / 255], batch_size=2, proxy=proxy, output_dir=folder, **settings)
+    assert evaluator.state.num_processes == int(os.environ.get("WORLD_SIZE", 1))
+    evaluator(model, processor, make_benchmark(12), name="model")
+    if evaluator.state.num_processes > 1:
+        time.sleep(1)  # as `hpt.cli.run_recipe`
+
+
 def start(folder: Path, variant: str, processes: int) -> subprocess.Popen:
     launcher = TORCHRUN if processes == 2 else [sys.executable]
-    command = [*launcher, __file__, "--train", str(folder), "--variant", variant]
+    work = "--evaluate" if variant in EVALUATIONS else "--train"
+    command = [*launcher, __file__, work, str(folder), "--variant", variant]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ONE_THREAD)
 
 
@@ -86,10 +112,33 @@ def kill_in_step(folder: Path, variant: str, processes: int, step: int, delay: f
         if line.startswith("step ") and int(line.split()[1]) >= step:
             break
     time.sleep(delay)
+    kill_all(launched)
+
+
+def kill_all(launched: subprocess.Popen) -> None:
+    """SIGKILL all processes of a run."""
     for process in [*psutil.Process(launched.pid).children(recursive=True), launched]:
         with suppress(psutil.NoSuchProcess):  # some end by themselves when others are killed
             process.kill()
     launched.communicate()
+
+
+def kill_rank(launched: subprocess.Popen, rank: str) -> None:
+    """SIGKILL one of the processes that torchrun has launched, which then ends the others."""
+    for process in psutil.Process(launched.pid).children():
+        if process.environ().get("RANK") == rank.removeprefix("rank "):
+            process.kill()
+    launched.communicate(timeout=60)
+
+
+def kill_behind_batch(folder: Path, variant: str, processes: int, batches: int, delay: float, victim: str) -> None:
+    """Start an evaluation, and SIGKILL it or a rank of it `delay` seconds after so many batches are on the disk."""
+    launched = start(folder, variant, processes)
+    while not folder.is_dir() or len(read_predictions(folder)) < batches:
+        assert launched.poll() is None, launched.communicate()[1]
+        time.sleep(0.002)
+    time.sleep(delay)
+    kill_all(launched) if victim == "all" else kill_rank(launched, victim)
 
 
 def assert_same_run(reference: Path, resumed: Path) -> None:
@@ -109,6 +158,27 @@ def assert_same_run(reference: Path, resumed: Path) -> None:
     assert_equal(*states)
 
 
+def read_results(folder: Path) -> dict:
+    """Rows of an evaluation, in their order, and what was predicted of each batch of each row, but for [`TIMES`]."""
+    predictions = read_predictions(folder)
+    by_batch = {(line["row"], line["batch"]): line for line in predictions}
+    assert len(by_batch) == len(predictions), "a batch was done twice"
+    rows = read_lines(folder / "results.jsonl")
+    samples = (folder / "samples_random.json").read_text(encoding="utf-8")
+    return {"rows": rows, "predictions": by_batch, "samples": samples}
+
+
+def read_predictions(folder: Path) -> list[dict]:
+    return [line for file in sorted(folder.glob("predictions-*.jsonl")) for line in read_lines(file)]
+
+
+def read_lines(file: Path) -> list[dict]:
+    """The whole lines of a file that may be appended to meanwhile."""
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    whole = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in whole]
+
+
 def assert_equal(first, second, where: str = "") -> None:
     if isinstance(first, dict):
         assert first.keys() == second.keys(), where
@@ -123,7 +193,31 @@ def assert_equal(first, second, where: str = "") -> None:
         assert same, f"{where}: {first} is not {second}"
 
 
-def main(kills: int, seed: int) -> None:
+def kill_evaluations(kills: int, seed: int) -> None:
+    draw, references = random.Random(seed), {}
+    with TemporaryDirectory() as scratch:
+        for number in range(kills):
+            variant, processes = list(EVALUATIONS)[number // 2 % len(EVALUATIONS)], 1 + number % 2
+            if variant not in references:  # by one process, whatever the number of those that are killed
+                finish(Path(scratch) / f"whole {variant}", variant, 1)
+                references[variant] = read_results(Path(scratch) / f"whole {variant}")
+            folder, total = Path(scratch) / f"killed {number}", len(references[variant]["predictions"])
+            batches, delay = draw.randint(0, total - 1), draw.uniform(0, 0.05)
+            victim = draw.choice(["all", "rank 0", "rank 1"]) if processes == 2 else "all"
+            kill_behind_batch(folder, variant, processes, batches, delay, victim)
+            there, results = len(read_predictions(folder)), folder / "results.jsonl"
+            rows = len(read_lines(results)) if results.exists() else 0
+            finish(folder, variant, processes)
+            assert_equal(references[variant], read_results(folder))
+            print(
+                f"{number + 1:2}: {processes} process(es), {variant}: killed {victim} {delay * 1000:.0f} ms behind "
+                f"batch {batches} of {total}; {there} batches and {rows} rows were there; same",
+                flush=True,
+            )
+    print(f"{kills} of {kills} evaluations have the rows and predictions of the uninterrupted one")
+
+
+def kill_trainings(kills: int, seed: int) -> None:
     draw, references = random.Random(seed), {}
     with TemporaryDirectory() as scratch:
         for number in range(kills):
@@ -151,7 +245,15 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train")
-    parser.add_argument("--variant")
+    parser.add_argument("--evaluation", action="store_true", help="kill evaluations instead of trainings")
+    parser.add_argument("--train", help=argparse.SUPPRESS)
+    parser.add_argument("--evaluate", help=argparse.SUPPRESS)
+    parser.add_argument("--variant", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    train(given.train, given.variant) if given.train else main(given.kills, given.seed)
+    if given.train:
+        train(given.train, given.variant)
+    elif given.evaluate:
+        evaluate(given.evaluate, given.variant)
+    else:
+        kill = kill_evaluations if given.evaluation else kill_trainings
+        kill(given.kills, given.seed)

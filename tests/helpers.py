@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from runpy import run_path
 
@@ -21,6 +23,7 @@ from hpt import HPTConfig, HPTTrainer, InputError, ZeroShotClassifier
 from hpt.data.benchmark import Benchmark
 from hpt.data.geometry import ImageTransform
 from hpt.evaluation.rows import LARGE_EPS, WORST_CASE, Row
+from hpt.locks import hold_folder
 from hpt.training.pretraining import PretrainingConfig, build_clip, byte_tokenizer
 
 
@@ -146,6 +149,18 @@ def run_recipe_apart(script: str, *arguments, processes: int = 1, cwd=None) -> s
     launcher = TORCHRUN if processes == 2 else [sys.executable]
     command = [*launcher, str(ROOT / "recipes" / script), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=ONE_THREAD)
+
+
+@contextmanager
+def held_by_another(folder):
+    """Within, another thread works in a folder, which keeps this one out as another process would."""
+    lock = hold_folder(folder)
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(lock.__enter__).result()
+        try:
+            yield
+        finally:
+            thread.submit(lock.__exit__, None, None, None).result()
 
 
 class TerminateAt(TrainerCallback):

@@ -319,6 +319,24 @@ def test_results_from_other_settings_are_refused(benchmark, proxy, tmp_path, set
     assert (tmp_path / "results.jsonl").read_text() == before
 
 
+def test_what_others_wrote_since_it_was_made_is_taken_up(model_and_processor, benchmark, tmp_path):
+    first, second, other = (make_evaluator(output_dir=tmp_path, seed=seed) for seed in (0, 0, 1))
+    rows = first(*model_and_processor, benchmark)
+    before = (tmp_path / "results.jsonl").read_text()
+    assert second(*model_and_processor, benchmark) == rows
+    with pytest.raises(InputError, match=r"results from other settings \(seed 0 there, 1 here\)"):
+        other(*model_and_processor, benchmark)
+    assert (tmp_path / "results.jsonl").read_text() == before
+
+
+def test_a_plan_made_before_others_wrote_is_checked_again(subject, benchmark, tmp_path):
+    first, second = (make_evaluator(output_dir=tmp_path, seed=seed) for seed in (0, 1))
+    planned = [second.plan(subject, benchmark)]
+    first.run_all([first.plan(subject, benchmark)])
+    with pytest.raises(InputError, match=r"results from other settings \(seed 0 there, 1 here\)"):
+        second.run_all(planned)
+
+
 def test_damaged_files_are_refused(model_and_processor, benchmark, tmp_path):
     make_evaluator(output_dir=tmp_path)(*model_and_processor, benchmark)
     results, predictions = tmp_path / "results.jsonl", tmp_path / "predictions-0.jsonl"

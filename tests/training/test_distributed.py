@@ -10,12 +10,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ONE_THREAD, TORCHRUN, TerminateAt, make_benchmark, make_clip, make_dataset, make_trainer
+from helpers import (
+    ONE_THREAD,
+    TORCHRUN,
+    TerminateAt,
+    held_by_another,
+    make_benchmark,
+    make_clip,
+    make_dataset,
+    make_trainer,
+)
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from hpt import InputError, RobustnessEvaluator, ZeroShotClassifier
 from hpt.cli import run_recipe
+from hpt.locks import LOCK_FILE
+from hpt.processes import hold_together, join_processes
 from hpt.training.checkpoints import last_checkpoint
 from hpt.training.resumable import CheckpointError, NonFiniteError
 
@@ -294,6 +305,28 @@ def test_what_fails_in_one_process_fails_in_all(tmp_path):
     subprocess.run(
         [*TORCHRUN, __file__, tmp_path, "fail_on_one_rank"], check=True, env=ONE_THREAD, capture_output=True
     )
+
+
+def hold_folders(folder: Path) -> None:
+    """Write what each rank gets for a folder that is free, and for one that is in use."""
+    rank = join_processes(use_cpu=True).process_index
+    for name in ("free", "used"):
+        try:
+            with hold_together(folder / name) as first, hold_together(folder / name) as second:
+                text = f"{first} {second} {(folder / name / LOCK_FILE).read_text()}"
+        except InputError as error:
+            text = str(error)
+        (folder / f"{name} {rank}").write_text(text)
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="two processes on CPU need gloo")
+def test_the_first_process_holds_a_folder_for_both_and_both_are_refused(tmp_path):
+    with held_by_another(tmp_path / "used"):
+        command = [*TORCHRUN, __file__, tmp_path, "hold_folders"]
+        subprocess.run(command, check=True, env=ONE_THREAD, capture_output=True)
+    for name, text in (("free", "True False process "), ("used", f"used is in use by process {os.getpid()} on")):
+        texts = {(tmp_path / f"{name} {rank}").read_text() for rank in (0, 1)}
+        assert len(texts) == 1 and text in texts.pop()
 
 
 if __name__ == "__main__":
