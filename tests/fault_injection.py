@@ -44,6 +44,7 @@ EVALUATIONS = {
     "suite, workers": {"attacks": ["pgd", "apgd-ce:steps=10"], "num_workers": 2},
     "proxy": {"attacks": ["adaptive", "transfer", "transfer-to-proxy"], "proxy_name": "proxy"},
 }
+VICTIMS = ("all", "rank 0", "rank 1")  # of two processes
 TIMES = (
     "seconds",
     "digest",
@@ -203,7 +204,7 @@ def kill_evaluations(kills: int, seed: int) -> None:
                 references[variant] = read_results(Path(scratch) / f"whole {variant}")
             folder, total = Path(scratch) / f"killed {number}", len(references[variant]["predictions"])
             batches, delay = draw.randint(0, total - 1), draw.uniform(0, 0.05)
-            victim = draw.choice(["all", "rank 0", "rank 1"]) if processes == 2 else "all"
+            victim = VICTIMS[number // 2 % len(VICTIMS)] if processes == 2 else "all"
             kill_behind_batch(folder, variant, processes, batches, delay, victim)
             there, results = len(read_predictions(folder)), folder / "results.jsonl"
             rows = len(read_lines(results)) if results.exists() else 0

@@ -49,13 +49,13 @@ def evaluates_a_trainer(folder):
 
 def evaluates(folder):
     model, processor = make_clip()
-    evaluator = RobustnessEvaluator(attacks="pgd", batch_size=4, num_workers=2, output_dir=folder)
+    evaluator = RobustnessEvaluator(attacks="pgd", batch_size=4, num_workers=1, output_dir=folder)
     evaluator(model, processor, deadly_benchmark())
 
 
 def compares(folder):
     subject = Subject(ZeroShotClassifier(*make_clip()).eval(), "mine")
-    predict([subject], deadly_benchmark(), batch_size=4, num_workers=2)
+    predict([subject], deadly_benchmark(), batch_size=4, num_workers=1)
 
 
 def deadly_benchmark(number=signal.SIGKILL):
