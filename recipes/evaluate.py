@@ -136,7 +136,8 @@ def evaluate(settings: Evaluation, datasets: list[Reference], models: list[Refer
 
 def print_what_is_there(evaluator: RobustnessEvaluator, planned: list[list[Task]]) -> None:
     """Say that an evaluation goes on, or that there is nothing left of it to measure."""
-    there = [task.key in evaluator.results.rows for tasks in planned for task in tasks]
+    progress = evaluator.progress(planned)
+    there = [progress.done(task) == 1 for task in progress.tasks]
     if any(there):
         left = "is finished" if all(there) else "goes on"
         print(f"The evaluation in {evaluator.results.folder} {left}: {sum(there)} of {len(there)} rows are there.")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from runpy import run_path
 
@@ -22,7 +23,7 @@ from transformers import CLIPImageProcessorPil, CLIPProcessor, TrainerCallback
 from hpt import HPTConfig, HPTTrainer, InputError, ZeroShotClassifier
 from hpt.data.benchmark import Benchmark
 from hpt.data.geometry import ImageTransform
-from hpt.evaluation.rows import LARGE_EPS, WORST_CASE, Row
+from hpt.evaluation.rows import LARGE_EPS, WORST_CASE, Row, measured_accuracy
 from hpt.locks import hold_folder
 from hpt.training.pretraining import PretrainingConfig, build_clip, byte_tokenizer
 
@@ -240,6 +241,12 @@ def make_row(attack, accuracy, eps=0.1, n=1000, **more):
     return Row(
         "m", attacked, accuracy, accuracy - 0.03, accuracy + 0.03, n, benchmark, "test", "native", attack, **more
     )
+
+
+def with_accuracy(row: Row, accuracy: float, **changes) -> Row:
+    """A row with other values, and the accuracy that is nearest to one with its interval."""
+    row = replace(row, **changes)
+    return replace(row, **measured_accuracy(round(accuracy * row.n), row.n))
 
 
 SOUND = [

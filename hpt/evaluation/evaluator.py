@@ -7,6 +7,7 @@ Each row is worked off in batches fixed by the samples' order, with noise from (
 gets the same verdict whatever the number of processes, and however often the evaluation was killed and continued.
 """
 
+import logging
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -30,11 +31,20 @@ from hpt.evaluation.results import ResultsFolder
 from hpt.evaluation.rows import LARGE_EPS, Row, Rows
 from hpt.evaluation.scoring import score_batch, score_images
 from hpt.evaluation.subject import Subject
-from hpt.evaluation.summary import counts_against_model, find_worst_case, summarise
+from hpt.evaluation.summary import (
+    counts_against_model,
+    find_worst_case,
+    refuse_altered_row,
+    refuse_odd_predictions,
+    summarise,
+)
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.processes import hold_together, join_processes
 from hpt.radius import as_radii
 from hpt.references import check_names
+
+
+logger = logging.getLogger(__name__)
 
 
 def check_sampling(max_samples: int | None, batch_size: int, num_workers: int, seed: int) -> None:
@@ -163,6 +173,7 @@ class RobustnessEvaluator:
                 else:
                     tasks.append(plan_attack(clean, str(named), attack, subject.name))
         self._expect(tasks)
+        self._warn_of_lost_predictions(tasks)
         return tasks
 
     def _expect(self, tasks: list[Task]) -> None:
@@ -171,6 +182,7 @@ class RobustnessEvaluator:
             self.results.refuse_other_settings(task.settings)
         for task in tasks:
             self.results.expect(task.settings)
+        self._check_kept(tasks)
 
     def plan_all(self, subjects: list[Subject], benchmarks: list[Benchmark], failures: list[str]) -> list[list[Task]]:
         """What [`plan`] gives for each model on each benchmark; `failures` takes a line for each that is refused."""
@@ -182,6 +194,29 @@ class RobustnessEvaluator:
                 except InputError as error:
                     failures.append(f"{subject.name}, {benchmark.name}: {error}")
         return planned
+
+    def _check_kept(self, tasks: list[Task]) -> None:
+        """Refuse what the results have of tasks if it contradicts itself."""
+        for task in tasks:
+            refuse_odd_predictions(self.results, task)
+            is_kept = task.key in self.results.rows
+            if is_kept and not self._missing(task) and not self._missing(task.clean or task):
+                refuse_altered_row(self.results, task)
+
+    def _warn_of_lost_predictions(self, tasks: list[Task]) -> None:
+        """Say which rows the results have without their predictions."""
+        kept = [task for task in tasks if task.key in self.results.rows]
+        lost = [task for task in kept if len(self._missing(task)) == task.num_batches]
+        if lost and self.state.is_main_process:
+            logger.warning(
+                f"{self.results.folder} has rows without their predictions, {len(lost)} of {len(tasks)}, the first of "
+                f"{lost[0]}: they are measured again, unless predictions-*.jsonl are brought back."
+            )
+
+    def _missing(self, task: Task) -> list[int]:
+        """The batches of a task whose predictions the results lack."""
+        done = self.results.predictions.get(task.key, {})
+        return [batch for batch in range(task.num_batches) if batch not in done]
 
     def _defined_on(self, benchmark: Benchmark) -> list[NamedAttack]:
         """The attacks that so few classes can have; `undefined` takes a line for each other."""
@@ -226,22 +261,28 @@ class RobustnessEvaluator:
         for task in tasks:
             if task.clean is not None and task.clean.key not in self.results.rows:
                 continue  # whose failure stands among the failures
-            try:
+            with _noting(failures):
                 rows.append(self._finish(task, progress))
-            except InputError as error:
-                if failures is None:
-                    raise
-                failures.append(message_of(error))
         own = {row.radius for row in rows if counts_against_model(row)}
-        return rows + [find_worst_case(self.results, tasks[0], radius) for radius in self.radii if radius in own]
+        for radius in self.radii:
+            if radius in own:
+                with _noting(failures):
+                    rows.append(find_worst_case(self.results, tasks[0], radius))
+        return rows
 
     def _finish(self, task: Task, progress: Progress) -> Row:
         """The task's row, from the results or by working off the batches that they lack."""
+        if missing := self._missing(task):
+            self._share(task, missing, progress)
         if task.key in self.results.rows:
-            self._check_predictions(task)
-            return self.results.rows[task.key]
+            refuse_altered_row(self.results, task)
+        else:
+            self.results.add_row(summarise(self.results, task))
+        return self.results.rows[task.key]
+
+    def _share(self, task: Task, missing: list[int], progress: Progress) -> None:
+        """Work off batches of a task, shared by the processes."""
         done = self.results.predictions.setdefault(task.key, {})
-        missing = [batch for batch in range(task.num_batches) if batch not in done]
         mine = missing[self.state.process_index :: self.state.num_processes]
         records, problem = [], None
         try:
@@ -253,14 +294,6 @@ class RobustnessEvaluator:
         problems = [line for line in gather_object([problem]) if line is not None]
         if problems:
             raise InputError(f"{task}: {problems[0]}")
-        return summarise(self.results, task)
-
-    def _check_predictions(self, task: Task) -> None:
-        if len(self.results.predicted(task.key)) != len(task.benchmark):
-            raise InputError(
-                f"{self.results.folder} has the row of {task}, but not its predictions: bring predictions-*.jsonl "
-                "back, or give another output_dir."
-            )
 
     def _attack_batches(self, task: Task, batches: list[int], progress: Progress) -> Iterator[dict]:
         """Work off batches of a task, and keep and give what was predicted as each is finished."""
@@ -358,6 +391,17 @@ class RobustnessEvaluator:
             }
             for place, row in enumerate(right)
         ]
+
+
+@contextmanager
+def _noting(failures: list[str] | None) -> Iterator[None]:
+    """Within, an [`InputError`] becomes a line of the failures, if there is a list of them."""
+    try:
+        yield
+    except InputError as error:
+        if failures is None:
+            raise
+        failures.append(message_of(error))
 
 
 def _finite(logits: torch.Tensor) -> torch.Tensor:

@@ -37,7 +37,7 @@ from hpt.evaluation.report import (
 )
 from hpt.evaluation.rows import WORST_CASE, Row, hash_benchmark
 from hpt.evaluation.subject import Subject
-from hpt.files import write_file
+from hpt.files import sealed, write_file
 from hpt.radius import Radius
 
 
@@ -107,7 +107,7 @@ def report_comparison(
             transferred += measure(subjects[:-1], benchmark, weaker, vanilla.name, **settings)
             own += measure([robust], benchmark, weaker, robust.name, **settings)
         rows += table + transferred + own
-        write_file(folder / "results.json", json.dumps([asdict(row) for row in rows], indent=1))
+        write_file(folder / "results.json", json.dumps([sealed(asdict(row)) for row in rows], indent=1))
         draw_accuracy_bars(table, title, folder / f"accuracy_{file_name(benchmark.name)}.png")
         if transferred and taught:
             transferred += [row for row in table if row.attacked is None and row.model != robust.name]

@@ -9,7 +9,13 @@ import torch
 
 from hpt.data.benchmark import Benchmark
 from hpt.data.images import to_unit_range
+from hpt.files import check_kinds, unsealed
 from hpt.models.classifier import ZeroShotClassifier
+
+
+SHARES = ("accuracy", "accuracy_by_processor", "same_prediction")
+DIFFERENCES = ("mean_difference", "largest_difference", "logit_range")
+AGREEMENT = {"benchmark": str, "split": str, "n": int} | dict.fromkeys(SHARES + DIFFERENCES, float)
 
 
 @torch.no_grad()
@@ -55,3 +61,15 @@ def compare_with_processor(
         "largest_difference": difference.max().item(),
         "logit_range": (ours.max() - ours.min()).item(),
     }
+
+
+def parse_agreement(value: object) -> dict:
+    """What [`compare_with_processor`] gave, from a value of JSON; `ValueError` saying what of it can't be."""
+    agreement = unsealed(value)
+    if set(agreement) != set(AGREEMENT):
+        raise ValueError(f"it doesn't have {', '.join(AGREEMENT)}")
+    check_kinds(agreement, AGREEMENT)
+    for name in SHARES:
+        if not 0 <= agreement[name] <= 1:
+            raise ValueError(f"{name} is {agreement[name]}, but must be in [0, 1]")
+    return agreement

@@ -60,8 +60,6 @@ class Progress:
 
     def done(self, task: Task) -> float:
         """The share of a row's batches that is there."""
-        if task.key in self.results.rows:
-            return 1.0
         return len(self.results.predictions.get(task.key, {})) / task.num_batches
 
     def most_passes(self, task: Task) -> int:

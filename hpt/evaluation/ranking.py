@@ -22,7 +22,7 @@ from hpt.evaluation.comparison import make_row, score
 from hpt.evaluation.report import fitting_tables
 from hpt.evaluation.rows import MEASURED_SINCE, Row
 from hpt.evaluation.subject import Subject
-from hpt.files import append_line, digest, read_lines
+from hpt.files import append_line, check_kinds, digest, repair_lines, unsealed
 from hpt.models.weights import architecture
 from hpt.processes import hold_together
 from hpt.prompts import make_prompts
@@ -121,11 +121,21 @@ class TransferMatrix:
     def _read(self) -> dict[str, dict]:
         kept = {}
         for file in sorted(self.folder.glob("verdicts-*.jsonl")) if self.folder else ():
-            for number, line in enumerate(read_lines(file), start=1):
-                if not isinstance(line, dict) or set(line) != {"column", "correct"}:
-                    raise InputError(f"Line {number} of {file} isn't one of verdicts: give another output_dir.")
+            for line in repair_lines(file, self._parse_verdicts):
                 kept.setdefault(line["column"], {}).update(line["correct"])
         return kept
+
+    def _parse_verdicts(self, line: object) -> dict:
+        """The line of verdicts that a line of JSON is."""
+        verdicts = unsealed(line)
+        if set(verdicts) != {"column", "correct"}:
+            raise InputError("isn't one of verdicts: give another output_dir, or remove it if it was damaged.")
+        check_kinds(verdicts, {"column": str, "correct": dict[str, list[int]]})
+        is_own = verdicts["column"] in self._keys.values()
+        for values in verdicts["correct"].values():
+            if not {*values} <= {0, 1} or is_own and len(values) != len(self.benchmark):
+                raise ValueError(f"it isn't of right and wrong for each of {len(self.benchmark)} images")
+        return verdicts
 
     def rows(self) -> list[Row]:
         """A row for each model scored on each column, with its 95 % interval."""

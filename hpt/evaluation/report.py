@@ -75,9 +75,9 @@ def _accuracy_table(rows: list[Row], benchmarks: list[str]) -> str:
     cells: dict[tuple, dict[str, Row]] = {}
     for row in rows:
         cells.setdefault((row.model, row.label), {})[row.benchmark] = row
-    models = list(dict.fromkeys(model for model, _ in cells))
+    places = {model: place for place, model in enumerate(dict.fromkeys(model for model, _ in cells))}
     lines = [["model", "attack", *map(markdown, benchmarks), "mean"]]
-    for model, attack in sorted(cells, key=lambda key: (models.index(key[0]), key[1] == WORST_CASE)):
+    for model, attack in sorted(cells, key=lambda key: (places[key[0]], key[1] != CLEAN, key[1] == WORST_CASE)):
         measured = cells[model, attack]
         values = [_accuracy(measured[name]) for name in benchmarks if name in measured]
         mean = f"{100 * sum(values) / len(values):.1f}" if len(values) == len(benchmarks) else "-"

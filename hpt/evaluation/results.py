@@ -2,10 +2,13 @@
 
 results.jsonl           one line per finished row, a [`Row`]
 predictions-RANK.jsonl  one line per finished batch of one row: what was predicted, so that a killed evaluation goes on
+
+Each line carries a digest of itself. One that was altered is measured again, and kept in `NAME.damaged`.
 """
 
 import json
-from dataclasses import asdict, fields
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +17,20 @@ import hpt
 from hpt.data.benchmark import Benchmark
 from hpt.errors import InputError
 from hpt.escaping import file_name
-from hpt.evaluation.rows import ADDED, Row, Rows
-from hpt.files import append_line, check_folder, digest, read_lines, write_file
+from hpt.evaluation.row_check import FIELDS, check_row
+from hpt.evaluation.rows import ADDED, WORST_CASE, Row, Rows
+from hpt.files import (
+    DIGEST,
+    append_line,
+    check_folder,
+    check_kinds,
+    digest,
+    parse_file,
+    read_lines,
+    repair_lines,
+    unsealed,
+    write_file,
+)
 
 
 # Settings that have one value in a whole file, per model, per benchmark and per attack.
@@ -25,12 +40,16 @@ DETERMINED_BY = {
     ("benchmark",): ("split", "attack_space", "templates", "samples"),
     ("attack", "model", "attacked", "eps", "norm"): ("parameters",),
 }
+# What a line of predictions has, and what it may have besides
+PREDICTIONS = {"row": str, "batch": int, "predictions": list[int], "seconds": float}
+NOTED = {"passes": int, "most_passes": int, "stochastic": bool, "zero_gradient": int, "broken_by": dict[str, int]}
 
 
 class ResultsFolder:
     """Rows and predictions of an evaluation, kept in a folder, or in memory alone if there is none.
 
-    A last line cut off by a kill is dropped. Whoever reads to go on, and writes, holds the folder meanwhile.
+    A last line cut off by a kill is dropped, and a damaged one set aside. Whoever reads to go on, and writes, holds
+    the folder meanwhile.
 
     Args:
         folder (`str` or `Path`, *optional*): Made if it isn't there.
@@ -55,17 +74,15 @@ class ResultsFolder:
         """The rows and predictions that are there, for [`take_up`]; to be called before any process writes.
 
         Raises:
-            InputError: for a damaged line that isn't the last.
+            InputError: for a line that this version of hpt doesn't know.
         """
         if self.folder is None:
             return [], {}
-        rows, predictions = as_rows(read_lines(self.file), self.file), {}
+        predictions: dict[str, dict[int, dict]] = {}
         for file in sorted(self.folder.glob("predictions-*.jsonl")):
-            for number, line in enumerate(read_lines(file), start=1):
-                if not isinstance(line, dict) or not {"row", "batch", "predictions", "seconds"} <= set(line):
-                    raise InputError(f"Line {number} of {file} isn't one of predictions: give another output_dir.")
+            for line in repair_lines(file, parse_predictions):
                 predictions.setdefault(line["row"], {})[line["batch"]] = line
-        return rows, predictions
+        return repair_lines(self.file, _parser_of_rows(predictions)), predictions
 
     def take_up(self, rows: list[Row], predictions: dict[str, dict[int, dict]]) -> None:
         """Go on from what was read."""
@@ -146,21 +163,73 @@ def read_result_rows(path: str | Path) -> Rows:
     path = path / "results.jsonl" if path.is_dir() else path
     if not path.is_file():
         raise InputError(f"There are no results at {path}: give the output_dir of `hpt evaluate`.")
-    return as_rows(json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else read_lines(path), path)
+    if path.suffix == ".json":
+        return Rows(parse_file(path.read_bytes(), path, _parse_rows, "measure again what it says"))
+    return Rows(read_lines(path, parse_row))
 
 
-def as_rows(lines: list, path: Path) -> Rows:
-    """The rows that a file's lines of JSON are; of earlier versions, without the fields that were [`ADDED`] since.
+def _parse_rows(rows: object) -> list[Row]:
+    if not isinstance(rows, list):
+        raise ValueError("it isn't a list of rows")
+    return [parse_row(row) for row in rows]
+
+
+def parse_row(line: object) -> Row:
+    """The row that a line of JSON is; of earlier versions, without the fields that were [`ADDED`] since.
 
     Raises:
-        InputError: if one isn't a row that this version of hpt knows, naming the file at `path` and the version.
+        ValueError: if it was altered, or can't have been measured.
+        InputError: if this version of hpt doesn't know its fields.
     """
-    known = {field.name for field in fields(Row)}
-    for number, line in enumerate(lines, start=1):
-        if not isinstance(line, dict) or not known - ADDED <= set(line) <= known:
-            version = line.get("hpt_version") if isinstance(line, dict) else None
-            raise InputError(
-                f"Row {number} of {path} isn't one of hpt {hpt.__version__}, but of {version or 'another version'}: "
-                "evaluate again, into another folder."
-            )
-    return Rows(Row(**line) for line in lines)
+    values = unsealed(line)
+    _check_fields("a row", values, set(FIELDS) - ADDED, set(FIELDS))
+    row = Row(**values)
+    check_row(row)
+    return row
+
+
+def parse_predictions(line: object) -> dict:
+    """The line of predictions that a line of JSON is; raises as [`parse_row`]."""
+    record = unsealed(line)
+    _check_fields("one of predictions", record, set(PREDICTIONS), {*PREDICTIONS, *NOTED})
+    check_kinds(record, PREDICTIONS | NOTED)
+    counts = [record["seconds"], record["batch"], record.get("zero_gradient", 0), *record["predictions"]]
+    if min(counts) < 0:
+        raise ValueError("it has a number below zero")
+    if "passes" in record and not (record["passes"] >= 0 and record.get("most_passes", 0) > 0):
+        raise ValueError("its numbers of passes can't be")
+    return record
+
+
+def _check_fields(what: str, values: dict, needed: set[str], known: set[str]) -> None:
+    unknown, missing = sorted(set(values) - known), sorted(needed - set(values))
+    if unknown or missing:
+        differences = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has {', '.join(unknown)}"] * bool(unknown)
+        raise InputError(
+            f"isn't {what} of hpt {hpt.__version__}, but of {values.get('hpt_version') or 'another version'}, or "
+            f"damaged (it {' and '.join(differences)}): evaluate into another folder, or remove the line."
+        )
+
+
+def _parser_of_rows(predictions: dict[str, dict]) -> Callable[[object], Row]:
+    """[`parse_row`], which of rows without a digest takes only those of whose settings there are predictions.
+
+    Of a worst case, these are the predictions of rows before it. A folder without any predictions has lost them.
+    """
+    tried: dict[tuple, set[str]] = {}
+
+    def parse(line: object) -> Row:
+        row = parse_row(line)
+        if DIGEST in line or not predictions:
+            return row
+        attacks = tried.setdefault((digest(row.subject()), row.eps, row.norm), set())
+        if row.attack == WORST_CASE:
+            is_backed = attacks >= set(row.parameters["attacks"])
+        else:
+            is_backed = digest(row.settings()) in predictions
+        if not is_backed:
+            raise ValueError("nothing in the folder was predicted with its settings")
+        attacks.add(row.attack)
+        return row
+
+    return parse

@@ -19,9 +19,21 @@ import yaml
 
 from hpt.errors import InputError, did_you_mean_path
 from hpt.escaping import file_name
-from hpt.evaluation.results import as_rows
+from hpt.evaluation.processor_check import parse_agreement
+from hpt.evaluation.results import parse_row
 from hpt.evaluation.rows import Row
-from hpt.files import as_text, parse_lines, write_file
+from hpt.files import (
+    DIGEST,
+    as_line,
+    as_text,
+    check_kinds,
+    parse_file,
+    parse_json,
+    parse_lines,
+    sealed,
+    write_file,
+)
+from hpt.hub.run_check import parse_run
 from hpt.models.sources import BASE_FILE
 
 
@@ -157,7 +169,7 @@ class ModelFolder:
         if not self.has_weights_of_run:
             for name in (EVALUATION_FILE, AGREEMENT_FILE, *(f"{FIGURES}/{name}" for name in self.robustness_pictures)):
                 self._delete(name)
-        self._write(TRAINING_FILE, json.dumps(record | {"weights": self.saved_weights}, indent=1))
+        self._write(TRAINING_FILE, json.dumps(sealed(record | {"weights": self.saved_weights}), indent=1))
         settings = yaml.safe_dump(record["settings"], sort_keys=False, allow_unicode=True)
         note = "# PATH stands for folders of the machine that it ran on.\n" if "PATH/" in settings else ""
         self._write(RUN_FILE, note + settings)
@@ -185,16 +197,16 @@ class ModelFolder:
         `weights` has the hashes of the model's weights and of its vanilla original: rows of others go.
         """
         kept = {row.identity: row for row in [*self.rows, *rows] if row.weights in weights}
-        self._write(EVALUATION_FILE, "".join(f"{json.dumps(asdict(row))}\n" for row in kept.values()))
+        self._write(EVALUATION_FILE, "".join(as_line(asdict(row)) for row in kept.values()))
 
     @property
     def agreement(self) -> dict | None:
         """What [`compare_with_processor`] measured, or `None`."""
-        return self._parsed(AGREEMENT_FILE, _parse_json)
+        return self._parsed(AGREEMENT_FILE, _parse_agreement)
 
     def write_agreement(self, agreement: dict) -> None:
         """Keep what [`compare_with_processor`] measured beside the model."""
-        self._write(AGREEMENT_FILE, json.dumps(agreement, indent=1))
+        self._write(AGREEMENT_FILE, json.dumps(sealed(agreement), indent=1))
 
     # Card and pictures
 
@@ -268,23 +280,32 @@ class ModelFolder:
 
 def _parse_run(text: str, file: Path) -> dict:
     try:
-        record = json.loads(text)
-    except ValueError:
-        record = None
-    if not isinstance(record, dict) or not {"target", "schedule", "settings", "steps", "weights"} <= set(record):
-        raise InputError(f"{file} isn't as this version of hpt writes it: save the model again.")
-    return record
+        return parse_run(parse_json(text))
+    except ValueError as error:
+        raise InputError(
+            f"{file} isn't as this version of hpt writes it: save the model again ({error}). What you have changed in "
+            f"it by hand is taken if you remove its {DIGEST}."
+        ) from error
 
 
 def _parse_rows(text: str, file: Path) -> list[Row]:
-    return as_rows(parse_lines(text.encode(), file)[0], file)
+    return parse_lines(text.encode(), file, parse_row)
 
 
-def _parse_json(text: str, file: Path) -> dict:
-    return json.loads(text)
+def _parse_agreement(text: str, file: Path) -> dict:
+    return parse_file(text, file, parse_agreement, "remove it, and evaluate again")
 
 
 def _parse_config(text: str, file: Path) -> dict:
     """Of a model that hpt didn't train, what a card needs of its configuration."""
-    config = json.loads(text)
-    return {"architecture": config["architectures"][0], "image_size": config["vision_config"].get("image_size", 224)}
+    return parse_file(text, file, _shape, "save the model again")
+
+
+def _shape(config: object) -> dict:
+    try:
+        size = config["vision_config"].get("image_size", 224)
+        shape = {"architecture": config["architectures"][0], "image_size": size}
+    except (TypeError, KeyError, IndexError, AttributeError) as error:
+        raise ValueError("it isn't the configuration of a dual encoder") from error
+    check_kinds(shape, {"architecture": str, "image_size": int})
+    return shape

@@ -337,27 +337,33 @@ def test_a_plan_made_before_others_wrote_is_checked_again(subject, benchmark, tm
         second.run_all(planned)
 
 
-def test_damaged_files_are_refused(model_and_processor, benchmark, tmp_path):
+def test_lines_of_other_versions_are_refused(model_and_processor, benchmark, tmp_path):
     make_evaluator(output_dir=tmp_path)(*model_and_processor, benchmark)
     results, predictions = tmp_path / "results.jsonl", tmp_path / "predictions-0.jsonl"
     content = results.read_text()
-    results.write_text(content + '{"model": "cut off\n')  # the last line alone may be
-    make_evaluator(output_dir=tmp_path)
-    assert results.read_text() == content
-    results.write_text("nonsense\n" + content)
-    with pytest.raises(InputError, match="Line 1 of .*results.jsonl is damaged"):
-        make_evaluator(output_dir=tmp_path)
     results.write_text('{"model": "x"}\n' + content)
-    with pytest.raises(InputError, match="Row 1 of .*results.jsonl isn't one of hpt .*, but of another version"):
+    with pytest.raises(InputError, match="Line 1 of .*results.jsonl isn't a row of hpt .*, but of another version"):
         make_evaluator(output_dir=tmp_path)
     results.write_text(content)
-    kept = predictions.read_text()
-    predictions.write_text('{"row": "x"}\n' + kept)
+    predictions.write_text('{"row": "x"}\n' + predictions.read_text())
     with pytest.raises(InputError, match="Line 1 of .*predictions-0.jsonl isn't one of predictions"):
         make_evaluator(output_dir=tmp_path)
+
+
+def test_rows_without_their_predictions_are_measured_again(model_and_processor, benchmark, tmp_path, caplog):
+    rows = make_evaluator(output_dir=tmp_path)(*model_and_processor, benchmark, name="mine")
+    predictions = tmp_path / "predictions-0.jsonl"
+    kept = {line["batch"]: line for line in map(json.loads, predictions.read_text().splitlines())}
     predictions.unlink()
-    with pytest.raises(InputError, match="but not its predictions"):
-        make_evaluator(output_dir=tmp_path)(*model_and_processor, benchmark)
+    again = make_evaluator(output_dir=tmp_path)(*model_and_processor, benchmark, name="mine")
+    assert again == rows
+    assert caplog.messages == [
+        f"{tmp_path} has rows without their predictions, 6 of 6, the first of mine, random, clean: they are measured "
+        "again, unless predictions-*.jsonl are brought back."
+    ]
+    assert {
+        line["batch"]: line for line in map(json.loads, predictions.read_text().splitlines())
+    }.keys() == kept.keys()
 
 
 def test_subsets_are_stratified_seeded_and_saved(model_and_processor, tmp_path):

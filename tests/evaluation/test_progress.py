@@ -11,7 +11,7 @@ from tqdm import tqdm
 from hpt import RobustnessEvaluator
 from hpt.evaluation.progress import PassCounter, describe_duration, format_plan
 from hpt.evaluation.rows import LARGE_EPS
-from hpt.files import read_lines
+from hpt.files import read_lines, unsealed
 
 
 NUMBER = 20
@@ -72,7 +72,9 @@ def test_batches_of_earlier_versions_say_nothing_of_the_time(subject, benchmark,
     tasks = evaluator.plan(subject, benchmark)
     rows = evaluator.run(tasks)
     file = tmp_path / "predictions-0.jsonl"
-    lines = [{name: value for name, value in line.items() if "passes" not in name} for line in read_lines(file)]
+    lines = [
+        {name: value for name, value in line.items() if "passes" not in name} for line in read_lines(file, unsealed)
+    ]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     evaluator = make_evaluator(tmp_path, eps=[2 / 255, 4 / 255, 16 / 255])
     tasks = evaluator.plan(subject, benchmark)

@@ -108,7 +108,7 @@ def test_rows_without_the_fields_that_were_added_since_are_read_and_gone_on_with
     assert evaluate() == [replace(row, most_predicted=None, chance=None) for row in now]
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == len(now)
     (tmp_path / "results.jsonl").write_text(json.dumps(lines[0] | {"later": 1}) + "\n")
-    with pytest.raises(InputError, match="Row 1 of .* isn't one of hpt"):
+    with pytest.raises(InputError, match="Line 1 of .* isn't a row of hpt .*it has later"):
         evaluate()
 
 

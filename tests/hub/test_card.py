@@ -97,7 +97,7 @@ def test_metadata_name_the_task_and_nothing_local(card):
 
 
 def test_models_and_data_of_the_hub_are_named(run, tmp_path):
-    record = json.loads((run[0] / "training.json").read_text())
+    record = ModelFolder(run[0]).run
     record["target"] |= {"hub_id": "org/clip", "name": "org/clip", "revision": "c0ffee"}
     record["data"]["source"] = "org/images@abc"
     (tmp_path / "training.json").write_text(json.dumps(record))

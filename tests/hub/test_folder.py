@@ -7,11 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from helpers import run_recipe
+from helpers import run_recipe, with_accuracy
 from transformers import CLIPModel
 
 from hpt import InputError
+from hpt.evaluation.processor_check import DIFFERENCES, SHARES
 from hpt.evaluation.rows import Row
+from hpt.files import unsealed
 from hpt.hub import push
 from hpt.hub.folder import ModelFolder
 from hpt.models.weights import hash_weights
@@ -36,7 +38,7 @@ def reads(monkeypatch):
 
 def evaluation_of(folder: Path, accuracy: float = 0.5) -> list[Row]:
     weights = hash_weights(CLIPModel.from_pretrained(folder).state_dict())
-    return [Row("mine", None, accuracy, 0.4, 0.6, 100, "digits", "test", "native", weights=weights)]
+    return [with_accuracy(Row("mine", None, 0, 0, 0, 100, "digits", "test", "native", weights=weights), accuracy)]
 
 
 # Read once
@@ -63,14 +65,15 @@ def test_what_is_written_replaces_what_was_read(folder, reads):
     assert (model.rows, model.agreement) == ([], None)
     record = model.run
     rows = evaluation_of(folder)
+    agreement = {"benchmark": "digits", "split": "test", "n": 1} | dict.fromkeys(SHARES + DIFFERENCES, 1.0)
     model.add_rows(rows, {rows[0].weights})
-    model.write_agreement({"n": 1})
+    model.write_agreement(agreement)
     model.replace_card("A card")
     model.write_run(record | {"seconds": 7})
-    assert (model.rows, model.agreement, model.card) == (rows, {"n": 1}, "A card")
-    assert model.run == record | {"seconds": 7} == json.loads((folder / "training.json").read_text())
+    assert (model.rows, model.agreement, model.card) == (rows, agreement, "A card")
+    assert model.run == record | {"seconds": 7} == unsealed(json.loads((folder / "training.json").read_text()))
     written = ModelFolder(folder)
-    assert (written.rows, written.agreement, written.card) == (rows, {"n": 1}, "A card")
+    assert (written.rows, written.agreement, written.card) == (rows, agreement, "A card")
     assert not list(folder.glob("*.incomplete"))
 
 

@@ -3,11 +3,12 @@
 from dataclasses import replace
 
 import pytest
-from helpers import run_recipe
+from helpers import run_recipe, with_accuracy
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hpt import InputError
 from hpt.evaluation.rows import ALL_IMAGES, CLEAN, WORST_CASE, Row
+from hpt.files import DIGEST
 from hpt.hub.index import as_eval_result, as_row
 from hpt.hub.leaderboard import (
     column_of,
@@ -21,7 +22,7 @@ from hpt.hub.leaderboard import (
 from hpt.references import parse_model
 
 
-CLEAN_ROW = Row(THIS := "this model", None, 0.9, 0.85, 0.95, 100, "digits", "test", "native", samples="s")
+CLEAN_ROW = with_accuracy(Row(THIS := "this model", None, 0, 0, 0, 100, "digits", "test", "native", samples="s"), 0.9)
 PGD = replace(CLEAN_ROW, attack="pgd", attacked=THIS, eps=4 / 255, norm="linf", steps=10, step_size=1 / 255)
 WORST = replace(PGD, attack=WORST_CASE, steps=None, step_size=None, parameters={"attacks": ["apgd", "pgd"]})
 
@@ -37,8 +38,7 @@ RESULT_OF_ANOTHER = {
 
 def save_card(folder, *rows, scale: float | None = None):
     if scale is not None:
-        names = ("accuracy", "low", "high")
-        rows = [replace(row, **{name: scale * getattr(row, name) for name in names}) for row in rows]
+        rows = [with_accuracy(row, scale * row.accuracy) for row in rows]
     results = [as_eval_result(row) for row in rows]
     folder.mkdir(parents=True, exist_ok=True)
     data = ModelCardData(model_name="clip", eval_results=results, library_name="transformers")
@@ -70,7 +70,7 @@ def test_what_was_measured_in_the_same_way_shares_a_column(pair):
     title, _, header, _, clean, *_ = format_boards(boards, columns).splitlines()
     assert title == "digits (test, n = 100)"
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (header, clean)]
-    assert cells == [["attack", "a", "b"], ["clean", "90.0 [85.0, 95.0]", "45.0 [42.5, 47.5]"]]  # most robust first
+    assert cells == [["attack", "a", "b"], ["clean", "90.0 [82.6, 94.5]", "45.0 [35.6, 54.8]"]]  # most robust first
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_what_was_measured_in_the_same_way_shares_a_column(pair):
 def test_different_things_are_not_mixed(tmp_path, change):
     boards = [
         board_of(str(save_card(tmp_path / "a", CLEAN_ROW, PGD))),
-        board_of(str(save_card(tmp_path / "b", CLEAN_ROW, replace(PGD, **change)))),
+        board_of(str(save_card(tmp_path / "b", CLEAN_ROW, with_accuracy(PGD, 0.9, **change)))),
     ]
     with pytest.raises(InputError, match="No attack was measured on all of them with the same settings"):
         shared_columns(boards)
@@ -206,9 +206,7 @@ def test_the_most_robust_stand_first_by_the_hardest_attack(tmp_path):
     l2 = replace(PGD, norm="l2", eps=1.0)
     boards = []
     for name, accuracies in (("a", (0.6, 0.3)), ("b", (0.5, 0.4))):
-        rows = [
-            replace(row, accuracy=value, low=0.0, high=1.0) for row, value in zip((PGD, l2), accuracies, strict=True)
-        ]
+        rows = [with_accuracy(row, value) for row, value in zip((PGD, l2), accuracies, strict=True)]
         boards.append(board_of(f"{name}={save_card(tmp_path / name, CLEAN_ROW, *rows)}"))
     table = format_boards(boards, shared_columns(boards))
     assert table.index(" a ") < table.index(" b ")
@@ -265,8 +263,9 @@ def test_values_that_cannot_be_are_not_compared(change):
     result = as_eval_result(PGD)
     assert as_row(result, THIS) == PGD
     value = change.get("accuracy", result.metric_value)
+    arguments = {name: argument for name, argument in result.metric_args.items() if name != DIGEST}
     with pytest.raises(ValueError, match="it has a value that can't be"):
-        as_row(replace(result, metric_value=value, metric_args=result.metric_args | change), THIS)
+        as_row(replace(result, metric_value=value, metric_args=arguments | change), THIS)
 
 
 def test_results_of_others_are_not_compared(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from helpers import ALWAYS, make_clip, make_dataset, make_trainer, run_recipe
+from helpers import ALWAYS, make_clip, make_dataset, make_trainer, run_recipe, with_accuracy
 from huggingface_hub import HfApi, constants
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -341,12 +341,13 @@ def test_a_mistyped_name_is_refused_before_a_card_is_written(folder, run, repo_i
 
 
 def stop_at(folder, step):
-    record = json.loads((folder / "training.json").read_text())
+    record = ModelFolder(folder).run
     (folder / "training.json").write_text(json.dumps(record | {"step": step}))
 
 
 def test_an_evaluation_of_another_model_is_refused(hub, folder, tmp_path, capsys):
-    row = Row("other", None, 0.5, 0.4, 0.6, 100, "digits", "test", "native", weights="0123456789abcdef")
+    row = Row("other", None, 0, 0, 0, 100, "digits", "test", "native", weights="0123456789abcdef")
+    row = with_accuracy(row, 0.5)
     (tmp_path / "results.jsonl").write_text(json.dumps(asdict(row)) + "\n")
     arguments = ["--run", folder.parent, "--hub_model_id", "me/robust", "--evaluations", tmp_path]
     with pytest.raises(InputError, match="has no results of the weights in .*robust: evaluate this model"):
@@ -367,7 +368,7 @@ def test_an_adapter_or_its_merged_model_is_published(hub, tmp_path, capsys):
         save_finished(model, trainer.processing_class, run / name)
         trainer.describe(run / name)
     weights = hash_weights(CLIPModel.from_pretrained(run / "robust").state_dict())
-    row = Row("mine", None, 0.5, 0.4, 0.6, 100, "digits", "test", "native", weights=weights)
+    row = with_accuracy(Row("mine", None, 0, 0, 0, 100, "digits", "test", "native", weights=weights), 0.5)
     (tmp_path / "results.jsonl").write_text(json.dumps(asdict(row)) + "\n")
     for name, more in (("adapter", ()), ("robust", ("--merged", "True"))):
         run_recipe("publish.py", "--run", run, "--evaluations", tmp_path, "--hub_model_id", f"me/{name}", *more)

@@ -109,7 +109,7 @@ def test_the_license_is_the_recipes_or_the_cards_or_the_targets(hub, folder, rec
     vanilla = hub.root / "models" / "org" / "vanilla"
     save_finished(*make_clip(0), vanilla)
     (vanilla / "README.md").write_text("---\nlicense: mit\n---\n")
-    record = json.loads((folder / "training.json").read_text())
+    record = ModelFolder(folder).run
     record["target"] |= {"hub_id": "org/vanilla", "name": "org/vanilla"}
     (folder / "training.json").write_text(json.dumps(record | {"license": recipe}))
     if by_hand:

@@ -6,6 +6,7 @@ import shlex
 from dataclasses import asdict, replace
 
 import pytest
+from helpers import with_accuracy
 
 from hpt.cli import parse_config
 from hpt.evaluation.rows import CLEAN, LARGE_EPS, WORST_CASE, Row
@@ -24,6 +25,7 @@ SCHEDULE |= {"learning_rate": 5e-5, "warmup_steps": 3, "ema_decay": 0.9, "pull_r
 RECORD = {
     "target": MODEL,
     "proxy": MODEL | {"name": "org/proxy", "hub_id": "org/proxy", "patch_size": 16},
+    "vanilla_weights": "vanilla",
     "data": {"name": "images", "split": "train", "source": None, "images_per_epoch": 2560, "streamed": False}
     | {"class_names": ["cat", "dog"]},
     "prompt_template": "a {}",
@@ -51,14 +53,14 @@ RECORD = {
     "weights": "saved",
 }
 
-ROW = Row(THIS, None, 0.9, 0.85, 0.95, 100, "digits", "test", "native", samples="s", weights="own")
-PGD = replace(ROW, attack="pgd", attacked=THIS, eps=4 / 255, norm="linf", steps=10, accuracy=0.5, low=0.4, high=0.6)
-WORST = replace(PGD, attack=WORST_CASE, steps=None, parameters={"attacks": ["apgd", "pgd"]}, accuracy=0.45)
+ROW = with_accuracy(Row(THIS, None, 0, 0, 0, 100, "digits", "test", "native", samples="s", weights="own"), 0.9)
+PGD = with_accuracy(ROW, 0.5, attack="pgd", attacked=THIS, eps=4 / 255, norm="linf", steps=10)
+WORST = with_accuracy(PGD, 0.45, attack=WORST_CASE, steps=None, parameters={"attacks": ["apgd", "pgd"]})
 
 
 def of_vanilla(row: Row) -> Row:
     attacked = VANILLA if row.attacked == THIS else row.attacked
-    return replace(row, model=VANILLA, attacked=attacked, accuracy=0.1, low=0.05, high=0.2, weights="vanilla")
+    return with_accuracy(row, 0.1, model=VANILLA, attacked=attacked, weights="vanilla")
 
 
 @pytest.fixture
@@ -67,7 +69,8 @@ def write(tmp_path):
 
     def write(section, *rows: Row, pictures=(), **record) -> str:
         (tmp_path / "training.json").write_text(json.dumps(RECORD | record))
-        (tmp_path / "evaluation.jsonl").write_text("".join(f"{json.dumps(asdict(row))}\n" for row in rows))
+        lines = [json.dumps(asdict(with_accuracy(row, row.accuracy))) for row in rows]
+        (tmp_path / "evaluation.jsonl").write_text("".join(f"{line}\n" for line in lines))
         (tmp_path / "figures").mkdir(exist_ok=True)
         for name in pictures:
             (tmp_path / "figures" / name).touch()
@@ -82,8 +85,8 @@ def write(tmp_path):
 def test_the_summary_says_what_was_measured(write):
     text = write(summary, ROW, PGD, WORST, *map(of_vanilla, (ROW, PGD, WORST)))
     assert text.endswith(
-        "On 100 images of digits (test) it is right on 90.0 % [85.0, 95.0], and under the worst case at l_inf eps "
-        "4/255 on 45.0 % [40.0, 60.0], where the vanilla model is on 10.0 % [5.0, 20.0]."
+        "On 100 images of digits (test) it is right on 90.0 % [82.6, 94.5], and under the worst case at l_inf eps "
+        "4/255 on 45.0 % [35.6, 54.8], where the vanilla model is on 10.0 % [5.5, 17.4]."
     )
 
 
@@ -117,7 +120,7 @@ def test_what_is_not_trained_yet_is_not_called_fine_tuned(write):
 
 
 def test_without_an_attack_the_summary_gives_the_clean_accuracy(write):
-    assert write(summary, ROW).endswith("On 100 images of digits (test) it is right on 90.0 % [85.0, 95.0].")
+    assert write(summary, ROW).endswith("On 100 images of digits (test) it is right on 90.0 % [82.6, 94.5].")
     assert write(summary).endswith("It has not been evaluated: nothing is known of its accuracy and robustness.")
 
 
@@ -183,7 +186,7 @@ def test_a_model_that_guesses_says_so_on_each_benchmark_once(write):
         "**On digits this model is no better than guessing. 100 of 100 images get the same class: what such a model "
         "withstands says nothing.**"
     )
-    assert second.startswith("**On other this model is no better than guessing. 10.0 % [5.0, 95.0] without an attack")
+    assert second.startswith("**On other this model is no better than guessing. 10.0 % [5.5, 17.4] without an attack")
     assert rest.startswith("A `CLIPModel`, of which")
     assert "guessing" not in write(summary, replace(ROW, most_predicted=0.5, chance=0.1))
 
@@ -196,7 +199,7 @@ def test_rows_on_different_samples_stand_in_different_tables(write):
     text = write(results, ROW, PGD, *map(of_vanilla, (ROW, PGD)), *few)
     full, small = text.split("**digits**")[1:]
     assert (
-        "(test, n = 100)" in full and "| none (clean) " in full and "| 10.0 [5.0, 20.0] | 50.0 [40.0, 60.0] |" in full
+        "(test, n = 100)" in full and "| none (clean) " in full and "| 10.0 [5.5, 17.4] | 50.0 [40.4, 59.6] |" in full
     )
     assert (
         "(test, n = 20)" in small
@@ -232,7 +235,7 @@ def test_rows_of_other_weights_go(tmp_path):
     folder.add_rows([old, of_vanilla(PGD)], {"old", "vanilla"})
     folder.add_rows([PGD], {"own", "vanilla"})
     assert folder.rows == ModelFolder(tmp_path).rows == [of_vanilla(PGD), PGD]
-    again = replace(PGD, accuracy=0.48)
+    again = with_accuracy(PGD, 0.48)
     folder.add_rows([again], {"own", "vanilla"})
     assert folder.rows == ModelFolder(tmp_path).rows == [of_vanilla(PGD), again]
 

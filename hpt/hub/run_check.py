@@ -1,0 +1,97 @@
+"""What `training.json` says of a run, checked to be whole and of the right kinds before a card is written of it."""
+
+from hpt.files import check_kinds, unsealed
+
+
+TOWERS = ("vision", "all")
+MODEL = {
+    "name": str,
+    "hub_id": str | None,
+    "revision": str | None,
+    "architecture": str,
+    "image_size": int,
+    "patch_size": int | list[int] | None,
+    "parameters": int,
+    "dtype": str,
+}
+DATA = {
+    "name": str,
+    "split": str,
+    "source": str | None,
+    "images_per_epoch": int,
+    "streamed": bool,
+    "class_names": list[str],
+}
+SCHEDULE = {
+    "steps_per_epoch": int,
+    "anchor_epochs": int,
+    "transfer_epochs": int,
+    "anchor_learning_rate": float,
+    "learning_rate": float,
+    "warmup_steps": float,
+    "ema_decay": float,
+    "pull_ratio": float,
+}
+RUN = {
+    "target": dict,
+    "vanilla_weights": str,
+    "data": dict,
+    "prompt_template": str | list[str],
+    "trainable": str,
+    "adapter": str | None,
+    "schedule": dict,
+    "batch_size": int,
+    "processes": int,
+    "optimizer": str,
+    "precision": str,
+    "hardware": str,
+    "seed": int,
+    "license": str | None,
+    "settings": dict,
+    "pretrained_by": dict[str, str],
+    "versions": dict[str, str | None],
+    "attack": str | None,
+    "objective": str | None,
+    "divergence": str | None,
+    "step": int,
+    "steps": int,
+    "stage": str,
+    "seconds": float,
+    "best_step": int | None,
+    "weights": str,
+}
+# What runs of some versions lack
+SINCE = {
+    "trainer": str,
+    "proxy": dict | None,
+    "proxies": list[dict],
+    "anchor_objective": str | None,
+    "own_objectives": list[str],
+    "papers": list[str],
+}
+
+
+def parse_run(value: object) -> dict:
+    """The run that a value of JSON is, without its digest.
+
+    Raises:
+        ValueError: saying what of it was altered, is missing or of another kind.
+    """
+    run = unsealed(value)
+    _check(run, RUN)
+    check_kinds({name: run[name] for name in SINCE if name in run}, SINCE)
+    _check(run["data"], DATA, "data's ")
+    _check(run["schedule"], SCHEDULE, "schedule's ")
+    _check(run["versions"], {"hpt": str, "commit": str | None}, "versions' ")
+    for model in (run["target"], *run.get("proxies", filter(None, [run.get("proxy")]))):
+        _check(model, MODEL, "a model's ")
+    if run["trainable"] not in TOWERS:
+        raise ValueError(f"trainable is {run['trainable']!r}, but must be {' or '.join(TOWERS)}")
+    return run
+
+
+def _check(values: dict, kinds: dict, of: str = "") -> None:
+    missing = [name for name in kinds if name not in values]
+    if missing:
+        raise ValueError(f"it lacks {of}{', '.join(missing)}")
+    check_kinds({f"{of}{name}": values[name] for name in kinds}, {f"{of}{name}": kind for name, kind in kinds.items()})
