@@ -4,6 +4,7 @@ Most flags don't say that a model isn't robust; they say why the number may be w
 1802.00420, 1902.06705). Those in [`GUESSING`] say that the model only guesses, so that no number means anything.
 """
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 from hpt.attacks import FGSM, PGD, Attack, Square
@@ -50,14 +51,20 @@ def find_flags(rows: list[Row]) -> list[Flag]:
     """All flags that rows raise, by model, samples and eps; rows on different samples aren't compared."""
     rows = [row for row in rows if not row.named_attack.scored_on_proxy]
     flags = []
-    for model, sample_set in dict.fromkeys((row.model, row.sample_set) for row in rows):
-        own = [row for row in rows if (row.model, row.sample_set) == (model, sample_set)]
+    for own in _group(rows, lambda row: (row.model, row.sample_set)).values():
         for check in (_guessing, _few_samples, _stochastic, _large_eps, _zero_gradients):
             flags += check(own)
+        at_radius = _group(own, lambda row: row.radius)
         for radius in dict.fromkeys(row.radius for row in own if row.attack not in (CLEAN, LARGE_EPS)):
-            attacked = [row for row in own if row.radius == radius]
-            flags += _pgd_too_weak(attacked) + _square_beats_gradients(attacked)
+            flags += _pgd_too_weak(at_radius[radius]) + _square_beats_gradients(at_radius[radius])
     return flags
+
+
+def _group(rows: list[Row], key: Callable[[Row], Hashable]) -> dict[Hashable, list[Row]]:
+    groups: dict[Hashable, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
 
 
 def _flag(name: str, row: Row, message: str, masking: bool) -> list[Flag]:

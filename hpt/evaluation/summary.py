@@ -40,7 +40,10 @@ def find_worst_case(results: ResultsFolder, clean: Task, radius: Radius) -> Row:
     rows = {
         key: row
         for key, row in results.rows.items()
-        if counts_against_model(row) and row.radius == radius and row.subject() == subject
+        if row.model == subject["model"]
+        and counts_against_model(row)
+        and row.radius == radius
+        and row.subject() == subject
     }
     for key, row in rows.items():
         if len(results.predicted(key)) != row.n:

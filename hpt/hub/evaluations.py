@@ -52,13 +52,16 @@ def draw_robustness(folder: ModelFolder) -> None:
     """Draw accuracy over eps of the rows in a model's folder, for each benchmark and norm with several radii."""
     folder.make_figures()
     rows, names, drawn = shown_rows(folder.rows), {THIS: THIS, VANILLA: "vanilla model"}, set()
+    clean: dict[tuple, list[Row]] = {}
+    for row in rows:
+        if row.attack == CLEAN:
+            clean.setdefault(row.sample_set, []).append(row)
     for (sample_set, norm, *_), attacked in radii(rows).items():
         first = attacked[0]
         picture = folder.robustness_picture(first.benchmark, norm)
         if picture not in drawn:
             drawn.add(picture)
-            clean = [row for row in rows if row.attack == CLEAN and row.sample_set == sample_set]
-            curves = [replace(row, model=names[row.model]) for row in clean + attacked]
+            curves = [replace(row, model=names[row.model]) for row in clean.get(sample_set, []) + attacked]
             over = f" over {', '.join(first.parameters['attacks'])}" if first.attack == WORST_CASE else ""
             title = f"{first.benchmark} {first.split}, n = {first.n}, {first.label}{over}"
             draw_accuracy_over_eps(curves, fill(title, 70), picture)

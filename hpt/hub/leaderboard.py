@@ -69,11 +69,10 @@ def column_of(row: Row) -> Column:
 def title_columns(columns: Iterable[Column]) -> dict[Column, tuple[str, str]]:
     """Titles of the samples and of the attack of each column; what differs never has the same ones."""
     columns = list(columns)
-    sets: dict[str, list[tuple]] = {}
+    sets: dict[str, set[tuple]] = {}
     attacks: dict[tuple, list[Column]] = {}
     for column in columns:
-        same = sets.setdefault(column.samples_title, [])
-        same += [] if column.sample_set in same else [column.sample_set]
+        sets.setdefault(column.samples_title, set()).add(column.sample_set)
         attacks.setdefault((column.sample_set, column.attack_title), []).append(column)
     titles = {}
     for column in columns:
@@ -226,7 +225,8 @@ def _nothing_shared(boards: list[Board], wanted: set[Column]) -> str:
 def left_out(boards: list[Board], columns: list[Column]) -> list[str]:
     """A line for each column that not all boards have, with those that have it, and for what can't be compared."""
     titles = title_columns(column for board in boards for column in board.rows)
-    others = [column for column in titles if column not in columns]
+    shared = set(columns)
+    others = [column for column in titles if column not in shared]
     having = {column: ", ".join(board.name for board in boards if column in board.rows) for column in others}
     lines = [f"{': '.join(titles[column])} (only {names})" for column, names in having.items()]
     return lines + [line for board in boards for line in board.unusable]

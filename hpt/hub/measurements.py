@@ -1,5 +1,7 @@
 """What was measured on a model, as its card says it: the strongest attack in a sentence, all in tables, and limits."""
 
+from collections import Counter
+
 from hpt.attacks import ATTACKS, Suite
 from hpt.data.records import BENCHMARKS
 from hpt.escaping import address, code, markdown, shell
@@ -61,8 +63,9 @@ def results(folder: ModelFolder, model_id: str) -> str:
         f"on, is in `{EVALUATION_FILE}`, and those of this model are in the metadata."
     ]
     titles = [_title(pairs[0][0]) for pairs in tables.values()]
+    several = Counter(titles)
     for title, pairs in zip(titles, tables.values(), strict=True):
-        which = f" (samples {markdown(str(pairs[0][0].samples))})" if titles.count(title) > 1 else ""
+        which = f" (samples {markdown(str(pairs[0][0].samples))})" if several[title] > 1 else ""
         parts += [f"{title}{which}:", _comparison_table(pairs)]
     parts += [f"![Accuracy over eps]({FIGURES}/{address(name)})" for name in folder.robustness_pictures]
     if not folder.robustness_pictures:

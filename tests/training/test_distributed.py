@@ -6,6 +6,7 @@ import re
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from transformers import TrainerCallback
 
 from hpt import InputError, RobustnessEvaluator, ZeroShotClassifier
 from hpt.cli import run_recipe
+from hpt.evaluation.results import read_result_rows
 from hpt.processes import hold_together, join_processes
 from hpt.training.checkpoints import last_checkpoint
 from hpt.training.resumable import CheckpointError, NonFiniteError
@@ -257,7 +259,7 @@ def evaluate(folder: Path) -> None:
 
 def read_results(folder: Path) -> tuple[list, dict]:
     """The rows without their times, and what was predicted in each batch of each row."""
-    rows = [json.loads(line) | {"seconds": None} for line in (folder / "results.jsonl").read_text().splitlines()]
+    rows = [replace(row, seconds=None) for row in read_result_rows(folder)]
     lines = [json.loads(line) for file in folder.glob("predictions-*") for line in file.read_text().splitlines()]
     return rows, {(line["row"], line["batch"]): line["predictions"] for line in lines}
 
