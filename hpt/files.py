@@ -16,6 +16,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TypeVar, get_args, get_origin
@@ -85,7 +86,8 @@ def parse_json(text: str | bytes):
     try:
         text = text if isinstance(text, str) else text.decode("utf-8-sig")
         value = json.loads(text, object_pairs_hook=_without_repetition, parse_constant=_refuse_constant)
-        _refuse_depth(value)
+        if text.count("[") + text.count("{") > DEEPEST:
+            _refuse_depth(value)
         if "\\ud" in text.lower():
             json.dumps(value, ensure_ascii=False).encode()  # half of a character can't be written
         return value
@@ -133,22 +135,28 @@ def check_kinds(values: dict, kinds: dict) -> None:
 
 
 def _fits(value, kind) -> bool:
-    parts = get_args(kind)
-    if isinstance(kind, UnionType):
-        return any(_fits(value, part) for part in parts)
-    if kind is float:  # so far as Python computes with it, and so not NaN
-        return type(value) in (int, float) and abs(value) <= sys.float_info.max
-    if kind is int:
-        return type(value) is int and abs(value) < 2**64
-    values = value.values() if isinstance(value, dict) else value
-    return type(value) is (get_origin(kind) or kind) and (not parts or all(_fits(part, parts[-1]) for part in values))
+    for own, part in _alternatives(kind):
+        if own is float and type(value) in (int, float):
+            return abs(value) <= sys.float_info.max  # and so not NaN
+        if own is type(value):
+            if part is not None:
+                return all(_fits(inner, part) for inner in (value.values() if own is dict else value))
+            return own is not int or abs(value) < 2**64
+    return False
+
+
+@cache
+def _alternatives(kind) -> list[tuple]:
+    """For each of the kinds that a kind allows, the type, and the kind of its parts if that is said."""
+    kinds = get_args(kind) if isinstance(kind, UnionType) else [kind]
+    return [(get_origin(own) or own, get_args(own)[-1] if get_args(own) else None) for own in kinds]
 
 
 def _describe(kind) -> str:
-    parts = get_args(kind)
-    if isinstance(kind, UnionType):
-        return " or ".join(map(_describe, parts))
-    return f"{KINDS[get_origin(kind)]}, each part {_describe(parts[-1])}" if parts else KINDS[kind]
+    return " or ".join(
+        KINDS[own] + (f", each part {_describe(part)}" if part is not None else "")
+        for own, part in _alternatives(kind)
+    )
 
 
 # Files

@@ -91,8 +91,9 @@ class ResultsFolder:
             self._index(row)
 
     def _index(self, row: Row) -> None:
-        self.rows[digest(row.settings())] = row
-        self.expect(row.settings())
+        settings = row.settings()
+        self.rows[digest(settings)] = row
+        self.expect(settings)
 
     def expect(self, settings: dict) -> None:
         """From here on, rows that contradict these settings are refused."""
