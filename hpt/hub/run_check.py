@@ -78,13 +78,16 @@ def parse_run(value: object) -> dict:
         ValueError: saying what of it was altered, is missing or of another kind.
     """
     run = unsealed(value)
-    _check(run, RUN)
-    check_kinds({name: run[name] for name in SINCE if name in run}, SINCE)
-    _check(run["data"], DATA, "data's ")
+    _check(run, RUN | {name: kind for name, kind in SINCE.items() if name in run})
+    _check(run["data"], DATA | ({"geometry": str} if "geometry" in run["data"] else {}), "data's ")
     _check(run["schedule"], SCHEDULE, "schedule's ")
     _check(run["versions"], {"hpt": str, "commit": str | None}, "versions' ")
+    if not run["data"]["class_names"]:
+        raise ValueError("data's class_names are none")
+    if not {"proxy", "proxies"} & set(run):
+        raise ValueError("it lacks proxies")
     for model in (run["target"], *run.get("proxies", filter(None, [run.get("proxy")]))):
-        _check(model, MODEL, "a model's ")
+        _check(model, MODEL | ({"wrapper": str | None} if "wrapper" in model else {}), "a model's ")
     if run["trainable"] not in TOWERS:
         raise ValueError(f"trainable is {run['trainable']!r}, but must be {' or '.join(TOWERS)}")
     return run
