@@ -82,8 +82,8 @@ def parse_run(value: object) -> dict:
     _check(run["data"], DATA | ({"geometry": str} if "geometry" in run["data"] else {}), "data's ")
     _check(run["schedule"], SCHEDULE, "schedule's ")
     _check(run["versions"], {"hpt": str, "commit": str | None}, "versions' ")
-    if not run["data"]["class_names"]:
-        raise ValueError("data's class_names are none")
+    if not run["data"]["class_names"] or not run["prompt_template"]:
+        raise ValueError("it has no class_names, or no prompt_template")
     if not {"proxy", "proxies"} & set(run):
         raise ValueError("it lacks proxies")
     for model in (run["target"], *run.get("proxies", filter(None, [run.get("proxy")]))):
