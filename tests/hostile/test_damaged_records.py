@@ -35,7 +35,7 @@ def outcome(folder) -> str:
     try:
         return render_card(ModelFolder(folder), "me/robust")
     except InputError as error:
-        assert "\n" not in str(error) and "training.json" in str(error) and len(str(error)) < 500
+        assert "\n" not in str(error) and len(str(error)) < 500
         return "refused"
 
 

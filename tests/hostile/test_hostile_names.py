@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers import HOSTILE, SOUND
+from helpers import HOSTILE, SOUND, with_accuracy
 from huggingface_hub import ModelCardData
 
 from hpt import InputError
@@ -40,7 +40,7 @@ MODEL = {"hub_id": None, "revision": None, "architecture": "CLIPModel", "dtype":
 MODEL |= {"image_size": 224, "patch_size": 32, "parameters": 151_000_000}
 SCHEDULE = {"steps_per_epoch": 10, "anchor_epochs": 1, "transfer_epochs": 2, "anchor_learning_rate": 1e-5}
 SCHEDULE |= {"learning_rate": 5e-5, "warmup_steps": 3, "ema_decay": 0.9, "pull_ratio": 0.5}
-CLEAN_ROW = Row(THIS, None, 0.9, 0.85, 0.95, 100, "digits", "test", "native", samples="s")
+CLEAN_ROW = with_accuracy(Row(THIS, None, 0, 0, 0, 100, "digits", "test", "native", samples="s"), 0.9)
 PGD = replace(CLEAN_ROW, attack="pgd", attacked=THIS, eps=4 / 255, norm="linf", steps=10, step_size=1 / 255)
 WORST = replace(PGD, attack=WORST_CASE, steps=None, step_size=None)
 
@@ -51,6 +51,7 @@ def record_with(name: str) -> dict:
     proxy = MODEL | {"name": name, "hub_id": "org/proxy", "patch_size": 16, "revision": name, "wrapper": name}
     return {
         "target": MODEL | {"name": name},
+        "vanilla_weights": "vanilla",
         "proxies": [proxy],
         "data": {"name": name, "split": name, "source": f"{name}@c0ffee", "images_per_epoch": 10, "streamed": False}
         | {"class_names": [name, "dog"]},
