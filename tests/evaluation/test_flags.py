@@ -1,4 +1,5 @@
 import math
+import random
 from dataclasses import replace
 
 import pytest
@@ -66,6 +67,23 @@ def test_each_reason_for_doubt_raises_its_flag(changed, name, message):
 )
 def test_no_model_is_doubted_for_its_benchmark(clean):
     assert find_flags([clean]) == []
+
+
+def test_flags_of_many_rows_are_those_of_each_model_and_samples_in_order():
+    draw = random.Random(0)
+    rows = [
+        replace(
+            row, model=draw.choice("xyz"), benchmark=draw.choice("ab"), accuracy=draw.random(), n=draw.choice([9, 10])
+        )
+        for row in draw.choices(SOUND, k=400)
+    ]
+    rows = [
+        replace(row, eps=draw.choice([0.1, 0.2]), zero_gradient=draw.randrange(2)) if row.eps else row for row in rows
+    ]
+    rows = [row for row in rows if not row.named_attack.scored_on_proxy]
+    groups = dict.fromkeys((row.model, row.sample_set) for row in rows)
+    apart = [find_flags([row for row in rows if (row.model, row.sample_set) == group]) for group in groups]
+    assert find_flags(rows) == sum(apart, []) and len(find_flags(rows)) > 20
 
 
 def test_on_images_of_one_class_no_model_has_collapsed():
