@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+import textwrap
 import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -159,6 +160,6 @@ def explain_hub_error(kind: str, name: str, error: BaseException) -> InputError:
             f"{without_secrets(ENDPOINT)}: go online once, or give a path"
         )
     else:
-        reason = next(iter(str(deepest).strip().splitlines()), "no message").rstrip(".")
+        reason = textwrap.shorten(str(deepest), 300, placeholder=" ...").rstrip(".") or "no message"
         hint = f"{type(deepest).__name__}: {without_secrets(reason)}"
     return InputError(f"Can't load the {kind} {name!r}: {hint}.")

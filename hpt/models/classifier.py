@@ -7,8 +7,6 @@ Resizing and normalising happen inside, differentiably, so that an attack's eps 
 """
 
 import copy
-import warnings
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -17,57 +15,10 @@ from torch import nn
 
 from hpt.errors import InputError
 from hpt.models.families import check_dual_encoder, family_of
-from hpt.models.weights import plain_weights
+from hpt.models.processors import check_processor, input_size, pixel_statistics
+from hpt.models.tokens import check_embeddings, check_told_apart, tokenize
+from hpt.models.weights import in_eval_mode, plain_weights
 from hpt.prompts import DEFAULT_TEMPLATE, check_class_names, check_templates, make_prompts
-
-
-def input_size(image_processor) -> int:
-    """Side length in pixels of the square images that a processor hands to its model."""
-    size = image_processor.crop_size if getattr(image_processor, "do_center_crop", False) else image_processor.size
-    size = dict(size)
-    return size.get("height") or size["shortest_edge"]
-
-
-def check_processor(model, processor) -> None:
-    """Raise [`InputError`] unless a processor has both its parts, and makes images of the model's size.
-
-    What a model does with images of another size is tried on one: some interpolate their position embeddings.
-    """
-    if missing := [part for part in ("image_processor", "tokenizer") if not hasattr(processor, part)]:
-        raise InputError(
-            f"The processor is a {type(processor).__name__}, which has no {' and no '.join(missing)}: give all of the "
-            "model's, AutoProcessor.from_pretrained(name)."
-        )
-    side, own = input_size(processor.image_processor), getattr(model.config.vision_config, "image_size", None)
-    names = (name for part in family_of(model).vision_modules(model) for name, _ in part.named_parameters())
-    if side == own or not any("position_embedding" in name for name in names):
-        return
-    image = torch.zeros(1, 3, side, side, device=model.device, dtype=model.dtype)
-    try:
-        with torch.no_grad(), _in_eval_mode(list(model.modules())):
-            model.get_image_features(pixel_values=image)
-    except (ValueError, RuntimeError) as error:
-        raise InputError(
-            f"The processor makes images of {side} x {side} pixels, but {type(model).__name__} takes {own} x {own}: "
-            "give the model's own, AutoProcessor.from_pretrained(name)."
-        ) from error
-
-
-def pixel_statistics(image_processor) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel with which [0, 1] pixels become what a processor hands to its model.
-
-    For 8-bit values `v = 255 x`, rescale factor `f`, offset `o` (1 in ALIGN's, 0 in the others), mean `m` and
-    deviation `s`, processors give `((f v - o) - m) / s`, which is `(x - (o + m) / 255 f) / (s / 255 f)`.
-    """
-    mean, std, again = [0.0] * 3, [1.0] * 3, [1.0] * 3
-    if image_processor.do_normalize:
-        mean, std = image_processor.image_mean, image_processor.image_std
-    # Only EfficientNet's processors, ALIGN's among them, have an offset and may divide once more
-    if getattr(image_processor, "include_top", False):
-        again = image_processor.image_std
-    offset = 1.0 if getattr(image_processor, "rescale_offset", False) else 0.0
-    scale = 255 * image_processor.rescale_factor if image_processor.do_rescale else 255.0
-    return [(offset + m) / scale for m in mean], [s * a / scale for s, a in zip(std, again, strict=True)]
 
 
 class Outputs(NamedTuple):
@@ -179,8 +130,8 @@ class ZeroShotClassifier(nn.Module):
         if state != self._cached_for:
             in_float32 = torch.autocast(self.model.device.type, enabled=False)
             for_autograd = torch.inference_mode(False)  # whatever asks first, an attack may use what is cached
-            with for_autograd, torch.no_grad(), in_float32, _in_eval_mode(self.family.text_modules(self.model)):
-                self._cached_text_embeds, self._cached_for = self.encode_prompts(), state
+            with for_autograd, torch.no_grad(), in_float32, in_eval_mode(self.family.text_modules(self.model)):
+                self._cached_text_embeds, self._cached_for = check_embeddings(self.encode_prompts()), state
         return self._cached_text_embeds
 
     def forget_text_embeds(self) -> None:
@@ -195,6 +146,7 @@ class ZeroShotClassifier(nn.Module):
         if self.class_names is None:
             raise InputError("This classifier has no classes yet: use with_classes([...]).")
         tokens = self.tokenize(make_prompts(self.templates, self.class_names))
+        check_told_apart(self.class_names, tokens["input_ids"])
         chunks = zip(*(values.to(self.model.device).split(chunk_size) for values in tokens.values()), strict=True)
         embeds = [
             F.normalize(_pooled(self.model.get_text_features(**dict(zip(tokens, chunk, strict=True)))), dim=-1)
@@ -204,24 +156,7 @@ class ZeroShotClassifier(nn.Module):
 
     def tokenize(self, prompts: list[str]) -> dict[str, torch.Tensor]:
         """Token ids of prompts on the CPU, cased and padded as the model needs it; a warning names one that is cut."""
-        tokenizer = self.processor.tokenizer
-        prompts = [prompt.lower() for prompt in prompts] if self.family.lower_case else prompts
-        longest = min(tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings)
-        tokens = tokenizer(prompts)["input_ids"]
-        if max(max(ids, default=0) for ids in tokens) >= self.model.config.text_config.vocab_size:
-            raise InputError(
-                f"The tokenizer gives tokens that {type(self.model).__name__} doesn't have, as for "
-                f"{prompts[0]!r}: give the model's own processor, AutoProcessor.from_pretrained(name)."
-            )
-        lengths = [len(ids) for ids in tokens]
-        if max(lengths) > longest:
-            warnings.warn(
-                f"{sum(length > longest for length in lengths)} of {len(prompts)} class prompts are longer than the "
-                f"text tower's {longest} tokens and are cut, such as {prompts[lengths.index(max(lengths))]!r}.",
-                stacklevel=2,
-            )
-        padding = "max_length" if self.family.pads_to_full_length else "longest"
-        return dict(tokenizer(prompts, padding=padding, truncation=True, max_length=longest, return_tensors="pt"))
+        return tokenize(self.model, self.processor.tokenizer, prompts)
 
     @property
     def changes_case(self) -> bool:
@@ -254,16 +189,3 @@ def frozen_copy(classifier: ZeroShotClassifier) -> ZeroShotClassifier:
     mean, std = classifier.image_mean.flatten().tolist(), classifier.image_std.flatten().tolist()
     model.requires_grad_(False).eval()
     return ZeroShotClassifier(model, classifier.processor, classifier.class_names, classifier.templates, mean, std)
-
-
-@contextmanager
-def _in_eval_mode(modules: list[nn.Module]):
-    """Within, modules drop nothing out and use no batch statistics, as the texts of a BERT in training would."""
-    modes = [module.training for module in modules]
-    for module in modules:
-        module.eval()
-    try:
-        yield
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.train(mode)

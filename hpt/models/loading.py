@@ -8,24 +8,38 @@ import os
 import re
 import shutil
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from os.path import expanduser
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
 from hpt.errors import InputError, TrainingStopped, explain_hub_error
 from hpt.files import named_if_it_fails
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.families import check_dual_encoder
+from hpt.models.files import (
+    CONFIG,
+    check_model_type,
+    drop_own_code,
+    find_file,
+    own_code,
+    read_held,
+    read_json,
+    read_settings,
+    refuse_own_code,
+)
+from hpt.models.processors import check_processor, input_size
 from hpt.models.sources import check_source, similar_folder
-from hpt.models.weights import check_complete, find_non_finite
+from hpt.models.tokens import check_tokenizer
+from hpt.models.weights import check_complete, check_finite, find_non_finite
 from hpt.references import Reference
 
 
 # What DataParallel and torch.compile put before the names of a model's weights
 WRAPPERS = r"^(?:module\.|_orig_mod\.)+"
+TOKENIZER = "tokenizer.json"
+OF_PROCESSOR = {"processor_config.json", "preprocessor_config.json"}  # an adapter without has its base's processor
 
 
 def load_proxy(name: str, revision: str | None = None, dtype: torch.dtype = torch.float32) -> ZeroShotClassifier:
@@ -65,85 +79,131 @@ def load_dual_encoder(name: str, revision: str | None = None, dtype: torch.dtype
     Raises:
         InputError: when it can't be found or reached, is gated, isn't a dual encoder, or lacks weights.
     """
+    return _load(expanduser(name), revision, dtype, ())
+
+
+def _load(name: str, revision: str | None, dtype: torch.dtype, above: tuple[str, ...]):
+    """As [`load_dual_encoder`]; the base of adapters `above`, of which each is the base of the one before."""
     from transformers.utils import find_adapter_config_file
 
-    name = expanduser(name)
     check_source(name)
+    if name in above:
+        raise InputError(f"Its base is {name}, an adapter whose base it is in turn.")
     with _failures_explained("model", name):
         adapter = find_adapter_config_file(name, revision=revision)
+        settings = read_settings(name, revision)
     if adapter is None:
-        model, processor, config = _load_model(name, revision, dtype)
+        model, processor, config = _load_model(name, revision, dtype, settings)
     else:
-        model, processor, config = *_load_adapter(name, revision, dtype), Path(adapter)
+        model, processor, config = *_load_adapter(name, revision, dtype, settings, above), Path(adapter)
+    _check_use(name, model, processor)
     model.config._commit_hash = None if Path(name).is_dir() else config.parent.name
     return model, processor
 
 
-def _load_model(name: str, revision: str | None, dtype: torch.dtype):
+def _load_model(name: str, revision: str | None, dtype: torch.dtype, settings: dict[str, dict]):
     """Model, processor, and the file of its configuration."""
     from transformers import AutoModel
     from transformers.utils import cached_file
 
+    if CONFIG in settings:
+        check_model_type(name, settings)
     # Not by commit: of a repository without safetensors, the Hub's conversion is taken for a branch only
     options = {"revision": revision, "dtype": dtype, "use_safetensors": True}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # what doesn't fit is refused below
-    with _failures_explained("model", name), _without_report():
-        model, report = AutoModel.from_pretrained(name, **options)
-        if any(re.match(WRAPPERS, key) for key in report["unexpected_keys"]):
-            prefixed = f"The names of weights in {name} begin with module. or _orig_mod., which is left out."
-            warnings.warn(prefixed, stacklevel=4)
-            model, report = AutoModel.from_pretrained(name, **options, key_mapping={WRAPPERS: ""})
-        config = Path(cached_file(name, "config.json", revision=revision))
+    with _failures_explained("model", name, settings), _without_report():
+        held = read_held(name, revision)
+        with held.bounding(name) if held else nullcontext():
+            model, report = AutoModel.from_pretrained(name, trust_remote_code=False, **options)
+            if any(re.match(WRAPPERS, key) for key in report["unexpected_keys"]):
+                prefixed = f"The names of weights in {name} begin with module. or _orig_mod., which is left out."
+                warnings.warn(prefixed, stacklevel=4)
+                options["key_mapping"] = {WRAPPERS: ""}
+                model, report = AutoModel.from_pretrained(name, trust_remote_code=False, **options)
+        config = Path(cached_file(name, CONFIG, revision=revision))
     check_dual_encoder(model)
-    shapes = {key: shape for key, shape, _ in report["mismatched_keys"]}
-    check_complete(name, model.state_dict(), report["missing_keys"], report["unexpected_keys"], shapes)
-    return model, _load_processor(name, revision), config
+    weights, shapes = model.state_dict(), {key: shape for key, shape, _ in report["mismatched_keys"]}
+    check_complete(name, weights, report["missing_keys"], report["unexpected_keys"], shapes)
+    if held:
+        held.check_types(name, weights)
+    check_finite(name, weights)
+    return model, _load_processor(name, revision, settings), config
 
 
-def _load_adapter(name: str, revision: str | None, dtype: torch.dtype):
+def _load_adapter(name: str, revision: str | None, dtype: torch.dtype, settings: dict[str, dict], above: tuple):
     """The base with an adapter merged into it, and the adapter's own processor, or else the base's."""
     from hpt.models.lora import merge_saved, read_adapter
 
     with _failures_explained("adapter", name):
         config, weights = read_adapter(name, revision)
     try:
-        model, processor = load_dual_encoder(config.base_model_name_or_path, config.revision, dtype)
+        model, processor = _load(config.base_model_name_or_path, config.revision, dtype, (*above, name))
     except InputError as error:
         raise InputError(
             f"{name} is an adapter, and its base can't be had. {error} Write the base's path or Hub id into its "
             "adapter_config.json, as base_model_name_or_path."
         ) from error
-    model = merge_saved(name, model, config, weights)
+    with _failures_explained("adapter", name):
+        model = merge_saved(name, model, config, weights)
+    check_finite(name, model.state_dict())
     model.name_or_path = name
-    return model, _load_processor(name, revision) if _has_processor(name, revision) else processor
+    return model, _load_processor(name, revision, settings) if OF_PROCESSOR & settings.keys() else processor
 
 
-def _load_processor(name: str, revision: str | None):
+def _load_processor(name: str, revision: str | None, settings: dict[str, dict]):
     from transformers import AutoProcessor
 
-    with _failures_explained("processor", name):
-        return AutoProcessor.from_pretrained(name, revision=revision)
+    if not OF_PROCESSOR & settings.keys():
+        raise InputError(
+            f"Can't load the processor {name!r}: it has neither {' nor '.join(sorted(OF_PROCESSOR))}. Take a complete "
+            "copy."
+        )
+    with _failures_explained("processor", name, settings):
+        try:
+            return AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
+        except Exception:
+            if tokenizer := find_file(name, TOKENIZER, revision):
+                read_json(tokenizer)  # the error doesn't name the file
+            raise
 
 
-def _has_processor(name: str, revision: str | None) -> bool:
-    from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
-
-    files = (PROCESSOR_NAME, IMAGE_PROCESSOR_NAME)
-    return any(
-        cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False) for file in files
-    )
+@torch.no_grad()
+def _check_use(name: str, model, processor) -> None:
+    """Try a model on a grey image and a short text: some damage only shows there."""
+    check_processor(model, processor)
+    check_tokenizer(name, model, processor.tokenizer)
+    side = input_size(processor.image_processor)
+    image = torch.zeros(1, 3, side, side, dtype=model.dtype)
+    with _failures_explained("model", name):
+        tokens = processor.tokenizer("0", return_tensors="pt")
+        outputs = model.get_image_features(pixel_values=image), model.get_text_features(**tokens)
+        image_features, text_features = (output.pooler_output for output in outputs)
+    if image_features.shape != text_features.shape:
+        raise InputError(
+            f"Can't load the model {name!r}: its embeddings of images have {image_features.shape[-1]} dimensions, but "
+            f"those of texts {text_features.shape[-1]}. Take a complete copy."
+        )
+    if not (image_features.isfinite().all() and text_features.isfinite().all()):
+        raise InputError(
+            f"Can't load the model {name!r}: it gives NaN or infinity for any image or text. Take a sound copy."
+        )
 
 
 @contextmanager
-def _failures_explained(kind: str, name: str):
-    """Within, what loading raises becomes a line, which names the folder that may be meant."""
+def _failures_explained(kind: str, name: str, settings: dict[str, dict] | None = None):
+    """Within, what loading raises becomes a line, which names the folder that may be meant, or code that is missing.
+
+    Over damaged files, transformers and its libraries raise errors of any kind.
+    """
     try:
         yield
     except InputError:
         raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:
         if not Path(name).is_dir() and (near := similar_folder(name)):
             raise InputError(f"Can't load the {kind} {name!r}: no such folder; did you mean {near}?") from error
+        if code := own_code(settings or {}):
+            raise refuse_own_code(kind, name, code) from error
         raise explain_hub_error(kind, name, error) from error
 
 
@@ -178,6 +238,7 @@ def save_finished(model, processor, folder: str | Path) -> None:
         try:
             model.save_pretrained(incomplete)
             processor.save_pretrained(incomplete)
+            drop_own_code(incomplete)
             (incomplete / "README.md").unlink(missing_ok=True)  # PEFT's, which would replace the card that is there
             for file in sorted(incomplete.iterdir(), key=lambda file: file.name == marker):
                 os.replace(file, folder / file.name)

@@ -9,6 +9,7 @@ merged(model).save_pretrained("robust")  # CLIPModel.from_pretrained("robust")
 """
 
 import copy
+import math
 import re
 from pathlib import Path
 
@@ -22,14 +23,19 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from peft.utils import CONFIG_NAME
 from safetensors.torch import load_file
 from torch import nn
 from transformers.utils import cached_file
 
 from hpt.errors import InputError, check_known
 from hpt.models.families import check_dual_encoder, family_of
+from hpt.models.files import read_json
 from hpt.models.sources import BASE_FILE
-from hpt.models.weights import TRAINABLE, check_complete
+from hpt.models.weights import TRAINABLE, check_complete, check_finite
+
+
+FITTING = "Give the adapter_config.json that belongs to them."
 
 
 def add_lora(
@@ -93,6 +99,11 @@ def check_adapter(config: PeftConfig) -> None:
             f"{config.peft_type.value} adapters learn prompts for a language model, which a dual encoder doesn't "
             "take, and can't be merged: use adapters of its layers, such as LORA, IA3 or LOHA."
         )
+    if config.peft_type == PeftType.LORA and config.megatron_config is not None:
+        raise InputError(
+            f"The adapters ask for the Python module {config.megatron_core!r:.100} (megatron_config), which hpt never "
+            "imports: take adapters without."
+        )
 
 
 def describe_adapter(config: PeftConfig) -> str:
@@ -106,19 +117,36 @@ def read_adapter(name: str, revision: str | None) -> tuple[PeftConfig, dict[str,
     """Configuration and weights of a saved adapter, from a folder or the Hub; the base is where it lies here.
 
     Raises:
-        InputError: if it can't be merged, or doesn't say its base.
-        OSError, ValueError, SafetensorError: if it isn't there, or is damaged.
+        InputError: if it can't be merged, doesn't say its base, or is damaged.
+        Exception: of any kind, if it isn't there, or is damaged.
     """
+    read_json(Path(cached_file(name, CONFIG_NAME, revision=revision)))
     config = PeftConfig.from_pretrained(name, revision=revision)
     check_adapter(config)
-    if not config.base_model_name_or_path:
+    base = config.base_model_name_or_path
+    if not isinstance(base, str) or not base:
         raise InputError(f"{name} is an adapter whose adapter_config.json doesn't say its base_model_name_or_path.")
+    weights = load_file(cached_file(name, "adapter_model.safetensors", revision=revision))
+    check_finite(name, weights)
+    if config.peft_type == PeftType.LORA:
+        _check_saved_lora(name, config, weights)
     noted = Path(name, BASE_FILE)
     places = [noted.read_text(encoding="utf-8")] if noted.is_file() else []
-    places.append(Path(name).parent / config.base_model_name_or_path)
+    places.append(Path(name).parent / base)
     here = (str(place) for place in places if Path(place).is_dir())
-    config.base_model_name_or_path = next(here, config.base_model_name_or_path)
-    return config, load_file(cached_file(name, "adapter_model.safetensors", revision=revision))
+    config.base_model_name_or_path = next(here, base)
+    return config, weights
+
+
+def _check_saved_lora(name: str, config: LoraConfig, weights: dict[str, torch.Tensor]) -> None:
+    """Refuse ranks and scales that can't be, and ranks of which the file has no matrix, before PEFT makes them."""
+    largest = max((max(weight.shape, default=0) for weight in weights.values()), default=0)
+    for rank in (config.r, *config.rank_pattern.values()):
+        if type(rank) is not int or not 1 <= rank <= largest:
+            raise InputError(f"{name} has adapters of rank {rank!r:.100}, but its weights are of another. {FITTING}")
+    for alpha in (config.lora_alpha, *config.alpha_pattern.values()):
+        if type(alpha) not in (int, float) or not 0 < alpha < math.inf:
+            raise InputError(f"{name} has the lora_alpha {alpha!r:.100}, but must have a number above 0. {FITTING}")
 
 
 def merge_saved(name: str, base: nn.Module, config: PeftConfig, weights: dict[str, torch.Tensor]) -> nn.Module:

@@ -52,8 +52,20 @@ def check_complete(
         warnings.warn(one_line(also), stacklevel=4)
 
 
+def check_finite(name: str, weights: dict[str, torch.Tensor]) -> None:
+    """Refuse weights that have NaN or infinity, as those of a training that diverged, or of a damaged file."""
+    floats = {key: weight for key, weight in weights.items() if weight.is_floating_point() and weight.numel()}
+    bad = {key for key, weight in floats.items() if not all(extreme.isfinite() for extreme in weight.aminmax())}
+    if bad:
+        raise InputError(
+            f"Can't load {name!r}: of {len(weights)} weights, {len(bad)} have NaN or infinity ({_first(bad)}). Take a "
+            "sound copy."
+        )
+
+
 def _first(names: set[str]) -> str:
-    return ", ".join(sorted(names)[:3]) + ", ..." * (len(names) > 3)
+    listed = ", ".join(f"{name:.200}" for name in sorted(names)[:3]) + ", ..." * (len(names) > 3)
+    return listed if listed.isprintable() else repr(listed)
 
 
 def find_non_finite(tensors: dict[str, torch.Tensor]) -> str:
@@ -125,6 +137,19 @@ def forward_redirected(model: nn.Module, function):
         del model.forward
         if instance_forward is not None:
             model.forward = instance_forward
+
+
+@contextmanager
+def in_eval_mode(modules: list[nn.Module]):
+    """Within, modules drop nothing out and use no batch statistics, as the texts of a BERT in training would."""
+    modes = [module.training for module in modules]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.train(mode)
 
 
 def architecture(model) -> dict:

@@ -7,8 +7,9 @@ from helpers import CLASSES, FAMILIES, TEXT, VISION, make_clip, make_family
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor
 
 from hpt import InputError, ZeroShotClassifier, load_proxy
-from hpt.models.classifier import frozen_copy, input_size, pixel_statistics
+from hpt.models.classifier import frozen_copy
 from hpt.models.loading import load_dual_encoder, save_finished
+from hpt.models.processors import input_size, pixel_statistics
 from hpt.models.weights import forward_redirected
 
 

@@ -7,7 +7,14 @@ import torch
 import transformers
 from helpers import CLASSES, FAMILIES, VISION, make_clip, make_dataset, make_family, make_trainer
 from peft import LoraConfig, get_peft_model
-from transformers import BertTokenizer, GemmaTokenizer, SiglipImageProcessorPil, SiglipProcessor, XLMRobertaTokenizer
+from transformers import (
+    BertTokenizer,
+    GemmaTokenizer,
+    SiglipImageProcessorPil,
+    SiglipModel,
+    SiglipProcessor,
+    XLMRobertaTokenizer,
+)
 
 from hpt import InputError, ZeroShotClassifier, load_proxy
 from hpt.models import families
@@ -89,7 +96,7 @@ def test_a_record_is_all_that_other_names_need(tmp_path, monkeypatch):
 class CasedTokenizer:
     """A tokenizer that keeps the case, as that of SigLIP 2 does, and what it was given."""
 
-    model_max_length = 10**30  # as that of SigLIP 2 says too
+    model_max_length, unk_token_id = 10**30, None  # as that of SigLIP 2 says too
 
     def __call__(self, texts, **settings):
         self.texts, self.settings = texts, settings
@@ -165,8 +172,11 @@ def gemma_tokenizer():
 @pytest.fixture
 def siglip2(tmp_path):
     """A tiny SigLIP with Gemma's tokenizer, saved and loaded again."""
-    model, processor = make_family("Siglip")
-    processor = SiglipProcessor(SiglipImageProcessorPil(size={"height": 16, "width": 16}), gemma_tokenizer())
+    tokenizer, config = gemma_tokenizer(), make_family("Siglip")[0].config
+    config.text_config.vocab_size = len(tokenizer)
+    torch.manual_seed(0)
+    model = SiglipModel(config).eval()
+    processor = SiglipProcessor(SiglipImageProcessorPil(size={"height": 16, "width": 16}), tokenizer)
     save_finished(model, processor, tmp_path / "siglip2")
     return load_proxy(str(tmp_path / "siglip2"))
 
