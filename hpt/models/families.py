@@ -26,6 +26,7 @@ class Family:
         has_bias (`bool`): Whether `logit_bias` is added to the logits.
         pads_to_full_length (`bool`): Whether prompts are padded to the longest possible one, as in its pretraining:
             a model that pools the last position counts padding too.
+        pools_at_end (`bool`): Whether the text tower pools a prompt at its `eos_token_id`, wherever that is.
         lower_case (`bool`): Whether prompts are put into lower case, as in its pretraining, whatever its
             tokenizer does.
         processor (`str`): Class of its processor on cards.
@@ -40,6 +41,7 @@ class Family:
     has_temperature: bool = False
     has_bias: bool = False
     pads_to_full_length: bool = False
+    pools_at_end: bool = False
     lower_case: bool = False
     processor: str = "AutoProcessor"
     tags: tuple[str, ...] = ()
@@ -76,7 +78,16 @@ class Family:
 
 
 _RECORDS = (
-    Family("clip", "CLIPModel", processor="CLIPProcessor", tags=("clip",)),
+    Family("clip", "CLIPModel", pools_at_end=True, processor="CLIPProcessor", tags=("clip",)),
+    *(
+        Family(model_type, architecture, pools_at_end=True)
+        for model_type, architecture in (
+            ("aimv2", "Aimv2Model"),
+            ("clipseg", "CLIPSegModel"),
+            ("groupvit", "GroupViTModel"),
+            ("metaclip_2", "MetaClip2Model"),
+        )
+    ),
     # SigLIP 2 of fixed size is of this type too. It was trained on text in lower case (arXiv 2502.14786), which its
     # tokenizer, Gemma's, leaves as it is, while SigLIP's changes the case itself
     Family("siglip", "SiglipModel", has_bias=True, pads_to_full_length=True, lower_case=True),

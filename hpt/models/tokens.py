@@ -13,6 +13,7 @@ from hpt.errors import InputError
 from hpt.models.families import family_of
 
 
+LEGACY_END = 2  # old configurations of CLIP, such as OpenAI's, say so; their towers pool at the largest token
 LEAST_SHARE = 0.9  # of the text tower's vocabulary that its tokenizer has; some towers are padded to round numbers
 
 
@@ -67,6 +68,8 @@ def tokenize(model, tokenizer, prompts: list[str]) -> dict[str, torch.Tensor]:
             f"{prompts[0]!r}: give the model's own processor, AutoProcessor.from_pretrained(name)."
         )
     _check_known(tokenizer, prompts, tokens)
+    if family.pools_at_end:
+        _check_end(family.towers(model)[1].eos_token_id, prompts, tokens)
     lengths = [len(ids) for ids in tokens]
     if max(lengths) > longest:
         whose = "text tower" if longest == tower.max_position_embeddings else "tokenizer"
@@ -94,6 +97,17 @@ def _check_known(tokenizer, prompts: list[str], tokens: list[list[int]]) -> None
             f"{unknown[0]!r}.",
             stacklevel=4,
         )
+
+
+def _check_end(end: int, prompts: list[str], tokens: list[list[int]]) -> None:
+    """Refuse prompts without the token at which their tower pools: it would take whatever is first, or pads."""
+    for prompt, ids in zip(prompts, tokens, strict=True):
+        of_old = end == LEGACY_END and ids[-1] == max(ids)
+        if not of_old and end not in ids:
+            raise InputError(
+                f"The text tower pools at token {end}, the eos_token_id of its configuration, but {prompt!r:.200} has "
+                "none: its tokenizer isn't the model's own, or one of both is damaged."
+            )
 
 
 def check_told_apart(class_names: list[str], tokens: torch.Tensor) -> None:
@@ -129,7 +143,7 @@ def check_embeddings(text_embeds: torch.Tensor) -> torch.Tensor:
     """The class embeddings `(classes, dim)`; [`InputError`] if they are all one, whatever the class."""
     if len(text_embeds) > 1 and (text_embeds - text_embeds[0]).abs().max() < 1e-6:
         raise InputError(
-            "The text tower gives every class the same embedding: its weights are damaged, or its configuration's "
-            "eos_token_id isn't the token with which its tokenizer ends prompts."
+            "The text tower gives every class the same embedding: its weights or its configuration are damaged. Take "
+            "a complete copy of the model."
         )
     return text_embeds

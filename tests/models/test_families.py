@@ -80,7 +80,7 @@ def test_a_record_is_all_that_other_names_need(tmp_path, monkeypatch):
             return features
 
     vanilla, processor = make_clip(0)
-    with pytest.raises(InputError, match="of Renamed: it has no vision_model and text_model.*: align, clip, siglip"):
+    with pytest.raises(InputError, match="of Renamed: it has no vision_model and text_model.*: aimv2, align, clip, "):
         make_trainer(tmp_path, Renamed(vanilla.config))
     record = Family("clip", "Renamed", vision_parts=("encoder_of_images", "visual_projection"))
     monkeypatch.setitem(families.FAMILIES, "clip", record)
@@ -100,7 +100,7 @@ class CasedTokenizer:
 
     def __call__(self, texts, **settings):
         self.texts, self.settings = texts, settings
-        return {"input_ids": [[ord(letter) % 64 for letter in text] for text in texts]}
+        return {"input_ids": [[*(ord(letter) % 64 for letter in text), 513] for text in texts]}
 
 
 # What each family's documentation does with texts, beside what its tokenizer does, where that isn't nothing
