@@ -17,7 +17,7 @@ import torch
 from hpt.errors import InputError, TrainingStopped, explain_hub_error
 from hpt.files import named_if_it_fails
 from hpt.models.classifier import ZeroShotClassifier
-from hpt.models.families import check_dual_encoder
+from hpt.models.families import check_dual_encoder, family_of
 from hpt.models.files import (
     CONFIG,
     check_model_type,
@@ -178,12 +178,13 @@ def _check_use(name: str, model, processor) -> None:
         tokens = processor.tokenizer("0", return_tensors="pt")
         outputs = model.get_image_features(pixel_values=image), model.get_text_features(**tokens)
         image_features, text_features = (output.pooler_output for output in outputs)
+        scale = family_of(model).logit_scale(model)
     if image_features.shape != text_features.shape:
         raise InputError(
             f"Can't load the model {name!r}: its embeddings of images have {image_features.shape[-1]} dimensions, but "
             f"those of texts {text_features.shape[-1]}. Take a complete copy."
         )
-    if not (image_features.isfinite().all() and text_features.isfinite().all()):
+    if not all(values.isfinite().all() for values in (image_features, text_features, scale)):
         raise InputError(
             f"Can't load the model {name!r}: it gives NaN or infinity for any image or text. Take a sound copy."
         )

@@ -14,7 +14,8 @@ from hpt.models.families import family_of
 
 
 LEGACY_END = 2  # old configurations of CLIP, such as OpenAI's, say so; their towers pool at the largest token
-LEAST_SHARE = 0.9  # of the text tower's vocabulary that its tokenizer has; some towers are padded to round numbers
+LEAST_SHARE = 0.98  # of the text tower's vocabulary that its tokenizer has; some towers are padded to round numbers
+MADE_SHARE = 0.9  # of a tokenizer's longer tokens that its merges make; some have tokens for bytes and none
 
 
 def check_tokenizer(name: str, model, tokenizer) -> None:
@@ -30,6 +31,11 @@ def check_tokenizer(name: str, model, tokenizer) -> None:
         )
     if isinstance(longest, bool) or not isinstance(longest, (int, float)) or not longest >= 1:
         raise InputError(f"The tokenizer of {name} has the model_max_length {longest!r:.100}, but must have a number.")
+    if words := [token for token in tokenizer.all_special_tokens if token[:1].isalnum()]:
+        raise InputError(
+            f"The tokenizer of {name} has the special token {words[0]!r:.100}, which would be cut out of words: its "
+            "tokenizer_config.json is damaged. Take a complete copy."
+        )
     if unmade := _unmade_tokens(tokenizer):
         raise InputError(
             f"The tokenizer of {name} has {len(unmade)} tokens that none of its merges makes, such as {unmade[0]!r}: "
@@ -49,7 +55,7 @@ def _unmade_tokens(tokenizer) -> list[str]:
     longer = [token for token in model["vocab"] if len(token.removesuffix(suffix)) > 1 and token not in added]
     made = {"".join(pair) for pair in model["merges"]}
     unmade = [token for token in longer if token not in made]
-    return unmade if len(unmade) > (1 - LEAST_SHARE) * len(longer) else []
+    return unmade if len(unmade) > (1 - MADE_SHARE) * len(longer) else []
 
 
 def tokenize(model, tokenizer, prompts: list[str]) -> dict[str, torch.Tensor]:
@@ -62,7 +68,7 @@ def tokenize(model, tokenizer, prompts: list[str]) -> dict[str, torch.Tensor]:
     prompts = [prompt.lower() for prompt in prompts] if family.lower_case else prompts
     longest = min(tokenizer.model_max_length, tower.max_position_embeddings)
     tokens = tokenizer(prompts)["input_ids"]
-    if max(max(ids, default=0) for ids in tokens) >= tower.vocab_size:
+    if max(tokenizer.pad_token_id or 0, *(max(ids, default=0) for ids in tokens)) >= tower.vocab_size:
         raise InputError(
             f"The tokenizer gives tokens that {type(model).__name__} doesn't have, as for "
             f"{prompts[0]!r}: give the model's own processor, AutoProcessor.from_pretrained(name)."

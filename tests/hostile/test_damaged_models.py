@@ -194,6 +194,12 @@ def test_weights_that_are_none_are_refused(folder, kind):
     assert line in refusal(folder)
 
 
+def test_an_infinite_scale_is_refused(folder):
+    weights = load_file(folder / WEIGHTS)
+    save_file(weights | {"logit_scale": torch.tensor(1000.0)}, folder / WEIGHTS, {"format": "pt"})
+    assert "NaN or infinity for any image or text" in refusal(folder)
+
+
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 100, 5000, -1, -4, -1000])
 def test_a_file_of_weights_that_is_cut_is_refused(folder, size):
     (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:size])
@@ -371,16 +377,33 @@ def test_special_tokens_that_are_none_are_refused(folder, token, value):
     assert "Can't load the processor" in refusal(folder)
 
 
+@pytest.mark.parametrize("token", ["bos_token", "eos_token", "pad_token", "unk_token"])
+@pytest.mark.parametrize("value", ["a", "x</w>"])
+def test_special_tokens_that_are_letters_are_refused(folder, token, value):
+    """They would be cut out of every word that has them."""
+    set_values(folder / "tokenizer_config.json", **{token: value})
+    assert f"has the special token '{value}', which would be cut out of words" in refusal(folder)
+
+
 def test_another_end_of_prompts_is_refused(folder):
-    """CLIP pools at its configuration's `eos_token_id`: without it, at the first token of every prompt."""
-    set_values(folder / "tokenizer_config.json", eos_token="x")
+    """CLIP pools at its configuration's `eos_token_id`: without it, at the first token, or at the first pad."""
+    set_values(folder / "tokenizer_config.json", eos_token="!")
     assert "The text tower pools at token 513, the eos_token_id of its configuration, but" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("token", "line"),
+    [("pad_token", "The tokenizer gives tokens that CLIPModel doesn't have"), ("eos_token", "index out of range")],
+)
+def test_special_tokens_beyond_the_vocabulary_are_refused(folder, token, line):
+    set_values(folder / "tokenizer_config.json", **{token: "<new>"})
+    assert line in refusal(folder)
 
 
 class Told:
     """A tokenizer that knows the letters from a to m."""
 
-    model_max_length, unk_token_id, is_fast = 77, 1, False
+    model_max_length, unk_token_id, pad_token_id = 77, 1, 0
 
     def __call__(self, texts, **settings):
         ids = [[2, *(ord(letter) % 32 if letter < "n" else 1 for letter in text), 3] for text in texts]

@@ -96,7 +96,8 @@ def test_a_record_is_all_that_other_names_need(tmp_path, monkeypatch):
 class CasedTokenizer:
     """A tokenizer that keeps the case, as that of SigLIP 2 does, and what it was given."""
 
-    model_max_length, unk_token_id = 10**30, None  # as that of SigLIP 2 says too
+    model_max_length = 10**30  # as that of SigLIP 2 says too
+    unk_token_id = pad_token_id = None
 
     def __call__(self, texts, **settings):
         self.texts, self.settings = texts, settings
