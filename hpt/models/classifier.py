@@ -16,7 +16,7 @@ from torch import nn
 from hpt.errors import InputError
 from hpt.models.families import check_dual_encoder, family_of
 from hpt.models.processors import check_processor, input_size, pixel_statistics
-from hpt.models.tokens import check_embeddings, check_told_apart, tokenize
+from hpt.models.tokens import check_told_apart, tokenize
 from hpt.models.weights import in_eval_mode, plain_weights
 from hpt.prompts import DEFAULT_TEMPLATE, check_class_names, check_templates, make_prompts
 
@@ -131,7 +131,7 @@ class ZeroShotClassifier(nn.Module):
             in_float32 = torch.autocast(self.model.device.type, enabled=False)
             for_autograd = torch.inference_mode(False)  # whatever asks first, an attack may use what is cached
             with for_autograd, torch.no_grad(), in_float32, in_eval_mode(self.family.text_modules(self.model)):
-                self._cached_text_embeds, self._cached_for = check_embeddings(self.encode_prompts()), state
+                self._cached_text_embeds, self._cached_for = self.encode_prompts(), state
         return self._cached_text_embeds
 
     def forget_text_embeds(self) -> None:

@@ -170,11 +170,11 @@ def _load_processor(name: str, revision: str | None, settings: dict[str, dict]):
 @torch.no_grad()
 def _check_use(name: str, model, processor) -> None:
     """Try a model on a grey image and a short text: some damage only shows there."""
-    check_processor(model, processor)
-    check_tokenizer(name, model, processor.tokenizer)
-    side = input_size(processor.image_processor)
-    image = torch.zeros(1, 3, side, side, dtype=model.dtype)
     with _failures_explained("model", name):
+        check_processor(model, processor)
+        check_tokenizer(name, model, processor.tokenizer)
+        side = input_size(processor.image_processor)
+        image = torch.zeros(1, 3, side, side, dtype=model.dtype)
         tokens = processor.tokenizer("0", return_tensors="pt")
         outputs = model.get_image_features(pixel_values=image), model.get_text_features(**tokens)
         image_features, text_features = (output.pooler_output for output in outputs)

@@ -29,12 +29,16 @@ def check_tokenizer(name: str, model, tokenizer) -> None:
             f"The tokenizer of {name} has {has} tokens, but the text tower knows {known}: tokenizer.json, or another "
             "file of it, is missing or incomplete. Take a complete copy."
         )
-    if isinstance(longest, bool) or not isinstance(longest, (int, float)) or not longest >= 1:
+    if isinstance(longest, bool) or not isinstance(longest, (int, float)) or longest < 1 or longest % 1:
         raise InputError(f"The tokenizer of {name} has the model_max_length {longest!r:.100}, but must have a number.")
-    if words := [token for token in tokenizer.all_special_tokens if token[:1].isalnum()]:
+    if words := [token for token in tokenizer.all_special_tokens if not token or token[0].isalnum()]:
         raise InputError(
             f"The tokenizer of {name} has the special token {words[0]!r:.100}, which would be cut out of words: its "
             "tokenizer_config.json is damaged. Take a complete copy."
+        )
+    if tokenizer.pad_token_id is None:
+        raise InputError(
+            f"The tokenizer of {name} has no pad_token: its tokenizer_config.json is missing or incomplete."
         )
     if unmade := _unmade_tokens(tokenizer):
         raise InputError(
@@ -143,13 +147,3 @@ def check_told_apart(class_names: list[str], tokens: torch.Tensor) -> None:
 
 def _plain(name: str) -> str:
     return " ".join(name.split()).casefold()
-
-
-def check_embeddings(text_embeds: torch.Tensor) -> torch.Tensor:
-    """The class embeddings `(classes, dim)`; [`InputError`] if they are all one, whatever the class."""
-    if len(text_embeds) > 1 and (text_embeds - text_embeds[0]).abs().max() < 1e-6:
-        raise InputError(
-            "The text tower gives every class the same embedding: its weights or its configuration are damaged. Take "
-            "a complete copy of the model."
-        )
-    return text_embeds

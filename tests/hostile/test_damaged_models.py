@@ -364,7 +364,7 @@ def test_a_model_without_tokenizer_is_refused(folder):
     )
 
 
-@pytest.mark.parametrize("length", ["77", 0, -1, [77], True, "inf"])
+@pytest.mark.parametrize("length", ["77", 0, -1, [77], True, "inf", 1.5])
 def test_a_tokenizer_of_no_length_is_refused(folder, length):
     set_values(folder / "tokenizer_config.json", model_max_length=length)
     assert "has the model_max_length" in refusal(folder)
@@ -378,11 +378,16 @@ def test_special_tokens_that_are_none_are_refused(folder, token, value):
 
 
 @pytest.mark.parametrize("token", ["bos_token", "eos_token", "pad_token", "unk_token"])
-@pytest.mark.parametrize("value", ["a", "x</w>"])
+@pytest.mark.parametrize("value", ["a", "x</w>", ""])
 def test_special_tokens_that_are_letters_are_refused(folder, token, value):
     """They would be cut out of every word that has them."""
     set_values(folder / "tokenizer_config.json", **{token: value})
     assert f"has the special token '{value}', which would be cut out of words" in refusal(folder)
+
+
+def test_a_tokenizer_that_does_not_pad_is_refused(folder):
+    set_values(folder / "tokenizer_config.json", pad_token=None)
+    assert "has no pad_token" in refusal(folder)
 
 
 def test_another_end_of_prompts_is_refused(folder):
