@@ -54,13 +54,8 @@ def check_complete(
 
 def check_finite(name: str, weights: dict[str, torch.Tensor]) -> None:
     """Refuse weights that have NaN or infinity, as those of a training that diverged, or of a damaged file."""
-    floats = {key: weight for key, weight in weights.items() if weight.is_floating_point() and weight.numel()}
-    bad = {key for key, weight in floats.items() if not all(extreme.isfinite() for extreme in weight.aminmax())}
-    if bad:
-        raise InputError(
-            f"Can't load {name!r}: of {len(weights)} weights, {len(bad)} have NaN or infinity ({_first(bad)}). Take a "
-            "sound copy."
-        )
+    if broken := find_non_finite(weights):
+        raise InputError(f"Can't load {name!r}: weights are NaN or infinite, {broken}. Take a sound copy.")
 
 
 def _first(names: set[str]) -> str:

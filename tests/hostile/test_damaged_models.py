@@ -174,9 +174,9 @@ def test_towers_of_two_widths_are_refused(folder):
 BAD_WEIGHTS = {
     "NaN": (
         lambda weight: weight.fill_(float("nan")),
-        "of 62 weights, 1 have NaN or infinity (visual_projection.weight)",
+        "weights are NaN or infinite, 1 of 62 (visual_projection.weight)",
     ),
-    "infinity": (lambda weight: weight.fill_(float("inf")), "1 have NaN or infinity"),
+    "infinity": (lambda weight: weight.fill_(float("inf")), "weights are NaN or infinite, 1 of 62"),
     "whole numbers": (lambda weight: weight.int(), "visual_projection.weight is kept as I32, but weights must be of"),
     "truth values": (lambda weight: weight.bool(), "visual_projection.weight is kept as BOOL"),
     "8 bits": (lambda weight: weight.to(torch.float8_e4m3fn), "visual_projection.weight is kept as F8_E4M3"),
@@ -516,7 +516,7 @@ BAD_ADAPTERS = [
     ("lora_alpha", 0, "has the lora_alpha 0, but must have a number above 0"),
     ("lora_alpha", -1, "has the lora_alpha -1"),
     ("lora_alpha", "8", "has the lora_alpha '8'"),
-    ("lora_alpha", 1e300, "have NaN or infinity"),
+    ("lora_alpha", 1e300, "weights are NaN or infinite"),
     ("peft_type", "OWN", "Can't load the adapter"),
     ("peft_type", None, "Can't load the adapter"),
     ("target_modules", "x", "doesn't fit its base"),
@@ -542,4 +542,4 @@ def test_adapters_with_nan_are_refused(adapter, number):
     weights = load_file(adapter / "adapter_model.safetensors")
     next(iter(weights.values()))[0, 0] = float(number)
     save_file(weights, adapter / "adapter_model.safetensors", {"format": "pt"})
-    assert "of 24 weights, 1 have NaN or infinity" in refusal(adapter)
+    assert "weights are NaN or infinite, 1 of 24" in refusal(adapter)
