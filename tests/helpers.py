@@ -98,6 +98,13 @@ def make_trainer(
     )
 
 
+def with_other_weights(trainer: HPTTrainer) -> HPTTrainer:
+    """A trainer whose model has lost what training began with, for a checkpoint brings weights of its own."""
+    zeros = {name: torch.zeros_like(weight) for name, weight in trainer.model.state_dict().items()}
+    trainer.model.load_state_dict(zeros)
+    return trainer
+
+
 def weights(model):
     return {name: weight.detach().clone() for name, weight in model.named_parameters()}
 

@@ -61,10 +61,14 @@ class SeenByModels:
         return self.transform
 
     @property
-    def _feature(self) -> datasets.Image:
-        """How images are decoded: in the mode that the dataset asks for, if it asks for one."""
+    def mode(self) -> str | None:
+        """Pillow's name for the colours that the dataset asks images to be decoded to, if it asks."""
         kind = self.dataset.features["image"]
-        return datasets.Image(mode=kind.mode) if isinstance(kind, datasets.Image) else datasets.Image()
+        return kind.mode if isinstance(kind, datasets.Image) else None
+
+    @property
+    def _feature(self) -> datasets.Image:
+        return datasets.Image(mode=self.mode)
 
     def _to_pixels(self, encoded: dict | Image.Image | None, sample_id: int, where: str) -> torch.Tensor:
         """What a model gets of a sample's image; [`InputError`] naming where it is for one that can't be used."""

@@ -4,7 +4,6 @@ dataset row -> `decode_image` -> `ImageTransform`: uint8 (3, height, width) -> `
 `to_unit_range`
 """
 
-import hashlib
 import io
 import textwrap
 import warnings
@@ -98,15 +97,6 @@ def _label_column(dataset: datasets.Dataset) -> pa.ChunkedArray:
     return dataset.with_format("arrow", columns=["label"])[:]["label"]
 
 
-def hash_samples(dataset: datasets.Dataset) -> str:
-    """64 hexadecimal digits that stand for the encoded images and labels of a dataset, in order."""
-    state = hashlib.sha256(read_labels(dataset).astype(np.int64).tobytes())
-    for example in encoded_images(dataset):
-        content = read_bytes(example["image"])
-        state.update(len(content).to_bytes(8, "little") + content)
-    return state.hexdigest()
-
-
 def check_images(dataset: datasets.Dataset, name: str, same_size: bool = False) -> None:
     """Refuse images whose header can't be read or that [`check_header`] refuses, without decoding them.
 
@@ -148,9 +138,9 @@ def check_header(image: Image.Image) -> None:
         )
 
 
-def encoded_images(dataset: datasets.Dataset) -> datasets.Dataset:
-    """The column `image` alone, undecoded: each a dict of `bytes` and `path`, whatever the dataset's format."""
-    return dataset.with_format(None).select_columns("image").cast_column("image", datasets.Image(decode=False))
+def encoded_images(dataset: datasets.Dataset, column: str = "image") -> datasets.Dataset:
+    """The column of images alone, undecoded: each a dict of `bytes` and `path`, whatever the dataset's format."""
+    return dataset.with_format(None).select_columns(column).cast_column(column, datasets.Image(decode=False))
 
 
 def read_bytes(encoded: dict) -> bytes:

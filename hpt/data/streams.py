@@ -5,12 +5,23 @@ HPTTrainer(..., args=HPTConfig("outputs/robust", steps_per_epoch=20000), train_d
 """
 
 import itertools
+import os
+import re
 from collections.abc import Iterator
+from functools import partial
+from inspect import ismethod
 
+import datasets
 import torch
+from datasets.packaged_modules.generator.generator import Generator
 
 from hpt.data.benchmark import StreamingBenchmark
+from hpt.data.hashing import hash_files, hash_rows
 from hpt.errors import InputError
+from hpt.files import digest
+
+
+OF_A_COMMIT = re.compile(r"hf://[^@]+@[0-9a-f]{40}/")  # how a file is called whose content can't change
 
 
 class EpochStream(torch.utils.data.IterableDataset):
@@ -104,3 +115,68 @@ def check_workers(stream: StreamingBenchmark, num_workers: int) -> None:
             f"{stream.name} ({stream.split}) is streamed from {files} file{'s' * (files > 1)}, which can't be shared "
             f"out to {num_workers} workers: give at most --dataloader_num_workers {files}."
         )
+
+
+# What a stream is read from
+
+
+def identify_stream(stream: StreamingBenchmark) -> tuple[str, list[str]]:
+    """What stands for the rows of a stream, and what nothing can stand for.
+
+    Files on this machine count by name and content, those of a repository on the Hub by its commit, and tables by
+    their rows. Functions that rows pass through count by name alone.
+
+    Returns:
+        `tuple`: 16 hexadecimal digits, and names of functions and addresses whose results may change unnoticed.
+    """
+    sources, functions = [], []
+    for node in _nodes(stream.dataset._ex_iterable):
+        sources += _flatten(vars(node).get("kwargs", {}))
+        functions += [_name_function(vars(node)[name]) for name in ("function", "mask_function") if name in vars(node)]
+        functions += [_name_function(made_by) for made_by in _generators(node)]
+    functions = [name for name in functions if not name.startswith(("datasets.", "hpt."))]
+    files = [file for file in map(_local_file, sources) if file is not None]
+    tables = [source for source in sources if isinstance(source, datasets.Dataset)]
+    texts = [source for source in sources if isinstance(source, str) and _local_file(source) is None]
+    unfixed = [text for text in texts if "://" in text and not OF_A_COMMIT.match(text)]
+    content = [
+        hash_files(files) if files else None,
+        hash_rows(datasets.concatenate_datasets(tables)) if tables else None,
+        texts,
+        functions,
+    ]
+    return digest([*content, stream.mode]), [*dict.fromkeys(functions + unfixed)]
+
+
+def _nodes(node) -> Iterator:
+    """The steps of which `datasets` makes a stream, the last one first."""
+    yield node
+    within = vars(node)
+    for part in [within["ex_iterable"]] if "ex_iterable" in within else within.get("ex_iterables", []):
+        yield from _nodes(part)
+
+
+def _flatten(value) -> list:
+    """What lists, tuples and dicts hold, in order."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [leaf for part in value for leaf in _flatten(part)] if isinstance(value, list | tuple) else [value]
+
+
+def _local_file(source) -> str | None:
+    """The file on this machine that a source is, or is in, as in `zip://cat.png::/data/images.zip`."""
+    path = source.rpartition("::")[2].removeprefix("file://") if isinstance(source, str) else ""
+    return path if os.path.isfile(path) else None
+
+
+def _generators(node) -> list:
+    """The function that [`~datasets.IterableDataset.from_generator`] was given."""
+    made_by = vars(node).get("generate_examples_fn")
+    return [made_by.__self__.config.generator] if ismethod(made_by) and isinstance(made_by.__self__, Generator) else []
+
+
+def _name_function(function) -> str:
+    while isinstance(function, partial):
+        function = function.func
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -155,21 +156,22 @@ class RobustnessEvaluator:
     def plan(self, subject: Subject, benchmark: Benchmark) -> list[Task]:
         """The rows to be of a model on one benchmark, checked against the results that are there; nothing is run."""
         benchmark = subject.see(benchmark).subset(self.max_samples, self.seed)
-        settings = (self.seed, self.batch_size, self.max_samples)
-        clean = plan_clean(subject, benchmark, *settings)
+        clean = self._plan_clean(subject, benchmark)
         tasks = [clean, plan_large_eps(clean)] if self.attacks else [clean]
         proxy = None if self.proxy is None else self.proxy.on(benchmark)
         if any(attack.scored_on_proxy for attack in self.attacks):
-            tasks.append(proxy_clean := plan_clean(self.proxy, benchmark, *settings))
+            tasks.append(proxy_clean := self._plan_clean(self.proxy, benchmark))
         for radius in self.radii:
             for named in self._defined_on(benchmark):
                 attack = named.make(radius, seed=self.seed, proxy=clean.scored if named.scored_on_proxy else proxy)
                 if named.scored_on_proxy:
                     more = {"attacked_weights": subject.weights}
-                    tasks.append(plan_attack(proxy_clean, str(named), attack, subject.name, **more))
+                    tasks.append(plan_attack(proxy_clean, str(named), attack, subject.name, subject, **more))
                 elif named.needs_proxy:
                     attacked = self.proxy if named.is_transfer else subject
-                    tasks.append(plan_attack(clean, str(named), attack, attacked.name, **self.proxy.as_proxy()))
+                    tasks.append(
+                        plan_attack(clean, str(named), attack, attacked.name, self.proxy, **self.proxy.as_proxy())
+                    )
                 else:
                     tasks.append(plan_attack(clean, str(named), attack, subject.name))
         self._expect(tasks)
@@ -194,6 +196,10 @@ class RobustnessEvaluator:
                 except InputError as error:
                     failures.append(f"{subject.name}, {benchmark.name}: {error}")
         return planned
+
+    def _plan_clean(self, subject: Subject, benchmark: Benchmark) -> Task:
+        task = plan_clean(subject, benchmark, self.seed, self.batch_size, self.max_samples)
+        return replace(task, settings=self.results.as_said_there(task.settings))
 
     def _check_kept(self, tasks: list[Task]) -> None:
         """Refuse what the results have of tasks if it contradicts itself."""

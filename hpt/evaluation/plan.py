@@ -69,9 +69,16 @@ def plan_clean(subject: Subject, benchmark: Benchmark, seed: int, batch_size: in
     return Task(settings, subject.on(benchmark), benchmark)
 
 
-def plan_attack(clean: Task, text: str, attack: Attack, attacked: str, **parameters) -> Task:
-    """The task of an attack on the samples of a clean one; `parameters` add to the attack's own in the row."""
+def plan_attack(
+    clean: Task, text: str, attack: Attack, attacked: str, other: Subject | None = None, **parameters
+) -> Task:
+    """The task of an attack on the samples of a clean one, for which it may use another model than the one scored.
+
+    `parameters` add to the attack's own in the row.
+    """
     settings = attack_settings(attack, text, attacked, len(clean.benchmark.class_names), **parameters)
+    if other is not None and "other_model" in clean.settings:
+        settings["other_model"] = other.computes_with(clean.benchmark)
     return replace(clean, settings=clean.settings | settings, attack=attack, clean=clean)
 
 

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from hpt.attacks import PGD
 from hpt.data.benchmark import Benchmark
-from hpt.data.images import hash_samples
+from hpt.data.hashing import hash_samples
 from hpt.errors import InputError
 from hpt.escaping import markdown
 from hpt.evaluation.comparison import make_row, score
@@ -25,7 +25,6 @@ from hpt.evaluation.subject import Subject
 from hpt.files import append_line, check_kinds, digest, repair_lines, unsealed
 from hpt.models.weights import architecture
 from hpt.processes import hold_together
-from hpt.prompts import make_prompts
 from hpt.radius import as_radii
 
 
@@ -74,10 +73,8 @@ class TransferMatrix:
     def _identify(self, subject: Subject) -> str:
         """A digest of all that a model's verdicts on these classes depend on."""
         model = subject.classifier
-        prompts = make_prompts(self.benchmark.template, self.benchmark.class_names)
-        tokens = {key: ids.tolist() for key, ids in model.tokenize(prompts).items()}
         statistics = [model.image_size, model.image_mean.tolist(), model.image_std.tolist()]
-        return digest([subject.weights, statistics, tokens])
+        return digest([subject.weights, statistics, subject.computes_with(self.benchmark)])
 
     def measure(self, batch_size: int = 64, num_workers: int = 0, state: PartialState | None = None) -> None:
         """Fill `correct`, from the folder or by attacking; several processes share the columns that are missing.

@@ -7,6 +7,7 @@ Each line carries a digest of itself. One that was altered is measured again, an
 """
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,7 @@ from hpt.data.benchmark import Benchmark
 from hpt.errors import InputError
 from hpt.escaping import file_name
 from hpt.evaluation.row_check import FIELDS, check_row
-from hpt.evaluation.rows import ADDED, WORST_CASE, Row, Rows
+from hpt.evaluation.rows import ADDED, SAID_SINCE, WORST_CASE, Row, Rows
 from hpt.files import (
     DIGEST,
     append_line,
@@ -36,9 +37,10 @@ from hpt.files import (
 # Settings that have one value in a whole file, per model, per benchmark and per attack.
 DETERMINED_BY = {
     (): ("seed", "batch_size", "max_samples"),
-    ("model",): ("revision", "weights", "dtype", "image_mean", "image_std", "hpt_version"),
+    ("model",): ("revision", "weights", "configuration", "dtype", "image_mean", "image_std", "hpt_version"),
     ("benchmark",): ("split", "attack_space", "templates", "samples"),
-    ("attack", "model", "attacked", "eps", "norm"): ("parameters",),
+    ("model", "benchmark"): ("tokens",),
+    ("attack", "model", "attacked", "eps", "norm"): ("parameters", "other_model"),
 }
 # What a line of predictions has, and what it may have besides
 PREDICTIONS = {"row": str, "batch": int, "predictions": list[int], "seconds": float}
@@ -98,8 +100,23 @@ class ResultsFolder:
     def expect(self, settings: dict) -> None:
         """From here on, rows that contradict these settings are refused."""
         for keys, determined in DETERMINED_BY.items():
-            values = {name: settings[name] for name in determined}
+            values = {name: settings[name] for name in determined if name in settings}
             self._determined[keys, tuple(settings[key] for key in keys)] = values
+
+    def as_said_there(self, settings: dict) -> dict:
+        """Settings as the model's rows have them that are there: those of earlier versions lack [`SAID_SINCE`]."""
+        own = [
+            row for row in self.rows.values() if (row.model, row.weights) == (settings["model"], settings["weights"])
+        ]
+        if all(row.configuration is not None for row in own):
+            return settings
+        if self.rank == 0:
+            warnings.warn(
+                f"{self.file} has rows of {settings['model'] or 'the model'} from hpt 0.3.0 or before, which don't "
+                "say with which configuration and tokenizer: they are gone on with as if those were the same.",
+                stacklevel=4,
+            )
+        return {name: value for name, value in settings.items() if name not in SAID_SINCE}
 
     def add_row(self, row: Row) -> None:
         self._index(row)
@@ -137,9 +154,9 @@ class ResultsFolder:
         for keys in DETERMINED_BY:
             there = self._determined.get((keys, tuple(settings[key] for key in keys)), {})
             differences = [
-                f"{name} {there[name]!r} there, {settings[name]!r} here"
+                f"{name} {there[name]!r} there, {settings.get(name)!r} here"
                 for name in there
-                if there[name] != settings[name] and not _differs_by_model(name, there[name], settings[name])
+                if there[name] != settings.get(name) and not _differs_by_model(name, there[name], settings.get(name))
             ]
             if differences:
                 what = f" for {keys[0]} {settings[keys[0]]}" if keys else ""

@@ -11,7 +11,8 @@ import numpy as np
 
 from hpt.attacks import Attack, NamedAttack
 from hpt.data.benchmark import Benchmark
-from hpt.data.images import hash_samples
+from hpt.data.geometry import GEOMETRIES
+from hpt.data.hashing import hash_samples
 from hpt.escaping import one_line
 from hpt.files import digest
 from hpt.radius import Radius
@@ -38,10 +39,15 @@ MEASURED = {
     "chance",
     "seconds",
 }
-ADDED = {"most_predicted", "chance"}  # which rows of 0.1.0 and 0.2.0 lack
+SAID_SINCE = {"configuration", "tokens", "other_model"}  # settings that rows of 0.1.0 to 0.3.0 and of cards lack
+ADDED = {
+    "most_predicted",
+    "chance",
+} | SAID_SINCE  # what rows of earlier versions lack, the former two of 0.1.0 and 0.2.0
 
 UNSAID_BY_COMPARISONS = {"revision", "templates", "image_mean", "image_std"}  # of version 0.1.0
 OF_THE_ATTACK = {"attack", "attacked", "eps", "norm", "steps", "step_size", "restarts", "parameters", "left_out"}
+OF_THE_ATTACK |= {"other_model"}
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,10 @@ class Row:
         samples (`str`): Hash of the sample ids, images, labels and class names.
         revision (`str`, *optional*): The model's commit on the Hub.
         weights (`str`): Hash of the model's weights.
+        configuration (`str`, *optional*): Hash of how it computes with them, from [`hash_configuration`].
+        tokens (`str`, *optional*): Hash of the token ids of the class prompts.
+        other_model (`str`, *optional*): Hash of configuration and tokens of the proxy that the attack uses, or of the
+            model attacked if that isn't the one scored.
         seconds (`float`): Time spent, summed over processes.
         hpt_version (`str`): Version since which hpt measures as it did for this row: see [`Subject`].
     """
@@ -118,6 +128,9 @@ class Row:
     source: str | None = None
     revision: str | None = None
     weights: str | None = None
+    configuration: str | None = None
+    tokens: str | None = None
+    other_model: str | None = None
     seconds: float | None = None
     hpt_version: str | None = None
 
@@ -167,20 +180,20 @@ class Row:
         return self.benchmark, self.split, self.attack_space, self.samples or self.n
 
     def settings(self) -> dict:
-        """All that the number depends on."""
-        settings = {name: value for name, value in asdict(self).items() if name not in MEASURED}
+        """All that the number depends on, as far as rows of its version say it."""
+        unsaid = MEASURED | (SAID_SINCE if self.configuration is None else set())
+        settings = {name: value for name, value in asdict(self).items() if name not in unsaid}
         return settings | {"parameters": self.strength}
 
     @property
     def identity(self) -> str:
         """Digest of what two rows share of which the later is the earlier measured again.
 
-        Comparisons of 0.1.0 left out how the model is prompted and normalised, so theirs don't count it.
+        What earlier versions left out doesn't count: how a model computes and, in comparisons of 0.1.0, how it is
+        prompted and normalised.
         """
-        settings = self.settings()
-        if self.batch_size is None:
-            settings = {name: value for name, value in settings.items() if name not in UNSAID_BY_COMPARISONS}
-        return digest(settings)
+        unsaid = SAID_SINCE | (UNSAID_BY_COMPARISONS if self.batch_size is None else set())
+        return digest({name: value for name, value in self.settings().items() if name not in unsaid})
 
     def subject(self) -> dict:
         """Of the settings, those of model, samples and evaluation, without the attack's."""
@@ -213,7 +226,7 @@ def sample_settings(benchmark: Benchmark, samples: str) -> dict:
 
 def clean_settings() -> dict:
     """What a row says of its attack if there is none."""
-    settings = dict.fromkeys(("attacked", "eps", "norm", "steps", "step_size", "restarts"))
+    settings = dict.fromkeys(("attacked", "eps", "norm", "steps", "step_size", "restarts", "other_model"))
     return settings | {"attack": CLEAN, "parameters": {}, "left_out": []}
 
 
@@ -253,7 +266,15 @@ def predicted_shares(predictions: np.ndarray, labels: np.ndarray) -> dict[str, f
 
 def hash_benchmark(benchmark: Benchmark) -> str:
     """16 hexadecimal digits that stand for the ids, images, labels and class names of a benchmark's samples."""
-    return digest([benchmark.ids().tolist(), hash_samples(benchmark.dataset), benchmark.class_names])
+    samples = [benchmark.ids().tolist(), hash_samples(benchmark.dataset), benchmark.class_names]
+    return digest(samples + _unusual_pixels(benchmark))
+
+
+def _unusual_pixels(benchmark: Benchmark) -> list[str]:
+    """What makes other pixels of the same images, and isn't in a row's `attack_space`."""
+    plain = benchmark.transform is None or str(benchmark.transform) in (*GEOMETRIES, benchmark.attack_space)
+    geometry = [] if plain else [str(benchmark.transform)]
+    return geometry if benchmark.mode is None else [*geometry, f"mode {benchmark.mode}"]
 
 
 def wilson_interval(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:

@@ -4,7 +4,9 @@ import torch
 
 from hpt.data.benchmark import Benchmark
 from hpt.evaluation.rows import LOWER_CASE_SINCE, MEASURED_SINCE
+from hpt.files import digest
 from hpt.models.classifier import ZeroShotClassifier
+from hpt.models.identity import hash_configuration, hash_prompts
 from hpt.models.weights import hash_weights
 from hpt.references import check_names
 
@@ -26,6 +28,8 @@ class Subject:
         self.name = name or classifier.model.name_or_path
         self.revision = getattr(classifier.model.config, "_commit_hash", None)  # only models from the Hub have one
         self.weights = hash_weights(classifier.model.state_dict())
+        self.configuration = hash_configuration(classifier)
+        self._tokens: dict[tuple, str] = {}  # hashes, by templates and classes
         self.measured_since = LOWER_CASE_SINCE if classifier.changes_case else MEASURED_SINCE
 
     def see(self, benchmark: Benchmark) -> Benchmark:
@@ -43,11 +47,23 @@ class Subject:
             "model": self.name,
             "revision": self.revision,
             "weights": self.weights,
+            "configuration": self.configuration,
+            "tokens": self._hash_prompts(scored),
             "dtype": str(scored.model.dtype).removeprefix("torch."),
             "templates": scored.templates,
             "image_mean": _rounded(scored.image_mean),
             "image_std": _rounded(scored.image_std),
         }
+
+    def _hash_prompts(self, scored: ZeroShotClassifier) -> str:
+        prompts = (*scored.templates, None, *scored.class_names)
+        if prompts not in self._tokens:
+            self._tokens[prompts] = hash_prompts(scored)
+        return self._tokens[prompts]
+
+    def computes_with(self, benchmark: Benchmark) -> str:
+        """What a row says of its configuration and tokens if it is attacked, or helps to attack, another model."""
+        return digest([self.configuration, self._hash_prompts(self.on(benchmark))])
 
     def as_proxy(self) -> dict[str, str]:
         """What a row of an attack says of it that is made with it."""

@@ -15,8 +15,8 @@ from hpt.evaluation.subject import Subject
 from hpt.hub.card import write_card
 from hpt.hub.folder import ModelFolder
 from hpt.hub.rows import THIS, VANILLA, publish_rows, radii, shown_rows
+from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.loading import load_dual_encoder
-from hpt.models.weights import hash_weights
 
 
 def add_evaluation(folder: ModelFolder, rows: Iterable[Row], weights: str) -> None:
@@ -85,14 +85,20 @@ def add_saved_evaluations(folder: ModelFolder, run: Path, paths: list[str] | Non
     evaluations = {path: read_result_rows(path) for path in (own if paths is None else paths)}
     if not evaluations:
         return []
-    weights = hash_weights(load_dual_encoder(str(folder.evaluated_path))[0].state_dict())
-    others = [path for path, rows in evaluations.items() if not any(row.weights == weights for row in rows)]
+    subject = Subject(ZeroShotClassifier(*load_dual_encoder(str(folder.evaluated_path))))
+    evaluations = {path: [row for row in rows if not _is_of_other(row, subject)] for path, rows in evaluations.items()}
+    others = [path for path, rows in evaluations.items() if not any(row.weights == subject.weights for row in rows)]
     if others and paths is not None:
         raise InputError(
-            f"{others[0]} has no results of the weights in {folder.evaluated_path}: evaluate this model, or leave it "
-            "out."
+            f"{others[0]} has no results of the weights in {folder.evaluated_path} with its configuration: evaluate "
+            "this model, or leave it out."
         )
     for path, rows in evaluations.items():
         if path not in others:
-            add_evaluation(folder, rows, weights)
+            add_evaluation(folder, rows, subject.weights)
     return others
+
+
+def _is_of_other(row: Row, subject: Subject) -> bool:
+    """Whether a row is of the same weights, but says that another configuration computes with them."""
+    return row.weights == subject.weights and row.configuration not in (None, subject.configuration)

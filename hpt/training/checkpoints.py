@@ -38,6 +38,16 @@ ADDED_SETTINGS = {
     "augmentation": "none",
     "geometry": "native or 256-224",
 }
+# Likewise, which parts of data and models they don't tell apart; every later checkpoint names the first
+SAID_SINCE = (
+    "samples",
+    "target_weights",
+    "target_configuration",
+    "target_tokens",
+    "proxy_models",
+    "optimizer",
+    "lr_scheduler",
+)
 
 
 def checkpoint_folder(output_dir: str | Path, step: int) -> Path:
@@ -175,9 +185,16 @@ def check_same_settings(checkpoint: str | Path, manifest: dict, settings: dict, 
         InputError: listing each difference.
     """
     added = {name: value for name, value in ADDED_SETTINGS.items() if name in settings}
-    if differing := differences(added | manifest["settings"], settings):
+    unsaid = {name: settings[name] for name in SAID_SINCE if name in settings}
+    unsaid = {} if SAID_SINCE[0] in manifest["settings"] else unsaid
+    if differing := differences(added | unsaid | manifest["settings"], settings):
         raise InputError(
             f"{checkpoint} was trained with other settings ({differing}): use the same, or give another output_dir."
+        )
+    if unsaid:
+        logger.warning(
+            f"{checkpoint} is of hpt 0.3.0 or before, which compares 16 of the training images, and of the models not "
+            f"all: the run goes on as if {', '.join(unsaid)} were the same."
         )
     if differing := differences(manifest["launch"], launch):
         logger.warning(

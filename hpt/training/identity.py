@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 
 import numpy as np
 import torch
@@ -9,12 +10,18 @@ from transformers import TrainingArguments
 
 from hpt.data.benchmark import Benchmark
 from hpt.data.geometry import ProcessorTransform
-from hpt.data.images import hash_samples, read_labels
-from hpt.data.streams import EpochStream
+from hpt.data.hashing import hash_samples
+from hpt.data.images import read_labels
+from hpt.data.streams import EpochStream, identify_stream
+from hpt.evaluation.rows import hash_benchmark
+from hpt.files import digest
 from hpt.models.classifier import ZeroShotClassifier
-from hpt.models.weights import architecture
+from hpt.models.identity import hash_configuration, hash_prompts
+from hpt.models.weights import architecture, hash_weights
 from hpt.training.checkpoints import ADDED_SETTINGS
 
+
+logger = logging.getLogger(__name__)
 
 # What the configuration of an adapter says beside what it computes
 NOT_OF_AN_ADAPTER = "base_model_name_or_path inference_mode peft_version revision auto_mapping megatron_core".split()
@@ -32,6 +39,7 @@ def describe_training(args: TrainingArguments, names: list[str], train: Benchmar
     batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     images = images_per_epoch(args, len(train))
     described |= {"global_batch_size": batch_size, "images_per_epoch": images, "train_dataset": _describe_data(train)}
+    described["samples"] = hash_benchmark(train) if isinstance(train, Benchmark) else _identify_stream(train)
     described["geometry"] = _describe_geometry(train)
     if images % batch_size:
         described["division of the last batch"] = describe_launch(args)
@@ -47,12 +55,18 @@ def describe_launch(args: TrainingArguments) -> dict:
     return {name: getattr(args, name) for name in names} | {"device": args.device.type}
 
 
-def describe_target(classifier: ZeroShotClassifier) -> dict:
-    """Of the target what a checkpoint doesn't have: classes, prompts and pixel statistics; also an adapter's base."""
+def describe_target(classifier: ZeroShotClassifier, vanilla_weights: str) -> dict:
+    """The target as training begins with it, with classes, prompts and pixel statistics; also an adapter's base.
+
+    `vanilla_weights` is the hash of its weights then: a checkpoint brings weights of its own.
+    """
     model = classifier.model
     described = {
         "classes": _hash([classifier.class_names, classifier.templates]),
         "target": _describe_shape(classifier),
+        "target_weights": vanilla_weights,
+        "target_configuration": hash_configuration(classifier, training=True),
+        "target_tokens": hash_prompts(classifier),
     }
     if hasattr(model, "peft_config"):
         described["adapter_base"] = _hash_frozen(model)
@@ -65,6 +79,53 @@ def describe_target(classifier: ZeroShotClassifier) -> dict:
 def describe_proxy(proxy: ZeroShotClassifier) -> str:
     """Family, shape and weights of a frozen proxy."""
     return f"{_describe_shape(proxy)}, weights {_hash_frozen(proxy.model)}"
+
+
+def identify_proxy(proxy: ZeroShotClassifier) -> str:
+    """What stands for all that a proxy computes with: its model, and those of classifiers that it is made of."""
+    parts = [part for part in proxy.modules() if isinstance(part, ZeroShotClassifier)]
+    return digest([_identify_part(part) for part in parts])
+
+
+def _identify_part(part: ZeroShotClassifier) -> list[str | None]:
+    tokens = hash_prompts(part) if part.class_names else None
+    return [type(part).__qualname__, hash_weights(part.state_dict()), hash_configuration(part), tokens]
+
+
+def describe_given_optimizer(arguments: dict) -> dict:
+    """Classes and settings of an optimizer and a scheduler that a trainer is given, as far as they are plain values.
+
+    Args:
+        arguments (`dict`): Of the trainer, among which these are `optimizers` or `optimizer_cls_and_kwargs`.
+    """
+    optimizer, scheduler = arguments.get("optimizers", (None, None))
+    described = {}
+    if optimizer is not None:
+        described["optimizer"] = _describe_object(
+            type(optimizer), groups=list(map(_that_are_on, optimizer.param_groups))
+        )
+    if "optimizer_cls_and_kwargs" in arguments:
+        kind, settings = arguments["optimizer_cls_and_kwargs"]
+        described["optimizer"] = _describe_object(kind, **settings)
+    if scheduler is not None:
+        described["lr_scheduler"] = _describe_object(type(scheduler), **scheduler.state_dict())
+    return described
+
+
+def _describe_object(kind: type, **settings) -> dict:
+    described = {"class": f"{kind.__module__}.{kind.__qualname__}"} | _that_are_on(settings)
+    return json.loads(json.dumps(described, default=_describe_value))
+
+
+def _that_are_on(settings: dict) -> dict:
+    """Settings without weights, private ones, and those that are off, such as another version of torch may add."""
+    shown = {name: value for name, value in settings.items() if name != "params" and name[0] != "_"}
+    return {name: value for name, value in shown.items() if value is not None and value is not False}
+
+
+def _describe_value(value) -> float | str:
+    """A rate that is a tensor as its number; of all else that JSON hasn't, only the class."""
+    return value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else type(value).__qualname__
 
 
 def images_per_epoch(args: TrainingArguments, images: int) -> int:
@@ -80,8 +141,19 @@ def _describe_geometry(train: Benchmark | EpochStream) -> str:
     return str(train.transform) if isinstance(train.transform, ProcessorTransform) else ADDED_SETTINGS["geometry"]
 
 
+def _identify_stream(train: EpochStream) -> str:
+    """What stands for a stream; a warning names what nothing can stand for."""
+    identified, unknown = identify_stream(train.stream)
+    if unknown:
+        logger.warning(
+            f"Whether a run that goes on sees the same rows of {train.name} as before can't be checked, for they come "
+            f"by {', '.join(unknown)}: only the name is compared."
+        )
+    return identified
+
+
 def _describe_data(train: Benchmark | EpochStream) -> str:
-    """Of a stream only its name and files are known; of a benchmark all labels, and some images."""
+    """What is read by people, with what checkpoints of 0.1.0 to 0.3.0 have: of a benchmark, only some images."""
     kinds = f"{len(train.class_names)} classes"
     if isinstance(train, EpochStream):
         files = train.stream.dataset.num_shards

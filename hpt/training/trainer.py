@@ -36,7 +36,14 @@ from hpt.training.checkpoints import checkpoint_folder
 from hpt.training.config import MATHEMATICS, HPTConfig
 from hpt.training.diagnostics import Diagnostics
 from hpt.training.gpd import ANCHOR, GPDCallback, get_gpd_schedule
-from hpt.training.identity import describe_proxy, describe_target, describe_training, images_per_epoch
+from hpt.training.identity import (
+    describe_given_optimizer,
+    describe_proxy,
+    describe_target,
+    describe_training,
+    identify_proxy,
+    images_per_epoch,
+)
 from hpt.training.inputs import check_config, check_launch, check_metrics, prepare_inputs
 from hpt.training.objectives import Objective
 from hpt.training.record import describe_method, describe_run
@@ -115,7 +122,7 @@ class HPTTrainer(ResumableTrainer):
         check_launch(args)
         given = (model, args, proxy, processing_class, train_dataset, eval_dataset, class_names)
         self._inputs = inputs = prepare_inputs(*given)
-        self._described = None
+        self._described, self._given_optimizer = None, describe_given_optimizer(kwargs)
         if "compute_metrics" not in kwargs:
             check_metrics(args, inputs.evaluation)
         self.publisher = Publisher(
@@ -406,11 +413,11 @@ class HPTTrainer(ResumableTrainer):
     def mathematics(self) -> dict:
         """See [`~hpt.training.resumable.ResumableTrainer`]."""
         described = describe_training(self.args, MATHEMATICS, self.train_dataset)
-        described |= describe_target(self.classifier)
+        described |= describe_target(self.classifier, self._inputs.vanilla_weights) | self._given_optimizer
         if self.args.kl_reduction == "mean" and self._has_uneven_micro_batches():
             described["micro-batches weigh"] = "by their images"
         if self.args.needs_proxy:
-            described["proxy"] = describe_proxy(self.proxy)
+            described |= {"proxy": describe_proxy(self.proxy), "proxy_models": identify_proxy(self.proxy)}
         if self.original is not None:
             described["original"] = self._inputs.vanilla_weights
         return described

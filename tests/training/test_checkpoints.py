@@ -13,7 +13,16 @@ import pytest
 import torch
 import transformers
 from fault_injection import STEPS, VARIANTS, assert_same_run, finish, kill_in_step
-from helpers import CLASSES, TerminateAt, assert_same, make_clip, make_dataset, make_trainer, weights
+from helpers import (
+    CLASSES,
+    TerminateAt,
+    assert_same,
+    make_clip,
+    make_dataset,
+    make_trainer,
+    weights,
+    with_other_weights,
+)
 from packaging import version
 from safetensors.torch import load_file
 from transformers import TrainerCallback
@@ -105,10 +114,8 @@ def whole_run(tmp_path_factory):
 
 
 def resume(folder, wanted="last", **settings):
-    trainer = make_trainer(
-        folder, make_clip(5)[0], eval_dataset=make_dataset(6), eval_strategy="epoch", **SAVING | settings
-    )
-    trainer.train(resume_from_checkpoint=wanted)
+    trainer = make_trainer(folder, eval_dataset=make_dataset(6), eval_strategy="epoch", **SAVING | settings)
+    with_other_weights(trainer).train(resume_from_checkpoint=wanted)
     return trainer
 
 
@@ -308,7 +315,7 @@ def test_a_run_cut_by_max_steps_stays_at_its_end(tmp_path):
     settings = {"max_steps": 5, "save_strategy": "steps", "save_steps": 5}
     trainer = make_trainer(tmp_path, **settings)
     trainer.train()
-    again = make_trainer(tmp_path, make_clip(5)[0], **settings)
+    again = with_other_weights(make_trainer(tmp_path, **settings))
     again.train(resume_from_checkpoint="last")
     assert again.state.global_step == 5
     assert_same(weights(again.model), weights(trainer.model))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ONE_THREAD, assert_same, make_clip, make_dataset, make_trainer, weights
+from helpers import ONE_THREAD, assert_same, make_clip, make_dataset, make_trainer, weights, with_other_weights
 
 from hpt import ZeroShotClassifier
 from hpt.training.objectives import Objective
@@ -128,7 +128,7 @@ def test_fp16_skips_a_step_that_overflows_and_resumes_with_its_scale(tmp_path):
     assert 3 in skipped and scales[3] == scales[2] / 2
     assert trainer.state.global_step == 12 and trainer.lr_scheduler.last_epoch == 12 - len(skipped)
     assert [entry["stage"] for entry in trainer.state.log_history if "stage" in entry] == [1] * 6 + [2] * 6
-    resumed = make_trainer(tmp_path, make_clip(5)[0], **settings)
+    resumed = with_other_weights(make_trainer(tmp_path, **settings))
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
     assert_same(weights(resumed.model), weights(trainer.model))
 

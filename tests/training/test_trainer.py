@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import CLASSES, assert_same, make_clip, make_dataset, make_trainer, reference_pgd, weights
+from helpers import (
+    CLASSES,
+    assert_same,
+    make_clip,
+    make_dataset,
+    make_trainer,
+    reference_pgd,
+    weights,
+    with_other_weights,
+)
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
@@ -151,7 +160,7 @@ def full_run(tmp_path_factory):
 @pytest.mark.parametrize("step", range(1, 13))
 def test_resuming_at_any_step_changes_nothing(full_run, step):
     folder, expected = full_run
-    trainer = make_trainer(folder, make_clip(5)[0], save_strategy="no")
+    trainer = with_other_weights(make_trainer(folder, save_strategy="no"))
     trainer.train(resume_from_checkpoint=str(folder / f"checkpoint-{step}"))
     assert trainer.state.global_step == 12
     assert_same(weights(trainer.model), expected)
