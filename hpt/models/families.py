@@ -29,6 +29,7 @@ class Family:
         pools_at_end (`bool`): Whether the text tower pools a prompt at its `eos_token_id`, wherever that is.
         lower_case (`bool`): Whether prompts are put into lower case, as in its pretraining, whatever its
             tokenizer does.
+        legacy_end (`int`, *optional*): An `eos_token_id` for which the highest token of a prompt counts as its end.
         processor (`str`): Class of its processor on cards.
         tags (`tuple[str, ...]`): Tags of its own on cards.
     """
@@ -43,6 +44,7 @@ class Family:
     pads_to_full_length: bool = False
     pools_at_end: bool = False
     lower_case: bool = False
+    legacy_end: int | None = None
     processor: str = "AutoProcessor"
     tags: tuple[str, ...] = ()
 
@@ -78,7 +80,7 @@ class Family:
 
 
 _RECORDS = (
-    Family("clip", "CLIPModel", pools_at_end=True, processor="CLIPProcessor", tags=("clip",)),
+    Family("clip", "CLIPModel", pools_at_end=True, legacy_end=2, processor="CLIPProcessor", tags=("clip",)),
     *(
         Family(model_type, architecture, pools_at_end=True)
         for model_type, architecture in (

@@ -14,7 +14,6 @@ from hpt.prompts import make_prompts
 NOT_COMPUTED_WITH = {*PreTrainedConfig().to_dict(), *GenerationConfig().to_dict()}
 # Words in the names of what acts before training begins, and only in training
 OF_THE_START, OF_TRAINING = ("initializer", "init_value", "init_std"), ("dropout", "drop_path", "drop_connect")
-LEGACY_END = 2  # an `eos_token_id` for which the highest token counts as the end of a prompt, as in OpenAI's CLIPs
 SPECIAL_TOKENS = ("eos_token_id", "padding_idx")  # as modules call them
 
 
@@ -44,22 +43,21 @@ def hash_prompts(classifier: ZeroShotClassifier) -> str:
 
 def _settings(config: PreTrainedConfig, ignored: tuple[str, ...]) -> dict:
     """What a configuration and those within it say that isn't the default of their class."""
-    defaults, settings = type(config)().to_dict(), {"model_type": config.model_type}
+    parts = {name: part for name, part in vars(config).items() if isinstance(part, PreTrainedConfig)}
+    defaults = type(config)(**{name: part.to_dict() for name, part in parts.items()}).to_dict()
+    settings = {"model_type": config.model_type} | {name: _settings(part, ignored) for name, part in parts.items()}
     for name, value in config.to_dict().items():
-        part = vars(config).get(name)
-        if isinstance(part, PreTrainedConfig):
-            settings[name] = _settings(part, ignored)
-        elif (
-            name not in NOT_COMPUTED_WITH and value != defaults.get(name) and not any(word in name for word in ignored)
-        ):
+        counts = name not in parts and name not in NOT_COMPUTED_WITH and not any(word in name for word in ignored)
+        if counts and value != defaults.get(name):
             settings[name] = value
     return settings
 
 
 def _special_tokens(classifier: ZeroShotClassifier) -> list[tuple[str, int]]:
     """The tokens that a model looks for in prompts: its configuration names them also where it looks for none."""
-    highest = max(classifier.processor.tokenizer("")["input_ids"], default=LEGACY_END)
     modules = [vars(module) for module in classifier.model.modules() if not isinstance(module, nn.Embedding)]
     found = {(name, module[name]) for module in modules for name in SPECIAL_TOKENS if module.get(name) is not None}
-    legacy = (SPECIAL_TOKENS[0], LEGACY_END)
-    return sorted((name, highest) if (name, token) == legacy else (name, token) for name, token in found)
+    legacy = (SPECIAL_TOKENS[0], classifier.family.legacy_end)
+    if legacy in found:  # OpenAI's own CLIPs, until `Trainer` gives them the tokenizer's
+        found = found - {legacy} | {(SPECIAL_TOKENS[0], max(classifier.processor.tokenizer("")["input_ids"]))}
+    return sorted(found)

@@ -99,13 +99,13 @@ def describe_given_optimizer(arguments: dict) -> dict:
         arguments (`dict`): Of the trainer, among which these are `optimizers` or `optimizer_cls_and_kwargs`.
     """
     optimizer, scheduler = arguments.get("optimizers", (None, None))
+    kind, settings = arguments.get("optimizer_cls_and_kwargs") or (None, {})
     described = {}
     if optimizer is not None:
         described["optimizer"] = _describe_object(
             type(optimizer), groups=list(map(_that_are_on, optimizer.param_groups))
         )
-    if "optimizer_cls_and_kwargs" in arguments:
-        kind, settings = arguments["optimizer_cls_and_kwargs"]
+    if kind is not None:
         described["optimizer"] = _describe_object(kind, **settings)
     if scheduler is not None:
         described["lr_scheduler"] = _describe_object(type(scheduler), **scheduler.state_dict())
