@@ -29,7 +29,7 @@ class Subject:
         self.revision = getattr(classifier.model.config, "_commit_hash", None)  # only models from the Hub have one
         self.weights = hash_weights(classifier.model.state_dict())
         self.configuration = hash_configuration(classifier)
-        self._tokens: dict[tuple, str] = {}  # hashes, by templates and classes
+        self._views: dict[str, ZeroShotClassifier] = {}  # by classes and templates
         self.measured_since = LOWER_CASE_SINCE if classifier.changes_case else MEASURED_SINCE
 
     def see(self, benchmark: Benchmark) -> Benchmark:
@@ -37,8 +37,11 @@ class Subject:
         return benchmark.for_model(self.classifier.processor.image_processor)
 
     def on(self, benchmark: Benchmark) -> ZeroShotClassifier:
-        """It as a classifier of a benchmark's classes."""
-        return self.classifier.with_classes(benchmark.class_names, benchmark.template)
+        """It as a classifier of a benchmark's classes, the same one each time, which encodes them once."""
+        prompts = digest([benchmark.class_names, benchmark.template])
+        if prompts not in self._views:
+            self._views[prompts] = self.classifier.with_classes(benchmark.class_names, benchmark.template)
+        return self._views[prompts]
 
     def settings(self, benchmark: Benchmark) -> dict:
         """What a row says of it as a classifier of a benchmark's classes."""
@@ -48,22 +51,16 @@ class Subject:
             "revision": self.revision,
             "weights": self.weights,
             "configuration": self.configuration,
-            "tokens": self._hash_prompts(scored),
+            "tokens": hash_prompts(scored),
             "dtype": str(scored.model.dtype).removeprefix("torch."),
             "templates": scored.templates,
             "image_mean": _rounded(scored.image_mean),
             "image_std": _rounded(scored.image_std),
         }
 
-    def _hash_prompts(self, scored: ZeroShotClassifier) -> str:
-        prompts = (*scored.templates, None, *scored.class_names)
-        if prompts not in self._tokens:
-            self._tokens[prompts] = hash_prompts(scored)
-        return self._tokens[prompts]
-
     def computes_with(self, benchmark: Benchmark) -> str:
         """What a row says of its configuration and tokens if it is attacked, or helps to attack, another model."""
-        return digest([self.configuration, self._hash_prompts(self.on(benchmark))])
+        return digest([self.configuration, hash_prompts(self.on(benchmark))])
 
     def as_proxy(self) -> dict[str, str]:
         """What a row of an attack says of it that is made with it."""

@@ -7,6 +7,7 @@ Resizing and normalising happen inside, differentiably, so that an attack's eps 
 """
 
 import copy
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -143,16 +144,22 @@ class ZeroShotClassifier(nn.Module):
 
     def encode_prompts(self, chunk_size: int = 256) -> torch.Tensor:
         """Class embeddings with gradients, `(num_classes, dim)`: the mean over the templates, of unit length again."""
-        if self.class_names is None:
-            raise InputError("This classifier has no classes yet: use with_classes([...]).")
-        tokens = self.tokenize(make_prompts(self.templates, self.class_names))
-        check_told_apart(self.class_names, tokens["input_ids"])
+        tokens = self.prompt_tokens
         chunks = zip(*(values.to(self.model.device).split(chunk_size) for values in tokens.values()), strict=True)
         embeds = [
             F.normalize(_pooled(self.model.get_text_features(**dict(zip(tokens, chunk, strict=True)))), dim=-1)
             for chunk in chunks
         ]
         return F.normalize(torch.cat(embeds).unflatten(0, (len(self.templates), -1)).mean(0), dim=-1)
+
+    @cached_property
+    def prompt_tokens(self) -> dict[str, torch.Tensor]:
+        """Token ids of the class prompts, from [`tokenize`], which takes long for many classes and templates."""
+        if self.class_names is None:
+            raise InputError("This classifier has no classes yet: use with_classes([...]).")
+        tokens = self.tokenize(make_prompts(self.templates, self.class_names))
+        check_told_apart(self.class_names, tokens["input_ids"])
+        return tokens
 
     def tokenize(self, prompts: list[str]) -> dict[str, torch.Tensor]:
         """Token ids of prompts on the CPU, cased and padded as the model needs it; a warning names one that is cut."""

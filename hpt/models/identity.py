@@ -7,7 +7,6 @@ from transformers import GenerationConfig, PreTrainedConfig
 
 from hpt.files import digest
 from hpt.models.classifier import ZeroShotClassifier
-from hpt.prompts import make_prompts
 
 
 # What every configuration has, and those of text generators that many have inherited: no encoder computes with it
@@ -35,8 +34,7 @@ def hash_configuration(classifier: ZeroShotClassifier, training: bool = False) -
 def hash_prompts(classifier: ZeroShotClassifier) -> str:
     """16 hexadecimal digits that stand for what a model's tokenizer makes of the class prompts."""
     state = hashlib.sha256()
-    prompts = make_prompts(classifier.templates, classifier.class_names)
-    for name, ids in sorted(classifier.tokenize(prompts).items()):
+    for name, ids in sorted(classifier.prompt_tokens.items()):
         state.update(f"{name} {tuple(ids.shape)}".encode() + ids.numpy().tobytes())
     return state.hexdigest()[:16]
 
