@@ -90,8 +90,8 @@ def add_saved_evaluations(folder: ModelFolder, run: Path, paths: list[str] | Non
     others = [path for path, rows in evaluations.items() if not any(row.weights == subject.weights for row in rows)]
     if others and paths is not None:
         raise InputError(
-            f"{others[0]} has no results of the weights in {folder.evaluated_path} with its configuration: evaluate "
-            "this model, or leave it out."
+            f"{others[0]} has no results of the weights in {folder.evaluated_path}: evaluate this model, with its "
+            "configuration, or leave it out."
         )
     for path, rows in evaluations.items():
         if path not in others:

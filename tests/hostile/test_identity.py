@@ -147,7 +147,9 @@ def test_rows_of_another_configuration_are_not_published(tmp_path):
     save_finished(model, processor, tmp_path / "run")
     evaluate(reconfigured(model, "vision_config", hidden_act="gelu"), processor, tmp_path / "other")
     folder = ModelFolder(tmp_path / "run")
-    with pytest.raises(InputError, match="other has no results of the weights in .*run with its configuration"):
+    with pytest.raises(
+        InputError, match="other has no results of the weights in .*run: evaluate this model, with its"
+    ):
         add_saved_evaluations(folder, tmp_path, [str(tmp_path / "other")])
     evaluate(model, processor, tmp_path / "same")
     assert add_saved_evaluations(folder, tmp_path, [str(tmp_path / "same")]) == [] and len(folder.rows) == 1
