@@ -29,7 +29,8 @@ class Family:
         pools_at_end (`bool`): Whether the text tower pools a prompt at its `eos_token_id`, wherever that is.
         lower_case (`bool`): Whether prompts are put into lower case, as in its pretraining, whatever its
             tokenizer does.
-        legacy_end (`int`, *optional*): An `eos_token_id` for which the highest token of a prompt counts as its end.
+        legacy_end (`int`, *optional*): An `eos_token_id` for which the highest token of a prompt counts as its end, as
+            that of OpenAI's CLIPs, whose configurations say 2 and whose prompts end in 49407.
         processor (`str`): Class of its processor on cards.
         tags (`tuple[str, ...]`): Tags of its own on cards.
     """
@@ -81,15 +82,10 @@ class Family:
 
 _RECORDS = (
     Family("clip", "CLIPModel", pools_at_end=True, legacy_end=2, processor="CLIPProcessor", tags=("clip",)),
-    *(
-        Family(model_type, architecture, pools_at_end=True)
-        for model_type, architecture in (
-            ("aimv2", "Aimv2Model"),
-            ("clipseg", "CLIPSegModel"),
-            ("groupvit", "GroupViTModel"),
-            ("metaclip_2", "MetaClip2Model"),
-        )
-    ),
+    Family("clipseg", "CLIPSegModel", pools_at_end=True, legacy_end=2),
+    Family("groupvit", "GroupViTModel", pools_at_end=True, legacy_end=2),
+    Family("metaclip_2", "MetaClip2Model", pools_at_end=True),
+    Family("aimv2", "Aimv2Model", pools_at_end=True),
     # SigLIP 2 of fixed size is of this type too. It was trained on text in lower case (arXiv 2502.14786), which its
     # tokenizer, Gemma's, leaves as it is, while SigLIP's changes the case itself
     Family("siglip", "SiglipModel", has_bias=True, pads_to_full_length=True, lower_case=True),

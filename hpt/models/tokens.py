@@ -13,7 +13,6 @@ from hpt.errors import InputError
 from hpt.models.families import family_of
 
 
-LEGACY_END = 2  # old configurations of CLIP, such as OpenAI's, say so; their towers pool at the largest token
 LEAST_SHARE = 0.98  # of the text tower's vocabulary that its tokenizer has; some towers are padded to round numbers
 MADE_SHARE = 0.9  # of a tokenizer's longer tokens that its merges make; some have tokens for bytes and none
 
@@ -79,7 +78,7 @@ def tokenize(model, tokenizer, prompts: list[str]) -> dict[str, torch.Tensor]:
         )
     _check_known(tokenizer, prompts, tokens)
     if family.pools_at_end:
-        _check_end(family.towers(model)[1].eos_token_id, prompts, tokens)
+        _check_end(family.towers(model)[1].eos_token_id, family.legacy_end, prompts, tokens)
     lengths = [len(ids) for ids in tokens]
     if max(lengths) > longest:
         whose = "text tower" if longest == tower.max_position_embeddings else "tokenizer"
@@ -109,11 +108,11 @@ def _check_known(tokenizer, prompts: list[str], tokens: list[list[int]]) -> None
         )
 
 
-def _check_end(end: int, prompts: list[str], tokens: list[list[int]]) -> None:
+def _check_end(end: int, legacy_end: int | None, prompts: list[str], tokens: list[list[int]]) -> None:
     """Refuse prompts without the token at which their tower pools: it would take whatever is first, or pads."""
     for prompt, ids in zip(prompts, tokens, strict=True):
-        of_old = end == LEGACY_END and ids[-1] == max(ids)
-        if not of_old and end not in ids:
+        is_legacy = end == legacy_end and ids[-1] == max(ids)
+        if not is_legacy and end not in ids:
             raise InputError(
                 f"The text tower pools at token {end}, the eos_token_id of its configuration, but {prompt!r:.200} has "
                 "none: its tokenizer isn't the model's own, or one of both is damaged."
