@@ -67,7 +67,10 @@ def _lock(file: Path) -> int:
     """A folder's lock file, opened and locked, with this process's name in it."""
     while True:
         file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except FileNotFoundError:  # whoever made the folder has just deleted it
+            continue
         try:
             has_locks = _try_lock(descriptor, file)
             if _is_at(descriptor, file):
