@@ -23,9 +23,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from hpt.errors import InputError, TrainingStopped, did_you_mean, list_known, message_of
 from hpt.escaping import terminal
-from hpt.files import read_yaml
 from hpt.radius import describe_length
 from hpt.references import Reference
+from hpt.yaml_files import read_yaml
 
 
 WIDTH, COLUMN = 100, 34  # of what `--help` prints, and where its second column begins

@@ -19,7 +19,7 @@ import shlex
 from unicodedata import category
 from urllib.parse import quote
 
-from hpt.files import digest
+from hpt.json_files import digest
 
 
 # Unicode's categories of controls, formats such as turns of direction, halves of characters and line separators

@@ -17,7 +17,8 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from hpt.errors import InputError
 from hpt.escaping import one_line
-from hpt.files import read_text, split_card
+from hpt.files import read_text
+from hpt.yaml_files import split_card
 
 
 # What folders and files of a split are called, by its role

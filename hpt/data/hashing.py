@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from tqdm.auto import tqdm
 
 from hpt.data.images import encoded_images, read_bytes, read_labels
-from hpt.files import digest
+from hpt.json_files import digest
 
 
 WORTH_KEEPING = 1.0  # seconds that a hash takes

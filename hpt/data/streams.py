@@ -18,7 +18,7 @@ from datasets.packaged_modules.generator.generator import Generator
 from hpt.data.benchmark import StreamingBenchmark
 from hpt.data.hashing import hash_files, hash_rows
 from hpt.errors import InputError
-from hpt.files import digest
+from hpt.json_files import digest
 
 
 OF_A_COMMIT = re.compile(r"hf://[^@]+@[0-9a-f]{40}/")  # how a file is called whose content can't change

@@ -37,7 +37,8 @@ from hpt.evaluation.report import (
 )
 from hpt.evaluation.rows import WORST_CASE, Row, hash_benchmark
 from hpt.evaluation.subject import Subject
-from hpt.files import sealed, write_file
+from hpt.files import write_file
+from hpt.json_files import sealed
 from hpt.radius import Radius
 
 

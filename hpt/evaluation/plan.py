@@ -15,7 +15,7 @@ from hpt.evaluation.rows import (
     sample_settings,
 )
 from hpt.evaluation.subject import Subject
-from hpt.files import digest
+from hpt.json_files import digest
 from hpt.models.classifier import ZeroShotClassifier
 
 

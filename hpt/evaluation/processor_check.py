@@ -9,7 +9,7 @@ import torch
 
 from hpt.data.benchmark import Benchmark
 from hpt.data.images import to_unit_range
-from hpt.files import check_kinds, unsealed
+from hpt.json_files import check_kinds, unsealed
 from hpt.models.classifier import ZeroShotClassifier
 
 

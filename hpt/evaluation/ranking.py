@@ -22,7 +22,7 @@ from hpt.evaluation.comparison import make_row, score
 from hpt.evaluation.report import fitting_tables
 from hpt.evaluation.rows import MEASURED_SINCE, Row
 from hpt.evaluation.subject import Subject
-from hpt.files import append_line, check_kinds, digest, repair_lines, unsealed
+from hpt.json_files import append_line, check_kinds, digest, repair_lines, unsealed
 from hpt.models.weights import architecture
 from hpt.processes import hold_together
 from hpt.radius import as_radii

@@ -20,18 +20,8 @@ from hpt.errors import InputError
 from hpt.escaping import file_name
 from hpt.evaluation.row_check import FIELDS, check_row
 from hpt.evaluation.rows import ADDED, SAID_SINCE, WORST_CASE, Row, Rows
-from hpt.files import (
-    DIGEST,
-    append_line,
-    check_folder,
-    check_kinds,
-    digest,
-    parse_file,
-    read_lines,
-    repair_lines,
-    unsealed,
-    write_file,
-)
+from hpt.files import check_folder, write_file
+from hpt.json_files import DIGEST, append_line, check_kinds, digest, parse_file, read_lines, repair_lines, unsealed
 
 
 # Settings that have one value in a whole file, per model, per benchmark and per attack.

@@ -9,7 +9,7 @@ from dataclasses import fields
 
 from hpt.errors import InputError
 from hpt.evaluation.rows import CLEAN, WORST_CASE, Row, wilson_interval
-from hpt.files import check_kinds
+from hpt.json_files import check_kinds
 
 
 FIELDS = {field.name: field.type for field in fields(Row)}

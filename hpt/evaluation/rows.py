@@ -14,7 +14,7 @@ from hpt.data.benchmark import Benchmark
 from hpt.data.geometry import GEOMETRIES
 from hpt.data.hashing import hash_samples
 from hpt.escaping import one_line
-from hpt.files import digest
+from hpt.json_files import digest
 from hpt.radius import Radius
 
 

@@ -4,7 +4,7 @@ import torch
 
 from hpt.data.benchmark import Benchmark
 from hpt.evaluation.rows import LOWER_CASE_SINCE, MEASURED_SINCE
-from hpt.files import digest
+from hpt.json_files import digest
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.identity import hash_configuration, hash_prompts
 from hpt.models.weights import hash_weights

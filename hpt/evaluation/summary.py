@@ -8,7 +8,7 @@ from hpt.errors import InputError
 from hpt.evaluation.plan import Task
 from hpt.evaluation.results import ResultsFolder
 from hpt.evaluation.rows import CLEAN, LARGE_EPS, MEASURED, WORST_CASE, Row, measured_accuracy, predicted_shares
-from hpt.files import digest
+from hpt.json_files import digest
 from hpt.radius import Radius
 
 

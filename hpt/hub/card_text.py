@@ -9,8 +9,9 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from hpt.errors import InputError
 from hpt.escaping import html
-from hpt.files import read_text, refuse_large, split_card
+from hpt.files import read_text, refuse_large
 from hpt.hub.folder import CARD_FILE, ModelFolder
+from hpt.yaml_files import split_card
 
 
 NOTE = (

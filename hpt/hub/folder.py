@@ -22,18 +22,9 @@ from hpt.escaping import file_name
 from hpt.evaluation.processor_check import parse_agreement
 from hpt.evaluation.results import parse_row
 from hpt.evaluation.rows import Row
-from hpt.files import (
-    DIGEST,
-    as_line,
-    as_text,
-    check_kinds,
-    parse_file,
-    parse_json,
-    parse_lines,
-    sealed,
-    write_file,
-)
+from hpt.files import as_text, write_file
 from hpt.hub.run_check import parse_run
+from hpt.json_files import DIGEST, as_line, check_kinds, parse_file, parse_json, parse_lines, sealed
 from hpt.models.sources import BASE_FILE
 
 

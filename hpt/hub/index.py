@@ -7,7 +7,7 @@ from huggingface_hub import EvalResult
 from hpt.evaluation.report import describe_row
 from hpt.evaluation.row_check import check_row
 from hpt.evaluation.rows import ADDED, Row
-from hpt.files import DIGEST, sealed, unsealed
+from hpt.json_files import DIGEST, sealed, unsealed
 
 
 TASK = "zero-shot-image-classification"

@@ -18,13 +18,15 @@ from hpt.escaping import markdown, mathtext, one_line
 from hpt.evaluation.figures import COLORS, error_bars, save_figure
 from hpt.evaluation.report import attack_with_step, format_accuracy, markdown_table
 from hpt.evaluation.rows import CLEAN, WORST_CASE, Row
-from hpt.files import digest, read_text, split_card
+from hpt.files import read_text
 from hpt.hub.card_text import remote_card
 from hpt.hub.folder import CARD_FILE, ModelFolder
 from hpt.hub.index import as_row
 from hpt.hub.rows import THIS, shown_rows
+from hpt.json_files import digest
 from hpt.radius import Radius, describe_length
 from hpt.references import Reference
+from hpt.yaml_files import split_card
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from hpt.evaluation.rows import LARGE_EPS, WORST_CASE, Row
-from hpt.files import digest
+from hpt.json_files import digest
 
 
 THIS, VANILLA, PROXY = "this model", "vanilla", "proxy"

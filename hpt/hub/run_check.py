@@ -1,6 +1,6 @@
 """What `training.json` says of a run, checked to be whole and of the right kinds before a card is written of it."""
 
-from hpt.files import check_kinds, unsealed
+from hpt.json_files import check_kinds, unsealed
 
 
 TOWERS = ("vision", "all")

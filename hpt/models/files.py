@@ -17,6 +17,7 @@ from transformers import CONFIG_MAPPING
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from hpt.errors import InputError, did_you_mean
+from hpt.json_files import parse_file
 
 
 CONFIG, AUTO_MAP = "config.json", "auto_map"
@@ -36,19 +37,15 @@ def read_json(path: Path) -> dict:
     """The object that a file of JSON holds.
 
     Raises:
-        InputError: if it isn't one, or has NaN, which JSON hasn't.
+        InputError: if it isn't one.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError, OSError) as error:
-        raise InputError(f"{path} is damaged, it isn't JSON: {error}. Take a complete copy.") from error
+    return parse_file(path.read_bytes(), path, _as_object, "take a complete copy")
+
+
+def _as_object(content: object) -> dict:
     if not isinstance(content, dict):
-        raise InputError(f"{path} is damaged: it must hold values by name, in {{}}. Take a complete copy.")
+        raise ValueError("it must hold values by name, in {}")
     return content
-
-
-def _refuse_constant(constant: str):
-    raise ValueError(f"it has {constant}")
 
 
 def read_settings(name: str, revision: str | None) -> dict[str, dict]:

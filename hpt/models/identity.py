@@ -5,7 +5,7 @@ import hashlib
 from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig
 
-from hpt.files import digest
+from hpt.json_files import digest
 from hpt.models.classifier import ZeroShotClassifier
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hpt.errors import InputError
-from hpt.files import digest
+from hpt.json_files import digest
 from hpt.models.weights import find_non_finite
 from hpt.radius import describe_length
 

@@ -14,7 +14,7 @@ from hpt.data.hashing import hash_samples
 from hpt.data.images import read_labels
 from hpt.data.streams import EpochStream, identify_stream
 from hpt.evaluation.rows import hash_benchmark
-from hpt.files import digest
+from hpt.json_files import digest
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.identity import hash_configuration, hash_prompts
 from hpt.models.weights import architecture, hash_weights

@@ -16,7 +16,7 @@ from hpt.data.geometry import ImageTransform
 from hpt.evaluation.plan import Subject
 from hpt.evaluation.report import format_samples
 from hpt.evaluation.rows import LARGE_EPS, WORST_CASE
-from hpt.files import digest
+from hpt.json_files import digest
 from hpt.models.weights import hash_weights
 
 

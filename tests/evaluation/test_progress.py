@@ -11,7 +11,7 @@ from tqdm import tqdm
 from hpt import RobustnessEvaluator
 from hpt.evaluation.progress import PassCounter, describe_duration, format_plan
 from hpt.evaluation.rows import LARGE_EPS
-from hpt.files import read_lines, unsealed
+from hpt.json_files import read_lines, unsealed
 
 
 NUMBER = 20

@@ -12,7 +12,7 @@ from hpt.evaluation.flags import find_flags
 from hpt.evaluation.plan import plan_attack, plan_clean
 from hpt.evaluation.report import describe_row, format_accuracies
 from hpt.evaluation.rows import ADDED, ALL_IMAGES, MEASURED, MEASURED_SINCE, WORST_CASE, Row, Rows, hash_benchmark
-from hpt.files import digest
+from hpt.json_files import digest
 from hpt.models.weights import hash_weights
 from hpt.radius import Radius
 

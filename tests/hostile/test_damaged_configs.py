@@ -7,7 +7,7 @@ import pytest
 
 from hpt import HPTConfig, InputError
 from hpt.cli import parse_config
-from hpt.files import LONGEST_YAML, parse_yaml
+from hpt.yaml_files import LONGEST_YAML, parse_yaml
 
 
 BOMB = b"tags: &a [x, x]\n" + b"".join(

@@ -6,9 +6,9 @@ import pytest
 from helpers import make_trainer
 
 from hpt import InputError
-from hpt.files import sealed, unsealed
 from hpt.hub.card import render_card
 from hpt.hub.folder import ModelFolder
+from hpt.json_files import sealed, unsealed
 
 
 ODD = [None, True, -1, 0.5, 10**400, "x", [], [None], {}, {"x": None}]

@@ -15,10 +15,10 @@ from hpt.evaluation.ranking import TransferMatrix
 from hpt.evaluation.report import format_accuracies, format_flags
 from hpt.evaluation.results import parse_predictions, parse_row, read_result_rows
 from hpt.evaluation.rows import CLEAN, LARGE_EPS, WORST_CASE, Row
-from hpt.files import DIGEST, read_lines, sealed, unsealed
 from hpt.hub.evaluations import add_saved_evaluations
 from hpt.hub.folder import ModelFolder
 from hpt.hub.index import as_eval_result, as_row
+from hpt.json_files import DIGEST, read_lines, sealed, unsealed
 
 
 ATTACKS = ["fgsm", "pgd:steps=2"]

@@ -24,10 +24,11 @@ from hpt.errors import WriteFailed
 from hpt.evaluation.outputs import report_evaluation, report_ranking
 from hpt.evaluation.ranking import TransferMatrix
 from hpt.evaluation.subject import Subject
-from hpt.files import append_line, read_lines, write_file
+from hpt.files import write_file
 from hpt.hub.evaluations import add_evaluation
 from hpt.hub.folder import ModelFolder
 from hpt.hub.push import publish
+from hpt.json_files import append_line, read_lines
 from hpt.models.loading import load_dual_encoder, save_finished
 
 

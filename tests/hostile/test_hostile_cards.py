@@ -7,10 +7,11 @@ from huggingface_hub import HfApi
 from PIL import Image
 
 from hpt import InputError, load_benchmark
-from hpt.files import LONGEST_METADATA, LONGEST_TEXT
+from hpt.files import LONGEST_TEXT
 from hpt.hub.card_text import hand_written, merge_cards, remote_card, stated_license
 from hpt.hub.leaderboard import read_board, read_results
 from hpt.references import parse_model
+from hpt.yaml_files import LONGEST_METADATA
 
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "\n".join(

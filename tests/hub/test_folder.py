@@ -13,9 +13,9 @@ from transformers import CLIPModel
 from hpt import InputError
 from hpt.evaluation.processor_check import DIFFERENCES, SHARES
 from hpt.evaluation.rows import Row
-from hpt.files import unsealed
 from hpt.hub import push
 from hpt.hub.folder import ModelFolder
+from hpt.json_files import unsealed
 from hpt.models.weights import hash_weights
 
 

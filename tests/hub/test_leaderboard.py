@@ -8,7 +8,6 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hpt import InputError
 from hpt.evaluation.rows import ALL_IMAGES, CLEAN, WORST_CASE, Row
-from hpt.files import DIGEST
 from hpt.hub.index import as_eval_result, as_row
 from hpt.hub.leaderboard import (
     column_of,
@@ -19,6 +18,7 @@ from hpt.hub.leaderboard import (
     shared_columns,
     title_columns,
 )
+from hpt.json_files import DIGEST
 from hpt.references import parse_model
 
 

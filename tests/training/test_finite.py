@@ -169,7 +169,11 @@ def test_gradients_that_fp16_never_takes_end_the_run(tmp_path, monkeypatch):
         trainer.train()
 
 
-@pytest.mark.parametrize("save", [lambda trainer, folder: trainer.save_model(str(folder)), "save_finished"], ids=str)
+@pytest.mark.parametrize(
+    "save",
+    [lambda trainer, folder: trainer.save_model(str(folder)), "save_finished"],
+    ids=["save_model", "save_finished"],
+)
 def test_a_model_that_is_not_finite_is_not_written(tmp_path, save):
     trainer = make_trainer(tmp_path / "run")
     trainer.model.logit_scale.data.fill_(NAN)
