@@ -111,13 +111,14 @@ def dead_workers_explained() -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker (pid"):
+    except Exception as error:
+        death = next((cause for cause in causes(error) if str(cause).startswith("DataLoader worker (pid")), None)
+        if death is None:
             raise
         with suppress(RuntimeError):  # the same once more, if the signal of the worker's death comes after all else
             time.sleep(0.1)
         raise WorkerDied(
-            f"{' '.join(str(error).split()).rstrip('.')}. If memory ran out, `dmesg` says so: take fewer workers or "
+            f"{' '.join(str(death).split()).rstrip('.')}. If memory ran out, `dmesg` says so: take fewer workers or "
             "smaller batches. What was saved is intact, and the same command goes on from it."
         ) from error
 

@@ -22,7 +22,7 @@ from hpt.escaping import file_name
 from hpt.evaluation.processor_check import parse_agreement
 from hpt.evaluation.results import parse_row
 from hpt.evaluation.rows import Row
-from hpt.files import as_text, write_file
+from hpt.files import as_text, refuse_large, write_file
 from hpt.hub.run_check import parse_run
 from hpt.json_files import DIGEST, as_line, check_kinds, parse_file, parse_json, parse_lines, sealed
 from hpt.models.sources import BASE_FILE
@@ -247,10 +247,13 @@ class ModelFolder:
         """What a file of text holds, or `None` if it isn't there.
 
         Raises:
-            InputError: if it isn't UTF-8.
+            InputError: if it isn't UTF-8, or too large for a text.
         """
+        file = self.path / name
+        if name not in self._contents and file.is_file():
+            refuse_large(file.stat().st_size, file)
         content = self.content(name)
-        return None if content is None else as_text(content, self.path / name)
+        return None if content is None else as_text(content, file)
 
     def _parsed(self, name: str, parse: Callable[[str, Path], object]):
         """What a file's text stands for, or `None` if it isn't there."""

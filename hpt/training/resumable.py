@@ -439,6 +439,7 @@ class ResumableTrainer(Trainer):
         return loader
 
     @cached_property
+    @torch.inference_mode(False)  # it is written to later
     def _needs_workers(self) -> torch.Tensor:
         """Whether a step is under way that is ended and saved when a signal comes, in memory that workers see too."""
         return torch.tensor(False).share_memory_()

@@ -57,7 +57,6 @@ CONFIGURATIONS = [
     ("text_config", {"hidden_act": "gelu"}),
     ("text_config", {"layer_norm_eps": 1e-2}),
     ("text_config", {"num_attention_heads": 4}),
-    ("text_config", {"eos_token_id": 5}),
 ]
 CHANGED = [f"{part}-{name}" for part, settings in CONFIGURATIONS for name in settings]
 

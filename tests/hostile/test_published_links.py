@@ -154,8 +154,8 @@ def change_weights(folder: Path, more: bytes = b"", **metadata: str) -> None:
     file = folder / "model.safetensors"
     weights = load_file(file) | ({"more": torch.frombuffer(bytearray(more), dtype=torch.uint8)} if more else {})
     save_file(weights, file, {"format": "pt"} | metadata)
-    run = json.loads((folder / "training.json").read_text())
-    (folder / "training.json").write_text(json.dumps(run | {"weights": ModelFolder(folder).saved_weights}))
+    run = ModelFolder(folder).run | {"weights": ModelFolder(folder).saved_weights}
+    (folder / "training.json").write_text(json.dumps(run))
 
 
 @pytest.mark.parametrize("secret", [SECRET, TOKEN], ids=["any token", "own token"])

@@ -135,9 +135,9 @@ def test_summary_gives_the_worst_at_the_radius_of_training(run, card):
     assert "l_inf eps 8/255" in card.split("/hpt:summary")[0]
 
 
-def test_that_the_model_only_guesses_stands_in_the_first_lines(card):
+def test_that_the_model_only_guesses_stands_in_the_first_lines(run, card):
     line = "**On animals this model is no better than guessing. 30 of 30 images get the same class"
-    assert f"# run0\n\n{line}" in card
+    assert f"# {run[0].parent.name}\n\n{line}" in card
 
 
 def test_limits_name_untried_attacks_and_flags(card):

@@ -16,6 +16,7 @@ from hpt.evaluation.rows import Row
 from hpt.hub import push
 from hpt.hub.folder import ModelFolder
 from hpt.json_files import unsealed
+from hpt.models.files import SETTINGS
 from hpt.models.weights import hash_weights
 
 
@@ -55,6 +56,7 @@ def test_publishing_reads_each_file_once_but_the_weights(hub, folder, reads, eva
     own = {path.name: count for path, count in reads.items() if folder in path.parents}
     # For what they are; for tokens, before they are listed and pushed; and their beginning, by huggingface_hub
     assert own.pop("model.safetensors") <= 4
+    own |= {name: own[name] - evaluated for name in SETTINGS if name in own}  # also when results are of this model
     assert {"training.json", "run.yaml", "README.md", "tokenizer_config.json"} <= set(own)
     assert set(own.values()) == {1}, own
     assert ("evaluation.jsonl" in ModelFolder(folder).names()) == evaluated
