@@ -4,11 +4,10 @@ with hold_folder("outputs/evaluation"):
     ...  # whoever else wants the folder meanwhile is refused, and told who has it
 
 The kernel keeps the lock, on a file in the folder that says who has it. After a kill that file stays, but keeps nobody
-out. Over NFS, Linux asks the server, so that all machines see the lock.
+out. Over NFS, Linux asks the server, so that all machines see the lock. Windows has no such lock: nobody is kept out.
 """
 
 import errno
-import fcntl
 import logging
 import os
 import socket
@@ -20,6 +19,11 @@ from pathlib import Path
 
 from hpt.errors import InputError
 
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +40,14 @@ def hold_folder(folder: str | Path) -> Iterator[bool]:
     A folder that isn't there is made, and deleted again if nothing was written into it.
 
     Returns:
-        `bool`: whether the folder is held from here on; not if the same thread holds it already, which goes on to.
+        `bool`: whether the folder is held from here on; not if the same thread holds it already, or on Windows.
 
     Raises:
         InputError: if another holds it, naming the process, its machine and since when; or if the folder can't be
             written.
     """
     folder = Path(folder).resolve()
-    if _held.get(folder, (None, None))[1] == threading.get_ident():
+    if fcntl is None or _held.get(folder, (None, None))[1] == threading.get_ident():
         yield False
         return
     is_new = not folder.exists()
@@ -56,9 +60,9 @@ def hold_folder(folder: str | Path) -> Iterator[bool]:
         yield True
     finally:
         if _held.pop(folder, None) is not None:  # not in a forked process, which has let go of it
-            (folder / LOCK_FILE).unlink(missing_ok=True)
-            if is_new:
-                with suppress(OSError):  # not empty, or gone
+            with suppress(OSError):  # gone, not empty, or not to be written any more
+                (folder / LOCK_FILE).unlink()
+                if is_new:
                     folder.rmdir()
             os.close(descriptor)
 
@@ -133,4 +137,5 @@ def _let_go() -> None:
     _held.clear()
 
 
-os.register_at_fork(after_in_child=_let_go)
+if fcntl is not None:
+    os.register_at_fork(after_in_child=_let_go)
