@@ -5,6 +5,8 @@ dataset row -> `decode_image` -> `ImageTransform`: uint8 (3, height, width) -> `
 """
 
 import io
+import os
+import re
 import textwrap
 import warnings
 from collections.abc import Iterator
@@ -29,7 +31,8 @@ MAX_PIXELS = 89_478_485  # above which Pillow itself warns
 MAX_BYTES = 4 * MAX_PIXELS  # of its file, as many as its pixels have
 MAX_ASPECT_RATIO = 100  # the shorter side is resized to the model's input, and memory grows with the longer one
 MAX_SCANS = 100  # of a JPEG, each of which passes over all of its pixels; libtiff has the same bound
-START_OF_SCAN = b"\xff\xda"
+START_OF_SCAN, END_OF_IMAGE = b"\xda", b"\xd9"
+MARKER = re.compile(rb"\xff+([^\x00\x01\xd0-\xd8\xff])")  # of a JPEG, but for those without a length within scans
 SAID_BY_PILLOW = (OSError, SyntaxError, Image.DecompressionBombError)  # errors whose text says what is wrong
 AS_STORED = datasets.Image()
 TURNED = range(2, 9)  # EXIF orientations but for 1, upright
@@ -145,9 +148,9 @@ def encoded_images(dataset: datasets.Dataset, column: str = "image") -> datasets
 
 def read_bytes(encoded: dict) -> bytes:
     """The content of an image's file, which may lie on the Hub or in an archive; `OSError` if it is too large."""
-    content = encoded["bytes"]
+    content, path = encoded["bytes"], encoded["path"]
     if content is None:
-        with fsspec.open(encoded["path"]) as file:
+        with open(path, "rb") if os.path.isfile(path) else fsspec.open(path) as file:  # which is slow for small files
             content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise OSError(f"its file has more than {MAX_BYTES // 2**20} MB")
@@ -182,8 +185,19 @@ def decode_image(encoded: dict | Image.Image | None, where: str, feature: datase
 
 
 def _check_scans(image: Image.Image, content: bytes) -> None:
-    if image.format in ("JPEG", "MPO") and (scans := content.count(START_OF_SCAN)) > MAX_SCANS:
-        raise OSError(f"it has {scans} scans, but a JPEG may have {MAX_SCANS} at most")
+    """`OSError` for a JPEG of too many scans; what only looks like them is looked at no further than it must be."""
+    if image.format in ("JPEG", "MPO") and content.count(b"\xff" + START_OF_SCAN) > MAX_SCANS:
+        if (scans := _count_scans(content)) > MAX_SCANS:
+            raise OSError(f"it has {scans} scans, but a JPEG may have {MAX_SCANS} at most")
+
+
+def _count_scans(content: bytes) -> int:
+    """The scans of a JPEG itself, and not of thumbnails in it or of what follows it, as a phone's film does."""
+    scans, place = 0, 0
+    while (marker := MARKER.search(content, place)) and marker[1] != END_OF_IMAGE:
+        scans += marker[1] == START_OF_SCAN
+        place = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2], "big")
+    return scans
 
 
 def read_size(encoded: dict | None, where: str) -> tuple[int, int]:

@@ -136,6 +136,13 @@ def test_jpegs_of_too_many_scans_are_refused_when_they_are_decoded():
         as_benchmark(GOOD, many_scans(MAX_SCANS))[1]
 
 
+def test_what_looks_like_scans_beside_those_of_a_jpeg_does_not_count():
+    content, like_scans = encoded(Image.new("RGB", (300, 300)), "JPEG"), MAX_SCANS * b"\xff\xda"
+    thumbnail = b"\xff\xe2" + struct.pack(">H", 2 + len(like_scans)) + like_scans
+    for photograph in (content + like_scans, content[:2] + thumbnail + content[2:]):
+        assert as_benchmark(photograph)[0]["pixel_values"].shape == (3, 224, 224)
+
+
 def test_files_are_read_up_to_a_bound(monkeypatch, tmp_path):
     monkeypatch.setattr(images_module, "MAX_BYTES", 2**20)
     (tmp_path / "large.png").write_bytes(GOOD + bytes(2**20))
