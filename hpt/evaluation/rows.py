@@ -274,7 +274,8 @@ def _unusual_pixels(benchmark: Benchmark) -> list[str]:
     """What makes other pixels of the same images, and isn't in a row's `attack_space`."""
     plain = benchmark.transform is None or str(benchmark.transform) in (*GEOMETRIES, benchmark.attack_space)
     geometry = [] if plain else [str(benchmark.transform)]
-    return geometry if benchmark.mode is None else [*geometry, f"mode {benchmark.mode}"]
+    is_usual = benchmark.mode in (None, "RGB")  # to which every image is converted
+    return geometry if is_usual else [*geometry, f"mode {benchmark.mode}"]
 
 
 def wilson_interval(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
