@@ -4,6 +4,7 @@ training.json  all of it, from which the model card is written
 run.yaml       fields of the recipe and settings that differ from the defaults, for `recipes/hpt_gpd.py --config`
 """
 
+import math
 import re
 from dataclasses import MISSING, Field, asdict, fields
 from pathlib import Path
@@ -212,6 +213,8 @@ def _as_yaml(name: str, value):
     if isinstance(value, dict | bool | int):
         return value
     if isinstance(value, float):
+        if not math.isfinite(value):  # such as max_grad_norm=inf, which logs norms alone, and which JSON hasn't
+            return str(value)
         text = describe_length(value)
         return text if name in (*IN_PIXELS, "proxy_eps") and Fraction(text) == value else float(value)
     text = str(getattr(value, "value", value))

@@ -4,6 +4,7 @@ import pytest
 from helpers import make_trainer
 
 from hpt import InputError
+from hpt.hub.folder import ModelFolder
 from hpt.training.record import refuse_other_run
 
 
@@ -45,3 +46,11 @@ def test_a_model_of_no_run_is_not_overwritten(trained, tmp_path):
     (tmp_path / "robust" / "training.json").unlink()
     with pytest.raises(InputError, match="robust has a model that no run of hpt left there"):
         refuse_other_run(tmp_path / "robust", trained.args, RECIPE)
+
+
+def test_an_infinite_setting_is_described_as_a_recipe_reads_it(tmp_path):
+    trainer = make_trainer(tmp_path, max_grad_norm=float("inf"))  # which logs the norm, and clips nothing
+    trainer.save_model(str(tmp_path / "robust"))
+    assert ModelFolder(tmp_path / "robust").run["settings"]["max_grad_norm"] == "inf"
+    assert "max_grad_norm: inf\n" in (tmp_path / "robust" / "run.yaml").read_text()
+    refuse_other_run(tmp_path / "robust", trainer.args, {})
