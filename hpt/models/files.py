@@ -50,8 +50,8 @@ def _as_object(content: object) -> dict:
 
 def read_settings(name: str, revision: str | None) -> dict[str, dict]:
     """By file name, the settings of a model and its processor, as far as the files are there; see [`read_json`]."""
-    found = {file: find_file(name, file, revision) for file in SETTINGS}
-    return {file: read_json(path) for file, path in found.items() if path}
+    paths = {file: find_file(name, file, revision) for file in SETTINGS}
+    return {file: read_json(path) for file, path in paths.items() if path}
 
 
 def own_code(settings: dict[str, dict]) -> str | None:

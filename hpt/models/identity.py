@@ -54,8 +54,8 @@ def _settings(config: PreTrainedConfig, ignored: tuple[str, ...]) -> dict:
 def _special_tokens(classifier: ZeroShotClassifier) -> list[tuple[str, int]]:
     """The tokens that a model looks for in prompts: its configuration names them also where it looks for none."""
     modules = [vars(module) for module in classifier.model.modules() if not isinstance(module, nn.Embedding)]
-    found = {(name, module[name]) for module in modules for name in SPECIAL_TOKENS if module.get(name) is not None}
+    tokens = {(name, module[name]) for module in modules for name in SPECIAL_TOKENS if module.get(name) is not None}
     legacy = (SPECIAL_TOKENS[0], classifier.family.legacy_end)
-    if legacy in found:  # OpenAI's own CLIPs, until `Trainer` gives them the tokenizer's
-        found = found - {legacy} | {(SPECIAL_TOKENS[0], max(classifier.processor.tokenizer("")["input_ids"]))}
-    return sorted(found)
+    if legacy in tokens:  # OpenAI's own CLIPs, until `Trainer` gives them the tokenizer's
+        tokens = tokens - {legacy} | {(SPECIAL_TOKENS[0], max(classifier.processor.tokenizer("")["input_ids"]))}
+    return sorted(tokens)
