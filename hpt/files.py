@@ -4,6 +4,7 @@ write_file(folder / "table.md", text)  # replaces the file in one step
 """
 
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -53,6 +54,13 @@ def write_file(path: Path, content: str | bytes) -> None:
             with suppress(OSError):
                 incomplete.unlink()
             raise
+
+
+def read_blocks(path: str | Path) -> Iterator[bytes]:
+    """A file of any size in blocks of 1 MiB."""
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            yield block
 
 
 def read_text(path: Path) -> str:

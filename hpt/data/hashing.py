@@ -19,12 +19,13 @@ import pyarrow.compute as pc
 from tqdm.auto import tqdm
 
 from hpt.data.images import encoded_images, read_bytes, read_labels
+from hpt.files import read_blocks
 from hpt.json_files import digest
 
 
 WORTH_KEEPING = 1.0  # seconds that a hash takes
 STILL_CHANGING = 2.0  # seconds in which a file may be written twice without that showing in its times
-ROWS, BLOCK = 256, 2**20  # that are in memory at once: images, and bytes of a file
+ROWS = 256  # images that are in memory at once
 QUIET = {"leave": False, "disable": None, "delay": 2}  # of a bar: for people, and not for what is done in no time
 
 
@@ -95,16 +96,10 @@ def _hash_files(files: list[str]) -> str:
 
 def _hash_file(path: str, bar: tqdm) -> str:
     state = hashlib.sha256()
-    for block in _blocks(path):
+    for block in read_blocks(path):
         state.update(block)
         bar.update(len(block))
     return state.hexdigest()
-
-
-def _blocks(path: str) -> Iterator[bytes]:
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK):
-            yield block
 
 
 # Hashes that are kept

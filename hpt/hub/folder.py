@@ -22,7 +22,7 @@ from hpt.escaping import file_name
 from hpt.evaluation.processor_check import parse_agreement
 from hpt.evaluation.results import parse_row
 from hpt.evaluation.rows import Row
-from hpt.files import as_text, refuse_large, write_file
+from hpt.files import as_text, read_blocks, refuse_large, write_file
 from hpt.hub.run_check import parse_run
 from hpt.json_files import DIGEST, as_line, check_kinds, parse_file, parse_json, parse_lines, sealed
 from hpt.models.sources import BASE_FILE
@@ -106,9 +106,8 @@ class ModelFolder:
         state = hashlib.sha256()
         for file in self._weight_files:
             state.update(file.name.encode())
-            with file.open("rb") as opened:
-                while chunk := opened.read(2**20):
-                    state.update(chunk)
+            for block in read_blocks(file):
+                state.update(block)
         return state.hexdigest()[:16]
 
     @property

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hpt.errors import InputError
-from hpt.json_files import digest
+from hpt.files import read_blocks
+from hpt.json_files import DIGEST, sealed, unsealed
 from hpt.models.weights import find_non_finite
 from hpt.radius import describe_length
 
@@ -70,13 +71,13 @@ def write_manifest(folder: Path, settings: dict, launch: dict) -> None:
         names = [str(file.relative_to(folder)) for file in files]
         described = dict(zip(names, pool.map(_describe, files), strict=True))
         content = {"name": folder.name, "files": described, "settings": settings, "launch": launch}
-        incomplete.write_text(json.dumps(content | {"digest": digest(content)}, indent=1), encoding="utf-8")
+        incomplete.write_text(json.dumps(sealed(content), indent=1), encoding="utf-8")
         list(pool.map(_flush, [*files, incomplete]))  # a power cut must not leave a manifest of files it took away
     os.replace(incomplete, folder / MANIFEST)
 
 
 def read_manifest(folder: str | Path) -> dict:
-    """The manifest of a complete checkpoint.
+    """The manifest of a complete checkpoint, without its digest; those of earlier versions have no `name` either.
 
     Raises:
         InputError: saying what is missing or damaged; or, of a checkpoint that an earlier version wrote, which didn't
@@ -94,7 +95,7 @@ def read_manifest(folder: str | Path) -> dict:
     for name, content in contents.items():
         if content != manifest["files"][name]:
             raise InputError(f"{folder} is damaged: the content of {name} isn't what was written (SHA-256).")
-    if "digest" not in manifest:
+    if "name" not in manifest:
         for path in _paths(folder, manifest):
             if path.suffix == ".safetensors" and (broken := find_non_finite(load_file(path))):
                 raise InputError(f"{folder} is of no use: {path.name} has NaN or infinite values, {broken}.")
@@ -107,9 +108,9 @@ def _parse_manifest(folder: Path) -> dict:
         kind = "is incomplete" if folder.is_dir() else "isn't a folder"
         raise InputError(f"{folder} {kind}: it has no {MANIFEST}, which is written last.")
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        described = {name: value for name, value in manifest.items() if name != "digest"}
-        whole = manifest["digest"] == digest(described) if "digest" in manifest else set(manifest) == PARTS
+        written = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = unsealed(written)
+        whole = DIGEST in written or set(manifest) == PARTS
         whole &= all(isinstance(manifest[part], dict) for part in PARTS)
         files = manifest["files"].items()
         whole &= all(name.isprintable() and isinstance(file["size"], int) for name, file in files)
@@ -219,10 +220,9 @@ def _written(name: str, settings: dict) -> str:
 def _describe(path: Path) -> dict:
     """Size and SHA-256 of a file."""
     state, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            state.update(block)
-            size += len(block)
+    for block in read_blocks(path):
+        state.update(block)
+        size += len(block)
     return {"size": size, "sha256": state.hexdigest()}
 
 
