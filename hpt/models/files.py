@@ -121,22 +121,23 @@ def _kernels(config: dict) -> Iterator[str]:
 
 
 @dataclass
-class Held:
+class WeightHeaders:
     """What a model's files of weights hold, by their headers: the type and the size of each tensor by its name."""
 
     dtypes: dict[str, str]
     sizes: dict[str, int]
 
     @classmethod
-    def by(cls, files: list[Path]) -> "Held":
+    def by(cls, files: list[Path]) -> "WeightHeaders":
         """What files hold together."""
-        held = cls({}, {})
+        headers = cls({}, {})
         for path in files:
             with safe_open(path, framework="pt") as file:
                 for key in file.keys():
                     tensor = file.get_slice(key)
-                    held.dtypes[key], held.sizes[key] = tensor.get_dtype(), torch.Size(tensor.get_shape()).numel()
-        return held
+                    headers.dtypes[key] = tensor.get_dtype()
+                    headers.sizes[key] = torch.Size(tensor.get_shape()).numel()
+        return headers
 
     @contextmanager
     def bounding(self, name: str):
@@ -175,12 +176,12 @@ class Held:
             )
 
 
-def read_held(name: str, revision: str | None) -> Held | None:
+def read_weight_headers(name: str, revision: str | None) -> WeightHeaders | None:
     """What a model's files of weights hold; `None` where the Hub has to find or to make such files first."""
     if single := find_file(name, SAFE_WEIGHTS_NAME, revision):
-        return Held.by([single])
+        return WeightHeaders.by([single])
     index = find_file(name, SAFE_WEIGHTS_INDEX_NAME, revision)
-    return index and Held.by([find_shard(name, shard, revision) for shard in shard_names(index)])
+    return index and WeightHeaders.by([find_shard(name, shard, revision) for shard in shard_names(index)])
 
 
 def shard_names(index: Path) -> list[str]:

@@ -24,9 +24,9 @@ from hpt.models.files import (
     drop_own_code,
     find_file,
     own_code,
-    read_held,
     read_json,
     read_settings,
+    read_weight_headers,
     refuse_own_code,
 )
 from hpt.models.processors import check_processor, input_size
@@ -112,8 +112,8 @@ def _load_model(name: str, revision: str | None, dtype: torch.dtype, settings: d
     options = {"revision": revision, "dtype": dtype, "use_safetensors": True}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # what doesn't fit is refused below
     with _failures_explained("model", name, settings), _without_report():
-        held = read_held(name, revision)
-        with held.bounding(name) if held else nullcontext():
+        headers = read_weight_headers(name, revision)
+        with headers.bounding(name) if headers else nullcontext():
             model, report = AutoModel.from_pretrained(name, trust_remote_code=False, **options)
             if any(re.match(WRAPPERS, key) for key in report["unexpected_keys"]):
                 prefixed = f"The names of weights in {name} begin with module. or _orig_mod., which is left out."
@@ -124,8 +124,8 @@ def _load_model(name: str, revision: str | None, dtype: torch.dtype, settings: d
     check_dual_encoder(model)
     weights, shapes = model.state_dict(), {key: shape for key, shape, _ in report["mismatched_keys"]}
     check_complete(name, weights, report["missing_keys"], report["unexpected_keys"], shapes)
-    if held:
-        held.check_types(name, weights)
+    if headers:
+        headers.check_types(name, weights)
     check_finite(name, weights)
     return model, _load_processor(name, revision, settings), config
 

@@ -23,10 +23,10 @@ def check_tokenizer(name: str, model, tokenizer) -> None:
 
     Without its files, transformers makes one of the special tokens alone.
     """
-    known, has, longest = model.config.text_config.vocab_size, len(tokenizer), tokenizer.model_max_length
-    if has < LEAST_SHARE * known:
+    known, size, longest = model.config.text_config.vocab_size, len(tokenizer), tokenizer.model_max_length
+    if size < LEAST_SHARE * known:
         raise InputError(
-            f"The tokenizer of {name} has {has} tokens, but the text tower knows {known}: tokenizer.json, or another "
+            f"The tokenizer of {name} has {size} tokens, but the text tower knows {known}: tokenizer.json, or another "
             "file of it, is missing or incomplete. Take a complete copy."
         )
     if isinstance(longest, bool) or not isinstance(longest, (int, float)) or longest < 1 or longest % 1:
@@ -57,8 +57,8 @@ def _unmade_tokens(tokenizer) -> list[str]:
         return []
     suffix = model["end_of_word_suffix"] or ""
     longer = [token for token in model["vocab"] if len(token.removesuffix(suffix)) > 1 and token not in added]
-    made = {"".join(pair) for pair in model["merges"]}
-    unmade = [token for token in longer if token not in made]
+    merged = {"".join(pair) for pair in model["merges"]}
+    unmade = [token for token in longer if token not in merged]
     return unmade if len(unmade) > (1 - MADE_SHARE) * len(longer) else []
 
 
