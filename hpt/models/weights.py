@@ -59,8 +59,7 @@ def check_finite(name: str, weights: dict[str, torch.Tensor]) -> None:
 
 
 def _first(names: set[str]) -> str:
-    listed = ", ".join(f"{name:.200}" for name in sorted(names)[:3]) + ", ..." * (len(names) > 3)
-    return listed if listed.isprintable() else repr(listed)
+    return one_line(", ".join(f"{name:.200}" for name in sorted(names)[:3]) + ", ..." * (len(names) > 3))
 
 
 def find_non_finite(tensors: dict[str, torch.Tensor]) -> str:

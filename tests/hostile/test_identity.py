@@ -19,6 +19,7 @@ from hpt.data.geometry import ImageTransform
 from hpt.data.hashing import hash_files, hash_rows, hash_samples
 from hpt.data.streams import identify_stream
 from hpt.evaluation.ranking import TransferMatrix
+from hpt.evaluation.rows import hash_benchmark
 from hpt.hub.evaluations import add_saved_evaluations
 from hpt.hub.folder import ModelFolder
 from hpt.models.identity import hash_configuration, hash_prompts
@@ -98,6 +99,12 @@ def test_rows_of_other_pixels_of_the_same_images_are_refused(tmp_path, change):
     other = {"mode": grey, "geometry": replace(benchmark, transform=ImageTransform(24, 16))}[change]
     with pytest.raises(InputError, match=r"for benchmark random \(samples"):
         evaluate(model, processor, tmp_path, other)
+
+
+def test_images_that_are_asked_for_as_rgb_are_the_same():
+    benchmark = make_benchmark()
+    as_rgb = replace(benchmark, dataset=benchmark.dataset.cast_column("image", Image(mode="RGB")))
+    assert hash_benchmark(as_rgb) == hash_benchmark(benchmark)
 
 
 @pytest.mark.parametrize("attack", ["adaptive:steps=1", "transfer:steps=1"])
