@@ -4,9 +4,7 @@ import difflib
 import os
 import re
 import textwrap
-import time
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterable
 from numbers import Integral
 from pathlib import Path
 
@@ -100,27 +98,6 @@ def without_secrets(text: str) -> str:
     text = re.sub(TOKEN.pattern.decode(), "***", text)
     text = text.replace(token, "***") if (token := get_token()) else text
     return re.sub(r"(?<=://)[^/\s@]+@", "***@", text)
-
-
-@contextmanager
-def dead_workers_explained() -> Iterator[None]:
-    """Within, a data loader whose worker has died says what to do: torch raises that wherever the program just is.
-
-    Raises:
-        WorkerDied: with what torch knows of the worker.
-    """
-    try:
-        yield
-    except Exception as error:
-        death = next((cause for cause in causes(error) if str(cause).startswith("DataLoader worker (pid")), None)
-        if death is None:
-            raise
-        with suppress(RuntimeError):  # the same once more, if the signal of the worker's death comes after all else
-            time.sleep(0.1)
-        raise WorkerDied(
-            f"{' '.join(str(death).split()).rstrip('.')}. If memory ran out, `dmesg` says so: take fewer workers or "
-            "smaller batches. What was saved is intact, and the same command goes on from it."
-        ) from error
 
 
 def explain_hub_error(kind: str, name: str, error: BaseException) -> InputError:

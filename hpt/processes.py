@@ -1,12 +1,13 @@
-"""The processes of a launch: how they find each other, and how `hpt --num_processes N` starts them."""
+"""The processes of a launch: how they find each other and start, and what is said when a data loader's dies."""
 
 import logging
 import os
 import signal
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +19,7 @@ from accelerate.utils import broadcast_object_list
 
 from hpt.cli import ERRORS
 from hpt.environment import available_cores
-from hpt.errors import InputError, check_at_least
+from hpt.errors import InputError, WorkerDied, causes, check_at_least
 from hpt.locks import hold_folder
 
 
@@ -95,6 +96,29 @@ def hold_together(folder: str | Path | None) -> Iterator[bool]:
     """
     with ExitStack() as held:
         yield folder is not None and on_main_process(lambda: held.enter_context(hold_folder(folder)))
+
+
+@contextmanager
+def dead_workers_explained() -> Iterator[None]:
+    """Within, a data loader whose worker has died says what to do: torch raises that wherever the program just is.
+
+    Raises:
+        WorkerDied: with what torch knows of the worker.
+    """
+    try:
+        yield
+    except WorkerDied:  # as said within, by what this is around
+        raise
+    except Exception as error:
+        death = next((cause for cause in causes(error) if str(cause).startswith("DataLoader worker (pid")), None)
+        if death is None:
+            raise
+        with suppress(RuntimeError):  # the same once more, if the signal of the worker's death comes after all else
+            time.sleep(0.1)
+        raise WorkerDied(
+            f"{' '.join(str(death).split()).rstrip('.')}. If memory ran out, `dmesg` says so: take fewer workers or "
+            "smaller batches. What was saved is intact, and the same command goes on from it."
+        ) from error
 
 
 def launch(command: list[str], num_processes: str) -> int:

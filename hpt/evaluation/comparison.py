@@ -10,7 +10,6 @@ from tqdm.auto import tqdm
 from hpt.attacks import PGD
 from hpt.data.benchmark import Benchmark
 from hpt.data.images import collate
-from hpt.errors import dead_workers_explained
 from hpt.escaping import one_line
 from hpt.evaluation.rows import (
     ALL_IMAGES,
@@ -24,6 +23,7 @@ from hpt.evaluation.rows import (
 )
 from hpt.evaluation.scoring import score_batch, score_images
 from hpt.evaluation.subject import Subject
+from hpt.processes import dead_workers_explained
 
 
 @dead_workers_explained()

@@ -25,7 +25,7 @@ from hpt.attacks.registry import parse_attacks
 from hpt.data.benchmark import Benchmark
 from hpt.data.given import as_benchmarks
 from hpt.data.images import check_images, collate, to_unit_range
-from hpt.errors import InputError, check_at_least, dead_workers_explained, message_of
+from hpt.errors import InputError, check_at_least, message_of
 from hpt.evaluation.plan import Task, plan_attack, plan_clean, plan_large_eps
 from hpt.evaluation.progress import PassCounter, Progress
 from hpt.evaluation.results import ResultsFolder
@@ -40,7 +40,7 @@ from hpt.evaluation.summary import (
     summarise,
 )
 from hpt.models.classifier import ZeroShotClassifier
-from hpt.processes import hold_together, join_processes
+from hpt.processes import dead_workers_explained, hold_together, join_processes
 from hpt.radius import as_radii
 from hpt.references import check_names
 

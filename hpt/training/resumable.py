@@ -21,10 +21,10 @@ from safetensors import SafetensorError
 from transformers import ProgressCallback, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from hpt.errors import InputError, TrainingStopped, dead_workers_explained
+from hpt.errors import InputError, TrainingStopped
 from hpt.files import write_file
 from hpt.models.weights import find_non_finite
-from hpt.processes import hold_together, on_main_process
+from hpt.processes import dead_workers_explained, hold_together, on_main_process
 from hpt.training.checkpoints import (
     check_same_settings,
     checkpoint_folder,

@@ -24,13 +24,14 @@ from hpt.attacks.base import batch_norm_untouched
 from hpt.data.benchmark import Benchmark
 from hpt.data.images import collate, to_unit_range
 from hpt.data.streams import EpochStream
-from hpt.errors import InputError, dead_workers_explained
+from hpt.errors import InputError
 from hpt.evaluation.figures import draw_training_curves
 from hpt.evaluation.scoring import score_batch
 from hpt.hub.folder import CURVES, ModelFolder
 from hpt.hub.publisher import Publisher
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.weights import forward_redirected
+from hpt.processes import dead_workers_explained
 from hpt.training.callbacks import AugmentationCallback, LogitScaleCallback
 from hpt.training.checkpoints import checkpoint_folder
 from hpt.training.config import MATHEMATICS, HPTConfig

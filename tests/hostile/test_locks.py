@@ -158,6 +158,12 @@ print(held)
 # File systems
 
 
+def test_where_there_are_no_locks_at_all_a_folder_is_worked_in_without(tmp_path, monkeypatch):
+    monkeypatch.setattr("hpt.locks.fcntl", None)  # as on Windows
+    with hold_folder(tmp_path / "new") as held:
+        assert not held and not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks_is_said_in_a_line(tmp_path, monkeypatch, caplog, number):
     monkeypatch.setattr(fcntl, "flock", fails_with(number))
