@@ -107,7 +107,7 @@ def dead_workers_explained() -> Iterator[None]:
     """
     try:
         yield
-    except WorkerDied:  # as said within, by what this is around
+    except WorkerDied:  # an evaluation within a training says it once
         raise
     except Exception as error:
         death = next((cause for cause in causes(error) if str(cause).startswith("DataLoader worker (pid")), None)

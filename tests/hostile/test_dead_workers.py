@@ -77,8 +77,9 @@ class KillWorker(TerminateAt):
 @pytest.mark.parametrize("work", [trains, evaluates_in_training, evaluates_a_trainer, evaluates, compares])
 def test_a_killed_worker_is_a_line_at_once(tmp_path, work):
     start = time.monotonic()
-    with pytest.raises(WorkerDied, match=LINE):
+    with pytest.raises(WorkerDied, match=LINE) as death:
         work(tmp_path)
+    assert str(death.value).count("If memory ran out") == 1  # also of an evaluation within a training
     assert time.monotonic() - start < 15
     assert work is not trains or last_checkpoint(tmp_path) is not None
 
