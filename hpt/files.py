@@ -58,7 +58,7 @@ def write_file(path: Path, content: str | bytes) -> None:
 
 def read_blocks(path: str | Path) -> Iterator[bytes]:
     """A file of any size in blocks of 1 MiB."""
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         while block := file.read(2**20):
             yield block
 
