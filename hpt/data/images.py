@@ -27,7 +27,7 @@ from hpt.errors import InputError
 UNCONVERTIBLE_MODES = ("I", "F")
 DRAWN_BY_OTHERS = ("EPS", "WMF")  # formats that Pillow hands to another program, as PostScript to Ghostscript
 # What an image may need at most, whoever made it: a few bytes can stand for gigabytes of pixels or minutes of decoding
-MAX_PIXELS = 89_478_485  # above which Pillow itself warns
+MAX_PIXELS = 2 * 89_478_485  # above which Pillow itself refuses
 MAX_BYTES = 4 * MAX_PIXELS  # of its file, as many as its pixels have
 MAX_ASPECT_RATIO = 100  # the shorter side is resized to the model's input, and memory grows with the longer one
 MAX_SCANS = 100  # of a JPEG, each of which passes over all of its pixels; libtiff has the same bound
