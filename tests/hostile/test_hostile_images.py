@@ -59,7 +59,7 @@ def many_scans(number: int) -> bytes:
     return content[:-2] + number * scan + content[-2:]
 
 
-LARGER = "than 178956970|may have 89 million at most|exceeds limit"  # of Pillow, and above its warning of hpt
+LARGER = "than 178956970|may have 178 million at most|exceeds limit"  # by Pillow or by hpt
 STRIP = "may be 100 times as long as it is wide at most"
 UNKNOWN = "cannot identify image file"
 TOO_LARGE = {
