@@ -84,13 +84,15 @@ def load_dual_encoder(name: str, revision: str | None = None, dtype: torch.dtype
 
 def _load(name: str, revision: str | None, dtype: torch.dtype, above: tuple[str, ...]):
     """As [`load_dual_encoder`]; the base of adapters `above`, of which each is the base of the one before."""
-    from transformers.utils import find_adapter_config_file
+    from transformers.utils import cached_file, find_adapter_config_file
 
     check_source(name)
     if name in above:
         raise InputError(f"Its base is {name}, an adapter whose base it is in turn.")
     with _failures_explained("model", name):
         adapter = find_adapter_config_file(name, revision=revision)
+        if adapter is None:  # without a Hub, the first file that a model must have says so, after half a minute
+            cached_file(name, CONFIG, revision=revision)
         settings = read_settings(name, revision)
     if adapter is None:
         model, processor, config = _load_model(name, revision, dtype, settings)

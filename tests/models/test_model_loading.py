@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from helpers import CLASSES, FAMILIES, make_clip, make_family
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from hpt import InputError, ZeroShotClassifier, load_proxy
@@ -155,3 +156,16 @@ def test_a_tilde_is_the_home_folder(saved, monkeypatch, images, classifier):
     loaded = ZeroShotClassifier(*load_dual_encoder("~/target"), CLASSES)
     assert loaded.model.name_or_path == str(saved)
     torch.testing.assert_close(loaded(images), classifier(images))
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_for_no_more_than_two_files(monkeypatch):
+    asked = []
+
+    def unreachable(repo, filename, **_):
+        asked.append(filename)  # which takes half a minute, by huggingface_hub's retries
+        raise LocalEntryNotFoundError("no route to the Hub")
+
+    monkeypatch.setattr("transformers.utils.hub.hf_hub_download", unreachable)
+    with pytest.raises(InputError, match="'me/none': it is no local folder, .* the Hub can't be reached"):
+        load_proxy("me/none")
+    assert asked == ["adapter_config.json", "config.json"]
