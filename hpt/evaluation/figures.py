@@ -79,7 +79,7 @@ def draw_transfer_matrix(rows: list[Row], title: str, path: str | Path) -> None:
         axes.set_yticks(range(len(columns)), ["clean", *names], fontsize=8)
         axes.set_title(f"eps = {radius}", fontsize=9)
         axes.set(xlabel="scored", ylabel="made against")
-    figure.suptitle(mathtext(title), fontsize=10)
+    figure.suptitle(mathtext(title), fontsize=10, wrap=True)  # few models are narrower than a title
     save_figure(figure, path)
 
 
