@@ -41,7 +41,7 @@ def main() -> None:
 
         run_recipe(partial(run, command, arguments))
     else:
-        (closest, *_) = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0)
+        (closest, *_) = difflib.get_close_matches(command, [*COMMANDS, "--help", "--version"], n=1, cutoff=0)
         print(f"error: Unknown command {command!r}: did you mean {closest}? `hpt --help` lists them.", file=sys.stderr)
         sys.exit(2)
 

@@ -44,7 +44,10 @@ def test_every_recipe_is_a_command():
     assert {module for module, *_ in COMMANDS.values()} == {file.stem for file in RECIPES.glob("[a-z]*.py")}
 
 
-@pytest.mark.parametrize("argument, closest", [("trian", "train"), ("rank_proxy", "rank-proxies"), ("--env", "env")])
+@pytest.mark.parametrize(
+    "argument, closest",
+    [("trian", "train"), ("rank_proxy", "rank-proxies"), ("--env", "env"), ("--verison", "--version")],
+)
 def test_an_unknown_command_is_one_line(tmp_path, argument, closest):
     run = hpt(argument, cwd=tmp_path)
     assert run.returncode == 2 and not run.stdout
