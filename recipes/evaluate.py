@@ -97,7 +97,7 @@ def evaluate(settings: Evaluation, datasets: list[Reference], models: list[Refer
     # Data and models
     benchmarks, missing = load_available(datasets, settings.protocol)
     if not benchmarks:
-        raise InputError("; ".join(missing.values()))
+        raise InputError(" ".join(missing.values()))
     subjects = [load_subject(model, state.device) for model in models]
     proxy = load_subject(proxy_model, state.device) if proxy_model else None
 
@@ -117,7 +117,7 @@ def evaluate(settings: Evaluation, datasets: list[Reference], models: list[Refer
     failures = [f"{name}: {reason}" for name, reason in missing.items()]
     planned = evaluator.plan_all(subjects, benchmarks, failures)
     if not planned:
-        raise InputError("; ".join(failures))
+        raise InputError(" ".join(failures))
     if settings.plan:
         if state.is_main_process:
             missing_ones = [f"Missing: {markdown(failure)}" for failure in failures]

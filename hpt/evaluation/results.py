@@ -7,7 +7,7 @@ Each line carries a digest of itself. One that was altered is measured again, an
 """
 
 import json
-import warnings
+import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +23,8 @@ from hpt.evaluation.rows import ADDED, SAID_SINCE, WORST_CASE, Row, Rows
 from hpt.files import check_folder, write_file
 from hpt.json_files import DIGEST, append_line, check_kinds, digest, parse_file, read_lines, repair_lines, unsealed
 
+
+logger = logging.getLogger(__name__)
 
 # Settings that have one value in a whole file, per model, per benchmark and per attack.
 DETERMINED_BY = {
@@ -101,10 +103,9 @@ class ResultsFolder:
         if all(row.configuration is not None for row in own):
             return settings
         if self.rank == 0:
-            warnings.warn(
+            logger.warning(
                 f"{self.file} has rows of {settings['model'] or 'the model'} from hpt 0.3.0 or before, which don't "
-                "say with which configuration and tokenizer: they are gone on with as if those were the same.",
-                stacklevel=4,
+                "say with which configuration and tokenizer: they are kept as if those were the same."
             )
         return {name: value for name, value in settings.items() if name not in SAID_SINCE}
 

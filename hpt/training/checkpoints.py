@@ -194,8 +194,8 @@ def check_same_settings(checkpoint: str | Path, manifest: dict, settings: dict, 
         )
     if unsaid:
         logger.warning(
-            f"{checkpoint} is of hpt 0.3.0 or before, which compares 16 of the training images, and of the models not "
-            f"all: the run goes on as if {', '.join(unsaid)} were the same."
+            f"{checkpoint} is of hpt 0.3.0 or before, which compares only 16 of the training images and parts of the "
+            f"models: the run goes on as if the rest were the same ({', '.join(unsaid)})."
         )
     if differing := differences(manifest["launch"], launch):
         logger.warning(

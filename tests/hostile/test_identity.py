@@ -339,7 +339,7 @@ def test_a_checkpoint_of_an_earlier_version_is_gone_on_with_and_says_so(run, tmp
     pixels[7] = 255 - pixels[7]
     trainer = make_trainer(tmp_path, dataset=with_pixels(make_dataset(48), pixels), **SAVING | {"max_steps": 2})
     trainer.train(resume_from_checkpoint=True)
-    assert "is of hpt 0.3.0 or before, which compares 16 of the training images" in caplog.text
+    assert "is of hpt 0.3.0 or before, which compares only 16 of the training images" in caplog.text
     assert new <= set(read_manifest(tmp_path / "checkpoint-2")["settings"])
     pixels[0] = 255 - pixels[0]
     assert "train_dataset 48 images" in refusal(tmp_path, dataset=with_pixels(make_dataset(48), pixels))
