@@ -47,6 +47,8 @@ def name_benchmark(reference: Reference) -> Reference:
 def _check_place(reference: Reference) -> None:
     """Refuse a path to nothing, before others are loaded; what may be an id is looked for on the Hub later."""
     place = reference.source
+    if not place:
+        raise InputError("A dataset's path is empty: give a folder, a file or a Hub id.")
     if Path(place).exists() or (place.count("/") == 1 and not place.startswith((".", "/"))):
         return
     if reference.named or "/" in place:

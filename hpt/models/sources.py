@@ -21,7 +21,9 @@ def check_source(source: str) -> None:
         InputError: saying why, and which folder may be meant.
     """
     path = Path(source)
-    if path.is_file():
+    if not source:
+        reason = f"its path is empty. Give {FORMAT}."
+    elif path.is_file():
         reason = _why_not_a_file(path)
     elif path.is_dir() and not _holds_model(path):
         reason = _why_not_a_folder(path)

@@ -18,7 +18,7 @@ from hpt.radius import Fraction, Radius, check_step_size
 from hpt.training.gpd import ANCHOR, TRANSFER, GPDSchedule, check_epochs
 from hpt.training.objectives import OBJECTIVES, Objective, RobustTransfer, make_objective
 from hpt.training.trackers import check_trackers
-from hpt.training.unsupported import ROBUST_TRAINING, refuse_unsupported
+from hpt.training.unsupported import ROBUST_TRAINING, check_run, refuse_unsupported
 
 
 SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")  # what accelerate can be told to launch with
@@ -196,6 +196,7 @@ class HPTConfig(TrainingArguments):
         self.num_train_epochs = float(self.anchor_epochs + self.transfer_epochs)
         if self.optim_args == "momentum=0.9" and not str(getattr(self.optim, "value", self.optim)) == "sgd":
             self.optim_args = None  # SGD's default, meaningless to another optimizer
+        check_run(self)
         super().__post_init__()
         check_trains_together(self.world_size)
         refuse_unsupported(self, ROBUST_TRAINING)

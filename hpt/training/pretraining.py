@@ -42,7 +42,7 @@ from hpt.training.identity import describe_training
 from hpt.training.inputs import check_batches, check_launch
 from hpt.training.resumable import ResumableTrainer
 from hpt.training.trackers import check_trackers
-from hpt.training.unsupported import refuse_unsupported
+from hpt.training.unsupported import check_run, refuse_unsupported
 
 
 # Fields of TrainingArguments that can't change between a checkpoint and the run that resumes from it
@@ -121,6 +121,7 @@ class PretrainingConfig(TrainingArguments):
             size, heads = getattr(self, f"{tower}_hidden_size"), getattr(self, f"{tower}_heads")
             if size % heads:
                 raise InputError(f"{tower}_heads {heads} doesn't divide {tower}_hidden_size {size}.")
+        check_run(self)
         super().__post_init__()
         check_trackers(self.report_to)
         check_trains_together(self.world_size)

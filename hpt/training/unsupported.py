@@ -41,7 +41,21 @@ ARGUMENTS = {
 }
 SAMPLING = ("random", "sequential")
 WITHOUT_ADAM = ("sgd", "adagrad", "rmsprop", "adafactor")  # optimizers that read no field named adam_*
+AT_LEAST_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 WITH_TARGET_MODULES = ("galore", "apollo")  # begin the names of those that read optim_target_modules
+
+
+def check_run(args: TrainingArguments) -> None:
+    """Refuse a run without a folder, or with batches without images, which transformers takes.
+
+    Raises:
+        InputError: naming the setting.
+    """
+    if args.output_dir == "":
+        raise InputError("output_dir is empty: give a folder.")
+    for name in AT_LEAST_ONE:
+        if getattr(args, name) < 1:
+            raise InputError(f"{name} is {getattr(args, name)}, but must be at least 1.")
 
 
 def refuse_unsupported(args: TrainingArguments, more: dict[str, str] | None = None) -> None:

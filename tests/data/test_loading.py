@@ -462,6 +462,7 @@ def test_all_stands_for_the_sixteen():
         ),
         ("zh-plus/tiny-imagenet", "may be the benchmark tiny_imagenet or another dataset"),
         ("all=nowhere", "There is no folder 'nowhere' with copies of the benchmarks"),
+        ("", "A dataset's path is empty: give a folder"),
         ("q=", "'q=' must be NAME=PATH, with a name without /"),
         ("my/own=somewhere", "'my/own=somewhere' must be NAME=PATH, with a name without /"),
         ("digits=owner/digits", "digits is embedded in its library"),

@@ -146,6 +146,11 @@ def test_what_is_no_model_says_what_would_be(saved, tmp_path, monkeypatch, sourc
         load_proxy(source)
 
 
+def test_an_empty_path_is_no_model():
+    with pytest.raises(InputError, match="Can't load the model '': its path is empty"):
+        check_source("")
+
+
 def test_what_can_be_a_model_is_let_through(saved):
     for source in ("openai/clip-vit-base-patch32", "clip", str(saved)):
         check_source(source)

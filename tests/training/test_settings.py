@@ -237,6 +237,22 @@ def test_pretraining_refuses_what_no_trainer_of_ours_reads(name):
         PretrainingConfig(output_dir="unused", use_cpu=True, **{name: REFUSED[name]})
 
 
+@pytest.mark.parametrize("kind", [HPTConfig, PretrainingConfig])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"output_dir": ""}, "output_dir is empty: give a folder"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size is 0, but must be at least 1"),
+        ({"per_device_eval_batch_size": -1}, "per_device_eval_batch_size is -1, but"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0, but"),
+    ],
+    ids=["output_dir", "batch", "eval", "accumulation"],
+)
+def test_a_run_has_a_folder_and_images_in_its_batches(kind, settings, message):
+    with pytest.raises(InputError, match=message):
+        kind(**{"output_dir": "unused", "use_cpu": True} | settings)
+
+
 @pytest.mark.parametrize("name", FOR_OWN_METRICS)
 def test_refused_without_metrics_of_the_users_own(name, tmp_path):
     with pytest.raises(InputError, match=f"{name} is for a compute_metrics of your own"):
