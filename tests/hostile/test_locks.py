@@ -41,7 +41,8 @@ with hold_folder(sys.argv[1]):
 """
 CHILDREN = {
     "none": "",
-    "forked": "child = os.fork(); time.sleep(60 * (child == 0))",
+    # Which says when it has begun: until then it has its parent's lock
+    "forked": "ready, begun = os.pipe(); os.fork() or (os.write(begun, b'.'), time.sleep(60)); os.read(ready, 1)",
     "started": "subprocess.Popen(['sleep', '60'], close_fds=False, stdout=subprocess.DEVNULL)",
 }
 
