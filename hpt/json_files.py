@@ -238,7 +238,7 @@ def append_line(path: Path, line: dict) -> None:
     """Add [`as_line`] to a file, which is made if it isn't there.
 
     Raises:
-        WriteFailed: if it can't be added; the file is as it was before.
+        WriteFailed: if it can't be added; the file is as it was before, and an empty one is deleted.
     """
     left = as_line(line).encode()
     with named_if_it_fails(path):
@@ -251,4 +251,6 @@ def append_line(path: Path, line: dict) -> None:
             except BaseException:
                 with suppress(OSError):
                     file.truncate(size)
+                    if size == 0:
+                        path.unlink()
                 raise

@@ -54,6 +54,9 @@ def hold_folder(folder: str | Path) -> Iterator[bool]:
     try:
         descriptor = _lock(folder / LOCK_FILE)
     except OSError as error:
+        if is_new:
+            with suppress(OSError):
+                folder.rmdir()
         raise InputError(f"Can't work in {folder}: {error.filename or LOCK_FILE}: {error.strerror}.") from error
     _held[folder] = descriptor, threading.get_ident()
     try:
@@ -78,7 +81,11 @@ def _lock(file: Path) -> int:
         try:
             has_locks = _try_lock(descriptor, file)
             if _is_at(descriptor, file):
-                _write_holder(descriptor, file, has_locks)
+                try:
+                    _write_holder(descriptor, file, has_locks)
+                except OSError:  # a full disk
+                    file.unlink()
+                    raise
                 return descriptor
         except BaseException:
             os.close(descriptor)

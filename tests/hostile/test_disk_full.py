@@ -20,7 +20,7 @@ from helpers import ONE_THREAD, make_clip, make_row, make_trainer, with_accuracy
 from PIL import Image
 
 from hpt import RobustnessEvaluator, ZeroShotClassifier, cli
-from hpt.errors import WriteFailed
+from hpt.errors import InputError, WriteFailed
 from hpt.evaluation.outputs import report_evaluation, report_ranking
 from hpt.evaluation.ranking import TransferMatrix
 from hpt.evaluation.subject import Subject
@@ -29,6 +29,7 @@ from hpt.hub.evaluations import add_evaluation
 from hpt.hub.folder import ModelFolder
 from hpt.hub.push import publish
 from hpt.json_files import append_line, read_lines, unsealed
+from hpt.locks import hold_folder
 from hpt.models.loading import load_dual_encoder, save_finished
 
 
@@ -51,7 +52,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def check_whole(folder: Path) -> None:
     """No file is empty, half-written or left over."""
     for file in [file for file in folder.rglob("*") if file.is_file()]:
-        assert file.stat().st_size or file.suffix == ".jsonl", file
+        assert file.stat().st_size, file
         assert not file.name.endswith(".incomplete"), file
         if file.suffix == ".png":
             Image.open(file).load()
@@ -62,6 +63,17 @@ def check_whole(folder: Path) -> None:
 
 
 # One file
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["there", "new"])
+def test_a_folder_without_room_for_its_lock_is_as_it_was(tmp_path, is_there):
+    folder = tmp_path / "run"
+    if is_there:
+        folder.mkdir()
+    with no_file_above(0), pytest.raises(InputError, match=r"Can't work in .*: \.hpt\.lock: File too large"):
+        with hold_folder(folder):
+            pass
+    assert folder.exists() == is_there and not list(tmp_path.rglob(".hpt.lock"))
 
 
 @pytest.mark.parametrize("before", [None, b"old"], ids=["new", "there"])
