@@ -156,10 +156,11 @@ def _metadata(weights: Path) -> str:
 
 
 def _picture_texts(content: bytes, file: Path) -> str:
-    """What a PNG says of itself, in plain or compressed parts."""
+    """What a PNG says of itself, in plain or compressed parts, its colour profile among them."""
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
-            return "\n".join(picture.text.values())
+            profile = picture.info.get("icc_profile", b"").decode("latin-1")
+            return "\n".join([*picture.text.values(), profile])
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{file} isn't a PNG that can be read: remove it.") from error
 

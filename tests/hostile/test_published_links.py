@@ -134,7 +134,8 @@ def picture(file: Path, how: str, text: str) -> None:
         information.add_text("Comment", text + 99 * " ", zip=how == "compressed")
     elif how in ("international", "international compressed"):
         information.add_itxt("XML:com.adobe.xmp", text + 99 * " ", zip=how == "international compressed")
-    Image.new("RGB", (4, 4)).save(file, pnginfo=information, exif=exif)
+    profile = text.encode() if how == "colour profile" else None  # which PNG compresses
+    Image.new("RGB", (4, 4)).save(file, pnginfo=information, exif=exif, icc_profile=profile)
     if how == "behind the end":
         file.write_bytes(file.read_bytes() + text.encode())
     elif how in ("compressed behind the pixels", "unknown part"):
@@ -146,6 +147,7 @@ def picture(file: Path, how: str, text: str) -> None:
 
 
 PLACES = ["plain", "compressed", "international", "international compressed", "compressed behind the pixels"]
+PLACES += ["colour profile"]
 BYTES = ["in EXIF", "unknown part", "behind the end"]
 
 
