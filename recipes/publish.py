@@ -16,7 +16,7 @@ from hpt.cli import parse_config, run_recipe
 from hpt.errors import PushFailed
 from hpt.escaping import one_line
 from hpt.hub.card import write_card
-from hpt.hub.contents import published_files, refuse_links
+from hpt.hub.contents import published_files, refuse_links, refuse_token
 from hpt.hub.evaluations import add_saved_evaluations
 from hpt.hub.folder import ModelFolder
 from hpt.hub.push import check_repository_id, publish
@@ -47,6 +47,7 @@ def main():
     run = Path(publication.run)
     evaluated, repo_id = bool(publication.evaluations), publication.hub_model_id or run.resolve().name
     check_repository_id(repo_id)
+    refuse_token(publication.message, "The message of the commit")
     folder = ModelFolder.of_run(run, merged=publication.merged, evaluated=evaluated, unfinished=publication.unfinished)
     refuse_links(folder)
     with hold_folder(folder.path):

@@ -130,9 +130,9 @@ def read_adapter(name: str, revision: str | None) -> tuple[PeftConfig, dict[str,
     check_finite(name, weights)
     if config.peft_type == PeftType.LORA:
         _check_saved_lora(name, config, weights)
-    noted = Path(name, BASE_FILE)
-    places = [noted.read_text(encoding="utf-8")] if noted.is_file() else []
-    places.append(Path(name).parent / base)
+    noted, places = Path(name, BASE_FILE), [Path(name).parent / base]
+    if noted.is_file() and not Path(base).is_absolute():  # such a path was written later, by somebody who knows
+        places.insert(0, noted.read_text(encoding="utf-8"))
     here = (str(place) for place in places if Path(place).is_dir())
     config.base_model_name_or_path = next(here, base)
     return config, weights

@@ -194,6 +194,8 @@ def test_a_token_in_what_a_push_is_called_is_found(hub, folder, secret):
     for line, call in calls.items():
         with pytest.raises(InputError, match=line):
             publish(ModelFolder(folder), **{"repo_id": "me/robust"} | call)
+    with pytest.raises(InputError, match="The message of the commit holds a token"):
+        run_recipe("publish.py", "--run", folder, "--hub_model_id", "me/robust", "--message", secret, "--dry_run")
     (folder / "figures" / "training_curves.png").rename(folder / "figures" / f"{secret}.png")
     refused(folder, hub, "The name of a picture holds a token")
 

@@ -24,7 +24,8 @@ from hpt import InputError, ZeroShotClassifier, load_proxy
 from hpt.hub.folder import ModelFolder
 from hpt.models.classifier import frozen_copy
 from hpt.models.loading import load_dual_encoder, load_named, save_finished
-from hpt.models.lora import add_lora, merged
+from hpt.models.lora import add_lora, merged, read_adapter
+from hpt.models.sources import BASE_FILE
 from hpt.models.weights import hash_weights, plain_weights
 from hpt.references import parse_model
 from hpt.training.gpd import trained_weights
@@ -269,6 +270,14 @@ def test_an_adapter_is_found_its_base(trained, adapter, images):
         torch.testing.assert_close(proxy.with_classes(CLASSES)(images), expected, rtol=1e-5, atol=1e-5)
         assert (name, proxy.model.name_or_path, proxy.model.config._commit_hash) == ("mine", str(adapter), None)
         assert type(proxy.model) is CLIPModel
+
+
+def test_the_path_of_a_base_that_is_written_into_an_adapter_counts(adapter, tmp_path):
+    """Before the one that hpt noted where it trained."""
+    (adapter / BASE_FILE).write_text(str(shutil.copytree(tmp_path / "vanilla", tmp_path / "noted")))
+    for base, expected in {"vanilla": "noted", str(tmp_path / "vanilla"): "vanilla"}.items():
+        rewrite(adapter, base_model_name_or_path=base)
+        assert read_adapter(str(adapter), None)[0].base_model_name_or_path == str(tmp_path / expected)
 
 
 def test_an_adapter_of_the_hub_has_the_processor_of_its_base(trained, hub, images):
