@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import socket
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -73,7 +74,12 @@ def hold_folder(folder: str | Path) -> Iterator[bool]:
 def _lock(file: Path) -> int:
     """A folder's lock file, opened and locked, with this process's name in it."""
     while True:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:  # also of a folder that whoever made it deletes right then
+            if _is_in_the_way(file.parent):
+                raise
+            continue
         try:
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except FileNotFoundError:  # whoever made the folder has just deleted it
@@ -91,6 +97,14 @@ def _lock(file: Path) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)  # whoever held it has just deleted it
+
+
+def _is_in_the_way(path: Path) -> bool:
+    """Whether something else than a folder lies at a path."""
+    try:
+        return not stat.S_ISDIR(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return False
 
 
 def _try_lock(descriptor: int, file: Path) -> bool:

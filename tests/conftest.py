@@ -20,7 +20,8 @@ from stand_in_hub import TOKEN, stand_in_hub  # noqa: E402
 from hpt import ZeroShotClassifier  # noqa: E402
 from hpt.data.benchmark import Benchmark  # noqa: E402
 from hpt.evaluation.subject import Subject  # noqa: E402
-from hpt.models.loading import save_finished  # noqa: E402
+from hpt.models.loading import load_dual_encoder, save_finished  # noqa: E402
+from hpt.models.lora import add_lora  # noqa: E402
 
 
 datasets.disable_progress_bars()
@@ -52,6 +53,16 @@ def labels() -> torch.Tensor:
 @pytest.fixture
 def benchmark() -> Benchmark:
     return make_benchmark()
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """The folders of a tiny CLIP and of an adapter on it."""
+    folder = tmp_path_factory.mktemp("models")
+    save_finished(*make_clip(0), folder / "base")
+    model, processor = load_dual_encoder(str(folder / "base"))
+    save_finished(add_lora(model, rank=2), processor, folder / "adapter")
+    return folder
 
 
 # The Hub and what is pushed

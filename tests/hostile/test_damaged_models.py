@@ -12,22 +12,10 @@ from helpers import CLASSES, make_clip
 from safetensors.torch import load_file, save_file
 
 from hpt import InputError, ZeroShotClassifier, load_proxy
-from hpt.models.loading import load_dual_encoder, save_finished
-from hpt.models.lora import add_lora
 
 
 CONFIG, PROCESSOR, TOKENIZER = "config.json", "processor_config.json", "tokenizer.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    """The folders of a tiny CLIP and of an adapter on it."""
-    folder = tmp_path_factory.mktemp("models")
-    save_finished(*make_clip(0), folder / "base")
-    model, processor = load_dual_encoder(str(folder / "base"))
-    save_finished(add_lora(model, rank=2), processor, folder / "adapter")
-    return folder
 
 
 @pytest.fixture

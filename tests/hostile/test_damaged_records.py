@@ -60,7 +60,7 @@ def lacking(record, path):
 
 
 @pytest.mark.parametrize("value", [*ODD, "missing"], ids=str)
-def test_odd_parts_of_a_record_are_named_or_told(saved, record, tmp_path, value):
+def test_odd_parts_of_a_record_are_named_or_on_the_card(saved, record, tmp_path, value):
     """Also with a digest of their own, as no damage gives it."""
     (tmp_path / "config.json").write_bytes((saved / "config.json").read_bytes())
     for path in places(record):

@@ -120,14 +120,11 @@ def test_what_ends_leaves_nothing_behind_but_what_it_wrote(tmp_path, there, erro
     if there:
         folder.mkdir()
     for name in (None, "results.jsonl"):
-        try:
-            with hold_folder(folder):
-                if name:
-                    (folder / name).touch()
-                if error:
-                    raise error
-        except (InputError, KeyboardInterrupt):
-            pass
+        with suppress(InputError, KeyboardInterrupt), hold_folder(folder):
+            if name:
+                (folder / name).touch()
+            if error:
+                raise error
         assert folder.exists() == (there or name is not None)
     assert os.listdir(folder) == ["results.jsonl"]
 

@@ -8,12 +8,11 @@ import shutil
 import pytest
 import torch
 import transformers
-from helpers import CLASSES, ROOT, make_clip, refusal_of
+from helpers import CLASSES, ROOT, refusal_of
 from transformers import dynamic_module_utils
 
 from hpt import InputError, ZeroShotClassifier, load_proxy
 from hpt.models.loading import load_dual_encoder, save_finished
-from hpt.models.lora import add_lora
 
 
 CODE = """
@@ -139,16 +138,6 @@ FOLDERS = {
 }
 
 
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    """The folder of a tiny CLIP, and an adapter on it."""
-    folder = tmp_path_factory.mktemp("sound")
-    save_finished(*make_clip(0), folder / "base")
-    model, processor = load_dual_encoder(str(folder / "base"))
-    save_finished(add_lora(model, rank=2), processor, folder / "adapter")
-    return folder
-
-
 @pytest.fixture
 def hostile(sound, tmp_path, monkeypatch):
     """Copies of both beside code that leaves a mark; who is asked says yes. Fails if there is a mark at the end."""
@@ -187,7 +176,9 @@ def test_transformers_would_run_it(hostile, monkeypatch):
     """So the others say something."""
     change(CONFIG, model_type="mine", auto_map=ASKED)(hostile / "base")
     transformers.AutoConfig.from_pretrained(str(hostile / "base"))
-    (hostile / "mark").unlink()
+    mark = hostile / "mark"
+    assert mark.exists()
+    mark.unlink()
 
 
 @pytest.mark.parametrize(
