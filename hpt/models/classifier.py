@@ -26,14 +26,18 @@ class Outputs(NamedTuple):
     """What a dual encoder makes of a batch of images over its class prompts.
 
     Args:
-        logits (`torch.Tensor` of shape `(batch, classes)`): `scale * cos(image, text) + bias`, at least float32.
+        logits (`torch.Tensor` of shape `(batch, classes)`, *optional*): `scale * cos(image, text) + bias`, at least
+            float32; `None` of a classifier without classes.
         image_embeds (`torch.Tensor` of shape `(batch, dim)`): Embeddings of unit length.
         image_features (`torch.Tensor` of shape `(batch, dim)`): Embeddings before they are normalised.
+        patch_embeds (`torch.Tensor` of shape `(batch, patches, dim)`, *optional*): Where asked for, patch tokens of
+            the last layer, row by row, after the final norm and the projection, of unit length.
     """
 
-    logits: torch.Tensor
+    logits: torch.Tensor | None
     image_embeds: torch.Tensor
     image_features: torch.Tensor
+    patch_embeds: torch.Tensor | None = None
 
 
 class ZeroShotClassifier(nn.Module):
@@ -100,16 +104,23 @@ class ZeroShotClassifier(nn.Module):
         Returns:
             `torch.Tensor` of shape `(batch, num_classes)`: logits, at least float32.
         """
-        return self.outputs(images, text_embeds).logits
+        return self.outputs(images, self.text_embeds() if text_embeds is None else text_embeds).logits
 
-    def outputs(self, images: torch.Tensor, text_embeds: torch.Tensor | None = None) -> "Outputs":
-        """Logits and embeddings of images; arguments as of [`forward`]."""
-        features = self.image_features(images)
+    def outputs(
+        self, images: torch.Tensor, text_embeds: torch.Tensor | None = None, patches: bool = False
+    ) -> "Outputs":
+        """Logits and embeddings of images, and with `patches` of their patches; arguments as of [`forward`]."""
+        seen = self._see(images)
+        features = _pooled(seen)
         image_embeds = F.normalize(features, dim=-1)
-        text_embeds = self.text_embeds() if text_embeds is None else text_embeds
-        with torch.autocast(images.device.type, enabled=False):  # logits keep float32 whatever the towers run in
-            logits = self.logit_scale() * image_embeds @ text_embeds.to(image_embeds.dtype).T + self.logit_bias()
-        return Outputs(logits, image_embeds, features)
+        if text_embeds is None and self.class_names is not None:
+            text_embeds = self.text_embeds()
+        logits = None if text_embeds is None else self._logits(image_embeds, text_embeds)
+        return Outputs(logits, image_embeds, features, self._patch_embeds(seen) if patches else None)
+
+    def _logits(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(image_embeds.device.type, enabled=False):  # in float32 whatever the towers run in
+            return self.logit_scale() * image_embeds @ text_embeds.to(image_embeds.dtype).T + self.logit_bias()
 
     def image_embeds(self, images: torch.Tensor) -> torch.Tensor:
         """Unit-length embeddings `(batch, dim)` of images `(batch, 3, height, width)` in [0, 1]."""
@@ -117,10 +128,20 @@ class ZeroShotClassifier(nn.Module):
 
     def image_features(self, images: torch.Tensor) -> torch.Tensor:
         """Embeddings `(batch, dim)` before they are normalised, in float32 or wider, of images in [0, 1]."""
+        return _pooled(self._see(images))
+
+    def _see(self, images: torch.Tensor):
+        """What the model's `get_image_features` gives for images in [0, 1]."""
         if images.shape[-2:] != (self.image_size, self.image_size):
             images = F.interpolate(images, (self.image_size, self.image_size), mode="bicubic", antialias=True)
         pixel_values = (images - self.image_mean) / self.image_std
-        return _pooled(self.model.get_image_features(pixel_values=pixel_values.to(self.model.dtype)))
+        return self.model.get_image_features(pixel_values=pixel_values.to(self.model.dtype))
+
+    def _patch_embeds(self, seen) -> torch.Tensor:
+        """Unit-length embeddings `(batch, patches, dim)`, on the way that the class token takes to the image's own."""
+        norm, projection = self.family.patch_modules(self.model)
+        embeds = projection(norm(seen.last_hidden_state[:, 1:]))  # without the class token
+        return F.normalize(_widened(embeds), dim=-1)
 
     def text_embeds(self) -> torch.Tensor:
         """Unit-length class embeddings `(num_classes, dim)` without gradients, cached while no text weight changes.
@@ -182,7 +203,11 @@ class ZeroShotClassifier(nn.Module):
 
 def _pooled(features) -> torch.Tensor:
     """The embeddings in `get_*_features`' output, which aren't normalised, in float32 or wider."""
-    embeds = features.pooler_output
+    return _widened(features.pooler_output)
+
+
+def _widened(embeds: torch.Tensor) -> torch.Tensor:
+    """In float32 or wider."""
     return embeds.to(torch.promote_types(embeds.dtype, torch.float32))
 
 

@@ -21,6 +21,8 @@ class Family:
         architecture (`str`): Class of its models, which a card loads them by.
         vision_parts (`tuple[str, ...]`): Modules that embed images, the tower first; what `trainable="vision"` trains.
         text_parts (`tuple[str, ...]`): Modules that embed texts, the tower first. A model may lack all but the towers.
+        final_norm (`str`, *optional*): Where the vision tower has its last norm, if an image's embedding is its class
+            token, the first, after that norm and the projection: patch tokens are then projected likewise.
         linear_layers (`str`): Regular expression of the linear layers within a tower that LoRA adapts.
         has_temperature (`bool`): Whether logits are divided by `temperature`, not multiplied by `exp(logit_scale)`.
         has_bias (`bool`): Whether `logit_bias` is added to the logits.
@@ -39,6 +41,7 @@ class Family:
     architecture: str
     vision_parts: tuple[str, ...] = ("vision_model", "visual_projection")
     text_parts: tuple[str, ...] = ("text_model", "text_projection")
+    final_norm: str | None = "vision_model.post_layernorm"
     linear_layers: str = r"encoder\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))"
     has_temperature: bool = False
     has_bias: bool = False
@@ -71,6 +74,10 @@ class Family:
         """The modules of a plain or PEFT model that embed texts, the tower first."""
         return _modules(model, self.text_parts)
 
+    def patch_modules(self, model: nn.Module) -> list[nn.Module]:
+        """The final norm and the projection, which take patch tokens to where texts are; fewer where they can't."""
+        return _modules(model, tuple(filter(None, (self.final_norm, self.vision_parts[-1]))))
+
     def logit_scale(self, model: nn.Module) -> torch.Tensor:
         """What the cosine is multiplied by, a scalar."""
         return 1 / model.temperature if self.has_temperature else model.logit_scale.exp()
@@ -88,12 +95,13 @@ _RECORDS = (
     Family("aimv2", "Aimv2Model", pools_at_end=True),
     # SigLIP 2 of fixed size is of this type too. It was trained on text in lower case (arXiv 2502.14786), which its
     # tokenizer, Gemma's, leaves as it is, while SigLIP's changes the case itself
-    Family("siglip", "SiglipModel", has_bias=True, pads_to_full_length=True, lower_case=True),
+    Family("siglip", "SiglipModel", has_bias=True, pads_to_full_length=True, lower_case=True, final_norm=None),
     Family("align", "AlignModel", has_temperature=True),
     # Any two towers, such as a ViT and a BERT, whose layers have names of their own
     Family(
         "vision-text-dual-encoder",
         "VisionTextDualEncoderModel",
+        final_norm=None,
         linear_layers=r"(encoder\.)?layers?\.\d+\.(.+\.)?"
         r"(q_proj|k_proj|v_proj|o_proj|out_proj|query|key|value|dense|fc1|fc2)",
     ),
@@ -147,6 +155,16 @@ def check_towers(model: nn.Module) -> None:
         raise InputError(
             f"hpt can't tell what to train of {type(plain_model(model)).__name__}: it has no {names}, as families "
             f"without a record in hpt.models.families have. Records: {', '.join(sorted(FAMILIES))}."
+        )
+
+
+def check_patches(model: nn.Module) -> None:
+    """Raise [`InputError`] unless the patch tokens of a target can be projected to where its texts are."""
+    family = family_of(model)
+    if len(family.patch_modules(model)) < 2:
+        raise InputError(
+            f"An objective of this run needs patch tokens, which {type(plain_model(model)).__name__} doesn't project "
+            "to where its texts are, as CLIP does its class token: give a CLIP with a ViT, or another objective."
         )
 
 

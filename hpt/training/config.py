@@ -243,6 +243,16 @@ class HPTConfig(TrainingArguments):
         """Whether an objective of the run compares with the target's vanilla copy."""
         return any(objective.needs_original for objective in self.make_objectives().values())
 
+    @property
+    def needs_patches(self) -> bool:
+        """Whether an objective of the run looks at patch tokens."""
+        return any(objective.needs_patches for objective in self.make_objectives().values())
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether an objective of the run, or its attack, asks for labels."""
+        return any(objective.needs_labels for objective in self.make_objectives().values())
+
     def _make_objective(self, field_name: str) -> Objective:
         name = getattr(self, field_name)
         check_known(field_name, name, OBJECTIVES)

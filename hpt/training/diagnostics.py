@@ -8,13 +8,14 @@ from hpt.attacks.base import batch_norm_untouched
 from hpt.training.step import TrainingStep
 
 
-DIAGNOSTICS = ("train_clean_accuracy", "train_robust_accuracy", "proxy_robust_accuracy", "zero_gradient_share")
+IMAGES = "images"
 
 
 class Diagnostics:
     """Accuracies of target and proxy over the micro-batches of a logged step, with what the objective has computed.
 
-    What it hasn't costs a further forward pass, and is therefore computed for logged steps only.
+    What it hasn't costs a further forward pass, and is therefore computed for logged steps only. Without labels there
+    are no accuracies, and without an attack none on adversarial images.
 
     Args:
         accelerator (`Accelerator`): For its autocast, and the mean over processes.
@@ -24,7 +25,7 @@ class Diagnostics:
 
     def __init__(self, accelerator: Accelerator, target: nn.Module, has_proxy: bool):
         self.accelerator, self.target, self.has_proxy = accelerator, target, has_proxy
-        self._noted: list[torch.Tensor] = []  # of each micro-batch, its numbers of images and, last, its size
+        self._noted: list[dict[str, torch.Tensor]] = []  # of each micro-batch, sums over its images, and their number
 
     def clear(self) -> None:
         """Forget what was noted, such as of a step that was cut off."""
@@ -32,20 +33,30 @@ class Diagnostics:
 
     @torch.no_grad()
     def note(self, step: TrainingStep) -> None:
-        """Note how target and proxy do on the images of a micro-batch."""
+        """Note how target and proxy do on the images of a micro-batch, and what its objective noted."""
+        values = {} if step.labels is None else self._accuracies(step)
+        if step.attacked is not None:
+            values["zero_gradient_share"] = step.attacked.zero_gradient
+        values |= step.notes | {IMAGES: torch.ones(len(step.images), device=step.images.device)}
+        self._noted.append({name: value.float().sum() for name, value in values.items()})
+
+    def _accuracies(self, step: TrainingStep) -> dict[str, torch.Tensor]:
+        """Whether each image is classified right: clean by the target, and adversarial by both."""
         with batch_norm_untouched(self.target), self.accelerator.autocast():
-            logits = [step.target(images).logits for images in (step.images, step.adversarial)]
-        if self.has_proxy:
-            logits.append(step.proxy(step.adversarial).logits)
-        verdicts = [*(scores.argmax(-1) == step.labels for scores in logits), step.attacked.zero_gradient]
-        verdicts.append(torch.ones_like(step.labels, dtype=torch.bool))
-        self._noted.append(torch.stack(verdicts).sum(1))
+            logits = {"train_clean_accuracy": step.target(step.images).logits}
+            if step.attacked is not None:
+                logits["train_robust_accuracy"] = step.target(step.adversarial).logits
+        if self.has_proxy and step.attacked is not None:
+            logits["proxy_robust_accuracy"] = step.proxy(step.adversarial).logits
+        return {name: scores.argmax(-1) == step.labels for name, scores in logits.items()}
 
     def take(self) -> dict[str, float]:
-        """Shares of the images noted in all processes, in [0, 1]; nothing if none were. They are forgotten then."""
+        """Means over the images noted in all processes, shares in [0, 1]; nothing if none were. They are forgotten."""
         if not self._noted:
             return {}
-        *counts, images = self.accelerator.reduce(torch.stack(self._noted).sum(0), "sum").tolist()
+        names = list(self._noted[0])
+        sums = torch.stack([torch.stack([noted[name] for name in names]) for noted in self._noted]).sum(0)
+        totals = dict(zip(names, self.accelerator.reduce(sums, "sum").tolist(), strict=True))
         self.clear()
-        names = [name for name in DIAGNOSTICS if self.has_proxy or name != "proxy_robust_accuracy"]
-        return {name: count / images for name, count in zip(names, counts, strict=True)}
+        images = totals.pop(IMAGES)
+        return {name: total / images for name, total in totals.items()}

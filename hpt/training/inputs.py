@@ -16,7 +16,7 @@ from hpt.data.images import check_columns, check_images, check_labels
 from hpt.data.streams import EpochStream, check_workers
 from hpt.errors import InputError
 from hpt.models.classifier import ZeroShotClassifier, frozen_copy
-from hpt.models.families import check_dual_encoder, check_towers
+from hpt.models.families import check_dual_encoder, check_patches, check_towers
 from hpt.models.lora import check_adapter
 from hpt.models.weights import architecture, find_non_finite, freeze_untrained, hash_weights, plain_weights
 from hpt.training.config import HPTConfig
@@ -65,6 +65,8 @@ def prepare_inputs(
         InputError: for a model, proxy, dataset or setting that can't be meant.
     """
     check_target(model)
+    if args.needs_patches:
+        check_patches(model)
     check_proxy(proxy, model, args)
     class_names = class_names or training_class_names(train_dataset, eval_dataset)
     classifier = ZeroShotClassifier(model, processing_class, class_names, args.prompt_template)

@@ -30,13 +30,17 @@ class Objective(ABC):
     Attributes:
         needs_proxy (`bool`): Whether it asks the step for `step.proxy(images)`.
         needs_original (`bool`): Whether it asks for `step.original(images)`, the target's frozen vanilla copy.
-        needs_labels (`bool`): Whether it asks for `step.labels`.
+        needs_labels (`bool`): Whether it, or its attack, asks for `step.labels`.
+        needs_classes (`bool`): Whether it asks for anything of the class prompts, such as logits.
+        needs_patches (`bool`): Whether it asks for `patch_embeds` of target or original.
+        needs_attack (`bool`): Whether it asks for `step.adversarial`; without, no attack is run.
         arxiv (`str`, *optional*): Number of its paper on arXiv, for cards. Like the words of `describe`, it is of one
             class alone, and not inherited: a subclass computes something else.
         fields (`tuple[str]`): Settings that stand in fields of [`HPTConfig`] of the same name too.
     """
 
-    needs_proxy = needs_original = needs_labels = False
+    needs_proxy = needs_original = needs_labels = needs_patches = False
+    needs_classes = needs_attack = True
     arxiv: str | None = None
     fields: tuple[str, ...] = ()
 
@@ -103,10 +107,10 @@ class RobustTransfer(Objective):
         self.kl_direction, self.temperature = kl_direction, temperature
 
     def __call__(self, step: TrainingStep) -> torch.Tensor:
-        return self._divergence(step, step.adversarial)  # KL(T(x_a) || P(x_a))
+        return self._divergence(step, step.adversarial, step.adversarial)  # KL(T(x_a) || P(x_a))
 
-    def _divergence(self, step: TrainingStep, proxy_sees: torch.Tensor) -> torch.Tensor:
-        target_logits, proxy_logits = step.target(step.adversarial).logits, step.proxy(proxy_sees).logits
+    def _divergence(self, step: TrainingStep, target_sees: torch.Tensor, proxy_sees: torch.Tensor) -> torch.Tensor:
+        target_logits, proxy_logits = step.target(target_sees).logits, step.proxy(proxy_sees).logits
         return kl_divergence(target_logits, proxy_logits, self.kl_direction, self.temperature)
 
     def describe(self, reduction: str) -> str:
@@ -120,7 +124,7 @@ class GeneralizationAnchor(RobustTransfer):
     describe = RobustTransfer.describe
 
     def __call__(self, step: TrainingStep) -> torch.Tensor:
-        return self._divergence(step, step.images)  # KL(T(x_a) || P(x))
+        return self._divergence(step, step.adversarial, step.images)  # KL(T(x_a) || P(x))
 
 
 class TeCoA(Objective):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 
 from hpt.attacks import AttackResult
+from hpt.errors import InputError
 from hpt.models.classifier import Outputs, ZeroShotClassifier
 
 
@@ -17,15 +18,19 @@ class TrainingStep:
 
     Args:
         images (`torch.Tensor` of shape `(batch, 3, height, width)`): Clean images `x`, in [0, 1].
-        labels (`torch.Tensor` of shape `(batch,)`): Their classes `y`.
+        labels (`torch.Tensor` of shape `(batch,)`, *optional*): Their classes `y`; `None` of images without labels.
         target ([`ZeroShotClassifier`]): `T`, which trains.
         proxy ([`ZeroShotClassifier`], *optional*): `P`, frozen.
         original ([`ZeroShotClassifier`], *optional*): `O`, the target's frozen vanilla copy.
         text_embeds (`torch.Tensor` of shape `(classes, dim)`, *optional*): The target's class embeddings with
             gradients, where its text tower trains.
+        patches (`bool`, *optional*, defaults to `False`): Whether the outputs of target and original have
+            `patch_embeds`.
+        attack (`bool`, *optional*, defaults to `True`): Whether there will be adversarial images.
 
     Attributes:
         attacked ([`AttackResult`]): What the attack on the target found; set once it has run.
+        notes (`dict[str, torch.Tensor]`): What an objective has noted of each image, by name, for the log.
     """
 
     attacked: AttackResult | None = None
@@ -33,16 +38,18 @@ class TrainingStep:
     def __init__(
         self,
         images: torch.Tensor,
-        labels: torch.Tensor,
+        labels: torch.Tensor | None,
         *,
         target: ZeroShotClassifier,
         proxy: ZeroShotClassifier | None = None,
         original: ZeroShotClassifier | None = None,
         text_embeds: torch.Tensor | None = None,
+        patches: bool = False,
+        attack: bool = True,
     ):
-        self.images, self.labels = images, labels
+        self.images, self.labels, self.notes = images, labels, {}
         self._target, self._proxy, self._original = target, proxy, original
-        self._text_embeds = text_embeds
+        self._text_embeds, self._patches, self._attack = text_embeds, patches, attack
         self._kept: dict[tuple[str, bool, bool], Outputs] = {}
 
     @property
@@ -50,17 +57,33 @@ class TrainingStep:
         """Adversarial images `x_a`, `(batch, 3, height, width)` in [0, 1], made against the target.
 
         Raises:
+            InputError: where no attack is run, since the objective says that it needs none.
             RuntimeError: while the attack runs, such as from `attack_loss`.
         """
+        if not self._attack:
+            raise InputError(
+                "The objective asks for adversarial images, but has needs_attack = False: leave that out of its class."
+            )
         if self.attacked is None:
             raise RuntimeError("There are no adversarial images yet: the attack that makes them still runs.")
         return self.attacked.images
 
     def target(self, images: torch.Tensor) -> Outputs:
         """`T` on images, with gradients wherever they are enabled."""
-        if self.attacked is None:
-            return self._target.outputs(images, self._text_embeds)
-        return self._kept_or_new("target", images, lambda: self._target.outputs(images, self._text_embeds))
+        if self._attack and self.attacked is None:
+            return self._see(images)
+        return self._kept_or_new("target", images, lambda: self._see(images))
+
+    def _see(self, images: torch.Tensor) -> Outputs:
+        return self._target.outputs(images, self._text_embeds, self._patches)
+
+    def text_embeds(self) -> torch.Tensor:
+        """`T`'s unit-length class embeddings `(classes, dim)`, with gradients where its text tower trains."""
+        return self._target.text_embeds() if self._text_embeds is None else self._text_embeds
+
+    def original_text_embeds(self) -> torch.Tensor:
+        """`O`'s, without gradients."""
+        return self._original.text_embeds()
 
     def proxy(self, images: torch.Tensor) -> Outputs:
         """`P` on images, without gradients, in its own dtype."""
@@ -68,7 +91,13 @@ class TrainingStep:
 
     def original(self, images: torch.Tensor) -> Outputs:
         """`O` on images, without gradients."""
-        return self._kept_or_new("original", images, lambda: _frozen_outputs(self._original, images))
+        return self._kept_or_new(
+            "original", images, lambda: _frozen_outputs(self._original, images, None, self._patches)
+        )
+
+    def note(self, name: str, values: torch.Tensor) -> None:
+        """Let the log have the mean of `values` `(batch,)` over the images of a logged step, as `name`."""
+        self.notes[name] = values.detach()
 
     def _kept_or_new(self, model: str, images: torch.Tensor, compute: Callable[[], Outputs]) -> Outputs:
         is_clean = images is self.images
@@ -86,6 +115,6 @@ class TrainingStep:
 
 
 @torch.no_grad()
-def _frozen_outputs(classifier: ZeroShotClassifier, images: torch.Tensor) -> Outputs:
+def _frozen_outputs(classifier: ZeroShotClassifier, images: torch.Tensor, *settings) -> Outputs:
     with torch.autocast(images.device.type, enabled=False):
-        return classifier.outputs(images)
+        return classifier.outputs(images, *settings)

@@ -230,7 +230,7 @@ class HPTTrainer(ResumableTrainer):
     def get_batch_samples(self, *args, **kwargs) -> tuple[list, int]:
         """The micro-batches of an optimizer step, and how many images they have on this rank, as on every other."""
         batches, _ = super().get_batch_samples(*args, **kwargs)
-        return batches, sum(len(batch["labels"]) for batch in batches)
+        return batches, sum(len(batch["pixel_values"]) for batch in batches)
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         if self._micro_batches == 0:
@@ -242,15 +242,16 @@ class HPTTrainer(ResumableTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Attack the target on the batch, and take the stage's objective over it."""
         objective = self.objectives[self.schedule.stage(self.state.global_step)]
-        step = self._make_step(inputs)
-        step.attacked = self._attack(objective, step)
+        step = self._make_step(inputs, objective)
+        if objective.needs_attack:
+            step.attacked = self._attack(objective, step)
         # All of the objective runs in one forward of the wrapper, whose hooks average the gradients. Redirecting it
         # bypasses the autocast that accelerate puts around it.
         with self.accelerator.autocast(), forward_redirected(self.model, objective):
             losses = model(step)
-        if losses.shape != step.labels.shape:
+        if losses.shape != step.images.shape[:1]:
             raise InputError(
-                f"{type(objective).__name__} gives losses of shape {tuple(losses.shape)} for {len(step.labels)} "
+                f"{type(objective).__name__} gives losses of shape {tuple(losses.shape)} for {len(step.images)} "
                 "images: it must give one for each."
             )
         self._stop_unless_finite(losses, "loss")
@@ -260,13 +261,14 @@ class HPTTrainer(ResumableTrainer):
             loss = losses.sum() * self.current_gradient_accumulation_steps * self.args.world_size
         else:  # over the images of the step, also where Trainer averages over micro-batches of different sizes
             loss = losses.mean() * self._weight(len(losses), num_items_in_batch)
-        return (loss, {"logits": step.target(step.adversarial).logits}) if return_outputs else loss
+        seen = step.adversarial if objective.needs_attack else step.images
+        return (loss, {"logits": step.target(seen).logits}) if return_outputs else loss
 
     def _weight(self, images: int, images_of_step: int | None) -> float:
         """How much a micro-batch counts in its optimizer step: exactly 1 if all are of one size."""
         return 1 if images_of_step is None else images * self.current_gradient_accumulation_steps / images_of_step
 
-    def _make_step(self, inputs) -> TrainingStep:
+    def _make_step(self, inputs, objective: Objective) -> TrainingStep:
         with self.accelerator.autocast():
             text_embeds = self.classifier.encode_prompts() if self._trains_text else None
         return TrainingStep(
@@ -276,13 +278,17 @@ class HPTTrainer(ResumableTrainer):
             proxy=self.proxy,
             original=self.original,
             text_embeds=text_embeds,
+            patches=objective.needs_patches,
+            attack=objective.needs_attack,
         )
 
     def _attack(self, objective: Objective, step: TrainingStep) -> AttackResult:
         """PGD on the objective's attack loss, with noise that belongs to the images' places in the run."""
         attack_loss = partial(objective.attack_loss, step)
+        noise_ids = self._noise_ids(len(step.images))
+        labels = torch.zeros_like(noise_ids) if step.labels is None else step.labels  # which the loss doesn't look at
         with self._attack_precision(), batch_norm_untouched(self.classifier):
-            return self.attack.perturb(attack_loss, step.images, step.labels, self._noise_ids(len(step.labels)))
+            return self.attack.perturb(attack_loss, step.images, labels, noise_ids)
 
     def _attack_precision(self):
         """The autocast that PGD runs in: that of the training, or what `attack_dtype` says."""

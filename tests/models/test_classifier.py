@@ -8,6 +8,7 @@ from transformers import CLIPImageProcessorPil, CLIPModel, CLIPProcessor
 
 from hpt import InputError, ZeroShotClassifier, load_proxy
 from hpt.models.classifier import frozen_copy
+from hpt.models.families import check_patches
 from hpt.models.loading import load_dual_encoder, save_finished
 from hpt.models.processors import input_size, pixel_statistics
 from hpt.models.weights import forward_redirected
@@ -302,3 +303,37 @@ def test_input_size():
 def test_missing_model_says_what_to_do(tmp_path):
     with pytest.raises(InputError, match="Can't load the model 'no/such-model': .*"):
         load_proxy("no/such-model")
+
+
+# Patches
+
+WITH_PATCHES = {"CLIP", "MetaClip2", "AltCLIP", "ChineseCLIP", "Blip", "CLIPSeg", "OwlViT"}
+
+
+@pytest.mark.parametrize("family", sorted(WITH_PATCHES))
+def test_patches_go_the_way_of_the_class_token(family):
+    model, processor = make_family(family)
+    classifier = ZeroShotClassifier(model, processor, CLASSES)
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    check_patches(model)
+    with torch.no_grad():
+        outputs = classifier.outputs(images, patches=True)
+        tokens = model.get_image_features(pixel_values=(images - classifier.image_mean) / classifier.image_std)
+        embeds = model.visual_projection(model.vision_model.post_layernorm(tokens.last_hidden_state))
+    torch.testing.assert_close(embeds[:, 0], outputs.image_features)  # so that this is the class token's way
+    assert outputs.patch_embeds.shape == (2, 4, 8)
+    torch.testing.assert_close(outputs.patch_embeds, embeds[:, 1:] / embeds[:, 1:].norm(dim=-1, keepdim=True))
+    without = classifier.outputs(images)
+    assert without.patch_embeds is None and torch.equal(without.logits, outputs.logits)
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - WITH_PATCHES))
+def test_patches_that_are_not_projected_are_refused(family):
+    with pytest.raises(InputError, match=f"needs patch tokens, which {family}Model doesn't project"):
+        check_patches(make_family(family)[0])
+
+
+def test_a_classifier_without_classes_embeds_images(classifier, images):
+    outputs = ZeroShotClassifier(classifier.model, classifier.processor).outputs(images)
+    assert outputs.logits is None
+    assert torch.equal(outputs.image_features, classifier.outputs(images).image_features)

@@ -27,10 +27,12 @@ from transformers import CLIPImageProcessorPil, CLIPModel, TrainerCallback
 from hpt import InputError, ZeroShotClassifier
 from hpt.data.benchmark import Benchmark
 from hpt.data.geometry import ImageTransform
-from hpt.training.diagnostics import DIAGNOSTICS
 from hpt.training.objectives import Objective
 from hpt.training.pretraining import PretrainingConfig, build_siglip
 from hpt.training.trainer import NonFiniteLossError
+
+
+DIAGNOSTICS = ("train_clean_accuracy", "train_robust_accuracy", "proxy_robust_accuracy", "zero_gradient_share")
 
 
 def logits_of(model, images, text_embeds):
