@@ -20,12 +20,14 @@ from PIL import Image
 from torch import nn
 from transformers import CLIPImageProcessorPil, CLIPProcessor, TrainerCallback
 
-from hpt import HPTConfig, HPTTrainer, InputError, ZeroShotClassifier
+from hpt import HPTConfig, HPTTrainer, InputError, Objective, ZeroShotClassifier
+from hpt.attacks import AttackResult
 from hpt.data.benchmark import Benchmark
 from hpt.data.geometry import ImageTransform
 from hpt.evaluation.rows import LARGE_EPS, WORST_CASE, Row, measured_accuracy
 from hpt.locks import hold_folder
 from hpt.training.pretraining import PretrainingConfig, build_clip, byte_tokenizer
+from hpt.training.step import TrainingStep
 
 
 TESTS = Path(__file__).parent
@@ -96,6 +98,23 @@ def make_trainer(
         train_dataset=make_dataset() if dataset is None else dataset,
         eval_dataset=eval_dataset,
     )
+
+
+def make_step(objective: Objective | None = None) -> TrainingStep:
+    """Four images of a step in float64, attacked if the objective needs it, with target, proxy and original."""
+    pairs = make_clip(0, patch_size=4), make_clip(1), make_clip(2, patch_size=4)
+    names = ("target", "proxy", "original")
+    models = {
+        n: ZeroShotClassifier(model.double(), *rest, CLASSES) for n, (model, *rest) in zip(names, pairs, strict=True)
+    }
+    generator = torch.Generator().manual_seed(0)
+    images, noise = torch.rand(2, 4, 3, 16, 16, generator=generator, dtype=torch.float64)
+    needs = {} if objective is None else {"patches": objective.needs_patches, "attack": objective.needs_attack}
+    step = TrainingStep(images, torch.tensor([0, 1, 2, 0]), **models, **needs)
+    if needs.get("attack", True):
+        adversarial = (images + 0.1 * (noise - 0.5)).clamp(0, 1)
+        step.attacked = AttackResult(adversarial, torch.zeros(4, dtype=torch.bool))
+    return step
 
 
 def with_other_weights(trainer: HPTTrainer) -> HPTTrainer:

@@ -12,6 +12,7 @@ from hpt.hub.card_text import NOTE, mark, merge_cards, read_model_id
 from hpt.hub.folder import EVALUATION_FILE, TRAINING_FILE, ModelFolder
 from hpt.hub.index import TASK, as_eval_result
 from hpt.hub.rows import THIS
+from hpt.hub.run_check import NO_ATTACK
 from hpt.hub.sections import SECTIONS, Section, is_hpt_gpd
 from hpt.models.families import family_by_architecture
 
@@ -80,4 +81,5 @@ def card_metadata(folder: ModelFolder, model_id: str, license: str | None = None
 def _tags_of_run(run: dict | None) -> list[str]:
     if run is None or run["objective"] is None:
         return []
-    return ["hpt-gpd" if is_hpt_gpd(run) else run["objective"], "robust"]
+    methods = ["hpt-gpd"] if is_hpt_gpd(run) else run.get("terms", [run["objective"]])
+    return [*methods, *["robust"] * (run["attack"] != NO_ATTACK)]

@@ -4,6 +4,7 @@ from hpt.json_files import check_kinds, unsealed
 
 
 TOWERS = ("vision", "all")
+NO_ATTACK = "none: clean images alone"  # what a run says whose objectives need no attack
 MODEL = {
     "name": str,
     "hub_id": str | None,
@@ -66,6 +67,7 @@ SINCE = {
     "proxy": dict | None,
     "proxies": list[dict],
     "anchor_objective": str | None,
+    "terms": list[str],
     "own_objectives": list[str],
     "papers": list[str],
 }
@@ -80,7 +82,7 @@ def parse_run(value: object) -> dict:
     run = unsealed(value)
     _check(run, RUN | {name: kind for name, kind in SINCE.items() if name in run})
     _check(run["data"], DATA | ({"geometry": str} if "geometry" in run["data"] else {}), "data's ")
-    _check(run["schedule"], SCHEDULE, "schedule's ")
+    _check(run["schedule"], SCHEDULE | ({"restart": bool} if "restart" in run["schedule"] else {}), "schedule's ")
     _check(run["versions"], {"hpt": str, "commit": str | None}, "versions' ")
     if not run["data"]["class_names"] or not run["prompt_template"]:
         raise ValueError("it has no class_names, or no prompt_template")

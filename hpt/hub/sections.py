@@ -8,6 +8,7 @@ from hpt.evaluation.report import describe_resolution, markdown_table
 from hpt.hub.card_text import loaded_by
 from hpt.hub.folder import CURVES, FIGURES, MAY_BE_LOCAL, RUN_FILE, ModelFolder
 from hpt.hub.measurements import guesses, limits, results, strongest_result
+from hpt.hub.run_check import NO_ATTACK
 from hpt.hub.usage import usage
 from hpt.prompts import list_templates
 
@@ -43,7 +44,7 @@ def _of_untrained(folder: ModelFolder) -> str:
 def _of_trained(folder: ModelFolder) -> str:
     run = folder.run
     parts = "both towers were" if run["trainable"] == "all" else "the vision tower was"
-    purpose = f" to withstand small adversarial changes of its input{_taught_by(run)}" if run["objective"] else ""
+    purpose = f" {_purpose(run)}{_taught_by(run)}" if run["objective"] else ""
     unknown = [] if run["objective"] else ["What that step minimises, and how it attacks images, isn't recorded."]
     sentences = [
         f"{_adapters(run) if folder.is_adapter else 'A'} {code(folder.model['architecture'])}, of which {parts} "
@@ -62,14 +63,27 @@ def _of_trained(folder: ModelFolder) -> str:
     return " ".join(sentences)
 
 
+def _purpose(run: dict) -> str:
+    """What training was for, as far as what it saw can serve it."""
+    if run["attack"] == NO_ATTACK:
+        return "on clean images alone, without any attack"
+    return "to withstand small adversarial changes of its input"
+
+
 def _adapters(run: dict) -> str:
     """`LoRA adapters for a`, of a run that trained LoRA adapters."""
     return f"{markdown(run['adapter'].partition(' ')[0])} adapters for a"
 
 
 def is_hpt_gpd(run: dict) -> bool:
-    """Whether a run was of the paper's method, with its objectives in both stages."""
-    return run["objective"] == "hpt" and run["schedule"]["anchor_epochs"] > 0 and _anchor(run) == "anchor"
+    """Whether a run was of the paper's method, with its objectives in both stages and the restart between them."""
+    whole = run["schedule"]["anchor_epochs"] > 0 and _restarts(run["schedule"])
+    return run["objective"] == "hpt" and whole and _anchor(run) == "anchor"
+
+
+def _restarts(schedule: dict) -> bool:
+    """Whether the transfer stage began at the vanilla weights, as in every run of hpt 0.4.0 or before."""
+    return schedule.get("restart", True)
 
 
 def _anchor(run: dict) -> str | None:
@@ -87,7 +101,9 @@ def _method(run: dict) -> str:
         name = f"a training step of its own, that of {code(run['trainer'])},"
     if run["schedule"]["anchor_epochs"] == 0:
         return f"{name} without GPD"
-    return f"{name} with GPD" + (f", anchored by {code(_anchor(run))}" if _anchor(run) not in (None, "anchor") else "")
+    restart = "" if _restarts(run["schedule"]) else " without its restart"
+    anchor = f", anchored by {code(_anchor(run))}" if _anchor(run) not in (None, "anchor") else ""
+    return f"{name} with GPD{restart}{anchor}"
 
 
 def _papers(run: dict) -> list[str]:
@@ -193,6 +209,7 @@ def _stages(settings: dict, transfer: str) -> list[list[str]]:
         ["generalization-anchored warm-up", _stage(settings, "anchor")],
         [f"generalization-pulled {transfer}", _stage(settings, "transfer")],
         ["EMA decay, pull ratio", f"{settings['ema_decay']:g}, {settings['pull_ratio']:g}"],
+        *([] if _restarts(settings) else [["restart", "none: the second stage goes on from the first"]]),
     ]
 
 

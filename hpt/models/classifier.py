@@ -32,12 +32,15 @@ class Outputs(NamedTuple):
         image_features (`torch.Tensor` of shape `(batch, dim)`): Embeddings before they are normalised.
         patch_embeds (`torch.Tensor` of shape `(batch, patches, dim)`, *optional*): Where asked for, patch tokens of
             the last layer, row by row, after the final norm and the projection, of unit length.
+        patch_features (`torch.Tensor` of shape `(batch, patches, dim)`, *optional*): The same before they are
+            normalised.
     """
 
     logits: torch.Tensor | None
     image_embeds: torch.Tensor
     image_features: torch.Tensor
     patch_embeds: torch.Tensor | None = None
+    patch_features: torch.Tensor | None = None
 
 
 class ZeroShotClassifier(nn.Module):
@@ -116,7 +119,7 @@ class ZeroShotClassifier(nn.Module):
         if text_embeds is None and self.class_names is not None:
             text_embeds = self.text_embeds()
         logits = None if text_embeds is None else self._logits(image_embeds, text_embeds)
-        return Outputs(logits, image_embeds, features, self._patch_embeds(seen) if patches else None)
+        return Outputs(logits, image_embeds, features, *self._patches(seen) if patches else ())
 
     def _logits(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
         with torch.autocast(image_embeds.device.type, enabled=False):  # in float32 whatever the towers run in
@@ -137,11 +140,11 @@ class ZeroShotClassifier(nn.Module):
         pixel_values = (images - self.image_mean) / self.image_std
         return self.model.get_image_features(pixel_values=pixel_values.to(self.model.dtype))
 
-    def _patch_embeds(self, seen) -> torch.Tensor:
-        """Unit-length embeddings `(batch, patches, dim)`, on the way that the class token takes to the image's own."""
+    def _patches(self, seen) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings of patches, of unit length and before, on the way that the class token takes to the image's."""
         norm, projection = self.family.patch_modules(self.model)
-        embeds = projection(norm(seen.last_hidden_state[:, 1:]))  # without the class token
-        return F.normalize(_widened(embeds), dim=-1)
+        features = _widened(projection(norm(seen.last_hidden_state[:, 1:])))  # without the class token
+        return F.normalize(features, dim=-1), features
 
     def text_embeds(self) -> torch.Tensor:
         """Unit-length class embeddings `(num_classes, dim)` without gradients, cached while no text weight changes.

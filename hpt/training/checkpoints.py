@@ -34,6 +34,8 @@ ADDED_SETTINGS = {
     "objective_args": None,
     "anchor_objective": "anchor",
     "anchor_objective_args": None,
+    "attack_loss": None,
+    "restart": True,
     "optim_target_modules": None,
     "micro-batches weigh": "alike, whatever their size",
     "augmentation": "none",

@@ -16,7 +16,8 @@ from hpt.processes import check_trains_together
 from hpt.prompts import DEFAULT_TEMPLATE, check_templates
 from hpt.radius import Fraction, Radius, check_step_size
 from hpt.training.gpd import ANCHOR, TRANSFER, GPDSchedule, check_epochs
-from hpt.training.objectives import OBJECTIVES, Objective, RobustTransfer, make_objective
+from hpt.training.objectives import OBJECTIVES, Objective, RobustTransfer
+from hpt.training.sums import check_attack_loss, check_needs, make_objective
 from hpt.training.trackers import check_trackers
 from hpt.training.unsupported import ROBUST_TRAINING, check_run, refuse_unsupported
 
@@ -29,7 +30,8 @@ FRACTIONS += ("ema_decay", "pull_ratio")
 COUNTS = ("attack_steps", "eval_attack_steps", "steps_per_epoch", "shuffle_buffer_size")
 # Fields that can't change between a checkpoint and the run that resumes from it.
 MATHEMATICS = (
-    "objective objective_args anchor_objective anchor_objective_args kl_direction kl_reduction temperature "
+    "objective objective_args anchor_objective anchor_objective_args attack_loss kl_direction kl_reduction "
+    "temperature restart "
     "anchor_epochs transfer_epochs anchor_learning_rate learning_rate "
     "warmup_steps ema_decay pull_ratio attack_eps attack_steps attack_step_size attack_random_start trainable "
     "prompt_template optim optim_args adam_beta1 adam_beta2 adam_epsilon optim_target_modules max_grad_norm "
@@ -51,9 +53,13 @@ class HPTConfig(TrainingArguments):
     Args:
         objective, anchor_objective (`str`, *optional*, default to `"hpt"` and `"anchor"`):
             What the transfer and the anchor stage minimise, by their keys in [`OBJECTIVES`]: `"hpt"` is Eq. 5,
-            `"anchor"` Eq. 8.
+            `"anchor"` Eq. 8. Or a weighted sum of them, such as `"0.5*hpt + 1.0*tecoa"`.
         objective_args, anchor_objective_args (`str`, *optional*):
-            Settings of the two objectives, such as `"temperature=2,kl_direction=target_to_proxy"`.
+            Settings of the two objectives, such as `"temperature=2,kl_direction=target_to_proxy"`; of a sum, with the
+            names of its terms: `"hpt.temperature=2,pmg_aft.a=0.5"`.
+        attack_loss (`str`, *optional*):
+            The term of a sum whose attack loss alone the attack maximises. By default it maximises the weighted sum of
+            the terms' attack losses.
         kl_direction (`str`, *optional*, defaults to `"proxy_to_target"`):
             `"proxy_to_target"` is KL(P || T), which the paper's code computes; `"target_to_proxy"` is KL(T || P),
             which the paper writes.
@@ -74,6 +80,9 @@ class HPTConfig(TrainingArguments):
             g of Eq. 9.
         pull_ratio (`float`, *optional*, defaults to 0.5):
             b of Eq. 10, the share that the current weights keep.
+        restart (`bool`, *optional*, defaults to `True`):
+            Whether the transfer stage begins at the vanilla weights. If not, it goes on from the anchor stage's last;
+            the optimizer forgets its state either way.
         attack_eps, attack_step_size (`float`, *optional*, default to 1/255 and 1/255):
             l_inf radius and step of PGD, in [0, 1] pixels.
         attack_steps (`int`, *optional*, defaults to 2):
@@ -104,10 +113,16 @@ class HPTConfig(TrainingArguments):
     """
 
     # Objective
-    objective: str = field(default="hpt", metadata={"help": f"Of the transfer stage: {', '.join(OBJECTIVES)}."})
+    objective: str = field(
+        default="hpt",
+        metadata={"help": f"Of the transfer stage: {', '.join(OBJECTIVES)}, or a sum: '0.5*hpt + tecoa'."},
+    )
     objective_args: str | None = field(default=None, metadata={"help": "Its settings, such as temperature=2."})
     anchor_objective: str = field(default="anchor", metadata={"help": "Of the anchor stage, likewise."})
     anchor_objective_args: str | None = field(default=None, metadata={"help": "Its settings, likewise."})
+    attack_loss: str | None = field(
+        default=None, metadata={"help": "Term of a sum that the attack maximises; the weighted sum unless given."}
+    )
     kl_direction: str = field(
         default="proxy_to_target", metadata={"help": "proxy_to_target is KL(P||T), target_to_proxy KL(T||P)."}
     )
@@ -122,6 +137,7 @@ class HPTConfig(TrainingArguments):
     warmup_steps: Fraction = field(default=0.1, metadata={"help": "Warm-up of each stage; below 1, a share of it."})
     ema_decay: Fraction = field(default=0.9, metadata={"help": "g of Eq. 9."})
     pull_ratio: Fraction = field(default=0.5, metadata={"help": "b of Eq. 10, the share the current weights keep."})
+    restart: bool = field(default=True, metadata={"help": "Begin stage 2 at the vanilla weights."})
     num_train_epochs: float | None = field(
         default=None, metadata={"help": "Derived: anchor_epochs + transfer_epochs; refused if given and different."}
     )
@@ -254,15 +270,17 @@ class HPTConfig(TrainingArguments):
         return any(objective.needs_labels for objective in self.make_objectives().values())
 
     def _make_objective(self, field_name: str) -> Objective:
-        name = getattr(self, field_name)
-        check_known(field_name, name, OBJECTIVES)
-        defaults = {setting: getattr(self, setting) for setting in OBJECTIVES[name].fields}
-        return make_objective(name, defaults, field_name, getattr(self, f"{field_name}_args"))
+        text, settings = getattr(self, field_name), getattr(self, f"{field_name}_args")
+        return make_objective(text, vars(self), field_name, settings, self.attack_loss)
 
     def _check_objectives(self) -> None:
         """Refuse objectives that can't be made, and settings in fields of their own that neither objective has."""
         check_known("kl_reduction", self.kl_reduction, KL_REDUCTIONS)
-        used = {setting for objective in self.make_objectives().values() for setting in objective.fields}
+        objectives = self.make_objectives().values()
+        check_attack_loss(self.attack_loss, objectives)
+        for objective in objectives:
+            check_needs(objective, self.attack_random_start, self.trainable)
+        used = {setting for objective in objectives for setting in objective.fields}
         for setting in RobustTransfer.fields:
             if setting not in used and getattr(self, setting) != getattr(HPTConfig, setting):
                 raise InputError(f"{setting} is {getattr(self, setting)!r}, but no objective of this run has it.")

@@ -141,7 +141,9 @@ class GPDCallback(TrainerCallback):
     With `theta_k` the trained weights after epoch `k` of the anchor stage, from the vanilla weights `theta_0` on:
 
     - after each anchor epoch, Eq. 9: `ema_k = g * ema_{k-1} + (1 - g) * theta_k`, with `ema_0 = theta_0`;
-    - at the stage boundary the weights go back to `theta_0` and the optimizer forgets its momentum;
+    - at the stage boundary the weights go back to `theta_0` and the optimizer forgets its momentum; without `restart`
+      the weights go on from where they are, and the optimizer forgets all the same: the two stages are two trainings,
+      whose rates differ by orders, and nothing but where the second one begins is to change;
     - before each transfer epoch after the first, Eq. 10: `theta = b * theta + (1 - b) * ema`.
 
     All of it acts on the parameters that require gradients, and happens before the first step of an epoch: Trainer
@@ -152,12 +154,13 @@ class GPDCallback(TrainerCallback):
         schedule ([`GPDSchedule`]): Where the stages and epochs lie.
         ema_decay (`float`, *optional*, defaults to 0.9): `g` of Eq. 9, in [0, 1].
         pull_ratio (`float`, *optional*, defaults to 0.5): `b` of Eq. 10, the share the current weights keep.
+        restart (`bool`, *optional*, defaults to `True`): Whether the transfer stage begins at the vanilla weights.
     """
 
     FILE = "gpd_state.safetensors"
 
-    def __init__(self, schedule: GPDSchedule, ema_decay: float = 0.9, pull_ratio: float = 0.5):
-        self.schedule, self.ema_decay, self.pull_ratio = schedule, ema_decay, pull_ratio
+    def __init__(self, schedule: GPDSchedule, ema_decay: float = 0.9, pull_ratio: float = 0.5, restart: bool = True):
+        self.schedule, self.ema_decay, self.pull_ratio, self.restart = schedule, ema_decay, pull_ratio, restart
         self.boundary, self.vanilla, self.ema = 0, {}, {}
 
     def on_train_begin(self, args, state, control, model: nn.Module, **kwargs):
@@ -179,7 +182,7 @@ class GPDCallback(TrainerCallback):
             for name, weight in weights.items():  # Eq. 9: ema_k = g * ema_{k-1} + (1 - g) * theta_k
                 self.ema[name].mul_(self.ema_decay).add_(weight, alpha=1 - self.ema_decay)
         if epoch == self.schedule.anchor_epochs:
-            for name, weight in weights.items():  # restart: theta = theta_0
+            for name, weight in weights.items() if self.restart else ():  # restart: theta = theta_0
                 weight.copy_(self.vanilla[name])
             optimizer.state.clear()
             self.vanilla = {}  # not needed any more

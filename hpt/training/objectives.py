@@ -1,19 +1,20 @@
 """What a training step minimises, and what its attack maximises: a class for each objective, by name in `OBJECTIVES`.
 
-`T` is the target, `P` the proxy, `x` a clean image with label `y`, and `x_a` its adversarial version made against `T`.
-To add an objective, write a class like those below, with its equation and its source, and its line in `OBJECTIVES`.
+`T` is the target, `P` the proxy, `O` the target's frozen vanilla copy; `x` is a clean image with label `y`, and `x_a`
+its adversarial version made against `T`. To add an objective, write a class like those below, with its equation and
+source, and its line in `OBJECTIVES`. Weighted sums of them are in `sums.py`.
 """
 
 import inspect
+import math
 from abc import ABC, abstractmethod
-from typing import get_args, get_type_hints
 
 import torch
 import torch.nn.functional as F
 
 from hpt.attacks.losses import cross_entropy
 from hpt.errors import InputError, check_known
-from hpt.radius import read_number
+from hpt.models.classifier import Outputs
 from hpt.training.gpd import GPD_PAPER
 from hpt.training.step import TrainingStep
 
@@ -34,12 +35,14 @@ class Objective(ABC):
         needs_classes (`bool`): Whether it asks for anything of the class prompts, such as logits.
         needs_patches (`bool`): Whether it asks for `patch_embeds` of target or original.
         needs_attack (`bool`): Whether it asks for `step.adversarial`; without, no attack is run.
+        needs_random_start (`bool`): Whether its attack has no gradient on clean images while the target is as it was
+            given, so that it, and with it the training, would never leave where they begin.
         arxiv (`str`, *optional*): Number of its paper on arXiv, for cards. Like the words of `describe`, it is of one
             class alone, and not inherited: a subclass computes something else.
         fields (`tuple[str]`): Settings that stand in fields of [`HPTConfig`] of the same name too.
     """
 
-    needs_proxy = needs_original = needs_labels = needs_patches = False
+    needs_proxy = needs_original = needs_labels = needs_patches = needs_random_start = False
     needs_classes = needs_attack = True
     arxiv: str | None = None
     fields: tuple[str, ...] = ()
@@ -56,6 +59,21 @@ class Objective(ABC):
     @abstractmethod
     def __call__(self, step: TrainingStep) -> torch.Tensor:
         """The loss of each image, `(batch,)`: the trainer averages, so that micro-batches weigh right."""
+
+    def losses(self, step: TrainingStep) -> torch.Tensor:
+        """What calling it gives; [`InputError`] if that isn't a loss for each image."""
+        losses = self(step)
+        if losses.shape != step.images.shape[:1]:
+            raise InputError(
+                f"{type(self).__name__} gives losses of shape {tuple(losses.shape)} for {len(step.images)} images: it "
+                "must give one for each."
+            )
+        return losses
+
+    @property
+    def papers(self) -> list[str]:
+        """Numbers on arXiv of what it comes from."""
+        return [self.arxiv] if self.arxiv else []
 
     def describe(self, reduction: str) -> str:
         """Its settings in words, with how the trainer takes it over the batch, for records and cards."""
@@ -102,8 +120,8 @@ class RobustTransfer(Objective):
 
     def __init__(self, *, kl_direction: str = "proxy_to_target", temperature: float = 1.0):
         check_known("kl_direction", kl_direction, KL_DIRECTIONS)
-        if not temperature > 0:
-            raise InputError(f"temperature is {temperature:g}, but must be above 0.")
+        if not 0 < temperature < math.inf:
+            raise InputError(f"temperature is {temperature:g}, but must be above 0 and finite.")
         self.kl_direction, self.temperature = kl_direction, temperature
 
     def __call__(self, step: TrainingStep) -> torch.Tensor:
@@ -137,49 +155,139 @@ class TeCoA(Objective):
         return cross_entropy(step.target(step.adversarial).logits, step.labels)  # CE(T(x_a), y)
 
 
-OBJECTIVES = {"hpt": RobustTransfer, "anchor": GeneralizationAnchor, "tecoa": TeCoA}
-OF_HPT = dict(OBJECTIVES)  # without what users add to them, or put in their place
+class PMGAFT(Objective):
+    """Pre-trained model guided adversarial fine-tuning, PMG-AFT (Wang et al., 2024, arXiv 2401.04350).
 
-
-def name_objective(objective: Objective) -> str:
-    """Its key in [`OBJECTIVES`], or its class's name where it has none, or has taken the place of one of hpt's."""
-    names = {kind: name for name, kind in (OBJECTIVES | OF_HPT).items()}
-    return names.get(type(objective), type(objective).__name__)
-
-
-def make_objective(name: str, defaults: dict, field: str = "objective", settings: str | None = None) -> Objective:
-    """The objective of that name, with the settings that a text gives it.
+    `mean_i CE(T(x_a), y) + a KL(softmax O(x_a) || softmax T(x_a)) + b KL(softmax T(x) || softmax T(x_a))`, with
+    gradients through `T(x)` too.
 
     Args:
-        name (`str`): Key in [`OBJECTIVES`].
-        defaults (`dict`): Settings that stand in fields of their own.
-        field (`str`, *optional*): What messages call it; its settings stand in `{field}_args`.
-        settings (`str`, *optional*): `"temperature=2,kl_direction=target_to_proxy"`; they win over the defaults.
+        a (`float`, *optional*, defaults to 1.0): Weight of what the vanilla target teaches.
+        b (`float`, *optional*, defaults to 1.0): Weight of what the target teaches itself on clean images.
 
     Raises:
-        InputError: for an unknown setting, with the known ones; a value that can't be meant; or two values for a
-            setting, in its own field and in `settings`.
+        InputError: for a weight that isn't a number of at least 0.
     """
-    known, kinds = inspect.signature(OBJECTIVES[name]).parameters, get_type_hints(OBJECTIVES[name].__init__)
-    values = dict(defaults)
-    for item in filter(None, (settings or "").split(",")):
-        key, text = (part.strip() for part in item.partition("=")[::2])
-        if key not in known:
-            raise InputError(f"{field}_args sets {key!r}; known of {name}: {', '.join(known) or 'no settings'}.")
-        value = _parse_setting(f"{field}_args", key, text, kinds.get(key, type(known[key].default)))
-        if values.get(key, value) not in (value, known[key].default):
-            raise InputError(f"{key} is {values[key]!r}, but {field}_args sets it to {value!r}: give it once.")
-        values[key] = value
-    return OBJECTIVES[name](**values)
+
+    needs_original = needs_labels = True
+    arxiv = "2401.04350"
+
+    def __init__(self, *, a: float = 1.0, b: float = 1.0):
+        check_weights(a=a, b=b)
+        self.a, self.b = a, b
+
+    def __call__(self, step: TrainingStep) -> torch.Tensor:
+        adversarial = step.target(step.adversarial).logits
+        vanilla, clean = step.original(step.adversarial).logits, step.target(step.images).logits
+        loss = cross_entropy(adversarial, step.labels)  # CE(T(x_a), y)
+        loss = loss + self.a * kl_divergence(adversarial, vanilla)  # + a KL(O(x_a) || T(x_a))
+        return loss + self.b * kl_divergence(adversarial, clean)  # + b KL(T(x) || T(x_a))
 
 
-def _parse_setting(field: str, key: str, text: str, kind):
-    """A setting's value as its constructor wants it: a number, which may be a fraction, `true` or `false`, or text."""
-    kind = next((part for part in get_args(kind) if part is not type(None)), kind)  # of `float | None`, float
-    if kind is bool:
-        if text.lower() not in ("true", "false"):
-            raise InputError(f"{field} sets {key} to {text!r}, which must be true or false.")
-        return text.lower() == "true"
-    if kind not in (int, float):
-        return text
-    return read_number(text, f"{field} sets {key}", whole=kind is int)
+class FARE(Objective):
+    """Fine-tuning for adversarially robust embeddings, FARE (Schlarmann et al., 2024, arXiv 2402.12336).
+
+    `mean_i sum_d (f_T(x_a) - f_O(x))_d^2`, over the dimensions `d` of the image embeddings `f` before they are
+    normalised, not divided by their number. The attack maximises the same. It needs no labels and no class prompts,
+    and trains the vision tower alone.
+    """
+
+    needs_original = needs_random_start = True
+    needs_classes = False
+    arxiv = "2402.12336"
+
+    def attack_loss(self, step: TrainingStep, images: torch.Tensor) -> torch.Tensor:
+        difference = step.target(images).image_features - step.original(step.images).image_features
+        return difference.square().sum(-1)  # sum_d (f_T(x) - f_O(x))_d^2
+
+    def __call__(self, step: TrainingStep) -> torch.Tensor:
+        return self.attack_loss(step, step.adversarial)  # sum_d (f_T(x_a) - f_O(x))_d^2
+
+
+NORMALISED_OVER = ("embedding", "patches")
+
+
+class TGAZSR(Objective):
+    """Text-guided attention for zero-shot robustness, TGA-ZSR (Yu et al., 2024, arXiv 2410.21802).
+
+    `mean_i CE(T(x_a), y) + a ||A_T(x_a) - A_O(x)||_2 + b ||A_T(x) - A_O(x)||_2`, with the attention `A(x)` of the
+    patches to the label's text: patch tokens after the final norm and the projection, divided by their norm, times
+    `t_y`, scaled to [0, 1] by the image's own minimum and maximum, and resized bilinearly to the target's input size.
+
+    Args:
+        a (`float`, *optional*, defaults to 0.08): Weight of the attention on adversarial images.
+        b (`float`, *optional*, defaults to 0.05): Weight of the attention on clean images.
+        normalised_over (`str`, *optional*, defaults to `"embedding"`): What the norm of the tokens is taken over:
+            `"embedding"`, of each patch, as the paper writes; or `"patches"`, of each dimension over an image's
+            patches, as its authors' code does.
+
+    Raises:
+        InputError: for a weight that isn't a number of at least 0, or an unknown axis.
+    """
+
+    needs_original = needs_labels = needs_patches = True
+    arxiv = "2410.21802"
+
+    def __init__(self, *, a: float = 0.08, b: float = 0.05, normalised_over: str = "embedding"):
+        check_weights(a=a, b=b)
+        check_known("normalised_over", normalised_over, NORMALISED_OVER)
+        self.a, self.b, self.normalised_over = a, b, normalised_over
+
+    def __call__(self, step: TrainingStep) -> torch.Tensor:
+        vanilla = self._attention(step, step.original(step.images), step.original_text_embeds())
+        adversarial, clean = (
+            self._attention(step, step.target(images), step.text_embeds())
+            for images in (step.adversarial, step.images)
+        )
+        loss = cross_entropy(step.target(step.adversarial).logits, step.labels)  # CE(T(x_a), y)
+        loss = loss + self.a * (adversarial - vanilla).norm(dim=-1)  # + a ||A_T(x_a) - A_O(x)||_2
+        return loss + self.b * (clean - vanilla).norm(dim=-1)  # + b ||A_T(x) - A_O(x)||_2
+
+    def _attention(self, step: TrainingStep, outputs: Outputs, text_embeds: torch.Tensor) -> torch.Tensor:
+        """`A`, flattened: `(batch, size * size)`."""
+        if self.normalised_over == "embedding":
+            patches = outputs.patch_embeds
+        else:
+            patches = F.normalize(outputs.patch_features, dim=1)
+        texts = text_embeds[step.labels].to(patches.dtype)  # t_y
+        scores = (patches * texts.unsqueeze(1)).sum(-1)
+        low, high = scores.amin(1, keepdim=True), scores.amax(1, keepdim=True)
+        side = math.isqrt(scores.shape[1])
+        maps = ((scores - low) / (high - low).clamp(min=1e-12)).view(-1, 1, side, side)
+        return F.interpolate(maps, step.input_size, mode="bilinear").flatten(1)
+
+
+class CleanDistillation(RobustTransfer):
+    """Distillation on clean images, an ablation of arXiv 2601.12865: `mean_i KL(softmax P(x) || softmax T(x))`.
+
+    No attack is run, and labels aren't needed.
+
+    Args:
+        kl_direction, temperature: see [`kl_divergence`].
+    """
+
+    needs_attack = needs_labels = False
+    arxiv = GPD_PAPER
+    describe = RobustTransfer.describe
+
+    def __call__(self, step: TrainingStep) -> torch.Tensor:
+        return self._divergence(step, step.images, step.images)  # KL(P(x) || T(x))
+
+
+def check_weights(**weights: float) -> None:
+    """Refuse weights, by name, that aren't numbers of at least 0."""
+    for name, weight in weights.items():
+        if not 0 <= weight < math.inf:
+            raise InputError(f"{name} is {weight:g}, but must be a number of at least 0.")
+
+
+OBJECTIVES = {
+    "hpt": RobustTransfer,
+    "anchor": GeneralizationAnchor,
+    "tecoa": TeCoA,
+    "pmg_aft": PMGAFT,
+    "fare": FARE,
+    "tga_zsr": TGAZSR,
+    "clean_distillation": CleanDistillation,
+}
+OF_HPT = dict(OBJECTIVES)  # without what users add to them, or put in their place

@@ -17,6 +17,7 @@ from hpt.data.streams import EpochStream
 from hpt.environment import cpu_name, describe_versions
 from hpt.errors import InputError
 from hpt.hub.folder import CONFIG_FILE, MAY_BE_LOCAL, MODELS, ModelFolder
+from hpt.hub.run_check import NO_ATTACK
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.families import plain_model
 from hpt.models.lora import describe_adapter
@@ -26,7 +27,8 @@ from hpt.references import Reference
 from hpt.training.checkpoints import IN_PIXELS, differences
 from hpt.training.config import MATHEMATICS, HPTConfig
 from hpt.training.gpd import ANCHOR, GPD_PAPER, TRANSFER, GPDSchedule
-from hpt.training.objectives import OF_HPT, Objective, name_objective
+from hpt.training.objectives import OF_HPT, Objective
+from hpt.training.sums import name_objective, name_terms
 
 
 # Fields of HPTConfig that say where a run lies and how it is watched, but nothing of what it computes
@@ -68,7 +70,8 @@ def describe_run(
         "prompt_template": args.prompt_template,
         "trainable": args.trainable,
         "adapter": adapter and describe_adapter(adapter),
-        "schedule": asdict(schedule) | {"ema_decay": args.ema_decay, "pull_ratio": args.pull_ratio},
+        "schedule": asdict(schedule)
+        | {"ema_decay": args.ema_decay, "pull_ratio": args.pull_ratio, "restart": args.restart},
         "batch_size": batch_size,
         "processes": args.world_size,
         "optimizer": f"{optimizer}, weight decay {args.weight_decay:g}",
@@ -96,20 +99,31 @@ def describe_method(
     """
     steps = objectives or {}
     names = {stage: name_objective(objective) for stage, objective in steps.items()}
-    papers = [objective.arxiv for objective in steps.values()] + [GPD_PAPER] * (args.anchor_epochs > 0)
+    terms = {stage: name_terms(objective) for stage, objective in steps.items()}
+    papers = [paper for objective in steps.values() for paper in objective.papers]
     uses_proxy = objectives is None or any(objective.needs_proxy for objective in steps.values())
-    start = " from a random start" if args.attack_random_start else ""
-    attack = f"PGD-{args.attack_steps} at {Radius(args.attack_eps).title} in steps of "
     return {
         "trainer": trainer,
         "proxies": describe_proxies(proxy) if proxy and uses_proxy else [],
-        "attack": objectives and f"{attack}{describe_length(args.attack_step_size)}{start}",
+        "attack": objectives and describe_attack(args, objectives),
         "objective": names.get(TRANSFER),
         "anchor_objective": names.get(ANCHOR),
-        "own_objectives": sorted({*names.values()} - {*OF_HPT}),
+        "terms": terms.get(TRANSFER, []),
+        "own_objectives": sorted({name for named in terms.values() for name in named} - {*OF_HPT}),
         "divergence": objectives and objectives[TRANSFER].describe(args.kl_reduction),
-        "papers": list(dict.fromkeys(filter(None, papers))),
+        "papers": list(dict.fromkeys(papers + [GPD_PAPER] * (args.anchor_epochs > 0))),
     }
+
+
+def describe_attack(args: HPTConfig, objectives: dict[str, Objective]) -> str:
+    """The attack on the target in training, and in which stage there is one, if not in every."""
+    attacked = [stage for stage, objective in objectives.items() if objective.needs_attack]
+    if not attacked:
+        return NO_ATTACK
+    start = " from a random start" if args.attack_random_start else ""
+    steps = f"in steps of {describe_length(args.attack_step_size)}"
+    stage = "" if len(attacked) == len(objectives) else f", in the {attacked[0]} stage alone"
+    return f"PGD-{args.attack_steps} at {Radius(args.attack_eps).title} {steps}{start}{stage}"
 
 
 def describe_proxies(proxy: ZeroShotClassifier) -> list[dict]:

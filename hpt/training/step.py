@@ -1,6 +1,7 @@
 """One training step as an objective sees it: its images, and what the models make of them, each computed once."""
 
 from collections.abc import Callable
+from contextlib import contextmanager
 
 import torch
 
@@ -14,7 +15,7 @@ class TrainingStep:
 
     Outputs on [`images`] and on [`adversarial`] are computed when they are first asked for, and kept for the step;
     those on other images, such as an attack is trying, anew each time. While the attack runs, which may compute in
-    another precision and goes past the wrapper, nothing of the target is kept.
+    another precision and goes past the wrapper, nothing of the target is kept, but for what [`keeping`] says.
 
     Args:
         images (`torch.Tensor` of shape `(batch, 3, height, width)`): Clean images `x`, in [0, 1].
@@ -51,6 +52,7 @@ class TrainingStep:
         self._target, self._proxy, self._original = target, proxy, original
         self._text_embeds, self._patches, self._attack = text_embeds, patches, attack
         self._kept: dict[tuple[str, bool, bool], Outputs] = {}
+        self._tried: tuple[torch.Tensor, Outputs] | None = None  # by the attack, for as long as it is kept
 
     @property
     def adversarial(self) -> torch.Tensor:
@@ -70,9 +72,20 @@ class TrainingStep:
 
     def target(self, images: torch.Tensor) -> Outputs:
         """`T` on images, with gradients wherever they are enabled."""
+        if self._tried is not None and images is self._tried[0]:
+            return self._tried[1]
         if self._attack and self.attacked is None:
             return self._see(images)
         return self._kept_or_new("target", images, lambda: self._see(images))
+
+    @contextmanager
+    def keeping(self, images: torch.Tensor):
+        """Within, `T` sees these images once, which an attack is trying, however often it is asked for them."""
+        self._tried = images, self.target(images)
+        try:
+            yield
+        finally:
+            self._tried = None
 
     def _see(self, images: torch.Tensor) -> Outputs:
         return self._target.outputs(images, self._text_embeds, self._patches)
@@ -84,6 +97,11 @@ class TrainingStep:
     def original_text_embeds(self) -> torch.Tensor:
         """`O`'s, without gradients."""
         return self._original.text_embeds()
+
+    @property
+    def input_size(self) -> int:
+        """Side in pixels to which the target resizes images."""
+        return self._target.image_size
 
     def proxy(self, images: torch.Tensor) -> Outputs:
         """`P` on images, without gradients, in its own dtype."""

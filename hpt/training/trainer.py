@@ -68,7 +68,8 @@ class HPTTrainer(ResumableTrainer):
     In each step PGD attacks the target, the target learns by the stage's objective, in HPT-GPD from the proxy, and
     [`GPDCallback`] keeps the EMA, restarts and pulls. The log has, beside Trainer's entries, `stage` (1 anchor,
     2 transfer) and, of the images of the logged step, `train_clean_accuracy`, `train_robust_accuracy`,
-    `proxy_robust_accuracy` (a proxy on the images that attack the target) and `zero_gradient_share`.
+    `proxy_robust_accuracy` (a proxy on the images that attack the target), `zero_gradient_share` and, of a sum of
+    objectives, each term's mean loss as `loss_NAME`. Without an attack, it has none of those that speak of one.
 
     Every save has a model card. With `push_to_hub`, the repository is made before anything long begins, and saves are
     pushed in the background. One that comes while the last is still on its way isn't, unless `hub_always_push`: then
@@ -154,7 +155,7 @@ class HPTTrainer(ResumableTrainer):
             self.accelerator.native_amp, self.accelerator.scaler = True, torch.amp.GradScaler("cpu")
         self._trains_text = any(weight.requires_grad for weight in self.classifier.text_parameters)
         if inputs.train is not None:
-            self.gpd = GPDCallback(self.schedule, args.ema_decay, args.pull_ratio)
+            self.gpd = GPDCallback(self.schedule, args.ema_decay, args.pull_ratio, args.restart)
             self.add_callback(self.gpd)
             if inputs.augmentation is not None:
                 self.add_callback(AugmentationCallback(inputs.augmentation, self.schedule.steps_per_epoch))
@@ -247,13 +248,8 @@ class HPTTrainer(ResumableTrainer):
             step.attacked = self._attack(objective, step)
         # All of the objective runs in one forward of the wrapper, whose hooks average the gradients. Redirecting it
         # bypasses the autocast that accelerate puts around it.
-        with self.accelerator.autocast(), forward_redirected(self.model, objective):
+        with self.accelerator.autocast(), forward_redirected(self.model, objective.losses):
             losses = model(step)
-        if losses.shape != step.images.shape[:1]:
-            raise InputError(
-                f"{type(objective).__name__} gives losses of shape {tuple(losses.shape)} for {len(step.images)} "
-                "images: it must give one for each."
-            )
         self._stop_unless_finite(losses, "loss")
         if self._is_logged(self.state.global_step + 1):
             self._diagnostics.note(step)

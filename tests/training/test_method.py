@@ -6,8 +6,8 @@ import torch
 from helpers import make_clip, make_trainer
 
 from hpt import OBJECTIVES, HPTTrainer, RobustTransfer, ZeroShotClassifier
-from hpt.training.objectives import name_objective
 from hpt.training.record import describe_method
+from hpt.training.sums import name_objective
 
 
 class Squared(RobustTransfer):

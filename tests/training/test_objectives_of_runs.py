@@ -1,0 +1,151 @@
+"""How runs take objectives: by name, with settings, from others, around GPD, onto cards; and what is refused."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import assert_same, make_clip, make_trainer, weights
+
+from hpt import OBJECTIVES, PGD, HPTConfig, InputError, Objective, RobustTransfer
+from hpt.training.objectives import kl_divergence
+
+
+class ToOriginal(Objective):
+    """`weight * KL(O(x) || T(x_a))`, of which the attack maximises the negative cross-entropy."""
+
+    needs_original = needs_labels = True
+
+    def __init__(self, *, weight: "float | None" = 1.0, clean: bool = True):
+        self.weight, self.clean = weight, clean
+
+    def attack_loss(self, step, images):
+        return -super().attack_loss(step, images)
+
+    def __call__(self, step):
+        taught_by = step.original(step.images if self.clean else step.adversarial)
+        return self.weight * kl_divergence(step.target(step.adversarial).logits, taught_by.logits)
+
+
+@pytest.fixture
+def own_objective(monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "to_original", ToOriginal)
+
+
+def test_an_objective_of_ones_own_trains_without_a_proxy(tmp_path, own_objective):
+    settings = {"objective": "to_original", "objective_args": "weight = 1/2, clean=false", "anchor_epochs": 0}
+    vanilla = weights(make_clip(0)[0])
+    trainer = make_trainer(tmp_path, proxy=None, save_strategy="epoch", **settings)
+    trainer.train()
+    assert (trainer.objectives["transfer"].weight, trainer.objectives["transfer"].clean) == (0.5, False)
+    assert_same(weights(trainer.original.model), vanilla)  # while the target moved away
+    assert any(not torch.equal(weight, vanilla[name]) for name, weight in weights(trainer.model).items())
+    entry = next(entry for entry in trainer.state.log_history if "loss" in entry)
+    assert "train_robust_accuracy" in entry and "proxy_robust_accuracy" not in entry
+    resumed = make_trainer(tmp_path, proxy=None, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert_same(weights(resumed.model), weights(trainer.model))
+    with pytest.raises(InputError, match="original [0-9a-f]+ there, [0-9a-f]+ here"):
+        make_trainer(tmp_path, make_clip(5)[0], proxy=None, **settings).train(resume_from_checkpoint=True)
+
+
+def test_the_attack_maximises_what_the_objective_says(tmp_path, own_objective):
+    trainer = make_trainer(tmp_path, objective="to_original", attack_random_start=False)
+    objective = trainer.objectives["transfer"]
+    step = trainer._make_step(next(iter(trainer.get_train_dataloader())), objective)
+    adversarial = trainer._attack(objective, step).images
+    pgd = PGD(eps=8 / 255, step_size=4 / 255, steps=2, random_start=False, loss=lambda z, y: -F.cross_entropy(z, y))
+    expected = pgd(trainer.classifier, step.images, step.labels)
+    assert torch.equal(adversarial, expected)
+
+
+@pytest.mark.parametrize("stages", [("hpt", "anchor"), ("tecoa", "hpt"), ("anchor", "tecoa"), ("tecoa", "tecoa")])
+def test_gpd_goes_around_any_pair(tmp_path, stages):
+    objective, anchor = stages
+    trainer = make_trainer(tmp_path, objective=objective, anchor_objective=anchor)
+    trainer.train()
+    assert {stage: type(instance) for stage, instance in trainer.objectives.items()} == {
+        "anchor": OBJECTIVES[anchor],
+        "transfer": OBJECTIVES[objective],
+    }
+    assert trainer.state.global_step == 12 and trainer.gpd.ema
+
+
+@pytest.mark.parametrize(
+    ("settings", "method", "papers"),
+    [
+        ({"objective": "tecoa", "anchor_epochs": 0}, "the objective `tecoa` without GPD", ["2212.07016"]),
+        ({"objective": "tecoa"}, "the objective `tecoa` with GPD", ["2601.12865", "2212.07016"]),
+        ({"anchor_objective": "tecoa"}, "HPT with GPD, anchored by `tecoa`", ["2212.07016", "2601.12865"]),
+        ({"objective": "to_original", "anchor_epochs": 0}, "the objective `to_original` without GPD", []),
+    ],
+    ids=str,
+)
+def test_a_card_says_and_cites_what_trained_the_model(tmp_path, own_objective, settings, method, papers):
+    trainer = make_trainer(tmp_path, max_steps=1, **settings)
+    trainer.train()
+    trainer.save_model()
+    card = (tmp_path / "README.md").read_text()
+    links = ", ".join(f"[arXiv {number}](https://arxiv.org/abs/{number})" for number in papers)
+    assert f"fine-tuned by {method}{f' ({links})' if papers else ''} to withstand" in card
+    assert ("learning from a frozen model" in card) == trainer.args.needs_proxy == ("| proxy" in card)
+    assert ("fu2026proxy" in card) == ("2601.12865" in papers)
+    assert ("objective of the anchor stage" in card) == ("anchor_objective" in settings)
+    assert f"- {trainer.args.objective}\n- robust\n" in card and "HPT-GPD" not in card
+
+
+def test_a_loss_that_is_no_loss_per_image_is_refused(tmp_path):
+    class Averaged(RobustTransfer):
+        def __call__(self, step):
+            return super().__call__(step).mean()
+
+    trainer = make_trainer(tmp_path)
+    trainer.objectives["anchor"] = Averaged()
+    with pytest.raises(InputError, match=r"Averaged gives losses of shape \(\) for 4 images: it must give one"):
+        trainer.train()
+
+
+def test_an_objective_that_learns_from_a_proxy_needs_one(tmp_path):
+    with pytest.raises(InputError, match="There is no proxy, but the objective learns from one: load it"):
+        make_trainer(tmp_path, proxy=None)
+
+
+def make_objectives(**settings):
+    return HPTConfig(output_dir="unused", use_cpu=True, **settings).make_objectives()
+
+
+def test_fields_are_the_defaults_of_hpt_and_anchor_and_arguments_win():
+    objectives = make_objectives(temperature=2, objective_args="kl_direction=target_to_proxy")
+    assert (objectives["anchor"].temperature, objectives["anchor"].kl_direction) == (2, "proxy_to_target")
+    assert (objectives["transfer"].temperature, objectives["transfer"].kl_direction) == (2, "target_to_proxy")
+    assert make_objectives(objective_args="temperature=2", anchor_epochs=0)["transfer"].temperature == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"objective": "trades"}, "Unknown objective 'trades'; known: hpt, anchor"),
+        ({"anchor_objective": "trades"}, "Unknown anchor_objective 'trades'; known: hpt, anchor"),
+        ({"kl_direction": "forward"}, "Unknown kl_direction 'forward'; known: proxy_to_target, target_to_proxy"),
+        ({"kl_reduction": "batchmean"}, "Unknown kl_reduction 'batchmean'; known: mean, sum"),
+        ({"temperature": 0}, "temperature is 0"),
+        ({"objective_args": "temperature=0"}, "temperature is 0"),
+        ({"objective_args": "weight=1"}, "objective_args sets 'weight'; known of hpt: kl_direction, temperature"),
+        ({"objective": "tecoa", "objective_args": "a=1"}, "objective_args sets 'a'; known of tecoa: no settings"),
+        (
+            {"anchor_objective_args": "temperature=warm"},
+            "anchor_objective_args sets temperature to 'warm', which isn't",
+        ),
+        (
+            {"temperature": 3, "objective_args": "temperature=2"},
+            "temperature is 3.0, but objective_args sets it to 2.0",
+        ),
+        ({"objective": "tecoa", "anchor_epochs": 0, "temperature": 2}, "temperature is 2.0, but no objective of this"),
+        (
+            {"objective": "to_original", "objective_args": "clean=no"},
+            "sets clean to 'no', which must be true or false",
+        ),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_meant_is_refused(own_objective, settings, message):
+    with pytest.raises(InputError, match=message):
+        make_objectives(**settings)
