@@ -1,12 +1,15 @@
 """How runs take objectives: by name, with settings, from others, around GPD, onto cards; and what is refused."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import assert_same, make_clip, make_trainer, weights
+from helpers import assert_same, make_clip, make_family, make_step, make_trainer, weights
 
-from hpt import OBJECTIVES, PGD, HPTConfig, InputError, Objective, RobustTransfer
+from hpt import OBJECTIVES, PGD, HPTConfig, InputError, Objective, RobustTransfer, ZeroShotClassifier
 from hpt.training.objectives import kl_divergence
+from hpt.training.step import TrainingStep
 
 
 class ToOriginal(Objective):
@@ -57,10 +60,21 @@ def test_the_attack_maximises_what_the_objective_says(tmp_path, own_objective):
     assert torch.equal(adversarial, expected)
 
 
-@pytest.mark.parametrize("stages", [("hpt", "anchor"), ("tecoa", "hpt"), ("anchor", "tecoa"), ("tecoa", "tecoa")])
+@pytest.mark.parametrize(
+    "stages",
+    [
+        ("hpt", "anchor"),
+        ("tecoa", "hpt"),
+        ("anchor", "tecoa"),
+        ("tecoa", "tecoa"),
+        ("tga_zsr", "clean_distillation"),
+        ("fare", "pmg_aft"),
+        ("clean_distillation", "fare"),
+    ],
+)
 def test_gpd_goes_around_any_pair(tmp_path, stages):
     objective, anchor = stages
-    trainer = make_trainer(tmp_path, objective=objective, anchor_objective=anchor)
+    trainer = make_trainer(tmp_path, objective=objective, anchor_objective=anchor, learning_rate=0.05)
     trainer.train()
     assert {stage: type(instance) for stage, instance in trainer.objectives.items()} == {
         "anchor": OBJECTIVES[anchor],
@@ -149,3 +163,72 @@ def test_fields_are_the_defaults_of_hpt_and_anchor_and_arguments_win():
 def test_what_cannot_be_meant_is_refused(own_objective, settings, message):
     with pytest.raises(InputError, match=message):
         make_objectives(**settings)
+
+
+# What objectives do without
+
+
+def test_fare_trains_the_vision_tower_alone(tmp_path):
+    trainer = make_trainer(tmp_path, proxy=None, objective="fare", anchor_epochs=0, learning_rate=0.05)
+    before = weights(trainer.model)
+    trainer.train()
+    after = weights(trainer.model)
+    moved = {name.partition(".")[0] for name, weight in after.items() if not torch.equal(weight, before[name])}
+    assert moved == {"vision_model", "visual_projection"}
+
+
+def test_fare_needs_no_labels_and_no_classes(tmp_path):
+    objective, step = OBJECTIVES["fare"](), make_step()
+    losses = objective(step)
+    models = (ZeroShotClassifier(one.model, one.processor) for one in (step._target, step._original))
+    step = TrainingStep(step.images, None, **dict(zip(("target", "original"), models, strict=True)))
+    step.attacked = make_step().attacked
+    assert torch.equal(objective(step), losses)
+    step.attacked = None
+    trainer = make_trainer(tmp_path, proxy=None, objective="fare", anchor_epochs=0, attack_steps=10)
+    step.attacked = trainer._attack(objective, step)
+    assert (objective(step) > OBJECTIVES["fare"]().attack_loss(step, step.images)).all()
+
+
+def test_a_run_without_an_attack_does_not_speak_of_one(tmp_path):
+    trainer = make_trainer(tmp_path, objective="clean_distillation", anchor_epochs=0)
+    trainer._attack = None  # which isn't called
+    trainer.train()
+    for entry in (entry for entry in trainer.state.log_history if "loss" in entry):
+        assert 0 <= entry["train_clean_accuracy"] <= 1
+        assert not {"train_robust_accuracy", "proxy_robust_accuracy", "zero_gradient_share"} & set(entry)
+    trainer.save_model()
+    card = (tmp_path / "README.md").read_text()
+    assert "fine-tuned by the objective `clean_distillation` without GPD" in card
+    assert "on clean images alone, without any attack, by learning from a frozen model" in card
+    assert re.search(r"\| attack in training +\| none: clean images alone +\|", card)
+    assert "withstand" not in card and "- robust\n" not in card
+    assert (tmp_path / "figures" / "training_curves.png").is_file()
+
+
+def test_a_stage_without_an_attack_is_named(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=1, anchor_objective="clean_distillation")
+    trainer.train()
+    trainer.save_model()
+    card = (tmp_path / "README.md").read_text()
+    assert "PGD-2 at l_inf eps 8/255 in steps of 4/255 from a random start, in the transfer stage alone" in card
+    assert "withstand" in card and "- robust\n" in card
+
+
+def test_a_card_names_the_terms_of_a_sum(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=1, objective="0.5*hpt + tecoa", restart=False)
+    trainer.train()
+    trainer.save_model()
+    card = (tmp_path / "README.md").read_text()
+    assert "the objective `0.5*hpt + 1*tecoa` with GPD without its restart" in card
+    assert "- hpt\n- tecoa\n- robust\n" in card
+    assert all(f"arXiv {number}" in card for number in ("2601.12865", "2212.07016"))
+    assert re.search(r"\| restart +\| none: the second stage goes on from the first +\|", card)
+
+
+@pytest.mark.parametrize("family", ["Siglip", "VisionTextDualEncoder", "Aimv2"])
+def test_an_objective_on_patches_needs_a_tower_that_has_them(tmp_path, family):
+    for objective in ("tga_zsr", "tecoa + 2*tga_zsr"):
+        with pytest.raises(InputError, match=f"needs patch tokens, which {family}Model doesn't project"):
+            model, processor = make_family(family)
+            make_trainer(tmp_path, model, processor=processor, proxy=None, anchor_epochs=0, objective=objective)

@@ -40,8 +40,9 @@ def logits_of(model, images, text_embeds):
     return model.logit_scale.exp() * F.normalize(embeds, dim=-1) @ text_embeds.T
 
 
-def reference_run(dataset, g=0.7, b=0.6, epochs=2, batch=4, eps=8 / 255, step=4 / 255, peaks=(0.02, 0.1), warmup=1):
-    """GPD with plain tensors: both stages over the rows in order, by the paper's equations."""
+def reference_run(dataset, ema_decay, pull_ratio, restart=True, kl_direction="proxy_to_target"):
+    """GPD with plain tensors: both stages over the rows in order, by the paper's equations, and its ablations."""
+    g, b, epochs, batch, eps, step, peaks, warmup = ema_decay, pull_ratio, 2, 4, 8 / 255, 4 / 255, (0.02, 0.1), 1
     target, processor = make_clip(0)
     proxy, _ = make_clip(1, patch_size=4)
     tokens = processor.tokenizer(
@@ -75,8 +76,9 @@ def reference_run(dataset, g=0.7, b=0.6, epochs=2, batch=4, eps=8 / 255, step=4 
                 rows = slice(batch * index, batch * (index + 1))
                 x, y = images[rows], labels[rows]
                 x_a = reference_pgd(T, x, y, eps, 2, step)
-                p = P(x if stage == 0 else x_a).softmax(-1).detach()
-                loss = (p * (p.log() - T(x_a).log_softmax(-1))).sum(-1).mean()
+                p, t = P(x if stage == 0 else x_a).softmax(-1).detach(), T(x_a).softmax(-1)
+                p, t = (p, t) if kl_direction == "proxy_to_target" else (t, p)
+                loss = (p * (p.log() - t.log())).sum(-1).mean()
                 for (n, w), gradient in zip(
                     theta.items(), torch.autograd.grad(loss, list(theta.values())), strict=True
                 ):
@@ -86,7 +88,7 @@ def reference_run(dataset, g=0.7, b=0.6, epochs=2, batch=4, eps=8 / 255, step=4 
                 ema = {n: g * ema[n] + (1 - g) * p.data for n, p in theta.items()}
         if stage == 0:
             for n, p in theta.items():
-                p.data = vanilla[n].clone()
+                p.data = vanilla[n].clone() if restart else p.data
             velocity = {}
     return weights(target)
 
@@ -94,13 +96,19 @@ def reference_run(dataset, g=0.7, b=0.6, epochs=2, batch=4, eps=8 / 255, step=4 
 SEQUENTIAL = {"train_sampling_strategy": "sequential", "attack_random_start": False}
 
 
-def test_final_weights_equal_the_equations(tmp_path):
+@pytest.mark.parametrize(
+    "ablation",
+    [{}, {"ema_decay": 0.0}, {"pull_ratio": 1.0}, {"restart": False}, {"kl_direction": "target_to_proxy"}],
+    ids=str,
+)
+def test_final_weights_equal_the_equations(tmp_path, ablation):
     rates = {"anchor_learning_rate": 0.02, "learning_rate": 0.1}
     native = Benchmark("random", "train", make_dataset(), CLASSES, None, ImageTransform())
-    trainer = make_trainer(tmp_path, dataset=native, ema_decay=0.7, pull_ratio=0.6, **rates, **SEQUENTIAL)
+    settings = {"ema_decay": 0.7, "pull_ratio": 0.6} | ablation
+    trainer = make_trainer(tmp_path, dataset=native, **settings, **rates, **SEQUENTIAL)
     start = weights(trainer.model)
     trainer.train()
-    assert_same(weights(trainer.model), reference_run(make_dataset()), atol=1e-6)
+    assert_same(weights(trainer.model), reference_run(make_dataset(), **settings), atol=1e-6)
     assert max((weights(trainer.model)[name] - start[name]).abs().max() for name in start) > 1e-2
 
 
