@@ -180,14 +180,14 @@ def test_fare_trains_the_vision_tower_alone(tmp_path):
 def test_fare_needs_no_labels_and_no_classes(tmp_path):
     objective, step = OBJECTIVES["fare"](), make_step()
     losses = objective(step)
-    models = (ZeroShotClassifier(one.model, one.processor) for one in (step._target, step._original))
-    step = TrainingStep(step.images, None, **dict(zip(("target", "original"), models, strict=True)))
-    step.attacked = make_step().attacked
-    assert torch.equal(objective(step), losses)
-    step.attacked = None
+    target, original = (ZeroShotClassifier(seen.model, seen.processor) for seen in (step._target, step._original))
+    bare = TrainingStep(step.images, None, target=target, original=original)
+    bare.attacked = step.attacked
+    assert torch.equal(objective(bare), losses)
+    step = TrainingStep(step.images, None, target=target, original=original)
     trainer = make_trainer(tmp_path, proxy=None, objective="fare", anchor_epochs=0, attack_steps=10)
     step.attacked = trainer._attack(objective, step)
-    assert (objective(step) > OBJECTIVES["fare"]().attack_loss(step, step.images)).all()
+    assert (objective(step) > objective.attack_loss(step, step.images)).all()
 
 
 def test_a_run_without_an_attack_does_not_speak_of_one(tmp_path):
@@ -203,7 +203,8 @@ def test_a_run_without_an_attack_does_not_speak_of_one(tmp_path):
     assert "on clean images alone, without any attack, by learning from a frozen model" in card
     assert re.search(r"\| attack in training +\| none: clean images alone +\|", card)
     assert "withstand" not in card and "- robust\n" not in card
-    assert (tmp_path / "figures" / "training_curves.png").is_file()
+    trainer.draw_figures(tmp_path)
+    assert (tmp_path / "training_curves.png").is_file()
 
 
 def test_a_stage_without_an_attack_is_named(tmp_path):
