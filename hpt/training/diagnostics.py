@@ -8,7 +8,7 @@ from hpt.attacks.base import batch_norm_untouched
 from hpt.training.step import TrainingStep
 
 
-IMAGES = "images"
+IMAGES = "images"  # how many there were, beside the sums over them
 
 
 class Diagnostics:
@@ -37,7 +37,8 @@ class Diagnostics:
         values = {} if step.labels is None else self._accuracies(step)
         if step.attacked is not None:
             values["zero_gradient_share"] = step.attacked.zero_gradient
-        values |= step.notes | {IMAGES: torch.ones(len(step.images), device=step.images.device)}
+        values |= {name: torch.stack(noted).mean(0) for name, noted in step.notes.items()}
+        values[IMAGES] = torch.ones(len(step.images), device=step.images.device)
         self._noted.append({name: value.float().sum() for name, value in values.items()})
 
     def _accuracies(self, step: TrainingStep) -> dict[str, torch.Tensor]:

@@ -31,7 +31,7 @@ class TrainingStep:
 
     Attributes:
         attacked ([`AttackResult`]): What the attack on the target found; set once it has run.
-        notes (`dict[str, torch.Tensor]`): What an objective has noted of each image, by name, for the log.
+        notes (`dict[str, list[torch.Tensor]]`): What an objective has noted of each image, by name, for the log.
     """
 
     attacked: AttackResult | None = None
@@ -114,8 +114,11 @@ class TrainingStep:
         )
 
     def note(self, name: str, values: torch.Tensor) -> None:
-        """Let the log have the mean of `values` `(batch,)` over the images of a logged step, as `name`."""
-        self.notes[name] = values.detach()
+        """Let the log have the mean of `values` `(batch,)` over the images of a logged step, as `name`.
+
+        What is noted more than once, such as by several terms of a sum, is averaged.
+        """
+        self.notes.setdefault(name, []).append(values.detach().float())
 
     def _kept_or_new(self, model: str, images: torch.Tensor, compute: Callable[[], Outputs]) -> Outputs:
         is_clean = images is self.images

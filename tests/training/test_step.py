@@ -3,9 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from helpers import make_step
 
 from hpt import OBJECTIVES, InputError
+from hpt.training.diagnostics import Diagnostics
 
 
 @pytest.fixture
@@ -92,3 +94,16 @@ def test_without_an_attack_there_are_no_adversarial_images():
     assert step.target(step.images) is step.target(step.images)
     with pytest.raises(InputError, match="asks for adversarial images, but has needs_attack = False"):
         step.adversarial  # noqa: B018
+
+
+def test_the_log_has_the_mean_of_what_is_noted(step):
+    diagnostics = Diagnostics(Accelerator(cpu=True), step._target, has_proxy=False)
+    step.note("share", torch.tensor([True, False, False, False]))
+    step.note("share", torch.tensor([True, True, False, False]))
+    step.note("loss_mine", torch.tensor([1.0, 2.0, 3.0, 6.0], requires_grad=True))
+    diagnostics.note(step)
+    noted = diagnostics.take()
+    assert (noted["share"], noted["loss_mine"]) == (0.375, 3)
+    right = step.target(step.images).logits.argmax(-1) == step.labels
+    assert noted["train_clean_accuracy"] == right.float().mean() and "proxy_robust_accuracy" not in noted
+    assert diagnostics.take() == {}
