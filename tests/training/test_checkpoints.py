@@ -244,6 +244,21 @@ def test_a_checkpoint_of_hpt_0_1_has_the_geometry_of_a_record_or_the_one_of_plai
     assert trainer.state.global_step == 6
 
 
+def test_a_checkpoint_of_hpt_0_4_restarts_and_is_attacked_by_all_of_its_objective(tmp_path):
+    settings = {"anchor_epochs": 1, "transfer_epochs": 1, "save_strategy": "epoch", "objective": "0.5*hpt + tecoa"}
+    make_trainer(tmp_path, **settings, max_steps=3).train()
+    write_as_earlier(tmp_path / "checkpoint-3", "attack_loss", "restart")
+    for change, line in (
+        ({"restart": False}, "restart True there"),
+        ({"attack_loss": "hpt"}, "attack_loss None there"),
+    ):
+        with pytest.raises(InputError, match=line):
+            make_trainer(tmp_path, **settings | change).train(resume_from_checkpoint="last")
+    trainer = make_trainer(tmp_path, **settings)
+    trainer.train(resume_from_checkpoint="last")
+    assert trainer.state.global_step == 6
+
+
 @pytest.mark.parametrize(
     ("transform", "data"),
     [(ImageTransform(), "fa1da7359106"), (ImageTransform(resize=256, crop=224), "715527a35123")],
