@@ -1,0 +1,69 @@
+"""What every objective is: `Objective`, the base of those in `objectives.py` and of your own."""
+
+import inspect
+from abc import ABC, abstractmethod
+
+import torch
+
+from hpt.attacks.losses import cross_entropy
+from hpt.errors import InputError
+from hpt.training.step import TrainingStep
+
+
+class Objective(ABC):
+    """What a training step minimises, and what its attack maximises.
+
+    Its settings are keyword arguments of its constructor, numbers, booleans or texts, and attributes of the same
+    names. They can be given in text as `objective_args`.
+
+    Attributes:
+        needs_proxy (`bool`): Whether it asks the step for `step.proxy(images)`.
+        needs_original (`bool`): Whether it asks for `step.original(images)`, the target's frozen vanilla copy.
+        needs_labels (`bool`): Whether it, or its attack, asks for `step.labels`.
+        needs_classes (`bool`): Whether it asks for anything of the class prompts, such as logits.
+        needs_patches (`bool`): Whether it asks for `patch_embeds` of target or original.
+        needs_attack (`bool`): Whether it asks for `step.adversarial`; without, no attack is run.
+        needs_random_start (`bool`): Whether its attack has no gradient on clean images while the target is as it was
+            given, so that it, and with it the training, would never leave where they begin.
+        arxiv (`str`, *optional*): Number of its paper on arXiv, for cards. Like the words of `describe`, it is of one
+            class alone, and not inherited: a subclass computes something else.
+        fields (`tuple[str]`): Settings that stand in fields of [`HPTConfig`] of the same name too.
+    """
+
+    needs_proxy = needs_original = needs_labels = needs_patches = needs_random_start = False
+    needs_classes = needs_attack = True
+    arxiv: str | None = None
+    fields: tuple[str, ...] = ()
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls.arxiv = vars(cls).get("arxiv")
+        cls.describe = vars(cls).get("describe", Objective.describe)
+
+    def attack_loss(self, step: TrainingStep, images: torch.Tensor) -> torch.Tensor:
+        """What the attack maximises over images `(batch, 3, height, width)`: `(batch,)`; by default, cross-entropy."""
+        return cross_entropy(step.target(images).logits, step.labels)  # CE(T(x), y)
+
+    @abstractmethod
+    def __call__(self, step: TrainingStep) -> torch.Tensor:
+        """The loss of each image, `(batch,)`: the trainer averages, so that micro-batches weigh right."""
+
+    def losses(self, step: TrainingStep) -> torch.Tensor:
+        """What calling it gives; [`InputError`] if that isn't a loss for each image."""
+        losses = self(step)
+        if losses.shape != step.images.shape[:1]:
+            raise InputError(
+                f"{type(self).__name__} gives losses of shape {tuple(losses.shape)} for {len(step.images)} images: it "
+                "must give one for each."
+            )
+        return losses
+
+    @property
+    def papers(self) -> list[str]:
+        """Numbers on arXiv of what it comes from."""
+        return [self.arxiv] if self.arxiv else []
+
+    def describe(self, reduction: str) -> str:
+        """Its settings in words, with how the trainer takes it over the batch, for records and cards."""
+        settings = [f"{name} {getattr(self, name)}" for name in inspect.signature(type(self)).parameters]
+        return ", ".join([f"{reduction} over the batch", *settings])
