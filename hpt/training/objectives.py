@@ -144,6 +144,36 @@ class FARE(Objective):
         return self.attack_loss(step, step.adversarial)  # sum_d (f_T(x_a) - f_O(x))_d^2
 
 
+class AGFT(Objective):
+    """Alignment-guided fine-tuning, AGFT (Cui et al., 2026, arXiv 2603.29410).
+
+    `mean_i CE(q, softmax T(x_a))` with the soft targets `q = softmax(r s cos_O(x))`, where `s cos_O(x)` are the
+    logits of the vanilla target, at its own scale `s`. The attack maximises the same. It needs no labels.
+
+    Args:
+        r (`float`, *optional*, defaults to 1.0): Multiplies those logits; its authors choose it per set.
+
+    Raises:
+        InputError: for an `r` that isn't above 0 and finite.
+    """
+
+    needs_original = True
+    arxiv = "2603.29410"
+
+    def __init__(self, *, r: float = 1.0):
+        if not 0 < r < math.inf:
+            raise InputError(f"r is {r:g}, but must be above 0 and finite.")
+        self.r = r
+        self.needs_random_start = r == 1  # then T(x) = q at first, where the loss is least
+
+    def attack_loss(self, step: TrainingStep, images: torch.Tensor) -> torch.Tensor:
+        soft = F.softmax(self.r * step.original(step.images).logits, dim=-1)  # q
+        return -(soft * F.log_softmax(step.target(images).logits, dim=-1)).sum(-1)  # CE(q, T(x))
+
+    def __call__(self, step: TrainingStep) -> torch.Tensor:
+        return self.attack_loss(step, step.adversarial)  # CE(q, T(x_a))
+
+
 NORMALISED_OVER = ("embedding", "patches")
 
 
@@ -227,6 +257,7 @@ OBJECTIVES = {
     "tecoa": TeCoA,
     "pmg_aft": PMGAFT,
     "fare": FARE,
+    "agft": AGFT,
     "tga_zsr": TGAZSR,
     "clean_distillation": CleanDistillation,
 }

@@ -129,6 +129,10 @@ EQUATIONS = {
         lambda s: (s.T.f(s.x_a) - s.O.f(s.x)).square().sum(1),
         lambda s: (s.T.f(s.tried) - s.O.f(s.x)).square().sum(1),
     ),
+    "agft": (
+        lambda s: -(softmax(s.O(s.x)) * softmax(s.T(s.x_a)).log()).sum(1),
+        lambda s: -(softmax(s.O(s.x)) * softmax(s.T(s.tried)).log()).sum(1),
+    ),
     "tga_zsr": (lambda s: s.ce + 0.08 * s.tga(s.x_a) + 0.05 * s.tga(s.x), attacked_by_ce),
     "clean_distillation": (lambda s: kl(s.P(s.x), s.T(s.x)), None),
 }
@@ -136,6 +140,7 @@ EQUATIONS = {
 WITH_SETTINGS = {
     ("pmg_aft", "a=1/2,b=2"): lambda s: s.ce + 0.5 * kl(s.O(s.x_a), s.T(s.x_a)) + 2 * kl(s.T(s.x), s.T(s.x_a)),
     ("pmg_aft", "a=0,b=0"): lambda s: s.ce,
+    ("agft", "r=1/2"): lambda s: -(softmax(0.5 * s.O(s.x)) * softmax(s.T(s.x_a)).log()).sum(1),
     ("tga_zsr", "a=0,b=0"): lambda s: s.ce,
     ("tga_zsr", "normalised_over=patches"): lambda s: s.ce + 0.08 * s.tga(s.x_a, 1) + 0.05 * s.tga(s.x, 1),
     ("clean_distillation", "kl_direction=target_to_proxy"): lambda s: kl(s.T(s.x), s.P(s.x)),
