@@ -1,7 +1,8 @@
 """Seconds and memory of training, attacks and loading at real size: ViT-B/32 and ViT-B/16, random weights, 224 pixels.
 
 The published order of work encodes all prompts at every forward, padded to 77, calls `backward()` into all weights in
-the attack, and runs the proxy with gradients. Both orders are timed in turn, so that ratios hold on a noisy machine.
+the attack, and runs the proxy with gradients. What is compared, both orders or several objectives, is timed in turn,
+so that ratios hold on a noisy machine.
 """
 
 import io
@@ -25,7 +26,9 @@ from hpt.data.benchmark import Benchmark
 from hpt.data.images import collate, to_unit_range
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.training.config import HPTConfig
+from hpt.training.gpd import TRANSFER
 from hpt.training.pretraining import byte_tokenizer
+from hpt.training.sums import make_objective, parse_terms
 from hpt.training.trainer import HPTTrainer
 
 
@@ -69,12 +72,22 @@ def make_model(patch_size: int):
 
 
 def make_trainer(
-    train: Benchmark, *callbacks, batch_size: int, steps: int, precision: str = "float32", compiled: bool = False
+    train: Benchmark,
+    *callbacks,
+    batch_size: int,
+    steps: int,
+    precision: str = "float32",
+    compiled: bool = False,
+    **objective,
 ) -> HPTTrainer:
-    """A trainer of the real size over a training set; `precision` is `"float32"`, `"bf16"` or `"fp16"`."""
+    """A trainer of the real size over a training set; `precision` is `"float32"`, `"bf16"` or `"fp16"`.
+
+    What is said of the `objective` are fields of [`HPTConfig`].
+    """
     target, processor = make_model(32)
     args = HPTConfig(
         output_dir="outputs/benchmark",
+        **objective,
         per_device_train_batch_size=batch_size,
         max_steps=steps,
         warmup_steps=1,
@@ -184,6 +197,37 @@ def compare_with_published(train: Benchmark, *, images: int, classes: int, round
             f"order of work / ours {statistics.median(ratios):.2f} [{min(ratios):.2f}-{max(ratios):.2f}] over "
             f"{len(ratios)} rounds"
         )
+
+
+def compare_objectives(train: Benchmark, texts: list[str], *, images: int, classes: int, rounds: int, **settings):
+    """Print steps per second of objectives, and their ratio to the first's, all timed in turn in one run.
+
+    A step is the attack, the forward pass and the backward pass, without the optimizer's.
+
+    Args:
+        train ([`Benchmark`]): Where images come from.
+        texts (`list[str]`): The objectives, as [`make_objective`] takes them.
+        images, classes (`int`): In a step.
+        rounds (`int`): How often each is timed.
+        settings: `precision` and `compiled`, as of [`make_trainer`].
+    """
+    objectives = {text: make_objective(text) for text in texts}
+    terms = dict.fromkeys(term for text in texts for term in parse_terms("objectives", text))
+    whole = {"objective": " + ".join(terms), "anchor_epochs": 0}  # so that the trainer has what any of them needs
+    trainer = make_trainer(few_classes(train, classes, 4 * images), batch_size=images, steps=2, **whole, **settings)
+    trainer.train()  # warms up, and prepares the model
+    batch = next(iter(DataLoader(trainer.train_dataset, images, collate_fn=collate)))
+    batch = {name: values.to(trainer.args.device) for name, values in batch.items()}
+    seconds = {text: [] for text in texts}
+    for _ in range(rounds):
+        for text, objective in objectives.items():
+            trainer.objectives[TRANSFER] = objective
+            seconds[text].append(timed(trainer.training_step, trainer.model_wrapped, batch))
+    print(f"Steps per second, {images} images and {classes} classes, and their ratio to {texts[0]}, {rounds} rounds:")
+    for text in texts:
+        ratios = [first / took for first, took in zip(seconds[texts[0]], seconds[text], strict=True)]
+        spread = f"{statistics.median(ratios):.2f} [{min(ratios):.2f}-{max(ratios):.2f}]"
+        print(f"{text}: {1 / statistics.median(seconds[text]):.3f} steps/s, {spread}")
 
 
 def decode_all(encoded: list[bytes], transform) -> None:
