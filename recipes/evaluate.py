@@ -21,6 +21,7 @@ from hpt.attacks.registry import parse_attacks
 from hpt.cli import check_quickstart, parse_config, run_recipe
 from hpt.data.loading import load_available
 from hpt.data.names import expand_all
+from hpt.data.subsets import call_before_loading
 from hpt.escaping import markdown
 from hpt.evaluation.evaluator import check_sampling
 from hpt.evaluation.outputs import report_evaluation
@@ -82,7 +83,7 @@ def main():
     parse_attacks(settings.attacks, settings.eps, settings.proxy)
     check_sampling(settings.max_samples, settings.batch_size, settings.num_workers, settings.seed)
     check_folder(Path(settings.output_dir))
-    check_names(dataset.name for dataset in datasets)
+    check_names(map(call_before_loading, datasets))
     check_names(model.name for model in {*models, proxy_model} - {None})
     for model in {*models, proxy_model} - {None}:
         check_source(model.source)

@@ -22,6 +22,7 @@ from hpt import PGD, HPTConfig, HPTTrainer, InputError, load_benchmark, load_pro
 from hpt.cli import parse_config, run_recipe
 from hpt.data.loading import load_training_data
 from hpt.data.names import expand_all
+from hpt.data.subsets import write_out_classes
 from hpt.errors import check_known
 from hpt.escaping import shell
 from hpt.evaluation.outputs import report_comparison
@@ -88,7 +89,8 @@ class Recipe:
     )
 
     def __post_init__(self):
-        self.eval_datasets = self.eval_datasets or [self.train_dataset]
+        self.train_dataset = write_out_classes(self.train_dataset)  # which others can't read from a file
+        self.eval_datasets = [write_out_classes(text) for text in self.eval_datasets] or [self.train_dataset]
         self.target, self.proxy = expanduser(self.target), expanduser(self.proxy)
         self.proxy_eps = [Radius(eps) for eps in self.proxy_eps or []]
         check_known("proxy_dtype", self.proxy_dtype, DTYPES)

@@ -94,6 +94,7 @@ class Benchmark(SeenByModels, torch.utils.data.Dataset):
         sample_ids (`np.ndarray`, *optional*): Of each row, its number in the whole split; `None` for a whole split.
         source (`str`, *optional*): `ID@COMMIT` of a dataset from the Hub.
         augmentation ([`CropFlip`], *optional*): What a trainer does to its training images.
+        part_of (`str`, *optional*): Name of the benchmark of whose classes it has a part alone: see [`take_classes`].
     """
 
     name: str
@@ -106,6 +107,7 @@ class Benchmark(SeenByModels, torch.utils.data.Dataset):
     sample_ids: np.ndarray | None = field(default=None, repr=False)
     source: str | None = None
     augmentation: CropFlip | None = field(default=None, repr=False)
+    part_of: str | None = field(default=None, repr=False)
 
     def for_model(self, image_processor) -> "Benchmark":
         """See [`SeenByModels`]; a warning says that small images are enlarged."""
@@ -201,6 +203,7 @@ class StreamingBenchmark(SeenByModels, torch.utils.data.IterableDataset):
     mean_per_class: bool = False
     source: str | None = None
     augmentation: CropFlip | None = field(default=None, repr=False)
+    part_of: str | None = field(default=None, repr=False)
 
     def __iter__(self) -> Iterator[dict]:
         """Items as of [`Benchmark`]; [`InputError`] for an image or a label that can't be used, naming the row."""

@@ -66,7 +66,9 @@ def rename_classes(own: list[str], names: dict[str, str], what: str) -> list[str
     numbers = _match_names(own, list(names))
     if numbers is None:
         missing = [name for name in own if name not in names]
-        raise InputError(f"{what} has classes without a readable name among the {len(names)} given: {_show(missing)}.")
+        raise InputError(
+            f"{what} has classes without a readable name among the {len(names)} given: {show_names(missing)}."
+        )
     readable = list(names.values())
     return [readable[number] for number in numbers]
 
@@ -83,7 +85,7 @@ def readable_names(own: list[str], what: str) -> list[str]:
         unknown = names
     if unknown:
         raise InputError(
-            f"{what} has class names that no text tower knows, {_show(unknown)}: give class_names, readable ones, or "
+            f"{what} has class names that no text tower knows, {show_names(unknown)}: give class_names, readable ones, or "
             "the same if they are meant."
         )
     return names
@@ -133,6 +135,14 @@ def _relabel(row: dict, new: dict[int, int]) -> dict:
     return {"label": new.get(row["label"], row["label"])}
 
 
+def places_of(name: str, class_names: list[str]) -> list[int]:
+    """The numbers of the classes that are called so, as they are spelled or else as [`match_classes`] matches them."""
+    for spelling in (str, _plain):
+        if places := [number for number, other in enumerate(class_names) if spelling(other) == spelling(name)]:
+            return places
+    return []
+
+
 def _match_names(own: list[str], wanted: list[str]) -> list[int] | None:
     """As of [`match_classes`], by names as they are or else by what they come to; `None` where that isn't plain."""
     for spelling in (str, _plain):
@@ -166,16 +176,17 @@ def _plain(name: str) -> str:
 
 def _mismatch(own: list[str], wanted: list[str], what: str) -> str:
     """Why the classes of a dataset can't be matched."""
-    listed = f"the {len(wanted)} class names {_show(wanted)}"
+    listed = f"the {len(wanted)} class names {show_names(wanted)}"
     known = set(map(_plain, wanted))
     if unknown := [name for name in own if _plain(name) not in known]:
         numbers = f", nor numbers from 0, or from 1 to {len(wanted)}" * all(name.isdecimal() for name in own)
-        return f"{what} has classes that aren't among {listed}{numbers}: {_show(unknown)}."
+        return f"{what} has classes that aren't among {listed}{numbers}: {show_names(unknown)}."
     times = Counter(map(_plain, own)) | Counter(map(_plain, wanted))
     twice = [name for name in own if times[_plain(name)] > 1]
-    return f"{what} has another order of classes than {listed}, where {_show(twice)} can't be told apart."
+    return f"{what} has another order of classes than {listed}, where {show_names(twice)} can't be told apart."
 
 
-def _show(names: list[str]) -> str:
+def show_names(names: list[str]) -> str:
+    """The first class names, and how many more there are."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(map(repr, names[:SHOWN])) + more

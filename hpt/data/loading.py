@@ -23,9 +23,10 @@ from hpt.data.images import check_images, check_labels
 from hpt.data.names import loading_arguments, name_benchmark, stands_for_all, the_sixteen
 from hpt.data.records import BENCHMARKS, BenchmarkRecord
 from hpt.data.sources import number_labels, read_splits, select_columns
+from hpt.data.subsets import CLASS_SETTINGS, Classes, call_before_loading, take_classes
 from hpt.errors import InputError, MissingSplit, check_known
 from hpt.prompts import check_class_names, check_templates
-from hpt.references import Reference
+from hpt.references import Reference, check_names
 
 
 PROTOCOLS = ("hpt", "pmg")
@@ -39,6 +40,8 @@ def load_benchmark(
     streaming: bool = False,
     *,
     class_names: list[str] | dict[str, str] | str | None = None,
+    classes: Classes | None = None,
+    without_classes: Classes | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     config: str | None = None,
@@ -66,6 +69,8 @@ def load_benchmark(
             readable names by the dataset's own. A file has a name a line, or the dataset's, a tab and the readable
             one. Without, the dataset's own names are taken, and refused where no text tower knows them: numbers, and
             WordNet ids other than ImageNet's, whose names are known.
+        classes, without_classes (`list` or `str`, *optional*): The classes to keep alone, or to leave out, by name or
+            number: see [`take_classes`].
         image_column, label_column, config (`str`, *optional*): For datasets without a record, where they aren't plain.
         template (`str` or `list[str]`, *optional*): Prompt template, or several to average, instead of the record's;
             in text with a `|` between them.
@@ -85,7 +90,7 @@ def load_benchmark(
     check_known("protocol", protocol, PROTOCOLS)
     settings = {"class_names": class_names, "image_column": image_column, "label_column": label_column}
     settings |= {"config": config, "template": template, "geometry": geometry}
-    settings["native_resolution"] = native_resolution
+    settings |= {"native_resolution": native_resolution, "classes": classes, "without_classes": without_classes}
     reference = name if isinstance(name, Reference) else Reference.parse(name)
     if stands_for_all(reference):
         if given := [key for key, value in settings.items() if value]:
@@ -99,11 +104,12 @@ def load_benchmark(
     reference = name_benchmark(reference)
     settings |= loading_arguments(reference)
     split = settings.pop("split", split)
+    chosen = {setting: settings.pop(setting) for setting in CLASS_SETTINGS}
     record = _find_record(reference.name, split, **settings)
     split = _find_role(reference.name, record, split)
     if reference.source is None and record.hub_id is not None:
         reference = reference.at(record.hub_id)
-    return _load(reference, record, split, protocol, streaming)
+    return take_classes(_load(reference, record, split, protocol, streaming), **chosen)
 
 
 def load_training_data(
@@ -146,17 +152,18 @@ def _load_role(reference: Reference, role: str, protocol: str, streaming: bool =
 
 def load_available(references: list[Reference], protocol: str = "hpt") -> tuple[list[Benchmark], dict[str, str]]:
     """Test splits whose images can be used, and by name why others can't be had; the same in all processes."""
-    benchmarks, missing = [], {}
+    loaded, missing = {}, {}
     for reference in references:
         try:
             benchmark = load_benchmark(reference, protocol=protocol)
             check_images(benchmark.dataset, benchmark.name, same_size=benchmark.is_native)
-            benchmarks.append(benchmark)
+            loaded[call_before_loading(reference)] = benchmark
         except InputError as error:
-            missing[reference.name] = str(error)
+            missing[call_before_loading(reference)] = str(error)
     for of_another in gather_object([missing]):
         missing |= of_another
-    return [benchmark for benchmark in benchmarks if benchmark.name not in missing], missing
+    check_names(benchmark.name for benchmark in loaded.values())
+    return [benchmark for name, benchmark in loaded.items() if name not in missing], missing
 
 
 def load_validation(reference: Reference, validation_size: int = 0, protocol: str = "hpt") -> Benchmark:

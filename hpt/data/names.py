@@ -6,12 +6,14 @@ from pathlib import Path
 from hpt.data.geometry import GEOMETRIES
 from hpt.data.records import BENCHMARKS, SIXTEEN
 from hpt.data.sources import FILE_ENDINGS
+from hpt.data.subsets import CLASS_SETTINGS, check_class_settings
 from hpt.errors import InputError, check_known, did_you_mean_path, list_known
 from hpt.references import Reference, check_names
 
 
 # What can stand behind the colon in "birds=PATH:label_column=species,class_names=birds.txt"
 SETTINGS = "split config image_column label_column class_names template geometry native_resolution".split()
+SETTINGS += CLASS_SETTINGS
 
 
 def parse_benchmark(text: str) -> Reference:
@@ -73,6 +75,7 @@ def _check_settings(reference: Reference) -> None:
         raise InputError(f"{str(reference)!r} sets native_resolution, which must be true or false.")
     if "geometry" in reference.settings:
         check_known("geometry", reference.settings["geometry"], GEOMETRIES)
+    check_class_settings(reference)
 
 
 def _name_of(reference: Reference) -> str:

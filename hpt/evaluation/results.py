@@ -128,9 +128,13 @@ class ResultsFolder:
         return np.concatenate([np.empty(0, int), *(records[batch]["predictions"] for batch in sorted(records))])
 
     def save_samples(self, benchmark: Benchmark) -> None:
-        """Write the ids of a benchmark's samples, their numbers in the whole split, to `samples_BENCHMARK.json`."""
+        """Write the ids of a benchmark's samples, their numbers in the whole split, to `samples_BENCHMARK.json`.
+
+        Of one that has a part of its dataset's classes, their names too.
+        """
         if self.folder is not None and self.rank == 0:
             content = {"benchmark": benchmark.name, "split": benchmark.split, "ids": benchmark.ids().tolist()}
+            content |= {"class_names": benchmark.class_names} if benchmark.part_of else {}
             name = f"samples_{file_name(benchmark.name)}.json"
             write_file(self.folder / name, json.dumps(content))
 

@@ -3,7 +3,7 @@
 from collections import Counter
 
 from hpt.attacks import ATTACKS, Suite
-from hpt.data.records import BENCHMARKS
+from hpt.data.subsets import name_for_command
 from hpt.escaping import address, code, markdown, shell
 from hpt.evaluation.flags import GUESSING, find_flags
 from hpt.evaluation.report import (
@@ -173,7 +173,7 @@ def _commands(rows: list[Row], model_id: str) -> list[str]:
     commands = []
     for norm in dict.fromkeys(row.norm for row in rows):
         own = [row for row in rows if row.norm == norm]
-        names = dict.fromkeys(row.benchmark if row.benchmark in BENCHMARKS else f"{row.benchmark}=PATH" for row in own)
+        names = dict.fromkeys(name_for_command(row.benchmark) for row in own)
         eps = dict.fromkeys(str(row.radius) for row in own)
         given = "" if norm == "linf" else f" --norm {norm}"
         more = (

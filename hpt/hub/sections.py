@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from hpt.data.subsets import list_part
 from hpt.escaping import address, code, markdown, shell
 from hpt.evaluation.report import describe_resolution, markdown_table
 from hpt.hub.card_text import loaded_by
@@ -301,7 +302,11 @@ def _data(data: dict) -> str:
     way = ", streamed" if data["streamed"] else ""
     if "geometry" in data:  # as it isn't in a run of hpt 0.1.0
         way += f", at {describe_resolution(data['geometry'])}"
-    return markdown(f"{data['name']} ({data['split']}; {source}), {data['images_per_epoch']:,} images an epoch{way}")
+    part = list_part(data["name"], data["class_names"])
+    return markdown(
+        f"{data['name']} ({data['split']}; {source}), {data['images_per_epoch']:,} images an epoch{way}"
+        + (f", {part}" if part else "")
+    )
 
 
 # The list

@@ -207,7 +207,8 @@ def check_sets(train: Benchmark | StreamingBenchmark, validation, tests: list[Be
         InputError: naming the set.
     """
     for test in tests:
-        if (test.name, test.split) == (train.name, train.split):
+        of_one_split = (test.part_of or test.name, test.split) == (train.part_of or train.name, train.split)
+        if of_one_split and set(test.class_names) & set(train.class_names):
             raise InputError(
                 f"{test.name} would be tested on its training images ({test.split}): give a folder with train/ and "
                 "test/, or other images by --eval_datasets."
