@@ -40,6 +40,10 @@ class MissingSplit(InputError):
     """A dataset that is there lacks the split that is asked for."""
 
 
+class MissingLabels(InputError):
+    """A dataset that is there has images, but no labels that can be used; some objectives do without."""
+
+
 def check_known(what: str, value: str, known: Collection[str]) -> None:
     """Refuse a name that isn't one of the known ones, which are listed."""
     if value not in known:

@@ -43,6 +43,11 @@ class SeenByModels:
         return replace(self, transform=self.transform or geometry_of(image_processor), augmentation=None)
 
     @property
+    def has_labels(self) -> bool:
+        """Whether its images have labels; without, it can be trained on alone, and items have no `labels`."""
+        return "label" in self.dataset.features
+
+    @property
     def is_native(self) -> bool:
         """Whether images keep their own size, which then must be one."""
         return str(self.transform) == "native"
@@ -85,8 +90,9 @@ class Benchmark(SeenByModels, torch.utils.data.Dataset):
     Args:
         name (`str`): Key in [`BENCHMARKS`], or what messages call the dataset.
         split (`str`): Our split name.
-        dataset (`datasets.Dataset`): Columns `image` and `label` (integers from 0).
-        class_names (`list[str]`): One readable name per label, in label order.
+        dataset (`datasets.Dataset`): Columns `image` and `label` (integers from 0); or images without labels.
+        class_names (`list[str]`): One readable name per label, in label order; without labels, what images are
+            compared with in training, if anything.
         template (`str` or `list[str]`): Prompt template, or several to average.
         transform ([`ImageTransform`], *optional*): The protocol's preprocessing; `None` for what the processor of
             a model does, which [`for_model`] puts in its place.
@@ -141,13 +147,14 @@ class Benchmark(SeenByModels, torch.utils.data.Dataset):
         """Several rows at once, as `DataLoader` asks for them: the table is read once for all of them."""
         ids = rows if self.sample_ids is None else self.sample_ids[rows].tolist()
         examples = self._encoded[rows]
+        labels = [{"labels": label} for label in examples["label"]] if self.has_labels else [{}] * len(ids)
         return [
             {
                 "pixel_values": self._to_pixels(image, sample_id, self._where(sample_id)),
-                "labels": label,
+                **label,
                 "sample_ids": sample_id,
             }
-            for image, label, sample_id in zip(examples["image"], examples["label"], ids, strict=True)
+            for image, label, sample_id in zip(examples["image"], labels, ids, strict=True)
         ]
 
     def _where(self, sample_id: int) -> str:
@@ -218,10 +225,11 @@ class StreamingBenchmark(SeenByModels, torch.utils.data.IterableDataset):
     def decode(self, example: dict, row: str | None = None) -> dict:
         """A row of [`encoded_rows`] as an item; messages call it `row`, or else by its file or checksum."""
         row = row or _name_row(example["image"])
-        label, image = self._read_label(example["label"], row), self._read_file(example["image"], row)
+        label = {"labels": self._read_label(example["label"], row)} if self.has_labels else {}
+        image = self._read_file(example["image"], row)
         checksum = _checksum(image)
         pixel_values = self._to_pixels(image, checksum, f"{row} of {self.name} ({self.split})")
-        return {"pixel_values": pixel_values, "labels": label, "sample_ids": checksum}
+        return {"pixel_values": pixel_values, **label, "sample_ids": checksum}
 
     def take(self, rows: int) -> Benchmark:
         """The first rows, in memory; mind that many splits are sorted by class."""
@@ -229,11 +237,13 @@ class StreamingBenchmark(SeenByModels, torch.utils.data.IterableDataset):
             raise InputError(f"Can't take {rows} rows of {self.name} ({self.split}): give at least 1.")
         examples = list(self.encoded_rows().take(rows))
         for row, example in enumerate(examples):
-            example["label"] = self._read_label(example["label"], f"row {row}")
+            if self.has_labels:
+                example["label"] = self._read_label(example["label"], f"row {row}")
             example["image"] = self._read_file(example["image"], f"row {row}")
         features = datasets.Features(self.dataset.features | {"image": self._feature})
         dataset = Dataset.from_list(examples, features)
-        check_labels(dataset, self.class_names, f"{self.name} ({self.split})")
+        if self.has_labels:
+            check_labels(dataset, self.class_names, f"{self.name} ({self.split})")
         ids = np.array([_checksum(example["image"]) for example in examples])
         return Benchmark(
             dataset=dataset, sample_ids=ids, **{name: value for name, value in vars(self).items() if name != "dataset"}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from datasets import Dataset, IterableDataset, Value
 
-from hpt.errors import InputError
+from hpt.errors import InputError, MissingLabels
 from hpt.files import read_text
 
 
@@ -77,16 +77,16 @@ def readable_names(own: list[str], what: str) -> list[str]:
     """Class names that a text tower can know: WordNet ids of ImageNet's classes become their names.
 
     Raises:
-        InputError: for other WordNet ids, and where all names are numbers.
+        MissingLabels: for other WordNet ids, and where all names are numbers.
     """
     names = [wordnet_names().get(name, name) for name in own]
     unknown = [name for name in names if WORDNET_ID.fullmatch(name)]
     if not unknown and all(name.strip().isdecimal() for name in names):
         unknown = names
     if unknown:
-        raise InputError(
-            f"{what} has class names that no text tower knows, {show_names(unknown)}: give class_names, readable ones, or "
-            "the same if they are meant."
+        raise MissingLabels(
+            f"{what} has class names that no text tower knows, {show_names(unknown)}: give class_names, readable ones, "
+            "or the same if they are meant."
         )
     return names
 

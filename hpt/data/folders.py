@@ -15,7 +15,7 @@ import datasets
 from datasets import ClassLabel, Dataset, Features
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-from hpt.errors import InputError
+from hpt.errors import InputError, MissingLabels
 from hpt.escaping import one_line
 from hpt.files import read_text
 from hpt.yaml_files import split_card
@@ -39,29 +39,34 @@ def role_of(split: str) -> str:
     return next((role for role, names in ROLES.items() if split in names), split)
 
 
-def read_image_folder(root: Path, source: str) -> dict[str, Dataset] | None:
+def read_image_folder(root: Path, source: str, labelled: bool = True) -> dict[str, Dataset] | None:
     """The splits of a folder of images, by role or else by their own name, `"train"` where it has none.
 
     Args:
         root (`Path`): The folder.
         source (`str`): What messages call it.
+        labelled (`bool`, *optional*, defaults to `True`): Whether each class has a folder; without, folders within the
+            splits mean nothing, and there is no column `label`.
 
     Returns:
         `dict`: datasets with columns `image` and `label`, in the order of their paths, which share the class names of
         all; `None` for a folder of other files, or one whose card or metadata says what they are.
 
     Raises:
-        InputError: for folders that aren't by class, or a class without images that can be read.
+        MissingLabels: for folders that aren't by class.
+        InputError: for a folder or a class without images that can be read.
     """
     listing = dict(_list_folders(root, ()))
     files = [name for names in listing.values() for name in names]
     others = READ_BY_DATASETS if any(map(_is_image, files)) else READ_BY_DATASETS + ARCHIVES
     if _has_configurations(root) or any(name.endswith(others) for name in files):
         return None
+    if not labelled:
+        return _read_unlabelled(root, listing, source)
     rows = _published_tiny_imagenet(root, listing) or _rows_by_folder(root, listing, source)
     classes = sorted({name for _, _, name in rows})
     if len(classes) == 1:
-        raise InputError(f"{source} has images of one class alone, {classes[0]!r}: the layout is {LAYOUT}.")
+        raise MissingLabels(f"{source} has images of one class alone, {classes[0]!r}: the layout is {LAYOUT}.")
     features = Features(image=datasets.Image(), label=ClassLabel(names=classes))
     numbers = {name: number for number, name in enumerate(classes)}
     splits = {}
@@ -129,7 +134,9 @@ def _depth_of_classes(with_images: list[Parts], listing: dict[Parts, list[str]],
         raise InputError(f"{source} has no images: {_say_files(listing.values())}. The layout is {LAYOUT}.")
     shallow, deep = min(with_images, key=len), max(with_images, key=len)
     if len(shallow) < len(deep):
-        raise InputError(f"{source} has images in {_say(shallow)} and deeper in {_say(deep)}: the layout is {LAYOUT}.")
+        raise MissingLabels(
+            f"{source} has images in {_say(shallow)} and deeper in {_say(deep)}: the layout is {LAYOUT}."
+        )
     inside_classes = len(deep) > 1 and all(parts[-1] == "images" for parts in with_images)
     return len(deep) - inside_classes
 
@@ -138,7 +145,7 @@ def check_classes(names: Iterable[str], source: str) -> None:
     """Refuse folders of splits as classes, which images that lie right in them would make of them."""
     if all(map(role_in, names)):
         folders = ", ".join(f"{name}/" for name in sorted(names)) or "it itself"
-        raise InputError(f"{source} has images in {folders}, but no folders by class: the layout is {LAYOUT}.")
+        raise MissingLabels(f"{source} has images in {folders}, but no folders by class: the layout is {LAYOUT}.")
 
 
 def role_in(name: str) -> str | None:
@@ -156,9 +163,36 @@ def _check_nothing_is_lost(files: dict[str, list[list[str]]], source: str) -> No
             raise InputError(
                 f"The class folder {name!r} of {source} has no images: {_say_files(contents)}. Add some or remove it."
             )
-    unread = [[file for file in names if not _is_image(file)] for contents in files.values() for names in contents]
+    _warn_of_unread([names for contents in files.values() for names in contents], source)
+
+
+def _warn_of_unread(listings: list[list[str]], source: str) -> None:
+    unread = [[file for file in names if not _is_image(file)] for names in listings]
     if any(unread):
         warnings.warn(one_line(f"{source} is read without some of its files: {_say_files(unread)}."), stacklevel=10)
+
+
+def _read_unlabelled(root: Path, listing: dict[Parts, list[str]], source: str) -> dict[str, Dataset]:
+    """Images in the order of their paths, by the splits that the folders right below the root are, if these are some."""
+    images = {parts: list(filter(_is_image, names)) for parts, names in listing.items()}
+    images = {parts: names for parts, names in images.items() if names}
+    if not images:
+        raise InputError(f"{source} has no images: {_say_files(listing.values())}.")
+    roles = {parts: role_in(parts[0]) if parts else None for parts in images}
+    in_splits = [parts for parts, role in roles.items() if role]
+    if in_splits and len(in_splits) < len(images):
+        beside = next(parts for parts, role in roles.items() if not role)
+        raise InputError(
+            f"{source} has images in {_say(in_splits[0])} and in {_say(beside)}, which is no split: put all of them "
+            "into splits, or none."
+        )
+    _warn_of_unread([names for parts, names in listing.items() if parts in images], source)
+    splits = {}
+    for parts, names in images.items():
+        splits.setdefault(roles[parts] or "train", []).extend(os.path.join(root, *parts, name) for name in names)
+    features = Features(image=datasets.Image())
+    ordered = sorted(splits, key=[*ROLES].index)
+    return {split: Dataset.from_dict({"image": sorted(splits[split])}, features) for split in ordered}
 
 
 def _say(parts: Parts) -> str:

@@ -6,7 +6,7 @@ as_benchmarks({"mine": load_dataset("imagefolder", data_dir="mine", split="test"
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Protocol, runtime_checkable
 from uuid import uuid4
@@ -21,7 +21,7 @@ from hpt.data.benchmark import Benchmark, StreamingBenchmark
 from hpt.data.classes import readable_names
 from hpt.data.images import check_columns, check_header, check_labels, unusable_named
 from hpt.data.loading import load_benchmark
-from hpt.data.sources import number_labels
+from hpt.data.sources import number_labels, select_images
 from hpt.errors import InputError
 
 
@@ -61,8 +61,10 @@ def as_benchmarks(given, name: str | None = None) -> list[Benchmark]:
         return [benchmark for part in given for benchmark in as_benchmarks(part, name)]
     given = _unwrap(given)
     if isinstance(given, Benchmark):
+        refuse_unlabelled(given, name or given.name)
         return [given if name is None else replace(given, name=name)]
     name = name or "dataset"
+    refuse_unlabelled(given, name)
     refuse_stream(given, name)
     class_names = own_class_names(given, name)
     if class_names is None:
@@ -77,6 +79,42 @@ def refuse_stream(given, name: str) -> None:
     """Refuse a stream where all images must be at hand."""
     if isinstance(given, IterableDataset | StreamingBenchmark):
         raise InputError(f"{name} is a stream: give a part of it, load_benchmark(..., streaming=True).take(rows).")
+
+
+def lacks_labels(given) -> bool:
+    """Whether what a user gives is a set of images that is known to have no labels."""
+    if isinstance(given, Benchmark | StreamingBenchmark):
+        return not given.has_labels
+    is_table = isinstance(given, Dataset | IterableDataset)
+    return is_table and "image" in (given.features or ()) and "label" not in given.features
+
+
+def as_images(given, name: str, class_names: list[str] | None) -> Benchmark | StreamingBenchmark:
+    """A set without labels, as of [`lacks_labels`], in the form that a trainer takes.
+
+    Args:
+        given ([`Benchmark`], [`StreamingBenchmark`], `Dataset` or `IterableDataset`): With a column `image`, as of
+            [`as_dataset`]; other columns, such as captions, don't count.
+        name (`str`): What messages call it.
+        class_names (`list[str]`, *optional*): What the images are compared with in training, if anything.
+
+    Raises:
+        InputError: for a set without rows, or a column that doesn't hold images.
+    """
+    if isinstance(given, Benchmark | StreamingBenchmark):
+        return given
+    names = class_names or []
+    if isinstance(given, IterableDataset):
+        return StreamingBenchmark(name, "given", select_images(given, "image", name), names, None)
+    if len(given) == 0:
+        raise InputError(f"{name} has no rows.")
+    return Benchmark(name, "given", read_images(given, name), names, None)
+
+
+def refuse_unlabelled(given, name: str) -> None:
+    """Refuse images without labels where accuracy is to be measured."""
+    if lacks_labels(given):
+        raise InputError(f"{name} has no labels, which accuracy is measured by: give a set with labels.")
 
 
 def own_class_names(given, name: str) -> list[str] | None:
@@ -159,16 +197,8 @@ def _unwrap(given):
 
 def _read_table(dataset: Dataset, name: str, class_names: list[str]) -> Dataset:
     check_columns(dataset, name)
-    if dataset.format["type"] == "custom":
-        raise InputError(f"{name} has a transform, which isn't applied here: give it without, by with_format(None).")
-    dataset = dataset.with_format(None).select_columns(["image", "label"])
-    kind, label = dataset.features["image"], dataset.features["label"]
-    if isinstance(kind, Array2D | Array3D | List | LargeList):
-        dataset = _encode_arrays(dataset, name)
-    elif isinstance(kind, datasets.Image):
-        dataset = dataset.cast_column("image", datasets.Image(mode=kind.mode))
-    else:
-        dataset = _open_files(dataset, name)
+    dataset = read_images(dataset, name, ["image", "label"])
+    label = dataset.features["label"]
     if isinstance(label, Value) and label.dtype == "bool":
         dataset, _ = number_labels(dataset, class_names, name, whole=True)
     if isinstance(label, Value) and label.dtype in TEXT:
@@ -176,6 +206,19 @@ def _read_table(dataset: Dataset, name: str, class_names: list[str]) -> Dataset:
         labels = dataset["label"][:]
         dataset = dataset.remove_columns("label").add_column("label", labels, feature=ClassLabel(names=own))
     return dataset
+
+
+def read_images(dataset: Dataset, name: str, columns: Iterable[str] = ("image",)) -> Dataset:
+    """The columns of a table of images that count, `image` as images of `datasets`; errors as of [`as_dataset`]."""
+    if dataset.format["type"] == "custom":
+        raise InputError(f"{name} has a transform, which isn't applied here: give it without, by with_format(None).")
+    dataset = dataset.with_format(None).select_columns(list(columns))
+    kind = dataset.features["image"]
+    if isinstance(kind, Array2D | Array3D | List | LargeList):
+        return _encode_arrays(dataset, name)
+    if isinstance(kind, datasets.Image):
+        return dataset.cast_column("image", datasets.Image(mode=kind.mode))
+    return _open_files(dataset, name)
 
 
 def _open_files(dataset: Dataset, name: str) -> Dataset:

@@ -20,7 +20,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 from tqdm.auto import tqdm
 
-from hpt.errors import InputError
+from hpt.errors import InputError, MissingLabels
 
 
 # Modes whose conversion to 8-bit RGB would clip or rescale the values rather than keep them.
@@ -39,17 +39,20 @@ TURNED = range(2, 9)  # EXIF orientations but for 1, upright
 
 
 def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
-    """Rows to `pixel_values` (uint8, `(batch, 3, height, width)`), `labels` and `sample_ids` (int64, `(batch,)`)."""
+    """Rows to `pixel_values` (uint8, `(batch, 3, height, width)`), `labels` and `sample_ids` (int64, `(batch,)`).
+
+    Rows without labels make a batch without them.
+    """
     sizes = {tuple(row["pixel_values"].shape[-2:]) for row in rows}
     if len(sizes) > 1:
         raise InputError(
             f"Images of different sizes {sorted(sizes)[:3]} can't share a batch at native resolution: use a transform "
             "that resizes and crops."
         )
+    numbers = [name for name in ("labels", "sample_ids") if name in rows[0]]
     return {
         "pixel_values": torch.stack([row["pixel_values"] for row in rows]),
-        "labels": torch.tensor([row["labels"] for row in rows]),
-        "sample_ids": torch.tensor([row["sample_ids"] for row in rows]),
+        **{name: torch.tensor([row[name] for row in rows]) for name in numbers},
     }
 
 
@@ -78,9 +81,10 @@ def check_labels(dataset: datasets.Dataset, class_names: list[str], name: str) -
     labels = np.asarray(labels)
     wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
     if len(wrong):
-        raise InputError(
+        unlabelled = labels[wrong[0]] == -1
+        raise (MissingLabels if unlabelled else InputError)(
             f"Row {wrong[0]} of {name} has label {labels[wrong[0]]}, but labels go from 0 to {len(class_names) - 1}"
-            + (" (-1 marks an unlabelled split)." if labels[wrong[0]] == -1 else ".")
+            + (" (-1 marks an unlabelled split)." if unlabelled else ".")
         )
 
 
@@ -245,6 +249,8 @@ def stratified_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of `rows` rows with each class in proportion, and of the rest; the same for the same seed.
 
+    Of images without labels they are random ones.
+
     Where some classes have too few images for both parts, each still has its share as far as that goes, and a warning
     says how many classes a part lacks.
     """
@@ -252,6 +258,9 @@ def stratified_rows(
 
     if not 1 <= rows < len(dataset):
         raise InputError(f"Can't take {rows} of {len(dataset)} rows: give a number from 1 to {len(dataset) - 1}.")
+    if "label" not in dataset.column_names:
+        order = np.random.default_rng(seed).permutation(len(dataset))
+        return np.sort(order[:rows]), np.sort(order[rows:])
     labels = read_labels(dataset)
     _, counts = np.unique(labels, return_counts=True)
     if counts.min() > 1 and len(counts) <= rows <= len(labels) - len(counts):

@@ -23,8 +23,9 @@ from hpt.data.images import check_images, check_labels
 from hpt.data.names import loading_arguments, name_benchmark, stands_for_all, the_sixteen
 from hpt.data.records import BENCHMARKS, BenchmarkRecord
 from hpt.data.sources import number_labels, read_splits, select_columns
-from hpt.data.subsets import CLASS_SETTINGS, Classes, call_before_loading, take_classes
-from hpt.errors import InputError, MissingSplit, check_known
+from hpt.data.subsets import CLASS_SETTINGS, Classes, call_before_loading, refuse_classes, take_classes
+from hpt.data.unlabelled import load_images
+from hpt.errors import InputError, MissingLabels, MissingSplit, check_known
 from hpt.prompts import check_class_names, check_templates
 from hpt.references import Reference, check_names
 
@@ -48,6 +49,7 @@ def load_benchmark(
     template: str | list[str] | None = None,
     geometry: str | None = None,
     native_resolution: bool = False,
+    labelled: bool = True,
 ) -> Benchmark | StreamingBenchmark | dict[str, Benchmark | StreamingBenchmark]:
     """Load a benchmark's split by its record, or a split of any other image-classification set.
 
@@ -78,6 +80,9 @@ def load_benchmark(
             processor does it: `"256-224"`, resized to 256 pixels, cropped to 224 and attacked there, as the papers
             do; or `"native"`, attacked at their own size, which must be one.
         native_resolution (`bool`, *optional*, defaults to `False`): The same as `geometry="native"`.
+        labelled (`bool`, *optional*, defaults to `True`): Whether it is a set of images with labels. Otherwise the
+            images alone are read, whatever else there is, such as captions, for objectives that need no labels; in a
+            folder they may lie as they like, but for splits. Classes are then what `class_names` says, or none.
 
     Returns:
         [`Benchmark`], or [`StreamingBenchmark`]; for `"all"` a dict of them, without those that can't be had, which a
@@ -109,11 +114,18 @@ def load_benchmark(
     split = _find_role(reference.name, record, split)
     if reference.source is None and record.hub_id is not None:
         reference = reference.at(record.hub_id)
+    if not labelled:
+        refuse_classes(chosen, reference.name)
+        return load_images(reference, record, split, record.transform(split, protocol), streaming)
     return take_classes(_load(reference, record, split, protocol, streaming), **chosen)
 
 
 def load_training_data(
-    name: str | Reference, validation_size: int = 0, protocol: str = "hpt", streaming: bool = False
+    name: str | Reference,
+    validation_size: int = 0,
+    protocol: str = "hpt",
+    streaming: bool = False,
+    labels_for: str | None = "a classifier",
 ) -> tuple[Benchmark | StreamingBenchmark, Benchmark | None]:
     """A training set, and a validation set that is never tested on, for choosing checkpoints, rates and proxies.
 
@@ -123,6 +135,8 @@ def load_training_data(
             0, the dataset's own validation split is taken, if it has one.
         protocol (`str`, *optional*, defaults to `"hpt"`): As of [`load_benchmark`].
         streaming (`bool`, *optional*, defaults to `False`): As of [`load_benchmark`]; then there is no validation set.
+        labels_for (`str`, *optional*): What needs labels, as messages call it; with `None`, a dataset without labels
+            that can be used is read without, with a warning.
 
     Raises:
         InputError: as [`load_benchmark`], and for images to be held out of a stream.
@@ -130,7 +144,7 @@ def load_training_data(
     benchmark = name_benchmark(name if isinstance(name, Reference) else Reference.parse(name))
     if streaming and validation_size:
         raise InputError("No images can be held out of a stream: leave validation_size out, or don't stream.")
-    train = _load_role(benchmark, "train", protocol, streaming)
+    train = _load_train(benchmark, protocol, streaming, labels_for)
     if streaming:
         return train, None
     if validation_size:
@@ -138,16 +152,28 @@ def load_training_data(
     if "split" in benchmark.settings:
         return train, None
     try:
-        return train, _load_role(benchmark, "validation", protocol)
+        return train, _load_role(benchmark, "validation", protocol, labelled=train.has_labels)
     except MissingSplit:
         return train, None
 
 
-def _load_role(reference: Reference, role: str, protocol: str, streaming: bool = False):
+def _load_train(reference: Reference, protocol: str, streaming: bool, labels_for: str | None):
+    """The training split, without labels if it has none and nothing needs them."""
+    try:
+        return _load_role(reference, "train", protocol, streaming)
+    except MissingLabels as error:
+        if labels_for is not None:
+            raise InputError(f"{error} Labels are needed by {labels_for}.") from error
+        loaded = _load_role(reference, "train", protocol, streaming, labelled=False)
+        warnings.warn(f"Images without labels are trained on, since {error}", stacklevel=3)
+        return loaded
+
+
+def _load_role(reference: Reference, role: str, protocol: str, streaming: bool = False, labelled: bool = True):
     """A split by what it is for: the Hub may call the split `train` or `validation` that a record tests on."""
     if reference.name in BENCHMARKS and "split" not in reference.settings:
         _find_role(reference.name, BENCHMARKS[reference.name], role, own_names=False)
-    return load_benchmark(reference, role, protocol=protocol, streaming=streaming)
+    return load_benchmark(reference, role, protocol=protocol, streaming=streaming, labelled=labelled)
 
 
 def load_available(references: list[Reference], protocol: str = "hpt") -> tuple[list[Benchmark], dict[str, str]]:

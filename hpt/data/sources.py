@@ -16,7 +16,7 @@ from hpt.data.archives import find_shards, has_shards, unpack
 from hpt.data.classes import match_classes, rename_classes, renumber
 from hpt.data.folders import check_classes, read_image_folder, role_of
 from hpt.data.tables import read_table
-from hpt.errors import InputError, MissingSplit, did_you_mean_path, explain_hub_error
+from hpt.errors import InputError, MissingLabels, MissingSplit, did_you_mean_path, explain_hub_error
 from hpt.references import Reference
 
 
@@ -27,7 +27,12 @@ SHARES = 256  # of a folder of images that is streamed, among which workers divi
 
 
 def read_splits(
-    reference: Reference, config: str | None, splits: list[str], streaming: bool = False, only_split: bool = False
+    reference: Reference,
+    config: str | None,
+    splits: list[str],
+    streaming: bool = False,
+    only_split: bool = False,
+    labelled: bool = True,
 ) -> tuple[Dataset | IterableDataset, list[str], list[str], str | None]:
     """Read splits of a dataset, joined in order.
 
@@ -38,6 +43,7 @@ def read_splits(
         streaming (`bool`, *optional*, defaults to `False`): Read rows as they are asked for, without downloading.
         only_split (`bool`, *optional*, defaults to `False`): Where the source has one split alone, take that, whatever
             it is called.
+        labelled (`bool`, *optional*, defaults to `True`): Whether folders of images have a folder for each class.
 
     Returns:
         `tuple`: the dataset, the splits that it consists of, those that the source has, and its commit if it came from
@@ -48,7 +54,7 @@ def read_splits(
     """
     place = reference.place
     try:
-        source = _open(reference, config, splits)
+        source = _open(reference, config, splits, labelled)
         available = _splits_of(source)
         if only_split and len(available) == 1:
             splits = available
@@ -66,20 +72,22 @@ def read_splits(
     return dataset, splits, available, None if Path(place).exists() else source.hash
 
 
-def _open(reference: Reference, config: str | None, splits: list[str]) -> DatasetBuilder | dict[str, Dataset]:
+def _open(
+    reference: Reference, config: str | None, splits: list[str], labelled: bool
+) -> DatasetBuilder | dict[str, Dataset]:
     """The builder of a dataset, which has downloaded no more than its description; or its splits, of local images."""
     cache = f"{datasets.config.HF_DATASETS_CACHE}/hpt/{'+'.join(splits)}"
     source, revision, place = reference.source, reference.revision, reference.place
     if Path(place).is_file():
-        return _open_file(Path(place), cache)
+        return _open_file(Path(place), cache, labelled)
     if Path(place).is_dir():
-        return _open_folder(Path(place), place, config, cache)
+        return _open_folder(Path(place), place, config, cache, labelled)
     if revision:  # offline, the newest in the cache is taken
         cache += f"@{revision.replace('/', '-')}"
     return datasets.load_dataset_builder(source, config, revision=revision, cache_dir=cache)
 
 
-def _open_file(file: Path, cache: str) -> DatasetBuilder | dict[str, Dataset]:
+def _open_file(file: Path, cache: str, labelled: bool) -> DatasetBuilder | dict[str, Dataset]:
     if file.suffix == ".parquet":
         return datasets.load_dataset_builder("parquet", data_files=str(file), cache_dir=cache)
     if file.suffix in TABLES:
@@ -87,13 +95,15 @@ def _open_file(file: Path, cache: str) -> DatasetBuilder | dict[str, Dataset]:
     if file.suffix == ".tar" and has_shards([file]):
         return datasets.load_dataset_builder("webdataset", data_files=str(file), cache_dir=cache)
     if file.name.endswith(ARCHIVES):
-        return _open_folder(unpack(file), str(file), None, cache)
+        return _open_folder(unpack(file), str(file), None, cache, labelled)
     known = ", ".join(FILE_ENDINGS)
     raise InputError(f"{file} can't be read as a dataset: give a file that ends in {known}, or a folder.")
 
 
-def _open_folder(folder: Path, place: str, config: str | None, cache: str) -> DatasetBuilder | dict[str, Dataset]:
-    if (images := read_image_folder(folder, place)) is not None:
+def _open_folder(
+    folder: Path, place: str, config: str | None, cache: str, labelled: bool
+) -> DatasetBuilder | dict[str, Dataset]:
+    if (images := read_image_folder(folder, place, labelled)) is not None:
         return images
     if (shards := find_shards(folder)) and has_shards(next(iter(shards.values()))):
         return datasets.load_dataset_builder("webdataset", data_files=shards, cache_dir=cache)
@@ -159,25 +169,52 @@ def select_columns(dataset, image_column: str | None, label_column: str | None, 
         InputError: with the columns that are there.
     """
     features = dataset.features
-    images = [name for name, kind in features.items() if _holds_images(kind)]
+    images = _image_columns(dataset)
     labels = [name for name, kind in features.items() if isinstance(kind, ClassLabel)]
     image = image_column or (images[0] if len(images) == 1 else "image")
     label = label_column or (labels[0] if len(labels) == 1 else "cls" if "cls" in features else "label")
     missing = [name for name in (image, label) if name not in features]
     if missing:
-        raise InputError(
+        raise (MissingLabels if missing == [label] and label_column is None else InputError)(
             f"{source} has columns {list(features)}, {images or 'none'} of them with images and {labels or 'none'} "
             f"with class names, but is expected to have {missing}: say which by image_column and label_column."
         )
-    if not _holds_images(features[image]):
-        raise InputError(f"{source}'s column {image!r} holds {features[image]}, but must hold images.")
-    dataset = dataset.select_columns([image, label])
+    _check_images(dataset, image, source)
+    return _take_columns(dataset, image, label)
+
+
+def select_images(dataset, image_column: str | None, source: str):
+    """The dataset with nothing but the column `image`; arguments and errors as of [`select_columns`]."""
+    images = _image_columns(dataset)
+    image = image_column or (images[0] if len(images) == 1 else "image")
+    if image not in dataset.features:
+        raise InputError(
+            f"{source} has columns {list(dataset.features)}, {images or 'none'} of them with images, but is expected "
+            f"to have {image!r}: say which by image_column."
+        )
+    _check_images(dataset, image, source)
+    return _take_columns(dataset, image)
+
+
+def _check_images(dataset, image: str, source: str) -> None:
+    if not _holds_images(dataset.features[image]):
+        raise InputError(f"{source}'s column {image!r} holds {dataset.features[image]}, but must hold images.")
+
+
+def _take_columns(dataset, image: str, label: str | None = None):
+    """These columns alone, called `image` and `label`."""
+    names = {image: "image"} | ({label: "label"} if label else {})
+    dataset = dataset.select_columns(list(names))
     dataset = dataset.cast_column(
         image, datasets.Image(decode=False)
     )  # or a stream would decode images to rename them
-    if names := {old: new for old, new in ((image, "image"), (label, "label")) if old != new}:
-        dataset = dataset.rename_columns(names)
+    if others := {old: new for old, new in names.items() if old != new}:
+        dataset = dataset.rename_columns(others)
     return dataset.cast_column("image", datasets.Image())
+
+
+def _image_columns(dataset) -> list[str]:
+    return [name for name, kind in dataset.features.items() if _holds_images(kind)]
 
 
 def _holds_images(kind) -> bool:
@@ -206,14 +243,14 @@ def number_labels(dataset, class_names: list[str] | dict[str, str] | None, sourc
     dtype = kind.dtype if isinstance(kind, Value) else type(kind).__name__
     if dtype in ("string", "large_string") and streaming:
         if class_names is None or isinstance(class_names, dict):
-            raise InputError(
+            raise MissingLabels(
                 f"The labels of {source} are text, which a stream doesn't gather: give class_names, a file with one a "
                 "line."
             )
         return dataset.cast_column("label", ClassLabel(names=list(class_names))), list(class_names)
     if dtype in ("string", "large_string"):
         if not whole and (class_names is None or isinstance(class_names, dict)):
-            raise InputError(
+            raise MissingLabels(
                 f"The labels of {source} are text, and its other splits may have more of them: give class_names, a "
                 "file with one a line."
             )
@@ -226,7 +263,7 @@ def number_labels(dataset, class_names: list[str] | dict[str, str] | None, sourc
     if dtype != "bool" and not dtype.startswith(("int", "uint")):
         raise InputError(f"The labels of {source} are {dtype}, but must be integers or text.")
     if class_names is None:
-        raise InputError(
+        raise MissingLabels(
             f"The labels of {source} are {dtype} and name no classes: give class_names, a file with one a line."
         )
     if isinstance(class_names, dict):

@@ -51,6 +51,8 @@ def take_classes(
     given = {"classes": classes, "without_classes": without_classes}
     given = {setting: value for setting, value in given.items() if value is not None}
     _refuse_both(given, benchmark.name)
+    if not benchmark.has_labels:
+        refuse_classes(given, benchmark.name)
     for setting, value in given.items():
         kept = _find_kept(setting, value, benchmark)
         return benchmark if len(kept) == len(benchmark.class_names) else _keep(benchmark, kept)
@@ -114,6 +116,13 @@ def list_part(name: str, class_names: list[str]) -> str:
         return ""
     more = f" and {len(class_names) - SHOWN} more" if len(class_names) > SHOWN else ""
     return f"the classes {', '.join(class_names[:SHOWN])}{more}"
+
+
+def refuse_classes(given: dict[str, Classes | None], what: str) -> None:
+    """Refuse to choose classes among images that have none."""
+    for setting, value in given.items():
+        if value is not None:
+            raise InputError(f"{setting} of {what} is given, but without labels it has no classes to choose from.")
 
 
 def _refuse_both(given: dict, what: str) -> None:
