@@ -36,6 +36,7 @@ from hpt.processes import hold_together, on_main_process, set_cpu_threads
 from hpt.radius import Fraction, Radius
 from hpt.training.config import DTYPES
 from hpt.training.inputs import check_sets
+from hpt.training.labels import who_needs_labels
 from hpt.training.pretraining import pretrain_missing
 from hpt.training.record import refuse_other_run
 
@@ -121,7 +122,11 @@ def run(recipe: Recipe, args: HPTConfig, config: Path | None) -> None:
 
     # Data
     protocol, benchmarks = recipe.protocol, expand_all(recipe.eval_datasets)
-    train, validation = load_training_data(recipe.train_dataset, recipe.validation_size, protocol, recipe.streaming)
+    train, validation = load_training_data(
+        recipe.train_dataset, recipe.validation_size, protocol, recipe.streaming, who_needs_labels(args)
+    )
+    if not train.has_labels and recipe.eval_datasets == [recipe.train_dataset]:
+        raise InputError(f"{train.name} has no labels to test by: name sets with labels by --eval_datasets.")
     train = train if recipe.streaming else train.subset(recipe.max_train_samples)
     args.schedule(None if recipe.streaming else len(train))  # refuses what doesn't fit, before anything takes long
     tests = [load_benchmark(name, protocol=protocol).subset(recipe.max_eval_samples) for name in benchmarks]
@@ -142,7 +147,7 @@ def run(recipe: Recipe, args: HPTConfig, config: Path | None) -> None:
         proxy=proxy,
         processing_class=processor,
         train_dataset=train,
-        eval_dataset=validation,
+        eval_dataset=validation if validation is not None and validation.has_labels else None,
     )
     trainer.recipe = vars(recipe) | {f"pretrain_{name}": None for name in files if name not in pretrained}
     if recipe.overwrite:  # now that all else is known to be right

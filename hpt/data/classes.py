@@ -85,8 +85,8 @@ def readable_names(own: list[str], what: str) -> list[str]:
         unknown = names
     if unknown:
         raise MissingLabels(
-            f"{what} has class names that no text tower knows, {show_names(unknown)}: give class_names, readable ones, "
-            "or the same if they are meant."
+            f"{what} has class names that no text tower knows, {show_names(unknown)}: give class_names, readable "
+            "ones, or the same if they are meant."
         )
     return names
 

@@ -173,7 +173,7 @@ def _warn_of_unread(listings: list[list[str]], source: str) -> None:
 
 
 def _read_unlabelled(root: Path, listing: dict[Parts, list[str]], source: str) -> dict[str, Dataset]:
-    """Images in the order of their paths, by the splits that the folders right below the root are, if these are some."""
+    """Images in the order of their paths, by split where the folders right below the root are some."""
     images = {parts: list(filter(_is_image, names)) for parts, names in listing.items()}
     images = {parts: names for parts, names in images.items() if names}
     if not images:

@@ -83,10 +83,11 @@ def refuse_stream(given, name: str) -> None:
 
 def lacks_labels(given) -> bool:
     """Whether what a user gives is a set of images that is known to have no labels."""
+    given = _unwrap(given)
     if isinstance(given, Benchmark | StreamingBenchmark):
         return not given.has_labels
-    is_table = isinstance(given, Dataset | IterableDataset)
-    return is_table and "image" in (given.features or ()) and "label" not in given.features
+    is_known = isinstance(given, Dataset | IterableDataset) and given.features is not None
+    return is_known and "label" not in given.features
 
 
 def as_images(given, name: str, class_names: list[str] | None) -> Benchmark | StreamingBenchmark:
@@ -101,9 +102,11 @@ def as_images(given, name: str, class_names: list[str] | None) -> Benchmark | St
     Raises:
         InputError: for a set without rows, or a column that doesn't hold images.
     """
+    given, names = _unwrap(given), class_names or []
     if isinstance(given, Benchmark | StreamingBenchmark):
-        return given
-    names = class_names or []
+        return replace(given, class_names=names)
+    if "image" not in given.features:
+        raise InputError(f"{name} has columns {list(given.features)}, but needs ['image']: rename them.")
     if isinstance(given, IterableDataset):
         return StreamingBenchmark(name, "given", select_images(given, "image", name), names, None)
     if len(given) == 0:

@@ -30,7 +30,7 @@ QUIET = {"leave": False, "disable": None, "delay": 2}  # of a bar: for people, a
 
 
 def hash_samples(dataset: datasets.Dataset) -> str:
-    """64 hexadecimal digits that stand for the encoded images of a dataset, and the labels if it has some, in order."""
+    """64 hexadecimal digits that stand for the encoded images and labels of a dataset, if it has some, in order."""
     has_labels = "label" in dataset.column_names
     labels = read_labels(dataset).astype(np.int64).tobytes() if has_labels else b"without labels"
     return _hash_images(labels, encoded_images(dataset))

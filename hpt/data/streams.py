@@ -62,6 +62,11 @@ class EpochStream(torch.utils.data.IterableDataset):
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that persist see it change
         self._rows, self._position = None, 0  # what is left of the stream behind the last epoch that was read
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether its images have labels."""
+        return self.stream.has_labels
+
     def set_epoch(self, epoch: int) -> None:
         """Which epoch is iterated over next, counted from 0."""
         self._epoch.fill_(epoch)

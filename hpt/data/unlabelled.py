@@ -1,4 +1,4 @@
-"""Images without labels: folders of nothing but images, columns of images, and captioned images without their captions.
+"""Images without labels: folders of nothing but images, columns of images, captioned images without captions.
 
 train = load_benchmark("mine=PATH", "train", labelled=False)  # for an objective that needs no labels, such as FARE
 HPTTrainer(..., args=HPTConfig("outputs/robust", objective="fare", anchor_epochs=0), train_dataset=train)

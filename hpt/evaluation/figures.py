@@ -92,7 +92,7 @@ def draw_training_curves(history: list[dict], boundary: int, path: str | Path) -
     """
     figure = Figure(figsize=(7, 8.5))
     loss, rate, accuracy = figure.subplots(3, 1, sharex=True)
-    train = [entry for entry in history if "train_clean_accuracy" in entry]
+    train = [entry for entry in history if "loss" in entry]
     loss.plot(*_series(train, "loss"), color=GREY)
     loss.set(ylabel="loss")
     rate.plot(*_series(train, "learning_rate"), color=GREY)
@@ -105,7 +105,8 @@ def draw_training_curves(history: list[dict], boundary: int, path: str | Path) -
         ("proxy_robust_accuracy", "proxy, adversarial", GREEN),
     ):
         steps, values = _series(train, key)
-        accuracy.plot(steps, _smooth([100 * value for value in values]), color=color, label=f"training: {label}")
+        if values:
+            accuracy.plot(steps, _smooth([100 * value for value in values]), color=color, label=f"training: {label}")
     keys = {key for entry in history for key in entry}
     for key in sorted(key for key in keys if key.startswith("eval_") and key.endswith("_accuracy")):
         steps, values = _series(history, key)
@@ -115,7 +116,8 @@ def draw_training_curves(history: list[dict], boundary: int, path: str | Path) -
             steps, [100 * value for value in values], "o", color=color, label=mathtext(f"evaluation: {name}")
         )
     accuracy.set(ylabel="accuracy (%)", xlabel="optimizer step", ylim=(0, 100))
-    accuracy.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    if accuracy.lines:
+        accuracy.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     last = max(entry["step"] for entry in history)
     for axes in (loss, rate, accuracy):
         if 0 < boundary < last:

@@ -23,6 +23,7 @@ DATA = {
     "streamed": bool,
     "class_names": list[str],
 }
+DATA_SINCE = {"geometry": str, "labelled": bool}  # what the data of some runs lack
 SCHEDULE = {
     "steps_per_epoch": int,
     "anchor_epochs": int,
@@ -81,10 +82,10 @@ def parse_run(value: object) -> dict:
     """
     run = unsealed(value)
     _check(run, RUN | {name: kind for name, kind in SINCE.items() if name in run})
-    _check(run["data"], DATA | ({"geometry": str} if "geometry" in run["data"] else {}), "data's ")
+    _check(run["data"], DATA | {name: kind for name, kind in DATA_SINCE.items() if name in run["data"]}, "data's ")
     _check(run["schedule"], SCHEDULE | ({"restart": bool} if "restart" in run["schedule"] else {}), "schedule's ")
     _check(run["versions"], {"hpt": str, "commit": str | None}, "versions' ")
-    if not run["data"]["class_names"] or not run["prompt_template"]:
+    if (run["data"].get("labelled", True) and not run["data"]["class_names"]) or not run["prompt_template"]:
         raise ValueError("it has no class_names, or no prompt_template")
     if not {"proxy", "proxies"} & set(run):
         raise ValueError("it lacks proxies")

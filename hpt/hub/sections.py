@@ -157,7 +157,7 @@ def training(folder: ModelFolder, model_id: str) -> str:
         ["trained", markdown(run["adapter"] or towers)],
         ["data", _data(run["data"])],
         *_augmentation(run["settings"]),
-        ["prompts", ", ".join(map(code, list_templates(run["prompt_template"])))],
+        ["prompts", _prompts(run)],
         ["objective", markdown(f"{run['objective']} ({run['divergence']})") if run["objective"] else "not recorded"],
         *_other_anchor(run),
         *_stages(run["schedule"], "HPT" if run["objective"] == "hpt" else "transfer"),
@@ -297,16 +297,20 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} seconds"
 
 
+def _prompts(run: dict) -> str:
+    """The templates of the class prompts, unless there were no classes."""
+    return ", ".join(map(code, list_templates(run["prompt_template"]))) if run["data"]["class_names"] else "none"
+
+
 def _data(data: dict) -> str:
     source = data["source"] or "not read from the Hub"
     way = ", streamed" if data["streamed"] else ""
     if "geometry" in data:  # as it isn't in a run of hpt 0.1.0
         way += f", at {describe_resolution(data['geometry'])}"
-    part = list_part(data["name"], data["class_names"])
-    return markdown(
-        f"{data['name']} ({data['split']}; {source}), {data['images_per_epoch']:,} images an epoch{way}"
-        + (f", {part}" if part else "")
-    )
+    further = [list_part(data["name"], data["class_names"])]
+    further += [] if data.get("labelled", True) else ["images alone, without labels or captions"]
+    images = f"{data['images_per_epoch']:,} images an epoch{way}"
+    return markdown(", ".join([f"{data['name']} ({data['split']}; {source})", images, *filter(None, further)]))
 
 
 # The list

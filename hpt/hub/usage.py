@@ -85,7 +85,7 @@ def usage(folder: ModelFolder, model_id: str) -> str:
     given = run["prompt_template"] if run else DEFAULT_TEMPLATE
     templates = list(map(written, list_templates(given)))
     example = {
-        "labels": list(map(written, run["data"]["class_names"][:3] if run else EXAMPLE_LABELS)),
+        "labels": list(map(written, (run and run["data"]["class_names"][:3]) or EXAMPLE_LABELS)),
         "template": templates[0],  # transformers takes a single template
         "templates": templates[0] if isinstance(given, str) else templates,
     }

@@ -66,7 +66,7 @@ def describe_target(classifier: ZeroShotClassifier, vanilla_weights: str) -> dic
         "target": _describe_shape(classifier),
         "target_weights": vanilla_weights,
         "target_configuration": hash_configuration(classifier, training=True),
-        "target_tokens": hash_prompts(classifier),
+        "target_tokens": hash_prompts(classifier) if classifier.class_names else None,
     }
     if hasattr(model, "peft_config"):
         described["adapter_base"] = _hash_frozen(model)
@@ -154,11 +154,11 @@ def _identify_stream(train: EpochStream) -> str:
 
 def _describe_data(train: Benchmark | EpochStream) -> str:
     """What is read by people, with what checkpoints of 0.1.0 to 0.3.0 have: of a benchmark, only some images."""
-    kinds = f"{len(train.class_names)} classes"
+    kinds = f"{len(train.class_names)} classes{'' if train.has_labels else ', without labels'}"
     if isinstance(train, EpochStream):
         files = train.stream.dataset.num_shards
         return f"{train.name} ({train.split}) streamed from {files} files, {kinds}, {_hash(repr(train.transform))}"
-    labels = read_labels(train.dataset).astype(np.int64).tolist()
+    labels = read_labels(train.dataset).astype(np.int64).tolist() if train.has_labels else None
     some = np.unique(np.linspace(0, len(train) - 1, 16).astype(int))
     content = _hash([labels, repr(train.transform), hash_samples(train.dataset.select(some))])
     return f"{len(train)} images, {kinds}, {content}"

@@ -11,7 +11,15 @@ from hpt.data.augmentation import AUGMENTATIONS, CropFlip
 from hpt.data.benchmark import Benchmark, StreamingBenchmark
 from hpt.data.classes import match_classes, readable_names, renumber
 from hpt.data.geometry import resize_as_trained
-from hpt.data.given import as_dataset, own_class_names, refuse_stream
+from hpt.data.given import (
+    as_benchmarks,
+    as_dataset,
+    as_images,
+    lacks_labels,
+    own_class_names,
+    refuse_stream,
+    refuse_unlabelled,
+)
 from hpt.data.images import check_columns, check_images, check_labels
 from hpt.data.streams import EpochStream, check_workers
 from hpt.errors import InputError
@@ -21,6 +29,7 @@ from hpt.models.lora import check_adapter
 from hpt.models.weights import architecture, find_non_finite, freeze_untrained, hash_weights, plain_weights
 from hpt.training.config import HPTConfig
 from hpt.training.gpd import GPDSchedule
+from hpt.training.labels import check_unlabelled
 
 
 RENAME = "Leave class_names out, or rename the dataset's classes first."
@@ -69,6 +78,8 @@ def prepare_inputs(
         check_patches(model)
     check_proxy(proxy, model, args)
     class_names = class_names or training_class_names(train_dataset, eval_dataset)
+    if lacks_labels(train_dataset):
+        check_unlabelled(args, class_names)
     classifier = ZeroShotClassifier(model, processing_class, class_names, args.prompt_template)
     class_names, image_processor = classifier.class_names, processing_class.image_processor
     train, schedule, augmentation = None, None, make_augmentation(args)
@@ -76,6 +87,10 @@ def prepare_inputs(
         train = as_training_set(train_dataset, args, class_names, image_processor, augmentation)
     evaluation = as_evaluation_sets(eval_dataset, class_names, image_processor)
     trained = freeze_untrained(model, args.trainable)
+    if class_names is None and any(weight.requires_grad for weight in classifier.text_parameters):
+        raise InputError(
+            "The text tower is to train, but without class names there are no prompts: train vision alone."
+        )
     if train is not None:
         schedule = args.schedule(None if isinstance(train, EpochStream) else len(train))
         check_steps(schedule, args.max_steps)
@@ -208,7 +223,7 @@ def check_sets(train: Benchmark | StreamingBenchmark, validation, tests: list[Be
     """
     for test in tests:
         of_one_split = (test.part_of or test.name, test.split) == (train.part_of or train.name, train.split)
-        if of_one_split and set(test.class_names) & set(train.class_names):
+        if of_one_split and (set(test.class_names) & set(train.class_names) or not train.has_labels):
             raise InputError(
                 f"{test.name} would be tested on its training images ({test.split}): give a folder with train/ and "
                 "test/, or other images by --eval_datasets."
@@ -216,6 +231,11 @@ def check_sets(train: Benchmark | StreamingBenchmark, validation, tests: list[Be
         check_images(test.dataset, test.name, same_size=test.is_native)
     if isinstance(train, StreamingBenchmark):
         check_workers(train, args.dataloader_num_workers)
+    if validation is not None and not validation.has_labels and args.eval_strategy != "no":
+        raise InputError(
+            f"The validation images of {train.name} have no labels, which accuracy is measured by: give "
+            "--eval_strategy no."
+        )
     if validation is None and args.eval_strategy != "no":
         hint = "" if isinstance(train, StreamingBenchmark) else "--validation_size N, or "
         raise InputError(
@@ -223,12 +243,16 @@ def check_sets(train: Benchmark | StreamingBenchmark, validation, tests: list[Be
         )
 
 
-def training_class_names(train_dataset, eval_dataset) -> list[str]:
+def training_class_names(train_dataset, eval_dataset) -> list[str] | None:
     """The class names of the training set, or of the first evaluation set where there is none.
+
+    A training set without labels may have none: `None`.
 
     Raises:
         InputError: when it has none, or has names that say nothing to a text tower.
     """
+    if lacks_labels(train_dataset):
+        return own_class_names(train_dataset, "the training set") or None
     dataset = train_dataset
     if dataset is None:
         dataset = next(iter(eval_dataset.values()), None) if isinstance(eval_dataset, dict) else eval_dataset
@@ -260,13 +284,18 @@ def number_as(class_names: list[str], dataset, name: str, hint: str):
     return replace(dataset, dataset=rows, class_names=class_names)
 
 
-def as_benchmark(dataset, name: str, class_names: list[str], image_processor) -> Benchmark:
+def as_benchmark(dataset, name: str, class_names: list[str] | None, image_processor) -> Benchmark:
     """A benchmark as the target sees it, and any other set likewise, with the training classes, by name.
 
+    Where there are no training classes, it has its own.
+
     Raises:
-        InputError: for a stream, images that can't be read, or classes or labels that don't fit.
+        InputError: for a stream, images that can't be read or have no labels, or classes or labels that don't fit.
     """
     refuse_stream(dataset, name)
+    refuse_unlabelled(dataset, name)
+    if class_names is None and not isinstance(dataset, Benchmark):
+        (dataset,) = as_benchmarks([dataset], name)
     dataset = as_dataset(dataset, name, class_names)
     if not isinstance(dataset, Benchmark):
         hint = "Only a benchmark, from load_benchmark, is evaluated over classes of its own."
@@ -291,14 +320,20 @@ def as_training_set(dataset, args: HPTConfig, class_names: list[str], image_proc
         InputError: for a dataset that doesn't fit the classes, or a stream without `steps_per_epoch`.
     """
     name = "the training set"
-    dataset = as_dataset(dataset, name, class_names)
-    dataset = number_as(class_names, dataset, name, RENAME)
+    if lacks_labels(dataset):
+        dataset = as_images(dataset, name, class_names)
+    else:
+        dataset = number_as(class_names, as_dataset(dataset, name, class_names), name, RENAME)
     if isinstance(dataset, IterableDataset):
         dataset = _as_streaming_benchmark(dataset, name, class_names)
     if isinstance(dataset, StreamingBenchmark):
         return _cut_into_epochs(replace(dataset.for_model(image_processor), augmentation=augmentation), args)
-    dataset = as_benchmark(dataset, name, class_names, image_processor)
-    check_labels(dataset.dataset, class_names, name)
+    if lacks_labels(dataset):
+        check_images(dataset.dataset, name, same_size=dataset.is_native)
+        dataset = dataset.for_model(image_processor)
+    else:
+        dataset = as_benchmark(dataset, name, class_names, image_processor)
+        check_labels(dataset.dataset, class_names, name)
     check_batches(len(dataset), args)
     return replace(dataset, augmentation=augmentation)
 
@@ -312,9 +347,9 @@ def _as_streaming_benchmark(dataset: IterableDataset, name: str, class_names: li
 
 def _cut_into_epochs(stream: StreamingBenchmark, args: HPTConfig) -> EpochStream:
     """A stream with as many images as the processes take in an epoch."""
-    label = stream.dataset.features["label"]
+    label = stream.dataset.features.get("label")
     dtype = str(getattr(label, "dtype", label))
-    if not isinstance(label, ClassLabel) and not dtype.startswith(("int", "uint")):
+    if stream.has_labels and not isinstance(label, ClassLabel) and not dtype.startswith(("int", "uint")):
         raise InputError(f"The labels of {stream.name} are {label}, but must be integers from 0.")
     if args.accelerator_config.dispatch_batches is False:
         raise InputError("A stream is read by one process for all: leave dispatch_batches alone.")

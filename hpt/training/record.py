@@ -159,7 +159,10 @@ def _is_hub_id(name: str) -> bool:
 
 
 def describe_data(train: Benchmark | EpochStream) -> dict:
-    """What was trained on; `source` is `ID@COMMIT` for what was read from the Hub."""
+    """What was trained on; `source` is `ID@COMMIT` for what was read from the Hub.
+
+    Of images without labels, captions or not, it says so.
+    """
     streamed = isinstance(train, EpochStream)
     return {
         "name": train.name,
@@ -169,7 +172,7 @@ def describe_data(train: Benchmark | EpochStream) -> dict:
         "geometry": train.transform.attack_space,
         "streamed": streamed,
         "class_names": list(train.class_names),
-    }
+    } | ({} if train.has_labels else {"labelled": False})
 
 
 def describe_settings(args: HPTConfig, recipe: dict) -> dict:

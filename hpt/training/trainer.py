@@ -269,7 +269,7 @@ class HPTTrainer(ResumableTrainer):
             text_embeds = self.classifier.encode_prompts() if self._trains_text else None
         return TrainingStep(
             to_unit_range(inputs["pixel_values"], torch.promote_types(self.model.dtype, torch.float32)),
-            inputs["labels"],
+            inputs.get("labels"),
             target=self.classifier,
             proxy=self.proxy,
             original=self.original,
@@ -452,7 +452,7 @@ class HPTTrainer(ResumableTrainer):
 
     def draw_figures(self, folder: Path) -> None:
         """Draw training curves into a folder, once there is something to see."""
-        if any("train_clean_accuracy" in entry for entry in self.state.log_history):
+        if any("loss" in entry for entry in self.state.log_history):
             draw_training_curves(self.state.log_history, self.schedule.boundary, folder / CURVES)
 
     # Cards and pushes, which the publisher writes and does

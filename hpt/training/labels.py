@@ -1,0 +1,41 @@
+"""What a run needs of its training set beside images: labels, class names, or neither, as its objectives say."""
+
+from hpt.errors import InputError
+from hpt.training.config import HPTConfig
+from hpt.training.gpd import ANCHOR
+from hpt.training.objectives import Objective
+
+
+def who_needs_labels(args: HPTConfig) -> str | None:
+    """Which objective of a run needs labels, for itself or its attack, as messages call it; `None` if none does."""
+    return _first(args, lambda objective: objective.needs_labels or _attacks_by_label(objective))
+
+
+def check_unlabelled(args: HPTConfig, class_names: list[str] | None) -> None:
+    """Refuse to train on images without labels, or without class names too, where an objective needs them.
+
+    Raises:
+        InputError: naming the objective and what is missing.
+    """
+    if needed_by := who_needs_labels(args):
+        raise InputError(f"The training set has no labels, a column 'label', but they are needed by {needed_by}.")
+    needed_by = _first(args, lambda objective: objective.needs_classes)
+    if class_names is None and needed_by:
+        raise InputError(
+            f"The training set has neither labels nor class names, but prompts are needed by {needed_by}: give "
+            "class_names."
+        )
+
+
+def _first(args: HPTConfig, needs) -> str | None:
+    for stage, objective in args.make_objectives().items():
+        if needs(objective):
+            if stage == ANCHOR:
+                return f"the anchor stage's objective, {args.anchor_objective} (anchor_epochs=0 leaves that stage out)"
+            return f"the objective {args.objective}"
+    return None
+
+
+def _attacks_by_label(objective: Objective) -> bool:
+    """Whether its attack maximises cross-entropy with the label, as it does unless the objective says otherwise."""
+    return objective.needs_attack and type(objective).attack_loss is Objective.attack_loss
