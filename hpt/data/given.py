@@ -90,6 +90,14 @@ def lacks_labels(given) -> bool:
     return is_known and "label" not in given.features
 
 
+def say_unlabelled(given, name: str) -> str:
+    """What a set lacks to have labels, as of [`lacks_labels`]."""
+    given = _unwrap(given)
+    if isinstance(given, Benchmark | StreamingBenchmark):
+        return f"{name} has no labels."
+    return f"{name} has columns {list(given.features)}, but needs ['label']: rename them."
+
+
 def as_images(given, name: str, class_names: list[str] | None) -> Benchmark | StreamingBenchmark:
     """A set without labels, as of [`lacks_labels`], in the form that a trainer takes.
 

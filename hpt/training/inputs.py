@@ -79,7 +79,7 @@ def prepare_inputs(
     check_proxy(proxy, model, args)
     class_names = class_names or training_class_names(train_dataset, eval_dataset)
     if lacks_labels(train_dataset):
-        check_unlabelled(args, class_names)
+        check_unlabelled(args, train_dataset, class_names)
     classifier = ZeroShotClassifier(model, processing_class, class_names, args.prompt_template)
     class_names, image_processor = classifier.class_names, processing_class.image_processor
     train, schedule, augmentation = None, None, make_augmentation(args)

@@ -1,5 +1,6 @@
 """What a run needs of its training set beside images: labels, class names, or neither, as its objectives say."""
 
+from hpt.data.given import say_unlabelled
 from hpt.errors import InputError
 from hpt.training.config import HPTConfig
 from hpt.training.gpd import ANCHOR
@@ -11,14 +12,15 @@ def who_needs_labels(args: HPTConfig) -> str | None:
     return _first(args, lambda objective: objective.needs_labels or _attacks_by_label(objective))
 
 
-def check_unlabelled(args: HPTConfig, class_names: list[str] | None) -> None:
+def check_unlabelled(args: HPTConfig, train_dataset, class_names: list[str] | None) -> None:
     """Refuse to train on images without labels, or without class names too, where an objective needs them.
 
     Raises:
         InputError: naming the objective and what is missing.
     """
     if needed_by := who_needs_labels(args):
-        raise InputError(f"The training set has no labels, a column 'label', but they are needed by {needed_by}.")
+        lack = say_unlabelled(train_dataset, "The training set")
+        raise InputError(f"{lack} Labels are needed by {needed_by}.")
     needed_by = _first(args, lambda objective: objective.needs_classes)
     if class_names is None and needed_by:
         raise InputError(

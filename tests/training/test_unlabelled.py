@@ -214,7 +214,7 @@ def test_images_are_held_out_and_chosen_at_random(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"objective": "tecoa"}, "has no labels, a column 'label', but they are needed by the objective tecoa"),
+        ({"objective": "tecoa"}, r"has columns \['image'\], but needs \['label'\].* needed by the objective tecoa"),
         ({"objective": "careless"}, "needed by the objective careless"),
         (
             {"anchor_epochs": 1, "anchor_objective": "tecoa"},
