@@ -5,6 +5,7 @@ from hpt.errors import InputError
 from hpt.training.config import HPTConfig
 from hpt.training.gpd import ANCHOR
 from hpt.training.objectives import Objective
+from hpt.training.sums import WeightedSum
 
 
 def who_needs_labels(args: HPTConfig) -> str | None:
@@ -40,4 +41,6 @@ def _first(args: HPTConfig, needs) -> str | None:
 
 def _attacks_by_label(objective: Objective) -> bool:
     """Whether its attack maximises cross-entropy with the label, as it does unless the objective says otherwise."""
+    if isinstance(objective, WeightedSum):
+        return any(_attacks_by_label(objective.terms[name]) for name in objective.attacks)
     return objective.needs_attack and type(objective).attack_loss is Objective.attack_loss

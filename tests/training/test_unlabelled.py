@@ -18,29 +18,19 @@ from hpt.training.identity import describe_training
 from hpt.training.objectives import OBJECTIVES, Objective
 
 
-class Distance(Objective):
-    """Squared distance of the embedding of `x_a` from the vanilla model's of `x`, as FARE has it."""
+class Logits(Objective):
+    """Squared distance of the logits of `x_a` from the vanilla model's of `x`, which needs classes and no labels."""
 
     needs_original = True
-    needs_classes = False
-
-    def attack_loss(self, step, images):
-        return (step.target(images).image_features - step.original(step.images).image_features).square().sum(-1)
 
     def __call__(self, step):
         return self.attack_loss(step, step.adversarial)
-
-
-class Logits(Distance):
-    """The same of logits over classes."""
-
-    needs_classes = True
 
     def attack_loss(self, step, images):
         return (step.target(images).logits - step.original(step.images).logits).square().sum(-1)
 
 
-class Careless(Distance):
+class Careless(Logits):
     """Its attack maximises cross-entropy, which needs labels."""
 
     attack_loss = Objective.attack_loss
@@ -48,7 +38,7 @@ class Careless(Distance):
 
 @pytest.fixture(autouse=True)
 def objectives(monkeypatch):
-    for kind in (Distance, Logits, Careless):
+    for kind in (Logits, Careless):
         monkeypatch.setitem(OBJECTIVES, kind.__name__.lower(), kind)
 
 
@@ -57,7 +47,7 @@ def without_labels(rows=12) -> datasets.Dataset:
 
 
 def unlabelled_trainer(folder, dataset=None, **settings):
-    settings = {"objective": "distance", "anchor_epochs": 0, "learning_rate": 0.01} | settings
+    settings = {"objective": "fare", "anchor_epochs": 0, "learning_rate": 0.01} | settings
     return make_trainer(folder, dataset=dataset or without_labels(), proxy=None, **settings)
 
 
@@ -71,7 +61,7 @@ def save_folder(folder, splits=("",), rows=12):
 
 @pytest.mark.parametrize("settings", [{}, {"augmentation": "crop_flip"}, {"anchor_epochs": 1}], ids=str)
 def test_labels_change_nothing_for_an_objective_that_needs_none(tmp_path, settings):
-    settings = settings | {"anchor_objective": "distance"}
+    settings = settings | {"anchor_objective": "fare"}
     with_labels = unlabelled_trainer(tmp_path / "labelled", make_dataset(), **settings)
     trainer = unlabelled_trainer(tmp_path / "unlabelled", **settings)
     assert trainer.classifier.class_names is None and not trainer.train_dataset.has_labels
@@ -106,7 +96,7 @@ def test_identities_count_the_images_and_that_there_are_no_labels(tmp_path):
 
 
 def test_a_killed_run_is_the_run_that_wasnt(tmp_path):
-    settings = {"save_strategy": "steps", "save_steps": 2, "anchor_epochs": 1, "anchor_objective": "distance"}
+    settings = {"save_strategy": "steps", "save_steps": 2, "anchor_epochs": 1, "anchor_objective": "fare"}
     whole = unlabelled_trainer(tmp_path / "whole", **settings)
     whole.train()
     killed = unlabelled_trainer(tmp_path / "killed", **settings)
@@ -221,7 +211,7 @@ def test_images_are_held_out_and_chosen_at_random(tmp_path):
             r"needed by the anchor stage's objective, tecoa \(anchor_epochs=0 leaves that stage out\)",
         ),
         ({"objective": "logits"}, "neither labels nor class names, but prompts are needed by the objective logits"),
-        ({"trainable": "all"}, "The text tower is to train, but without class names there are no prompts"),
+        ({"objective": "fare + 2*careless"}, r"needed by the objective fare \+ 2\*careless"),
     ],
     ids=str,
 )
@@ -257,7 +247,7 @@ def test_nothing_is_evaluated_without_labels(tmp_path):
 def test_what_is_no_set_of_images_is_refused(tmp_path, make, message):
     dataset = make()
     with pytest.raises(InputError, match=message):
-        make_trainer(tmp_path, dataset=dataset, proxy=None, objective="distance", anchor_epochs=0)
+        make_trainer(tmp_path, dataset=dataset, proxy=None, objective="fare", anchor_epochs=0)
 
 
 def test_a_damaged_image_is_named(tmp_path):
