@@ -164,6 +164,8 @@ def _load_train(reference: Reference, protocol: str, streaming: bool, labels_for
     except MissingLabels as error:
         if labels_for is not None:
             raise InputError(f"{error} Labels are needed by {labels_for}.") from error
+        if "label_column" in reference.settings:  # which are meant to be used
+            raise
         loaded = _load_role(reference, "train", protocol, streaming, labelled=False)
         warnings.warn(f"Images without labels are trained on, since {error}", stacklevel=3)
         return loaded

@@ -86,12 +86,15 @@ class HPTTrainer(ResumableTrainer):
         train_dataset (dataset, *optional*): A [`Benchmark`], or a `datasets.Dataset` with columns `image` and `label`
             or a set of pairs (image, label) such as torchvision's, as of [`as_dataset`], whose images are brought to
             the target's input size as its processor does it; or a [`StreamingBenchmark`] or
-            `datasets.IterableDataset` likewise, with `steps_per_epoch` in `args`.
+            `datasets.IterableDataset` likewise, with `steps_per_epoch` in `args`. For objectives that need no labels,
+            such as `"fare"`, images alone are enough: a column `image`, whatever other columns there are, or
+            `load_benchmark(..., labelled=False)`.
         eval_dataset (dataset or dict of them, *optional*): Not streaming. `evaluate()` reports `clean_accuracy` and
             `robust_accuracy` (under PGD in float32), in [0, 1], of each. A benchmark has classes of its own; a plain
             dataset has some or all of the training classes, by their names if it has any, or else by their numbers.
-        class_names (`list[str]`, *optional*): Names of the training classes, needed where the training set has none.
-            Where it has some, they are looked up among these, and labels follow this order.
+        class_names (`list[str]`, *optional*): Names of the training classes, needed where the training set has none
+            and an objective compares images with prompts. Where it has some, they are looked up among these, and
+            labels follow this order.
         kwargs: Passed on to [`~transformers.Trainer`], but for `data_collator`, `compute_loss_func` and `model_init`,
             which are refused. `compute_metrics` of your own is given the predicted classes of clean and adversarial
             images, and the labels.

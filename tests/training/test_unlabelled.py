@@ -187,6 +187,8 @@ def test_labels_are_read_where_there_are_some_or_else_missed_by_name(tmp_path):
     assert labelled.class_names == ["cat", "dog"]
     with pytest.raises(InputError, match="no folders by class.* Labels are needed by the objective tecoa"):
         load_training_data(f"mine={folder}", labels_for="the objective tecoa")
+    with pytest.raises(InputError, match="no folders by class"):
+        load_training_data(f"mine={folder}:label_column=kind", labels_for=None)
 
 
 @pytest.mark.filterwarnings("ignore:Images without labels")
