@@ -61,7 +61,7 @@ def save_folder(folder, splits=("",), rows=12):
 
 @pytest.mark.parametrize("settings", [{}, {"augmentation": "crop_flip"}, {"anchor_epochs": 1}], ids=str)
 def test_labels_change_nothing_for_an_objective_that_needs_none(tmp_path, settings):
-    settings = settings | {"anchor_objective": "fare"}
+    settings = settings | {"anchor_objective": "fare", "transfer_epochs": 1}
     with_labels = unlabelled_trainer(tmp_path / "labelled", make_dataset(), **settings)
     trainer = unlabelled_trainer(tmp_path / "unlabelled", **settings)
     assert trainer.classifier.class_names is None and not trainer.train_dataset.has_labels
@@ -97,6 +97,7 @@ def test_identities_count_the_images_and_that_there_are_no_labels(tmp_path):
 
 def test_a_killed_run_is_the_run_that_wasnt(tmp_path):
     settings = {"save_strategy": "steps", "save_steps": 2, "anchor_epochs": 1, "anchor_objective": "fare"}
+    settings |= {"transfer_epochs": 1}
     whole = unlabelled_trainer(tmp_path / "whole", **settings)
     whole.train()
     killed = unlabelled_trainer(tmp_path / "killed", **settings)
@@ -139,9 +140,9 @@ def test_evaluation_sets_bring_their_own_classes(tmp_path):
 
 def test_class_names_make_prompts_for_objectives_that_ask_for_them(tmp_path):
     named = Benchmark("mine", "train", without_labels(), CLASSES, None)
-    trainer = unlabelled_trainer(tmp_path, named, objective="logits")
+    trainer = unlabelled_trainer(tmp_path, named, objective="logits", max_steps=2)
     trainer.train()
-    labelled = unlabelled_trainer(tmp_path / "labelled", make_dataset(), objective="logits")
+    labelled = unlabelled_trainer(tmp_path / "labelled", make_dataset(), objective="logits", max_steps=2)
     labelled.train()
     assert trainer.classifier.class_names == CLASSES
     assert_same(weights(trainer.model), weights(labelled.model))
