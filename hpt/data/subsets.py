@@ -53,10 +53,10 @@ def take_classes(
     _refuse_both(given, benchmark.name)
     if not benchmark.has_labels:
         refuse_classes(given, benchmark.name)
-    for setting, value in given.items():
-        kept = _find_kept(setting, value, benchmark)
-        return benchmark if len(kept) == len(benchmark.class_names) else _keep(benchmark, kept)
-    return benchmark
+    if not given:
+        return benchmark
+    kept = _find_kept(*next(iter(given.items())), benchmark)
+    return benchmark if len(kept) == len(benchmark.class_names) else _keep(benchmark, kept)
 
 
 def check_class_settings(reference: Reference) -> None:

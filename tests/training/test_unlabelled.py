@@ -18,28 +18,16 @@ from hpt.training.identity import describe_training
 from hpt.training.objectives import OBJECTIVES, Objective
 
 
-class Logits(Objective):
-    """Squared distance of the logits of `x_a` from the vanilla model's of `x`, which needs classes and no labels."""
-
-    needs_original = True
+class Careless(Objective):
+    """It doesn't say that its attack, which maximises cross-entropy, needs labels."""
 
     def __call__(self, step):
-        return self.attack_loss(step, step.adversarial)
-
-    def attack_loss(self, step, images):
-        return (step.target(images).logits - step.original(step.images).logits).square().sum(-1)
-
-
-class Careless(Logits):
-    """Its attack maximises cross-entropy, which needs labels."""
-
-    attack_loss = Objective.attack_loss
+        return step.target(step.adversarial).image_features.square().sum(-1)
 
 
 @pytest.fixture(autouse=True)
 def objectives(monkeypatch):
-    for kind in (Logits, Careless):
-        monkeypatch.setitem(OBJECTIVES, kind.__name__.lower(), kind)
+    monkeypatch.setitem(OBJECTIVES, "careless", Careless)
 
 
 def without_labels(rows=12) -> datasets.Dataset:
@@ -140,9 +128,9 @@ def test_evaluation_sets_bring_their_own_classes(tmp_path):
 
 def test_class_names_make_prompts_for_objectives_that_ask_for_them(tmp_path):
     named = Benchmark("mine", "train", without_labels(), CLASSES, None)
-    trainer = unlabelled_trainer(tmp_path, named, objective="logits", max_steps=2)
+    trainer = unlabelled_trainer(tmp_path, named, objective="agft", max_steps=2)
     trainer.train()
-    labelled = unlabelled_trainer(tmp_path / "labelled", make_dataset(), objective="logits", max_steps=2)
+    labelled = unlabelled_trainer(tmp_path / "labelled", make_dataset(), objective="agft", max_steps=2)
     labelled.train()
     assert trainer.classifier.class_names == CLASSES
     assert_same(weights(trainer.model), weights(labelled.model))
@@ -213,7 +201,7 @@ def test_images_are_held_out_and_chosen_at_random(tmp_path):
             {"anchor_epochs": 1, "anchor_objective": "tecoa"},
             r"needed by the anchor stage's objective, tecoa \(anchor_epochs=0 leaves that stage out\)",
         ),
-        ({"objective": "logits"}, "neither labels nor class names, but prompts are needed by the objective logits"),
+        ({"objective": "agft"}, "neither labels nor class names, but prompts are needed by the objective agft"),
         ({"objective": "fare + 2*careless"}, r"needed by the objective fare \+ 2\*careless"),
     ],
     ids=str,
