@@ -189,7 +189,7 @@ def _keep(whole: Benchmark | StreamingBenchmark, kept: list[int]) -> Benchmark |
     names = [whole.class_names[number] for number in kept]
     which = digest([kept, names, len(whole.class_names)])[:4]
     called = f"{whole.name} ({len(kept)} of {len(whole.class_names)} classes, {which})"
-    part = {"name": called, "class_names": names, "part_of": whole.name}
+    part = {"name": called, "class_names": names, "part_of": whole.part_of or whole.name}
     numbers = {old: new for new, old in enumerate(kept)}
     numbers = [numbers.get(old, -1) for old in range(len(whole.class_names))]
     if isinstance(whole, StreamingBenchmark):

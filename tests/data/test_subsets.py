@@ -65,6 +65,8 @@ def test_other_classes_are_another_set_and_all_of_them_are_the_whole():
     for identity in (hash_benchmark, lambda part: part.name):
         assert len({identity(part) for part in [whole, *parts]}) == 4
     assert take_classes(whole, classes=list(range(10))) is whole is take_classes(whole)
+    within = take_classes(parts[0], classes=["three", "four"])
+    assert within.part_of == parts[0].part_of == "digits" and set(within.ids()) < set(parts[0].ids())
 
 
 def test_two_classes_of_one_name_are_told_apart_by_number():
