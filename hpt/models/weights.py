@@ -41,14 +41,14 @@ def check_complete(
     further = set() if missing else {key for key in unexpected if key.partition(".")[0] not in parts}
     other_shapes = {f"{key} {tuple(shape)}, not {tuple(expected[key].shape)}" for key, shape in shapes.items()}
     faults = {"missing": missing, "unexpected": unexpected - further, "of another shape": other_shapes}
-    listed = [f"{len(keys)} {fault} ({_first(keys)})" for fault, keys in faults.items() if keys]
+    listed = [f"{len(keys)} {fault} ({describe_names(keys)})" for fault, keys in faults.items() if keys]
     if listed:
         raise InputError(
             f"Can't load {name!r}: of {len(expected)} weights, {'; '.join(listed)}. Save it again, or take a complete "
             "copy."
         )
     if further:
-        also = f"{name} also holds weights of parts that the model lacks, left out: {_first(further)}."
+        also = f"{name} also holds weights of parts that the model lacks, left out: {describe_names(further)}."
         warnings.warn(one_line(also), stacklevel=4)
 
 
@@ -58,7 +58,8 @@ def check_finite(name: str, weights: dict[str, torch.Tensor]) -> None:
         raise InputError(f"Can't load {name!r}: weights are NaN or infinite, {broken}. Take a sound copy.")
 
 
-def _first(names: set[str]) -> str:
+def describe_names(names: set[str]) -> str:
+    """The first names of weights, on one line: `a, b, c, ...`"""
     return one_line(", ".join(f"{name:.200}" for name in sorted(names)[:3]) + ", ..." * (len(names) > 3))
 
 
@@ -74,7 +75,7 @@ def find_non_finite(tensors: dict[str, torch.Tensor]) -> str:
         return ""
     verdicts = torch.stack([verdict.to(finite[0].device) for verdict in finite]).tolist()
     broken = {name for name, verdict in zip(floats, verdicts, strict=True) if not verdict}
-    return f"{len(broken)} of {len(tensors)} ({_first(broken)})" if broken else ""
+    return f"{len(broken)} of {len(tensors)} ({describe_names(broken)})" if broken else ""
 
 
 def plain_weights(model: nn.Module) -> dict[str, torch.Tensor]:
