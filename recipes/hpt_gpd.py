@@ -29,6 +29,7 @@ from hpt.evaluation.outputs import report_comparison
 from hpt.evaluation.subject import Subject
 from hpt.files import named_if_it_fails
 from hpt.hub.evaluations import add_comparison
+from hpt.models.endpoints import ENDPOINTS
 from hpt.models.loading import load_dual_encoder, save_finished
 from hpt.models.lora import add_lora, check_lora, merged
 from hpt.models.sources import check_source
@@ -189,7 +190,7 @@ def default_config() -> str | None:
 
 def delete_run(output: Path, recipe: Recipe) -> None:
     """Delete the models and checkpoints that a run has left in a folder."""
-    folders = [output / "robust", output / "adapter", *output.glob("checkpoint-*")]
+    folders = [output / "robust", output / "adapter", output / ENDPOINTS, *output.glob("checkpoint-*")]
     for name in (recipe.target, recipe.proxy):
         if Path(name).resolve() in [folder.resolve() for folder in folders]:
             raise InputError(f"--overwrite would delete {name}, which the run needs: give another output_dir.")

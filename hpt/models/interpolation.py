@@ -8,17 +8,16 @@ A point is `vanilla + t (final - vanilla)`, or with the anchor stage's average, 
 2109.01903), there between zero-shot and fine-tuned weights for the sake of other distributions.
 """
 
-from dataclasses import dataclass
-
 import torch
 
 from hpt.errors import InputError
 from hpt.models.weights import describe_names
 
 
-@dataclass(frozen=True, eq=False)
 class Endpoints:
     """Checkpoints of one architecture, and the points between them.
+
+    It holds copies on the CPU, whatever becomes of the models that they come from.
 
     Args:
         vanilla (`dict[str, torch.Tensor]`): All weights before training, as `model.state_dict()` has them.
@@ -29,22 +28,24 @@ class Endpoints:
         InputError: for names that the vanilla weights don't have, or shapes that differ from theirs.
     """
 
-    vanilla: dict[str, torch.Tensor]
-    final: dict[str, torch.Tensor]
-    average: dict[str, torch.Tensor] | None = None
-
-    def __post_init__(self):
-        for other in filter(None, (self.final, self.average)):
-            _check_same_architecture(self.vanilla, other)
-        if self.average is not None and self.average.keys() != self.final.keys():
-            names = describe_names(self.average.keys() ^ self.final.keys())
-            raise InputError(
-                f"The average and the final weights aren't of the same run: only one of them has {names}."
-            )
+    def __init__(
+        self,
+        vanilla: dict[str, torch.Tensor],
+        final: dict[str, torch.Tensor],
+        average: dict[str, torch.Tensor] | None = None,
+    ):
+        for other in (final, average or {}):
+            _check_same_architecture(vanilla, other)
+        self.vanilla, self.final = _copied(vanilla), _copied(final)
+        self.average = average and _copied(average)
 
     def at(self, t: float, u: float = 0.0) -> dict[str, torch.Tensor]:
         """All weights at a point, on the CPU; see [`interpolate`]."""
         return interpolate(self.vanilla, self.final, t, self.average, u)
+
+
+def _copied(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: weight.detach().to("cpu", copy=True) for name, weight in weights.items()}
 
 
 def interpolate(

@@ -107,6 +107,10 @@ class HPTConfig(TrainingArguments):
             adapters.
         prompt_template (`str` or `list[str]`, *optional*, defaults to `"This is a photo of a {}"`):
             Template of the class prompts in training. The embeddings of several are averaged on the unit sphere.
+        save_endpoints (`bool`, *optional*, defaults to `False`):
+            Whether the run keeps in `output_dir/endpoints/`, for `hpt interpolate`, what training has changed of the
+            weights: the anchor stage's average and last weights, and those that the run ends with. They are never
+            published unless that is asked for.
 
     Raises:
         InputError: for values out of range, unknown names, or settings that contradict each other.
@@ -167,6 +171,9 @@ class HPTConfig(TrainingArguments):
     prompt_template: list[str] | str = field(
         default_factory=lambda: DEFAULT_TEMPLATE,  # the one kind of default that HfArgumentParser has for lists
         metadata={"help": "One or several templates of the class prompts."},
+    )
+    save_endpoints: bool = field(
+        default=False, metadata={"help": "Keep the weights at each stage's end, for hpt interpolate."}
     )
 
     # Changed defaults

@@ -5,6 +5,7 @@ scheduler = get_gpd_schedule(optimizer, steps_per_epoch=1563, anchor_learning_ra
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,12 +156,22 @@ class GPDCallback(TrainerCallback):
         ema_decay (`float`, *optional*, defaults to 0.9): `g` of Eq. 9, in [0, 1].
         pull_ratio (`float`, *optional*, defaults to 0.5): `b` of Eq. 10, the share the current weights keep.
         restart (`bool`, *optional*, defaults to `True`): Whether the transfer stage begins at the vanilla weights.
+        at_anchor_end (`Callable`, *optional*): Called as the anchor stage ends, with its last weights in the model
+            and its average in `ema`.
     """
 
     FILE = "gpd_state.safetensors"
 
-    def __init__(self, schedule: GPDSchedule, ema_decay: float = 0.9, pull_ratio: float = 0.5, restart: bool = True):
+    def __init__(
+        self,
+        schedule: GPDSchedule,
+        ema_decay: float = 0.9,
+        pull_ratio: float = 0.5,
+        restart: bool = True,
+        at_anchor_end: Callable[[], None] | None = None,
+    ):
         self.schedule, self.ema_decay, self.pull_ratio, self.restart = schedule, ema_decay, pull_ratio, restart
+        self.at_anchor_end = at_anchor_end
         self.boundary, self.vanilla, self.ema = 0, {}, {}
 
     def on_train_begin(self, args, state, control, model: nn.Module, **kwargs):
@@ -181,6 +192,8 @@ class GPDCallback(TrainerCallback):
         if epoch <= self.schedule.anchor_epochs:
             for name, weight in weights.items():  # Eq. 9: ema_k = g * ema_{k-1} + (1 - g) * theta_k
                 self.ema[name].mul_(self.ema_decay).add_(weight, alpha=1 - self.ema_decay)
+        if epoch == self.schedule.anchor_epochs and self.at_anchor_end is not None:
+            self.at_anchor_end()
         if epoch == self.schedule.anchor_epochs:
             for name, weight in weights.items() if self.restart else ():  # restart: theta = theta_0
                 weight.copy_(self.vanilla[name])

@@ -29,8 +29,11 @@ from hpt.evaluation.figures import draw_training_curves
 from hpt.evaluation.scoring import score_batch
 from hpt.hub.folder import CURVES, ModelFolder
 from hpt.hub.publisher import Publisher
+from hpt.json_files import digest
 from hpt.models.classifier import ZeroShotClassifier
-from hpt.models.weights import forward_redirected
+from hpt.models.endpoints import ANCHOR_END, AVERAGE, ENDPOINTS, FINAL, collect_endpoint, write_endpoints
+from hpt.models.families import plain_model
+from hpt.models.weights import find_non_finite, forward_redirected
 from hpt.processes import dead_workers_explained
 from hpt.training.callbacks import AugmentationCallback, LogitScaleCallback
 from hpt.training.checkpoints import checkpoint_folder
@@ -158,7 +161,8 @@ class HPTTrainer(ResumableTrainer):
             self.accelerator.native_amp, self.accelerator.scaler = True, torch.amp.GradScaler("cpu")
         self._trains_text = any(weight.requires_grad for weight in self.classifier.text_parameters)
         if inputs.train is not None:
-            self.gpd = GPDCallback(self.schedule, args.ema_decay, args.pull_ratio, args.restart)
+            keep_anchor = self._keep_anchor if args.save_endpoints else None
+            self.gpd = GPDCallback(self.schedule, args.ema_decay, args.pull_ratio, args.restart, keep_anchor)
             self.add_callback(self.gpd)
             if inputs.augmentation is not None:
                 self.add_callback(AugmentationCallback(inputs.augmentation, self.schedule.steps_per_epoch))
@@ -332,6 +336,45 @@ class HPTTrainer(ResumableTrainer):
         if not self.args.fp16:  # its gradient scaler skips such steps and lowers its scale
             self._stop_unless_finite(torch.as_tensor(grad_norm, device=self.args.device), "gradient")
         return grad_norm
+
+    # Endpoints, which `hpt interpolate` goes between
+
+    def _keep_anchor(self) -> None:
+        """Keep what the anchor stage ends with, before the restart."""
+        self._keep_endpoints({AVERAGE: self.gpd.ema, ANCHOR_END: None})
+
+    def _finalize_training(self, *args, **kwargs):
+        """Keep what the run ends with, which Trainer may replace by the best weights here."""
+        output = super()._finalize_training(*args, **kwargs)
+        if self.args.save_endpoints and self.state.global_step > self.schedule.boundary:
+            self._keep_endpoints({FINAL: None})
+        return output
+
+    def _keep_endpoints(self, weights: dict[str, dict | None]) -> None:
+        """Write endpoints by their names; `None` stands for the model's own weights."""
+        run, endpoints, there = Path(self.args.output_dir), {}, set()
+        if self.is_world_process_zero():
+            endpoints = {name: collect_endpoint(self.model, given) for name, given in weights.items()}
+        broken = "; ".join(filter(None, map(find_non_finite, endpoints.values())))
+        if self._on_any_rank(bool(broken)):
+            raise NonFiniteError(f"The endpoints in {run} aren't written: weights are NaN or infinite, {broken}.")
+        with self._written_on_all_ranks(run / ENDPOINTS, remove=False):
+            if endpoints:
+                there = write_endpoints(run, endpoints, self._describe_endpoints(), self._path_of_vanilla())
+        if FINAL in there and self.schedule.anchor_epochs > 0 and AVERAGE not in there:
+            logger.warning(
+                f"{run / ENDPOINTS} has only the final weights: the anchor stage ended without save_endpoints."
+            )
+
+    def _describe_endpoints(self) -> dict:
+        described = self.describe_run()
+        names = "target vanilla_weights trainable adapter schedule objective anchor_objective seed".split()
+        return {name: described[name] for name in names} | {"run": digest(self._run_identity())}
+
+    def _path_of_vanilla(self) -> str:
+        """Where the target was loaded from, if that isn't on the Hub."""
+        model = plain_model(self.model)
+        return "" if self.describe_run()["target"]["hub_id"] else str(model.name_or_path)
 
     # Logging
 
