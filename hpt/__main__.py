@@ -22,6 +22,7 @@ COMMANDS = {
     "pretrain": ("pretrain_clip", True, "pretrain a small CLIP or SigLIP, as target or proxy"),
     "evaluate": ("evaluate", True, "attack models on benchmarks: table, flags and pictures"),
     "rank-proxies": ("rank_proxies", True, "find out which proxy to take for a target"),
+    "interpolate": ("interpolate", True, "choose a point between a vanilla and a trained model, by a rule"),
     "publish": ("publish", False, "push a finished run to the Hub, with its model card"),
     "leaderboard": ("leaderboard", False, "compare checkpoints by their model cards"),
     "benchmark": ("benchmark", False, "time training, attacks and loading at real size"),

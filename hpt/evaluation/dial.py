@@ -10,11 +10,13 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from hpt.data.benchmark import Benchmark
+from hpt.data.folders import role_of
 from hpt.errors import InputError
 from hpt.evaluation.evaluator import RobustnessEvaluator
-from hpt.evaluation.rows import CLEAN, LARGE_EPS, WORST_CASE, wilson_interval
+from hpt.evaluation.rows import CLEAN, LARGE_EPS, WORST_CASE, measured_accuracy
 from hpt.evaluation.subject import Subject
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.interpolation import Endpoints, check_point, name_point
@@ -53,9 +55,18 @@ class DialPoint:
         return round(self.clean * self.num_samples), round(self.robust * self.num_samples)
 
     @property
-    def intervals(self) -> list[tuple[float, float]]:
-        """95 % Wilson intervals of clean and robust accuracy."""
-        return [wilson_interval(right, self.num_samples) for right in self.counts]
+    def accuracies(self) -> tuple["Accuracy", "Accuracy"]:
+        """Clean and robust accuracy, with their 95 % Wilson intervals."""
+        clean, robust = (Accuracy(**measured_accuracy(right, self.num_samples)) for right in self.counts)
+        return clean, robust
+
+
+class Accuracy(NamedTuple):
+    """A share of samples that are right, with its interval."""
+
+    accuracy: float
+    low: float
+    high: float
 
 
 def measure_dial(
@@ -85,6 +96,8 @@ def measure_dial(
     points = list(points)
     for point in points:
         check_point(*point)
+    if endpoints.average is None and any(u for _, u in points):
+        raise InputError("There is no average to go to, as a run with an anchor stage keeps it: leave its points out.")
     refuse_test_split(benchmark)
     if len(evaluator.radii) != 1 or all(attack.scored_on_proxy for attack in evaluator.attacks):
         raise InputError("A dial is measured under attacks on the model, one or several, at one eps.")
@@ -110,7 +123,7 @@ def _measure(classifier, endpoints: Endpoints, benchmark: Benchmark, evaluator, 
 
 def refuse_test_split(benchmark: Benchmark) -> None:
     """Refuse images of a test split: a point that is chosen on them flatters what is then reported on them."""
-    if benchmark.split == "test":
+    if role_of(benchmark.split) == "test":
         raise InputError(
             f"{benchmark.name} ({benchmark.split}) is what models are tested on: choose on training images that were "
             "held out, or on a validation split."

@@ -4,6 +4,7 @@ import io
 import math
 from itertools import cycle
 from pathlib import Path
+from typing import Protocol
 
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
@@ -22,6 +23,14 @@ BLUE, ORANGE, GREEN, GREY, *_ = COLORS = (
 )
 CONTRAST = 0.25  # how far a magnified perturbation may go from grey, which leaves its colours apart
 _EPS_LABELS = {"linf": "eps (1/255); 0 is clean", "l2": "eps (l_2); 0 is clean"}
+
+
+class Measured(Protocol):
+    """An accuracy with its interval, such as a [`Row`]."""
+
+    accuracy: float
+    low: float
+    high: float
 
 
 def draw_accuracy_over_eps(rows: list[Row], title: str, path: str | Path) -> None:
@@ -196,33 +205,33 @@ def draw_clean_against_robust(rows: list[Row], radius: Radius, path: str | Path)
         across_ends, up_ends = (error_bars([pair[axis] for pair in points]) for axis in (0, 1))
         style = {"fmt": "o", "color": color, "capsize": 2, "label": mathtext(model)}
         axes.errorbar(across, up, yerr=up_ends, xerr=across_ends, **style)
-        named += [(*pair, color) for pair in points]
+        named += [(row.benchmark, clean_row, row, color) for clean_row, row in points]
     axes.set(xlabel="clean accuracy (%)", ylabel=f"worst case at {radius} (%)")
     axes.set(xlim=(0, 105), ylim=(-2, 105))
     axes.legend(frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1), fontsize=9)
     figure.tight_layout()
-    _name_points(axes, named)
+    name_points(axes, named)
     save_figure(figure, path, layout=False)
 
 
-def _name_points(axes, points: list[tuple[Row, Row, str]]) -> None:
-    """Write each point's benchmark at the nearest place where it covers no other name and no point, with a line to it.
+def name_points(axes, points: list[tuple[str, Measured, Measured, str]]) -> None:
+    """Write each point's name at the nearest place where it covers no other name and no point, with a line to it.
 
     Args:
         axes (`Axes`): With the limits and the size that it keeps.
-        points (`list[tuple[Row, Row, str]]`): The row across, the row up, and the color.
+        points (`list[tuple[str, Measured, Measured, str]]`): The name, what is measured across and up, and the color.
     """
     room, taken = axes.get_window_extent(), []
-    for across, up, _ in points:
+    for _, across, up, _ in points:
         x, y = across.accuracy, up.accuracy
         for interval in (((across.low, y), (across.high, y)), ((x, up.low), (x, up.high))):
             ends = [[100 * value for value in end] for end in interval]
             taken.append(Bbox(axes.transData.transform(ends)).padded(3))
-    for across, up, color in points:
+    for label, across, up, color in points:
         place = 100 * across.accuracy, 100 * up.accuracy
         line = {"arrowstyle": "-", "color": color, "lw": 0.5, "shrinkA": 0, "shrinkB": 0}
         style = {"fontsize": 7, "color": color, "ha": "center", "va": "center", "arrowprops": line}
-        name = axes.annotate(mathtext(up.benchmark), place, **style)
+        name = axes.annotate(mathtext(label), place, **style)
         boxes = _boxes_around(axes.transData.transform(place), name.get_window_extent())
         inside = [box for box in boxes if room.containsx(box.x0) and room.containsx(box.x1) and room.containsy(box.y0)]
         boxes = inside or boxes  # a name may be wider than the picture
@@ -269,8 +278,8 @@ def draw_adversarial_images(examples: list[dict], title: str, path: str | Path) 
     save_figure(figure, path)
 
 
-def error_bars(rows: list[Row]) -> tuple[list[float], list[float]]:
-    """How far each row's interval reaches below and above its accuracy, in points."""
+def error_bars(rows: list[Measured]) -> tuple[list[float], list[float]]:
+    """How far each interval reaches below and above its accuracy, in points."""
     below = [100 * (row.accuracy - row.low) for row in rows]
     return below, [100 * (row.high - row.accuracy) for row in rows]
 

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from hpt.errors import InputError
 from hpt.hub.card_text import NOTE, mark, merge_cards, read_model_id
-from hpt.hub.folder import EVALUATION_FILE, TRAINING_FILE, ModelFolder
+from hpt.hub.folder import CHOICE_FILE, EVALUATION_FILE, TRAINING_FILE, ModelFolder
 from hpt.hub.index import TASK, as_eval_result
 from hpt.hub.rows import THIS
 from hpt.hub.run_check import NO_ATTACK
@@ -34,7 +34,7 @@ def write_card(folder: ModelFolder, model_id: str | None = None, old: str | None
     Raises:
         InputError: if there is nothing to tell, or the old card's metadata can't be read.
     """
-    if folder.text(TRAINING_FILE) is None and folder.text(EVALUATION_FILE) is None:
+    if all(folder.text(name) is None for name in (TRAINING_FILE, EVALUATION_FILE, CHOICE_FILE)):
         raise InputError(f"{folder} has no {TRAINING_FILE} and no evaluation: there is nothing to write a card of.")
     old = folder.card if old is None else old
     model_id = model_id or read_model_id(old or "") or folder.path.resolve().name

@@ -24,8 +24,10 @@ from hpt.hub.folder import (
     ADAPTER_FILE,
     AGREEMENT_FILE,
     CARD_FILE,
+    CHOICE_FILE,
     CONFIG_FILE,
     CURVES,
+    DIAL,
     EVALUATION_FILE,
     FIGURES,
     RUN_FILE,
@@ -38,13 +40,13 @@ from hpt.hub.folder import (
 CONFIGS = (CONFIG_FILE, ADAPTER_FILE)
 PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 TOKENIZERS = ("tokenizer_config.json",)
-DESCRIPTIONS = (TRAINING_FILE, EVALUATION_FILE)
+DESCRIPTIONS = (TRAINING_FILE, EVALUATION_FILE, CHOICE_FILE)
 # What hpt or transformers wrote: a push deletes those on the Hub that the folder doesn't have
 WRITTEN = (
     *(*CONFIGS, *WEIGHTS, *PROCESSORS, *TOKENIZERS, *DESCRIPTIONS, "model.safetensors.index.json"),
     *("tokenizer.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
     *("spiece.model", "sentencepiece.bpe.model", RUN_FILE, AGREEMENT_FILE),
-    *(f"{FIGURES}/{name}" for name in ("robustness_*_linf.png", "robustness_*_l2.png", CURVES)),
+    *(f"{FIGURES}/{name}" for name in ("robustness_*_linf.png", "robustness_*_l2.png", CURVES, DIAL)),
 )
 PUBLISHED = (*WRITTEN, CARD_FILE, f"{FIGURES}/*.png")
 TEXTS = (".json", ".jsonl", ".yaml", ".md", ".txt")
@@ -106,11 +108,14 @@ def _check_complete(folder: ModelFolder, names: list[str]) -> None:
                 f"{folder} isn't a finished run: it has no {' or '.join(needed)}. HPTTrainer and recipes/hpt_gpd.py "
                 "save all that is needed."
             )
-    if folder.run is not None and not folder.has_weights_of_run:
-        raise InputError(
-            f"The weights in {folder} aren't those that its {TRAINING_FILE} is of: the save was cut off, or they were "
-            "changed since. Save the model again."
-        )
+    described = {TRAINING_FILE: folder.run and folder.run["weights"]}
+    described[CHOICE_FILE] = folder.choice and folder.choice["saved_weights"]
+    for name, weights in described.items():
+        if weights is not None and weights != folder.saved_weights:
+            raise InputError(
+                f"The weights in {folder} aren't those that its {name} is of: the save was cut off, or they were "
+                "changed since. Save the model again."
+            )
 
 
 def published_content(folder: ModelFolder, name: str, token: str | None = None) -> bytes | Path:

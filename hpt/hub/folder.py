@@ -4,8 +4,9 @@ training.json         what the run was, from which the card is written
 run.yaml              settings that start it again, for `recipes/hpt_gpd.py --config`
 evaluation.jsonl      a row for each accuracy that was measured on these weights, or on the vanilla model's
 processor_check.json  how far the saved processor is from what was measured
+interpolation.json    of a point between vanilla and trained weights, which it is, and why it was chosen
 README.md             the model card
-figures/              training curves, and accuracy over eps
+figures/              training curves, accuracy over eps, and the dial that a point was chosen on
 """
 
 import hashlib
@@ -19,6 +20,7 @@ import yaml
 
 from hpt.errors import InputError, did_you_mean_path
 from hpt.escaping import file_name
+from hpt.evaluation.dial_report import parse_choice
 from hpt.evaluation.processor_check import parse_agreement
 from hpt.evaluation.results import parse_row
 from hpt.evaluation.rows import Row
@@ -29,10 +31,10 @@ from hpt.models.sources import BASE_FILE
 
 
 TRAINING_FILE, RUN_FILE, EVALUATION_FILE = "training.json", "run.yaml", "evaluation.jsonl"
-AGREEMENT_FILE, CARD_FILE = "processor_check.json", "README.md"
+AGREEMENT_FILE, CHOICE_FILE, CARD_FILE = "processor_check.json", "interpolation.json", "README.md"
 CONFIG_FILE, ADAPTER_FILE = "config.json", "adapter_config.json"
 WEIGHTS = ("model.safetensors", "model-?????-of-?????.safetensors", "adapter_model.safetensors")
-FIGURES, CURVES = "figures", "training_curves.png"
+FIGURES, CURVES, DIAL = "figures", "training_curves.png", "dial.png"
 
 # Fields of a recipe that name models and data, which `run.yaml` has without their local folders
 MODELS = ("target", "proxy")
@@ -69,7 +71,8 @@ class ModelFolder:
             InputError: if it isn't a finished run.
         """
         names = ["robust", "adapter"] if merged else ["adapter", "robust"]
-        paths = [path for path in (run, *(run / name for name in names)) if (path / TRAINING_FILE).is_file()]
+        paths = [run, *(run / name for name in names)]
+        paths = [path for path in paths if any((path / name).is_file() for name in (TRAINING_FILE, CHOICE_FILE))]
         if not paths and evaluated and (run / CONFIG_FILE).is_file():
             return cls(run)
         if not paths and not run.is_dir():
@@ -157,12 +160,17 @@ class ModelFolder:
         if self.is_adapter:
             self._name_base(record["target"])
         if not self.has_weights_of_run:
-            for name in (EVALUATION_FILE, AGREEMENT_FILE, *(f"{FIGURES}/{name}" for name in self.robustness_pictures)):
-                self._delete(name)
+            self._delete_measurements()
         self._write(TRAINING_FILE, json.dumps(sealed(record | {"weights": self.saved_weights}), indent=1))
         settings = yaml.safe_dump(record["settings"], sort_keys=False, allow_unicode=True)
         note = "# PATH stands for folders of the machine that it ran on.\n" if "PATH/" in settings else ""
         self._write(RUN_FILE, note + settings)
+
+    def _delete_measurements(self) -> None:
+        """Delete what was measured on other weights that were here, and why those were chosen."""
+        pictures = (f"{FIGURES}/{name}" for name in (*self.robustness_pictures, DIAL))
+        for name in (EVALUATION_FILE, AGREEMENT_FILE, CHOICE_FILE, *pictures):
+            self._delete(name)
 
     def _name_base(self, target: dict) -> None:
         config = json.loads(self.text(ADAPTER_FILE))
@@ -197,6 +205,32 @@ class ModelFolder:
     def write_agreement(self, agreement: dict) -> None:
         """Keep what [`compare_with_processor`] measured beside the model."""
         self._write(AGREEMENT_FILE, json.dumps(sealed(agreement), indent=1))
+
+    @property
+    def choice(self) -> dict | None:
+        """Of a point between vanilla and trained weights, which it is and why, or `None` for any other model.
+
+        Raises:
+            InputError: if it was damaged.
+        """
+        return self._parsed(CHOICE_FILE, _parse_choice)
+
+    @property
+    def has_weights_of_choice(self) -> bool:
+        """Whether the weights are those of the choice; not if there is none, or it can't be read."""
+        try:
+            return self.choice is not None and self.choice["saved_weights"] == self.saved_weights
+        except InputError:
+            return False
+
+    def write_choice(self, choice: dict) -> None:
+        """Keep beside a model that is saved here how it was chosen, as `hpt.evaluation.dial_report` describes it.
+
+        What was measured on other weights that were here before is deleted.
+        """
+        if not self.has_weights_of_choice:
+            self._delete_measurements()
+        self._write(CHOICE_FILE, json.dumps(sealed(choice | {"saved_weights": self.saved_weights}), indent=1))
 
     # Card and pictures
 
@@ -287,6 +321,10 @@ def _parse_rows(text: str, file: Path) -> list[Row]:
 
 def _parse_agreement(text: str, file: Path) -> dict:
     return parse_file(text, file, parse_agreement, "remove it, and evaluate again")
+
+
+def _parse_choice(text: str, file: Path) -> dict:
+    return parse_file(text, file, parse_choice, "choose and save the point again")
 
 
 def _parse_config(text: str, file: Path) -> dict:

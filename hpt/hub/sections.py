@@ -7,6 +7,7 @@ from hpt.data.subsets import list_part
 from hpt.escaping import address, code, markdown, shell
 from hpt.evaluation.report import describe_resolution, markdown_table
 from hpt.hub.card_text import loaded_by
+from hpt.hub.choice import again, describe_place, interpolation
 from hpt.hub.folder import CURVES, FIGURES, MAY_BE_LOCAL, RUN_FILE, ModelFolder
 from hpt.hub.measurements import guesses, limits, results, strongest_result
 from hpt.hub.run_check import NO_ATTACK
@@ -39,7 +40,8 @@ def summary(folder: ModelFolder, model_id: str) -> str:
 
 def _of_untrained(folder: ModelFolder) -> str:
     state = "isn't trained yet" if folder.run else "hpt has measured; how it was trained isn't recorded"
-    return f"A {code(folder.model['architecture'])} that {state}. {strongest_result(folder.rows, None)}"
+    sentences = [f"A {code(folder.model['architecture'])} that {state}.", describe_place(folder.choice)]
+    return " ".join(filter(None, [*sentences, strongest_result(folder.rows, None)]))
 
 
 def _of_trained(folder: ModelFolder) -> str:
@@ -53,6 +55,7 @@ def _of_trained(folder: ModelFolder) -> str:
         *unknown,
         "It classifies images by any class names, as the vanilla model does that it was made from "
         f"({_name(run['target'])}).",
+        *filter(None, [describe_place(folder.choice)]),
         strongest_result(folder.rows, run["settings"].get("attack_eps", "1/255")),
     ]
     if folder.is_unfinished:
@@ -224,7 +227,7 @@ def reproduction(folder: ModelFolder, model_id: str) -> str:
     if names := run.get("own_objectives"):
         text += f"Not part of hpt: {', '.join(map(code, names))}. "
     listed = ", ".join(f"{name} {version}" for name, version in run["versions"].items() if name != "commit")
-    return f"{text}It ran with {markdown(listed)}."
+    return f"{text}{again(folder.choice)}It ran with {markdown(listed)}."
 
 
 def _in_python(run: dict) -> str:
@@ -337,6 +340,7 @@ SECTIONS = [
     Section("use", "How to use it", usage),
     Section("results", "Results", results),
     Section("training", "How it was trained", training),
+    Section("interpolation", "Where its weights lie, and why", interpolation),
     Section("limits", "Limits", limits),
     Section("reproduce", "How to reproduce it", reproduction),
     Section("citation", "Citation", citation),

@@ -137,6 +137,12 @@ def _parse_index(value: object) -> dict:
     return index
 
 
+def find_path_of_vanilla(run: Path) -> str | None:
+    """Where the vanilla model of a run lay on this machine; `None` for one on the Hub, or that was in memory."""
+    noted = run / ENDPOINTS / BASE_FILE
+    return noted.read_text(encoding="utf-8") if noted.is_file() else None
+
+
 def read_endpoints(run: Path, vanilla: dict[str, torch.Tensor]) -> Endpoints:
     """The final weights and the anchor stage's average that a run has kept, for points between them and vanilla.
 

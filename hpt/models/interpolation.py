@@ -35,7 +35,7 @@ class Endpoints:
         average: dict[str, torch.Tensor] | None = None,
     ):
         for other in (final, average or {}):
-            _check_same_architecture(vanilla, other)
+            check_same_architecture(vanilla, other)
         self.vanilla, self.final = _copied(vanilla), _copied(final)
         self.average = average and _copied(average)
 
@@ -103,17 +103,14 @@ def _widened(weight: torch.Tensor) -> torch.Tensor:
     return weight.to(torch.promote_types(weight.dtype, torch.float32)) if weight.is_floating_point() else weight
 
 
-def _check_same_architecture(vanilla: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    if unknown := other.keys() - vanilla.keys():
-        raise InputError(
-            f"The checkpoints are of different architectures: the vanilla one has no {describe_names(unknown)}."
-        )
-    for name, weight in other.items():
-        if weight.shape != vanilla[name].shape:
-            raise InputError(
-                f"The checkpoints are of different architectures: {name} is {tuple(vanilla[name].shape)} in the "
-                f"vanilla one, {tuple(weight.shape)} in the other."
-            )
+def check_same_architecture(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> None:
+    """Refuse other weights that a model doesn't have, or in other shapes."""
+    if unknown := others.keys() - weights.keys():
+        raise InputError(f"The checkpoints are of different architectures: one has no {describe_names(unknown)}.")
+    for name, weight in others.items():
+        if weight.shape != weights[name].shape:
+            shapes = f"{tuple(weights[name].shape)} in one and {tuple(weight.shape)} in the other"
+            raise InputError(f"The checkpoints are of different architectures: {name} is {shapes}.")
 
 
 # Points
