@@ -16,7 +16,7 @@ from hpt.cli import parse_config, run_recipe
 from hpt.errors import PushFailed
 from hpt.escaping import one_line
 from hpt.hub.card import write_card
-from hpt.hub.contents import published_files, refuse_links, refuse_token
+from hpt.hub.contents import published_endpoints, published_files, refuse_links, refuse_token
 from hpt.hub.evaluations import add_saved_evaluations
 from hpt.hub.folder import ModelFolder
 from hpt.hub.push import check_repository_id, publish
@@ -38,6 +38,9 @@ class Publication:
     hub_revision: str | None = field(default=None, metadata={"help": "Branch to push to, made if it isn't there."})
     license: str | None = field(default=None, metadata={"help": "Of the weights, as the Hub spells it."})
     unfinished: bool = field(default=False, metadata={"help": "Publish a run that stopped before its last step too."})
+    with_endpoints: bool = field(
+        default=False, metadata={"help": "Publish RUN/endpoints, which --save_endpoints keeps, too."}
+    )
     message: str = field(default="Upload by hpt", metadata={"help": "Of the commit."})
     dry_run: bool = field(default=False, metadata={"help": "Write the card, say what would go, and push nothing."})
 
@@ -62,16 +65,18 @@ def describe_and_push(publication: Publication, run: Path, folder: ModelFolder, 
     write_card(folder, repo_id, license=publication.license)
 
     # What goes
-    names = published_files(folder)
+    endpoints = run if publication.with_endpoints else None
+    names = published_files(folder) | (published_endpoints(run, folder) if endpoints else {})
     print(f"{folder} -> {repo_id}{f' ({publication.hub_revision})' if publication.hub_revision else ''}")
-    for name in names:
-        print(f"{(folder.path / name).stat().st_size:>13,}  {one_line(name)}")
+    for name, content in names.items():
+        size = content.stat().st_size if isinstance(content, Path) else len(content)
+        print(f"{size:>13,}  {one_line(name)}")
     if publication.dry_run:
         print("Nothing was pushed: leave out --dry_run.")
         return
 
     # The Hub
-    options = {"private": publication.hub_private_repo, "revision": publication.hub_revision}
+    options = {"private": publication.hub_private_repo, "revision": publication.hub_revision, "endpoints": endpoints}
     try:
         info = publish(folder, repo_id, message=publication.message, license=publication.license, **options)
     except PushFailed as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from hpt.data.benchmark import Benchmark
-from hpt.escaping import markdown, mathtext
+from hpt.escaping import code, markdown, mathtext
 from hpt.evaluation.dial import LEAST_CLEAN, Accuracy, DialPoint
 from hpt.evaluation.evaluator import RobustnessEvaluator
 from hpt.evaluation.figures import COLORS, error_bars, name_points, save_figure
@@ -89,7 +89,7 @@ def report_dial(dial: dict, rule: str, chosen: DialPoint | None, folder: Path) -
     title = f"Accuracy in %, with its 95 % interval, on {describe_samples(dial)}"
     lines = [markdown(title), format_points(points, chosen)]
     if chosen is not None:
-        lines.append(markdown(f"Chosen: {chosen.name}, by the rule {rule}: {explain_rule(rule)}."))
+        lines.append(f"Chosen: {chosen.name}, by the rule {code(rule)}: {explain_rule(rule)}.")
     page = "\n\n".join(lines) + "\n"
     print(f"\n{page}")
     write_file(folder / "dial.md", page)
@@ -134,21 +134,29 @@ def draw_dial(points: list[DialPoint], chosen: DialPoint | None, title: str, pat
     """Clean accuracy of each point against robust accuracy, with 95 % intervals, and a curve for each `u`."""
     figure = Figure(figsize=(6.4, 5))
     axes = figure.subplots()
-    named = []
-    for u, color in zip(dict.fromkeys(point.u for point in points), cycle(COLORS), strict=False):
+    us, named = list(dict.fromkeys(point.u for point in points)), []
+    for u, color in zip(us, cycle(COLORS), strict=False):
         own = [point for point in points if point.u == u]
         clean, robust = zip(*(point.accuracies for point in own), strict=True)
         across, up = ([100 * part.accuracy for part in axis] for axis in (clean, robust))
-        bars = {"xerr": error_bars(clean), "yerr": error_bars(robust), "elinewidth": 0.7, "capsize": 2}
-        axes.errorbar(across, up, fmt="o-", color=color, lw=1, ms=4, label=f"u = {u:g}", **bars)
+        bars = {"xerr": error_bars(clean), "yerr": error_bars(robust), "fmt": "none", "alpha": 0.35}
+        axes.errorbar(across, up, color=color, elinewidth=0.7, capsize=2, **bars)
+        axes.plot(across, up, "o-", color=color, lw=1, ms=4, label=f"u = {u:g}" if us != [0] else None)
         named += [(f"t = {point.t:g}", *point.accuracies, color) for point in own]
     if chosen is not None:
         place = 100 * chosen.clean, 100 * chosen.robust
         axes.plot(*place, "*", color="black", ms=13, zorder=3, label=f"chosen: {chosen.name}")
     axes.set(xlabel="clean accuracy (%)", ylabel="robust accuracy (%)")
     axes.margins(0.15)
+    axes.set(xlim=_within_percent(axes.get_xlim()), ylim=_within_percent(axes.get_ylim()))
     axes.set_title(mathtext(title), fontsize=9, wrap=True)
-    axes.legend(frameon=False, fontsize=9)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(frameon=False, fontsize=9)
     figure.tight_layout()
     name_points(axes, named)
     save_figure(figure, path, layout=False)
+
+
+def _within_percent(limits: tuple[float, float]) -> tuple[float, float]:
+    """Limits of an axis, without what no accuracy can be, but for room around a point at the edge."""
+    return max(-2, limits[0]), min(102, limits[1])

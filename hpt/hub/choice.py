@@ -35,8 +35,8 @@ def interpolation(folder: ModelFolder, model_id: str) -> str:
             f"They are `{formula}` at {markdown(chosen.name)}, where `vanilla` are the weights before training (hash "
             f"{code(choice['vanilla_weights'])}) and `final` those that it ended with "
             f"({code(choice['final_weights'])}){average}.",
-            markdown(f"The point was chosen by the rule {choice['rule']}: {explain_rule(choice['rule'])}. ")
-            + markdown(f"Accuracy in %, with its 95 % interval, on {describe_samples(choice)}:"),
+            f"The point was chosen by the rule {code(choice['rule'])}: {explain_rule(choice['rule'])}. Accuracy in %, "
+            f"with its 95 % interval, on {markdown(describe_samples(choice))}:",
             format_points(points, chosen),
             *([f"![Clean and robust accuracy of the points]({FIGURES}/{DIAL})"] if DIAL in folder.pictures else []),
             f"{_seen(folder)} No test was looked at for the choice. It was made by these numbers, so they flatter the "

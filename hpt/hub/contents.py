@@ -35,6 +35,7 @@ from hpt.hub.folder import (
     WEIGHTS,
     ModelFolder,
 )
+from hpt.models.endpoints import ENDPOINTS, INDEX, read_index
 
 
 CONFIGS = (CONFIG_FILE, ADAPTER_FILE)
@@ -49,6 +50,7 @@ WRITTEN = (
     *(f"{FIGURES}/{name}" for name in ("robustness_*_linf.png", "robustness_*_l2.png", CURVES, DIAL)),
 )
 PUBLISHED = (*WRITTEN, CARD_FILE, f"{FIGURES}/*.png")
+ENDPOINT_WEIGHTS = f"{ENDPOINTS}/*.safetensors"  # which go only if they are asked for
 TEXTS = (".json", ".jsonl", ".yaml", ".md", ".txt")
 # Files whose entries may look like paths
 LISTS_OF_TOKENS = ("tokenizer.json", "vocab*", "added_tokens.json", "special_tokens_map.json", "merges.txt")
@@ -77,6 +79,29 @@ def published_files(folder: ModelFolder, token: str | None = None) -> dict[str, 
     return {name: published_content(folder, name, token) for name in names}
 
 
+def published_endpoints(run: Path, model: ModelFolder, token: str | None = None) -> dict[str, bytes | Path]:
+    """The endpoints of a run, as [`published_files`] gives the files of its model.
+
+    Args:
+        run (`Path`): The run's `output_dir`.
+        model ([`ModelFolder`]): The model that goes with them.
+        token (`str`, *optional*): As of [`published_files`].
+
+    Raises:
+        InputError: if there are none, or they are of another run, links, or name something private.
+    """
+    index = read_index(run)
+    if model.run is None or model.run["vanilla_weights"] != index["vanilla_weights"]:
+        raise InputError(f"The endpoints in {run} aren't of the run that {model} is of.")
+    names = [INDEX, *(f"{name}.safetensors" for name in index["weights"])]
+    for file in (run / ENDPOINTS, *(run / ENDPOINTS / name for name in names)):
+        if file.is_symlink() or not file.exists():
+            raise InputError(f"{file} is a link or missing, so the endpoints aren't published: leave them out.")
+    return {
+        name: published_content(ModelFolder(run), name, token) for name in (f"{ENDPOINTS}/{name}" for name in names)
+    }
+
+
 def refuse_links(folder: ModelFolder) -> None:
     """Refuse a folder in which a file that goes to the Hub is a link, or lies in one; the folder itself may be one."""
     for file in (*folder.path.glob("*"), *folder.path.glob(f"{FIGURES}/*")):
@@ -90,7 +115,8 @@ def refuse_links(folder: ModelFolder) -> None:
 
 def stale_files(there: list[str], pushed: list[str]) -> list[str]:
     """Of the files in a repository, those of kinds that hpt writes which aren't pushed any more."""
-    return [name for name in there if name not in pushed and any(_matches(name, pattern) for pattern in WRITTEN)]
+    written = (*WRITTEN, ENDPOINT_WEIGHTS, f"{ENDPOINTS}/{INDEX}")
+    return [name for name in there if name not in pushed and any(_matches(name, pattern) for pattern in written)]
 
 
 def _is_published(name: str) -> bool:
@@ -124,7 +150,7 @@ def published_content(folder: ModelFolder, name: str, token: str | None = None) 
     if not name.isprintable():
         raise InputError(f"The name of {str(file)!r} can't be published: give it another one.")
     refuse_token(name, "The name of a picture", token)
-    if any(_matches(name, pattern) for pattern in WEIGHTS):
+    if any(_matches(name, pattern) for pattern in (*WEIGHTS, ENDPOINT_WEIGHTS)):
         for block in _blocks(file):
             refuse_token(block, file, token)
         refuse_local_path(_metadata(file), file)

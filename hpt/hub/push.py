@@ -22,7 +22,14 @@ from hpt.errors import InputError, PushFailed, causes, without_secrets
 from hpt.escaping import one_line, shell
 from hpt.hub.card import write_card
 from hpt.hub.card_text import choose_card, is_own_card, remote_card, stated_license
-from hpt.hub.contents import CONFIGS, published_content, published_files, refuse_token, stale_files
+from hpt.hub.contents import (
+    CONFIGS,
+    published_content,
+    published_endpoints,
+    published_files,
+    refuse_token,
+    stale_files,
+)
 from hpt.hub.folder import CARD_FILE, ModelFolder
 from hpt.locks import hold_folder
 
@@ -104,6 +111,7 @@ def publish(
     token: str | None = None,
     message: str = "Upload by hpt",
     license: str | None = None,
+    endpoints: Path | None = None,
 ) -> CommitInfo:
     """Push a trained model's folder into a repository, which is made where there is none.
 
@@ -117,6 +125,8 @@ def publish(
         message (`str`, *optional*): Of the commit.
         license (`str`, *optional*): Of the weights, as the Hub spells it; otherwise what the run's recipe says, or
             the card that there is, or the target's.
+        endpoints (`Path`, *optional*): The `output_dir` of a run whose endpoints go too; without, those that are there
+            are deleted.
 
     Raises:
         InputError: for a folder without a trained model, with a link or with something private, or in which another
@@ -129,6 +139,7 @@ def publish(
     refuse_token(message, "The message of the commit", token)
     with hold_folder(folder.path):
         before, files = folder.weights_on_disk(), published_files(folder, token)
+        files |= {} if endpoints is None else published_endpoints(endpoints, folder, token)
         repo_id = prepare_repository(repo_id, private=private, revision=revision, token=token)
         api = HfApi(token=token)
         with _step(repo_id, READ):
