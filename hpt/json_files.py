@@ -121,6 +121,22 @@ def check_kinds(values: dict, kinds: dict) -> None:
             raise ValueError(f"{name} is {reprlib.repr(value)}, but must be {_describe(kinds[name])}")
 
 
+def check_whole(values: dict, kinds: dict, of: str = "") -> None:
+    """Refuse a dictionary that lacks values, or has some of another kind; what it has beside these isn't looked at.
+
+    Args:
+        values (`dict`): As JSON has them.
+        kinds (`dict`): As of [`check_kinds`].
+        of (`str`, *optional*): What messages put before the names.
+
+    Raises:
+        ValueError: naming what is missing, or the first of another kind.
+    """
+    if missing := [name for name in kinds if name not in values]:
+        raise ValueError(f"it lacks {of}{', '.join(missing)}")
+    check_kinds({f"{of}{name}": values[name] for name in kinds}, {f"{of}{name}": kind for name, kind in kinds.items()})
+
+
 def _fits(value, kind) -> bool:
     for own, part in _alternatives(kind):
         if own is float and type(value) in (int, float):

@@ -19,7 +19,7 @@ from hpt.evaluation.evaluator import RobustnessEvaluator
 from hpt.evaluation.figures import COLORS, error_bars, name_points, save_figure
 from hpt.evaluation.report import describe_resolution, markdown_table
 from hpt.files import write_file
-from hpt.json_files import as_line, check_kinds, unsealed
+from hpt.json_files import as_line, check_whole, unsealed
 from hpt.models.interpolation import Endpoints
 from hpt.models.weights import hash_weights
 
@@ -69,10 +69,11 @@ def parse_choice(value: object) -> dict:
         ValueError: if it was altered, or lacks something.
     """
     choice = unsealed(value)
-    for values, kinds in ((choice, CHOICE | {"saved_weights": str}), *((point, POINT) for point in choice["points"])):
-        if missing := kinds.keys() - values.keys():
-            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-        check_kinds({name: values[name] for name in kinds}, kinds)
+    check_whole(choice, CHOICE | {"saved_weights": str})
+    for point in choice["points"]:
+        check_whole(point, POINT, "a point's ")
+    if not any((point["t"], point["u"]) == (choice["t"], choice["u"]) for point in choice["points"]):
+        raise ValueError("the point that was chosen isn't among its points")
     return choice
 
 

@@ -1,6 +1,6 @@
 """What `training.json` says of a run, checked to be whole and of the right kinds before a card is written of it."""
 
-from hpt.json_files import check_kinds, unsealed
+from hpt.json_files import check_whole, unsealed
 
 
 TOWERS = ("vision", "all")
@@ -81,23 +81,16 @@ def parse_run(value: object) -> dict:
         ValueError: saying what of it was altered, is missing or of another kind.
     """
     run = unsealed(value)
-    _check(run, RUN | {name: kind for name, kind in SINCE.items() if name in run})
-    _check(run["data"], DATA | {name: kind for name, kind in DATA_SINCE.items() if name in run["data"]}, "data's ")
-    _check(run["schedule"], SCHEDULE | ({"restart": bool} if "restart" in run["schedule"] else {}), "schedule's ")
-    _check(run["versions"], {"hpt": str, "commit": str | None}, "versions' ")
+    check_whole(run, RUN | {name: kind for name, kind in SINCE.items() if name in run})
+    check_whole(run["data"], DATA | {name: kind for name, kind in DATA_SINCE.items() if name in run["data"]}, "data's ")
+    check_whole(run["schedule"], SCHEDULE | ({"restart": bool} if "restart" in run["schedule"] else {}), "schedule's ")
+    check_whole(run["versions"], {"hpt": str, "commit": str | None}, "versions' ")
     if (run["data"].get("labelled", True) and not run["data"]["class_names"]) or not run["prompt_template"]:
         raise ValueError("it has no class_names, or no prompt_template")
     if not {"proxy", "proxies"} & set(run):
         raise ValueError("it lacks proxies")
     for model in (run["target"], *run.get("proxies", filter(None, [run.get("proxy")]))):
-        _check(model, MODEL | ({"wrapper": str | None} if "wrapper" in model else {}), "a model's ")
+        check_whole(model, MODEL | ({"wrapper": str | None} if "wrapper" in model else {}), "a model's ")
     if run["trainable"] not in TOWERS:
         raise ValueError(f"trainable is {run['trainable']!r}, but must be {' or '.join(TOWERS)}")
     return run
-
-
-def _check(values: dict, kinds: dict, of: str = "") -> None:
-    missing = [name for name in kinds if name not in values]
-    if missing:
-        raise ValueError(f"it lacks {of}{', '.join(missing)}")
-    check_kinds({f"{of}{name}": values[name] for name in kinds}, {f"{of}{name}": kind for name, kind in kinds.items()})

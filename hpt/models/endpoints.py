@@ -21,7 +21,7 @@ from torch import nn
 
 from hpt.errors import InputError, did_you_mean_path
 from hpt.files import write_file
-from hpt.json_files import check_kinds, parse_file, sealed, unsealed
+from hpt.json_files import check_whole, parse_file, sealed, unsealed
 from hpt.models.families import plain_model
 from hpt.models.interpolation import Endpoints
 from hpt.models.sources import BASE_FILE
@@ -131,9 +131,7 @@ def read_index(run: Path) -> dict:
 
 def _parse_index(value: object) -> dict:
     index = unsealed(value)
-    if missing := KINDS.keys() - index.keys():
-        raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-    check_kinds({name: index[name] for name in KINDS}, KINDS)
+    check_whole(index, KINDS)
     return index
 
 
