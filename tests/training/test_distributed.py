@@ -68,7 +68,11 @@ def train_and_save(folder: Path, dtype: str = "float64", dataset=None, **setting
 
 def train_both_towers(folder: Path) -> None:
     """The same with both towers, augmented, from random starts, which belong to an image's place in the run."""
-    train_and_save(folder, trainable="all", kl_reduction="mean", attack_random_start=True, augmentation="crop_flip")
+    settings = {"trainable": "all", "kl_reduction": "mean", "attack_random_start": True, "augmentation": "crop_flip"}
+    train_and_save(folder, save_endpoints=True, **settings)
+    own = load_file(folder / f"{os.environ.get('WORLD_SIZE', 1)}-{os.environ.get('RANK', 0)}.safetensors")
+    for name, weight in load_file(folder / "endpoints" / "final.safetensors").items():  # which rank 0 writes for both
+        assert torch.equal(weight, own[name]), name
 
 
 def train_on_stream(folder: Path) -> None:
