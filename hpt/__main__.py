@@ -10,6 +10,7 @@ A recipe is imported when it is asked for, so that nothing else costs time.
 
 import difflib
 import sys
+import textwrap
 from functools import partial
 from importlib import import_module
 
@@ -57,7 +58,7 @@ def describe_commands() -> str:
             "Adversarially robust CLIP without a robust teacher, by HPT-GPD.\n",
             *lines,
             "\n`hpt COMMAND --help` lists a command's fields.",
-            f"--num_processes N, for {shared}: N processes share the work.",
+            textwrap.fill(f"--num_processes N, for {shared}: N processes share the work.", 100),
         ]
     )
 
