@@ -61,7 +61,8 @@ def train(folder: str, variant: str) -> None:
     """Train to the end, from the newest complete checkpoint: 20 steps, a checkpoint every 3, 5 steps an epoch."""
     processes = int(os.environ.get("WORLD_SIZE", 1))
     settings = {"logging_steps": 4, "save_strategy": "steps", "save_steps": 3, "save_total_limit": 2}
-    settings |= {"eval_strategy": "epoch", "anchor_learning_rate": 0.02, "learning_rate": 0.1} | VARIANTS[variant]
+    settings |= {"eval_strategy": "epoch", "anchor_learning_rate": 0.02, "learning_rate": 0.1, "save_endpoints": True}
+    settings |= VARIANTS[variant]
     batch_size = 4 // processes // settings.get("gradient_accumulation_steps", 1)
     model, dataset = make_clip(0)[0], make_dataset(20)
     trainer = make_trainer(
@@ -143,7 +144,11 @@ def kill_behind_batch(folder: Path, variant: str, processes: int, batches: int, 
 
 
 def assert_same_run(reference: Path, resumed: Path) -> None:
-    """The last checkpoints of two runs have the same weights, EMA, optimizer state and log, bit for bit."""
+    """The last checkpoints of two runs have the same weights, EMA, optimizer state and log, and the runs the same
+    endpoints, bit for bit."""
+    kept = [sorted((folder / "endpoints").iterdir()) for folder in (reference, resumed)]
+    assert [file.name for file in kept[0]] == [file.name for file in kept[1]] and len(kept[0]) == 4
+    assert all(first.read_bytes() == second.read_bytes() for first, second in zip(*kept, strict=True))
     folders = [folder / f"checkpoint-{STEPS}" for folder in (reference, resumed)]
     names = [sorted(file.name for file in folder.glob("*.safetensors")) for folder in folders]
     assert names[0] == names[1] and "gpd_state.safetensors" in names[0]

@@ -11,7 +11,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from helpers import ALWAYS, make_clip, make_dataset, make_trainer, run_recipe, with_accuracy
+from helpers import ALWAYS, assert_same, make_clip, make_dataset, make_trainer, run_recipe, with_accuracy
 from huggingface_hub import HfApi, constants
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -24,6 +24,7 @@ from hpt.evaluation.rows import Row
 from hpt.hub.contents import published_files
 from hpt.hub.folder import ModelFolder
 from hpt.hub.push import prepare_repository, publish
+from hpt.json_files import sealed, unsealed
 from hpt.models.loading import save_finished
 from hpt.models.lora import add_lora, merged
 from hpt.models.weights import hash_weights
@@ -376,3 +377,66 @@ def test_an_adapter_or_its_merged_model_is_published(hub, tmp_path, capsys):
         card = huggingface_hub.ModelCard((hub.root / "models" / "me" / name / "README.md").read_text())
         assert [result.metric_value for result in card.data.eval_results] == [0.5]
         assert card.data.library_name == {"adapter": "peft", "robust": "transformers"}[name]
+
+
+ENDPOINTS = {f"endpoints/{name}" for name in ("anchor.safetensors", "average.safetensors", "final.safetensors")}
+
+
+def test_endpoints_are_pushed_only_if_they_are_asked_for(hub, tmp_path):
+    run = tmp_path / "run"
+    trainer = make_trainer(run, save_endpoints=True, anchor_epochs=1, transfer_epochs=1)
+    trainer.train()
+    trainer.save_model()  # beside its endpoints
+    model = ModelFolder(run)
+    publish(model, "me/robust")
+    assert not any(name.startswith("endpoints") for name in pushed(hub, "me/robust"))
+    publish(model, "me/robust", endpoints=run)
+    assert pushed(hub, "me/robust") >= ENDPOINTS | {"endpoints/endpoints.json"}
+    assert_same(
+        load_file(hub.root / "models" / "me" / "robust" / "endpoints" / "final.safetensors"),
+        load_file(run / "endpoints" / "final.safetensors"),
+    )
+    publish(model, "me/robust")
+    assert not any(name.startswith("endpoints") for name in pushed(hub, "me/robust"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "line"),
+    [
+        (lambda run: shutil.rmtree(run / "endpoints"), "has no endpoints"),
+        (lambda run: (run / "endpoints" / "final.safetensors").unlink(), "final.safetensors is a link or missing"),
+        (lambda run: link(run / "endpoints" / "final.safetensors"), "final.safetensors is a link or missing"),
+        (lambda run: link(run / "endpoints"), "endpoints is a link or missing"),
+        (lambda run: say(run, target={"name": "/usr/lib/clip"}), "endpoints.json names the local path /usr/lib"),
+        (lambda run: say(run, target={"name": TOKEN}), "endpoints.json holds a token"),
+        (lambda run: say(run, vanilla_weights="0" * 16), "The endpoints in .* aren't of the run that .* is of"),
+    ],
+    ids=["none", "missing", "link", "folder is a link", "path", "token", "other run"],
+)
+def test_endpoints_with_something_private_or_of_another_run_are_not_pushed(
+    hub, with_endpoints, tmp_path, damage, line
+):
+    run = Path(shutil.copytree(with_endpoints, tmp_path / "run"))
+    damage(run)
+    with pytest.raises(InputError, match=line):
+        publish(ModelFolder(run), "me/robust", endpoints=run)
+    assert not hub.requests
+
+
+@pytest.fixture(scope="module")
+def with_endpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    trainer = make_trainer(folder, save_endpoints=True, anchor_epochs=1, transfer_epochs=1)
+    trainer.train()
+    trainer.save_model()
+    return folder
+
+
+def link(path) -> None:
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to(path.with_name("elsewhere"))
+
+
+def say(run, **changes) -> None:
+    index = unsealed(json.loads((run / "endpoints" / "endpoints.json").read_text()))
+    (run / "endpoints" / "endpoints.json").write_text(json.dumps(sealed(index | changes)))
