@@ -5,7 +5,6 @@ dial.png      the same as a curve
 points.jsonl  a line for each point
 """
 
-import re
 from dataclasses import asdict
 from itertools import cycle
 from pathlib import Path
@@ -13,8 +12,9 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from hpt.data.benchmark import Benchmark
+from hpt.errors import InputError
 from hpt.escaping import code, markdown, mathtext
-from hpt.evaluation.dial import LEAST_CLEAN, Accuracy, DialPoint
+from hpt.evaluation.dial import Accuracy, DialPoint, check_rule
 from hpt.evaluation.evaluator import RobustnessEvaluator
 from hpt.evaluation.figures import COLORS, error_bars, name_points, save_figure
 from hpt.evaluation.report import describe_resolution, markdown_table
@@ -72,8 +72,14 @@ def parse_choice(value: object) -> dict:
     check_whole(choice, CHOICE | {"saved_weights": str})
     for point in choice["points"]:
         check_whole(point, POINT, "a point's ")
+        if not (0 <= point["clean"] <= 1 and 0 <= point["robust"] <= 1 and point["num_samples"] > 0):
+            raise ValueError(f"{point} can't have been measured")
     if not any((point["t"], point["u"]) == (choice["t"], choice["u"]) for point in choice["points"]):
         raise ValueError("the point that was chosen isn't among its points")
+    try:
+        check_rule(choice["rule"])
+    except InputError as error:
+        raise ValueError(str(error)) from error
     return choice
 
 
@@ -107,9 +113,10 @@ def describe_samples(dial: dict) -> str:
 
 def explain_rule(rule: str) -> str:
     """A rule in words."""
-    if matched := re.fullmatch(LEAST_CLEAN, rule):
-        return f"the most robust of the points with a clean accuracy of at least {matched[1]}"
-    return "the largest sum of clean and robust accuracy"
+    least = check_rule(rule)
+    if least is None:
+        return "the largest sum of clean and robust accuracy"
+    return f"the most robust of the points with a clean accuracy of at least {least:g}"
 
 
 def format_points(points: list[DialPoint], chosen: DialPoint | None) -> str:

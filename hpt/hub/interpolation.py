@@ -91,7 +91,8 @@ def load_ends(
     if hash_weights(endpoints.at(1)) != last:
         raise InputError(f"The endpoints in {run} aren't of {trained}: one of them is of another run.")
     templates = classifier.templates if record is None else record["prompt_template"]
-    return ZeroShotClassifier(classifier.model, classifier.processor, template=templates), endpoints
+    model = classifier.model.requires_grad_(False)
+    return ZeroShotClassifier(model, classifier.processor, template=templates), endpoints
 
 
 def find_vanilla(run: Path, record: dict) -> Reference:

@@ -196,3 +196,8 @@ def test_a_choice_that_was_altered_is_noticed(images):
         parse_choice(choice | {"points": [{"t": 1.0, "u": 0.0, "clean": 0.5, "num_samples": 1, "weights": ""}]})
     with pytest.raises(ValueError, match="the point that was chosen isn't among its points"):
         parse_choice(choice | {"t": 0.7})
+    with pytest.raises(ValueError, match="The rule is 'clean>=<b>', but must be"):
+        parse_choice(choice | {"rule": "clean>=<b>"})
+    for change in ({"clean": 1.5}, {"robust": -0.1}, {"num_samples": 0}):
+        with pytest.raises(ValueError, match="can't have been measured"):
+            parse_choice(choice | {"points": [choice["points"][0] | change]})

@@ -8,12 +8,15 @@ from types import SimpleNamespace
 
 import pytest
 from helpers import run_recipe, with_accuracy
+from safetensors.torch import load_file, save_file
 from transformers import CLIPModel
 
 from hpt import InputError
 from hpt.evaluation.processor_check import DIFFERENCES, SHARES
 from hpt.evaluation.rows import Row
 from hpt.hub import push
+from hpt.hub.card import write_card
+from hpt.hub.contents import published_files
 from hpt.hub.folder import ModelFolder
 from hpt.json_files import unsealed
 from hpt.models.files import SETTINGS
@@ -126,3 +129,42 @@ def test_a_model_that_hpt_did_not_train_is_taken_with_an_evaluation(folder):
     assert ModelFolder.of_run(folder, evaluated=True).path == folder
     with pytest.raises(InputError, match="A model that hpt only measured needs --evaluations"):
         ModelFolder.of_run(folder)
+
+
+def make_choice() -> dict:
+    point = {"t": 0.5, "u": 0.0, "clean": 0.75, "robust": 0.25, "num_samples": 4, "weights": "0" * 16}
+    texts = {"attack": "PGD-10 at l_inf eps 4/255", "benchmark": "birds", "split": "validation", "attack_space": "224"}
+    numbers = {"t": 0.5, "u": 0.0, "samples": 4, "seed": 0}
+    hashes = {"vanilla_weights": "1" * 16, "final_weights": "2" * 16}
+    return texts | numbers | hashes | {"rule": "sum", "points": [point], "source": None}
+
+
+def test_the_choice_of_a_point_goes_with_its_weights(folder):
+    model = ModelFolder(folder)
+    model.write_choice(make_choice())
+    assert ModelFolder(folder).has_weights_of_choice
+    assert "interpolation.json" in published_files(ModelFolder(folder))
+    # Other weights that are saved over it
+    change_weights(folder)
+    assert not ModelFolder(folder).has_weights_of_choice
+    with pytest.raises(InputError, match="aren't those that its (training|interpolation).json is of"):
+        published_files(ModelFolder(folder))
+    model = ModelFolder(folder)
+    model.write_run({name: value for name, value in model.run.items() if name != "weights"})
+    assert ModelFolder(folder).choice is None and not (folder / "interpolation.json").exists()
+
+
+def test_a_damaged_choice_is_named_and_replaced(folder):
+    ModelFolder(folder).write_choice(make_choice())
+    text = (folder / "interpolation.json").read_text()
+    (folder / "interpolation.json").write_text(text.replace('"rule": "sum"', '"rule": "clean>=0.9"'))
+    with pytest.raises(InputError, match="interpolation.json is damaged .*it was altered.: choose and save the point"):
+        write_card(ModelFolder(folder))
+    ModelFolder(folder).write_choice(make_choice())
+    write_card(ModelFolder(folder))
+    assert "at t=0.5**, a point chosen by" in (folder / "README.md").read_text()
+
+
+def change_weights(folder) -> None:
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: weight + 1 for name, weight in weights.items()}, folder / "model.safetensors", {"format": "pt"})
