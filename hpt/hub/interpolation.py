@@ -127,7 +127,8 @@ def load_unseen(dataset: str | None, record: dict | None, validation_size: int |
     Raises:
         InputError: if there are no such images, or they can't be had.
     """
-    trained_on = record and record["settings"].get("train_dataset")
+    labelled = record is not None and record["data"].get("labelled", True)  # without labels nothing can be measured
+    trained_on = record["settings"].get("train_dataset") if labelled else None
     dataset = _name_dataset(dataset, trained_on)
     if trained_on is None:
         images = load_validation(dataset, validation_size or 0, protocol)

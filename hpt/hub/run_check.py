@@ -82,7 +82,9 @@ def parse_run(value: object) -> dict:
     """
     run = unsealed(value)
     check_whole(run, RUN | {name: kind for name, kind in SINCE.items() if name in run})
-    check_whole(run["data"], DATA | {name: kind for name, kind in DATA_SINCE.items() if name in run["data"]}, "data's ")
+    check_whole(
+        run["data"], DATA | {name: kind for name, kind in DATA_SINCE.items() if name in run["data"]}, "data's "
+    )
     check_whole(run["schedule"], SCHEDULE | ({"restart": bool} if "restart" in run["schedule"] else {}), "schedule's ")
     check_whole(run["versions"], {"hpt": str, "commit": str | None}, "versions' ")
     if (run["data"].get("labelled", True) and not run["data"]["class_names"]) or not run["prompt_template"]:
