@@ -47,7 +47,8 @@ def interpolation(folder: ModelFolder, model_id: str) -> str:
 
 def _seen(folder: ModelFolder) -> str:
     """Whether the images were trained on, as far as it is recorded."""
-    if folder.run is not None and "train_dataset" in folder.run["settings"]:
+    run = folder.run
+    if run is not None and "train_dataset" in run["settings"] and run["data"].get("labelled", True):
         return "The run didn't train on these images."
     return "Whether the model was trained on these images isn't recorded."
 

@@ -145,7 +145,9 @@ def load_unseen(dataset: str | None, record: dict | None, validation_size: int |
 
 def _name_dataset(dataset: str | None, trained_on: str | None) -> Reference:
     if dataset is None and trained_on is None:
-        raise InputError("What the model was trained on isn't recorded: give the set to choose on, as --dataset.")
+        raise InputError(
+            "What the model was trained on isn't recorded, or has no labels: give the set to choose on, as --dataset."
+        )
     if dataset is None and "PATH/" in trained_on:
         raise InputError(f"The run trained on {trained_on}: give --dataset, with that folder in the place of PATH/.")
     return parse_benchmark(dataset or trained_on)

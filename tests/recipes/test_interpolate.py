@@ -237,13 +237,22 @@ def test_images_that_were_trained_or_are_tested_on_are_refused(birds, suffix, li
         ("digits:split=test", "is what models are tested on"),
         ("all", "all is sixteen benchmarks, where one is needed"),
         ("digitz", "Unknown benchmark 'digitz'"),
-        (None, "isn't recorded: give the set to choose on, as --dataset"),
+        (None, "isn't recorded, or has no labels: give the set to choose on, as --dataset"),
     ],
     ids=str,
 )
 def test_a_set_that_cannot_be_chosen_on_is_refused(dataset, line):
     with pytest.raises(InputError, match=line):
         load_unseen(dataset, None, None, "hpt")
+
+
+def test_a_run_without_labels_has_its_dial_on_any_set_with_them(birds):
+    dataset, ran = birds
+    unlabelled = ran(4)
+    unlabelled["data"]["labelled"] = False
+    assert len(load_unseen("digits", unlabelled, 20, "hpt")) == 20
+    with pytest.raises(InputError, match="isn't recorded, or has no labels: give the set"):
+        load_unseen(None, unlabelled, None, "hpt")
 
 
 def test_another_set_than_the_runs_is_refused(birds):
