@@ -91,9 +91,10 @@ def _weighted(weights: dict[str, float]) -> list[str]:
 
 def check_attack_loss(name: str | None, objectives: Iterable[Objective]) -> None:
     """Refuse the name of an attack loss that no sum among the objectives has as a term."""
-    terms = {term for objective in objectives if isinstance(objective, WeightedSum) for term in objective.terms}
+    sums = [objective for objective in objectives if isinstance(objective, WeightedSum)]
+    terms = list(dict.fromkeys(term for objective in sums for term in objective.terms))
     if name is not None and name not in terms:
-        raise InputError(f"attack_loss is {name!r}, which is no term of a sum; {list_known(name, sorted(terms))}")
+        raise InputError(f"attack_loss is {name!r}, which is no term of a sum; {list_known(name, terms)}")
 
 
 def check_needs(objective: Objective, random_start: bool, trainable: str) -> None:
@@ -142,6 +143,8 @@ def make_objective(
 
 def parse_terms(field: str, text: str) -> dict[str, float]:
     """The names of a sum's terms with their weights, or of an objective with 1; errors as of [`make_objective`]."""
+    if not isinstance(text, str):
+        raise InputError(f"{field} is {text!r}, but must be a text, such as 'hpt' or '0.5*hpt + 1.0*tecoa'.")
     if text in OBJECTIVES:
         return {text: 1.0}
     weights: dict[str, float] = {}
@@ -160,6 +163,8 @@ def parse_terms(field: str, text: str) -> dict[str, float]:
 
 def _parse_settings(field: str, settings: str | None, text: str, terms: list[str]) -> dict[str, dict[str, str]]:
     """The settings of each term, as they are written."""
+    if not isinstance(settings, str | None):
+        raise InputError(f"{field} is {settings!r}, but must be a text, such as 'temperature=2'.")
     given: dict[str, dict[str, str]] = {name: {} for name in terms}
     for item in filter(None, (settings or "").split(",")):
         key, value = (part.strip() for part in item.partition("=")[::2])

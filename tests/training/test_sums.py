@@ -158,7 +158,12 @@ def config(**settings):
         ({"objective": "fare", "objective_args": "a=1"}, "known of fare: no settings"),
         ({"objective_args": "temperature=inf"}, "temperature is inf, but must be above 0 and finite"),
         ({"attack_loss": "tecoa"}, "attack_loss is 'tecoa', which is no term of a sum; known: none"),
-        ({"objective": "hpt + fare", "attack_loss": "tecoa"}, "is no term of a sum; known: fare, hpt"),
+        ({"objective": "hpt + fare", "attack_loss": "tecoa"}, "is no term of a sum; known: hpt, fare"),
+        ({"attack_loss": ["tecoa"]}, r"attack_loss is \['tecoa'\], which is no term"),
+        ({"objective": None}, "objective is None, but must be a text, such as 'hpt'"),
+        ({"objective_args": {"temperature": 2}}, "objective_args is {'temperature': 2}, but must be a text, such as"),
+        ({"objective": "agft", "objective_args": "r=0"}, "r is 0, but must be above 0 and finite"),
+        ({"objective": "agft + fare", "attack_random_start": False}, r"the attack of 1\*agft \+ 1\*fare has no"),
         (
             {"objective": "tecoa + clean_distillation", "attack_loss": "clean_distillation"},
             "attack_loss is 'clean_distillation', which runs no attack; known: tecoa",
