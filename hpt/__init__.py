@@ -13,6 +13,7 @@ _MODULE_OF = {
     "FGSM": "attacks",
     "PGD": "attacks",
     "BENCHMARKS": "data.records",
+    "Mixture": "data.mixtures",
     "load_benchmark": "data.loading",
     "RobustnessEvaluator": "evaluation.evaluator",
     "format_accuracies": "evaluation.report",

@@ -1,5 +1,6 @@
 """Prompt templates and the class names that are put into them."""
 
+import math
 import re
 import warnings
 from collections import Counter
@@ -20,12 +21,16 @@ def list_templates(template: str | list[str]) -> list[str]:
     return list(template) if isinstance(template, (list, tuple)) else [template]
 
 
-def check_templates(template: str | list[str]) -> list[str]:
+def check_templates(template: str | list[str] | dict[str, list[str]]) -> list[str] | dict[str, list[str]]:
     """The same, after a look at each: `str.format` must fill it with one class name.
+
+    A dict, which has the templates of each class by its name, stays one.
 
     Raises:
         InputError: if there is none, or one without a `{}`, with several, or with other braces.
     """
+    if isinstance(template, dict):
+        return {name: check_templates(own) for name, own in template.items()}
     templates = list_templates(template)
     if not templates:
         raise InputError("There is no prompt template: give at least one, such as 'a photo of a {}'.")
@@ -39,8 +44,16 @@ def check_templates(template: str | list[str]) -> list[str]:
     return templates
 
 
-def make_prompts(template: str | list[str], class_names: list[str]) -> list[str]:
-    """The prompts of all classes by the first template, then by the second, and so on."""
+def make_prompts(template: str | list[str] | dict[str, list[str]], class_names: list[str]) -> list[str]:
+    """The prompts of all classes by the first template, then by the second, and so on.
+
+    Where classes have templates of their own, each class's are gone through over and over until all end together, so
+    that the mean over a class's prompts is the one over its templates.
+    """
+    if isinstance(template, dict):
+        rounds = math.lcm(*(len(template[name]) for name in class_names))
+        by_class = [(name, template[name]) for name in class_names]
+        return [own[number % len(own)].format(name) for number in range(rounds) for name, own in by_class]
     return [text.format(name) for text in list_templates(template) for name in class_names]
 
 

@@ -20,7 +20,9 @@ import torch
 
 from hpt import PGD, HPTConfig, HPTTrainer, InputError, load_benchmark, load_proxy
 from hpt.cli import parse_config, run_recipe
+from hpt.data.benchmark import Benchmark
 from hpt.data.loading import load_training_data
+from hpt.data.mixtures import choose_sets, load_mixture
 from hpt.data.names import expand_all
 from hpt.data.subsets import write_out_classes
 from hpt.errors import check_known
@@ -38,13 +40,15 @@ from hpt.radius import Fraction, Radius
 from hpt.training.config import DTYPES
 from hpt.training.inputs import check_sets
 from hpt.training.labels import who_needs_labels
+from hpt.training.mixed_sets import images_of_an_epoch
 from hpt.training.pretraining import pretrain_missing
 from hpt.training.record import refuse_other_run
 
 
 HERE = Path(__file__).parent
 QUICKSTART = "quickstart"
-OWN = ("target", "proxy", "train_dataset", "eval_datasets")  # with any of these, the quickstart isn't meant
+# With any of these, the quickstart isn't meant
+OWN = ("target", "proxy", "train_dataset", "train_datasets", "eval_datasets")
 
 
 @dataclass
@@ -58,9 +62,20 @@ class Recipe:
     proxy_dtype: str = field(default="float32", metadata={"help": "What it runs in: float32, bfloat16 or float16."})
     lora_rank: int | None = field(default=None, metadata={"help": "Train LoRA adapters of this rank instead."})
     lora_alpha: float | None = field(default=None, metadata={"help": "Their scale; the rank unless given."})
-    train_dataset: str = field(default="tiny_imagenet", metadata={"help": "Benchmark, NAME=PATH, or any other."})
+    train_dataset: str | None = field(
+        default=None, metadata={"help": "Benchmark, NAME=PATH, or any other; tiny_imagenet unless any is given."}
+    )
+    train_datasets: list[str] = field(
+        default_factory=list, metadata={"help": "Several instead, each with its classes."}
+    )
+    dataset_weights: list[float] | None = field(
+        default=None, metadata={"help": "Their shares of an epoch's images; by size unless given."}
+    )
+    batches: str | None = field(
+        default=None, metadata={"help": "Of several sets: one_set in each step (the default), or mixed."}
+    )
     eval_datasets: list[str] = field(
-        default_factory=list, metadata={"help": "Benchmarks whose test split is reported; train_dataset unless given."}
+        default_factory=list, metadata={"help": "Benchmarks whose test split is reported; the training sets' if none."}
     )
     protocol: str = field(default="hpt", metadata={"help": "hpt or pmg: the resolution at which images are attacked."})
     validation_size: int = field(
@@ -69,7 +84,7 @@ class Recipe:
     streaming: bool = field(
         default=False, metadata={"help": "Read the training set as it is used; needs steps_per_epoch."}
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many images."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many images, of each set."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Report on so many images, stratified."})
     pretrain_target: str | None = field(
         default=None,
@@ -91,8 +106,11 @@ class Recipe:
     )
 
     def __post_init__(self):
-        self.train_dataset = write_out_classes(self.train_dataset)  # which others can't read from a file
-        self.eval_datasets = [write_out_classes(text) for text in self.eval_datasets] or [self.train_dataset]
+        self.train_dataset = choose_sets(self.train_dataset, self.train_datasets, vars(self), "tiny_imagenet")
+        self.train_dataset = self.train_dataset and write_out_classes(self.train_dataset)  # others can't read a file
+        self.train_datasets = list(map(write_out_classes, self.train_datasets))
+        self.eval_datasets = list(map(write_out_classes, self.eval_datasets))
+        self.eval_datasets = self.eval_datasets or self.train_datasets or [self.train_dataset]
         self.target, self.proxy = expanduser(self.target), expanduser(self.proxy)
         self.proxy_eps = [Radius(eps) for eps in self.proxy_eps or []]
         check_known("proxy_dtype", self.proxy_dtype, DTYPES)
@@ -100,6 +118,8 @@ class Recipe:
             check_lora(self.lora_rank, self.lora_alpha)
         elif self.lora_alpha is not None:
             raise InputError("lora_alpha is given without lora_rank, which makes the adapters: give both, or neither.")
+        if self.streaming and self.train_datasets:
+            raise InputError("A mixture doesn't stream: leave streaming out, or train on one set.")
         if self.streaming and self.max_train_samples is not None:
             raise InputError("A stream isn't cut by max_train_samples: steps_per_epoch says how much an epoch reads.")
 
@@ -123,13 +143,8 @@ def run(recipe: Recipe, args: HPTConfig, config: Path | None) -> None:
 
     # Data
     protocol, benchmarks = recipe.protocol, expand_all(recipe.eval_datasets)
-    train, validation = load_training_data(
-        recipe.train_dataset, recipe.validation_size, protocol, recipe.streaming, who_needs_labels(args)
-    )
-    if not train.has_labels and recipe.eval_datasets == [recipe.train_dataset]:
-        raise InputError(f"{train.name} has no labels to test by: name sets with labels by --eval_datasets.")
-    train = train if recipe.streaming else train.subset(recipe.max_train_samples)
-    args.schedule(None if recipe.streaming else len(train))  # refuses what doesn't fit, before anything takes long
+    train, validation = load_training_sets(recipe, args)
+    args.schedule(images_of_an_epoch(train, args))  # refuses what doesn't fit, before anything takes long
     tests = [load_benchmark(name, protocol=protocol).subset(recipe.max_eval_samples) for name in benchmarks]
     check_sets(train, validation, tests, args)
 
@@ -148,7 +163,7 @@ def run(recipe: Recipe, args: HPTConfig, config: Path | None) -> None:
         proxy=proxy,
         processing_class=processor,
         train_dataset=train,
-        eval_dataset=validation if validation is not None and validation.has_labels else None,
+        eval_dataset=None if isinstance(validation, Benchmark) and not validation.has_labels else validation,
     )
     trainer.recipe = vars(recipe) | {f"pretrain_{name}": None for name in files if name not in pretrained}
     if recipe.overwrite:  # now that all else is known to be right
@@ -180,6 +195,19 @@ def run(recipe: Recipe, args: HPTConfig, config: Path | None) -> None:
     if args.push_to_hub:
         info = trainer.push_to_hub(folder=folders[-1])
         print(f"Pushed to {info.repo_url}")
+
+
+def load_training_sets(recipe: Recipe, args: HPTConfig) -> tuple:
+    """What is trained on, and the validation images; of several sets, those of each by its name."""
+    held_out, protocol = recipe.validation_size, recipe.protocol
+    if recipe.train_datasets:
+        sets = (recipe.train_datasets, recipe.dataset_weights, recipe.batches)
+        return load_mixture(*sets, held_out, protocol, rows=recipe.max_train_samples)
+    needs = who_needs_labels(args)
+    train, validation = load_training_data(recipe.train_dataset, held_out, protocol, recipe.streaming, needs)
+    if not train.has_labels and recipe.eval_datasets == [recipe.train_dataset]:
+        raise InputError(f"{train.name} has no labels to test by: name sets with labels by --eval_datasets.")
+    return train if recipe.streaming else train.subset(recipe.max_train_samples), validation
 
 
 def default_config() -> str | None:

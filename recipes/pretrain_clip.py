@@ -29,11 +29,15 @@ def main():
     args, _ = parse_config((PretrainingConfig,), folder=Path(__file__).parent)
     with hold_together(args.output_dir):
         refuse_finished(args)
-        test = load_test(parse_benchmark(args.train_dataset))
+        benchmarks = map(parse_benchmark, args.train_datasets or [args.train_dataset])
+        tests = [test for benchmark in benchmarks if (test := load_test(benchmark)) is not None]
         pretrain(args)
-    if args.process_index == 0 and test is not None:
-        model, processor = load_dual_encoder(args.output_dir)
-        (row,) = measure([Subject(ZeroShotClassifier(model.to(args.device), processor))], test)
+    if args.process_index > 0 or not tests:
+        return
+    model, processor = load_dual_encoder(args.output_dir)
+    subject = Subject(ZeroShotClassifier(model.to(args.device), processor))
+    for test in tests:
+        (row,) = measure([subject], test)
         interval = f"[{100 * row.low:.1f}, {100 * row.high:.1f}]"
         print(f"{args.output_dir}: {100 * row.accuracy:.1f} {interval} % of {row.n} {test.name} {test.split} images")
 

@@ -52,6 +52,24 @@ def match_classes(own: list[str], wanted: list[str], what: str, hint: str = "") 
     return numbers
 
 
+def union_classes(lists: list[list[str]]) -> tuple[list[str], list[list[int]]]:
+    """The classes of several datasets together, where names that [`match_classes`] takes for the same are one class.
+
+    Args:
+        lists (`list[list[str]]`): Class names of each dataset, in the order of its labels.
+
+    Returns:
+        `tuple`: names in the order of their first place, each in its first spelling; and, for each dataset, the number
+        that each of its labels becomes.
+    """
+    names, places = [], {}
+    for name in (name for own in lists for name in own):
+        if _plain(name) not in places:
+            places[_plain(name)] = len(names)
+            names.append(name)
+    return names, [[places[_plain(name)] for name in own] for own in lists]
+
+
 def rename_classes(own: list[str], names: dict[str, str], what: str) -> list[str]:
     """Readable names for the classes of a dataset, in the order of its labels.
 

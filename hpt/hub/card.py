@@ -63,14 +63,16 @@ def card_metadata(folder: ModelFolder, model_id: str, license: str | None = None
     Base model and datasets are named where they are on the Hub, and left out where they are local.
     """
     run, architecture = folder.run, folder.model["architecture"]
-    source, base = (run["data"]["source"], run["target"]["hub_id"]) if run else (None, None)
+    base = run["target"]["hub_id"] if run else None
+    sets = run["data"].get("sets", [run["data"]]) if run else []
+    sources = [part["source"].partition("@")[0] for part in sets if part["source"]]
     results = [as_eval_result(row) for row in folder.rows if row.model == THIS]
     return ModelCardData(
         library_name="peft" if folder.is_adapter else "transformers",
         pipeline_tag=TASK,
         base_model=base,
         base_model_relation=base and ("adapter" if folder.is_adapter else "finetune"),
-        datasets=source and [source.partition("@")[0]],
+        datasets=list(dict.fromkeys(sources)) or None,
         license=license or (run and run["license"]),
         tags=[*_tags_of_run(run), TAG_OF_ANY, *family_by_architecture(architecture).tags],
         model_name=model_id.split("/")[-1],

@@ -24,6 +24,8 @@ DATA = {
     "class_names": list[str],
 }
 DATA_SINCE = {"geometry": str, "labelled": bool}  # what the data of some runs lack
+MIXTURE = {"sets": list[dict], "batches": str}  # beside the rest, of data from several sets
+OF_A_MIXTURE = DATA | {"geometry": str, "images": int, "template": str | list[str]}
 SCHEDULE = {
     "steps_per_epoch": int,
     "anchor_epochs": int,
@@ -85,6 +87,10 @@ def parse_run(value: object) -> dict:
     check_whole(
         run["data"], DATA | {name: kind for name, kind in DATA_SINCE.items() if name in run["data"]}, "data's "
     )
+    if "sets" in run["data"]:
+        check_whole(run["data"], MIXTURE, "data's ")
+        for part in run["data"]["sets"]:
+            check_whole(part, OF_A_MIXTURE, "a training set's ")
     check_whole(run["schedule"], SCHEDULE | ({"restart": bool} if "restart" in run["schedule"] else {}), "schedule's ")
     check_whole(run["versions"], {"hpt": str, "commit": str | None}, "versions' ")
     if (run["data"].get("labelled", True) and not run["data"]["class_names"]) or not run["prompt_template"]:

@@ -158,7 +158,7 @@ def training(folder: ModelFolder, model_id: str) -> str:
         ["target", f"{_origin(run['target'])}, {_shape(run['target'])}"],
         *([_proxy_title(run, proxy), _proxy_cell(proxy)] for proxy in _proxies(run)),
         ["trained", markdown(run["adapter"] or towers)],
-        ["data", _data(run["data"])],
+        *_data_rows(run["data"]),
         *_augmentation(run["settings"]),
         ["prompts", _prompts(run)],
         ["objective", markdown(f"{run['objective']} ({run['divergence']})") if run["objective"] else "not recorded"],
@@ -302,7 +302,24 @@ def _duration(seconds: float) -> str:
 
 def _prompts(run: dict) -> str:
     """The templates of the class prompts, unless there were no classes."""
-    return ", ".join(map(code, list_templates(run["prompt_template"]))) if run["data"]["class_names"] else "none"
+    return ", ".join(map(code, _templates(run))) if run["data"]["class_names"] else "none"
+
+
+def _templates(run: dict) -> list[str]:
+    """The prompt templates of the training classes, of all training sets."""
+    sets = run["data"].get("sets", [{"template": run["prompt_template"]}])
+    return list(dict.fromkeys(template for part in sets for template in list_templates(part["template"])))
+
+
+def _data_rows(data: dict) -> list[list[str]]:
+    """What was trained on, with a row for each set of a mixture."""
+    if "sets" not in data:
+        return [["data", _data(data)]]
+    batches = {"one_set": "each step on images of one set", "mixed": "batches of all sets, over all classes"}
+    kind = batches.get(data["batches"], data["batches"])
+    title = markdown(f"{data['name']}: {data['images_per_epoch']:,} images an epoch, {kind}")
+    parts = [f"{_data(part)}, of {part['images']:,}" for part in data["sets"]]
+    return [["data", title], *(["", part] for part in parts)]
 
 
 def _data(data: dict) -> str:

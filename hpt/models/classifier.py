@@ -56,8 +56,9 @@ class ZeroShotClassifier(nn.Module):
             Its processor: tokenizer, input size and normalisation.
         class_names (`list[str]`, *optional*):
             Names put into the template. Without them only [`with_classes`] can be used.
-        template (`str` or `list[str]`, *optional*, defaults to `"This is a photo of a {}"`):
-            One or several prompt templates; the embeddings of several are averaged on the unit sphere.
+        template (`str`, `list[str]` or `dict[str, list[str]]`, *optional*, defaults to `"This is a photo of a {}"`):
+            One or several prompt templates, or those of each class by its name; the embeddings of several are averaged
+            on the unit sphere.
         image_mean, image_std (`list[float]`, *optional*):
             Normalisation per channel, instead of the processor's.
 
@@ -90,7 +91,9 @@ class ZeroShotClassifier(nn.Module):
         self.text_parameters = [weight for part in self.family.text_modules(model) for weight in part.parameters()]
         self._cached_text_embeds, self._cached_for = None, None
 
-    def with_classes(self, class_names: list[str], template: str | list[str] | None = None) -> "ZeroShotClassifier":
+    def with_classes(
+        self, class_names: list[str], template: str | list[str] | dict[str, list[str]] | None = None
+    ) -> "ZeroShotClassifier":
         """The same model and normalisation over other classes."""
         mean, std = self.image_mean.flatten().tolist(), self.image_std.flatten().tolist()
         template = self.templates if template is None else template
@@ -174,7 +177,7 @@ class ZeroShotClassifier(nn.Module):
             F.normalize(_pooled(self.model.get_text_features(**dict(zip(tokens, chunk, strict=True)))), dim=-1)
             for chunk in chunks
         ]
-        return F.normalize(torch.cat(embeds).unflatten(0, (len(self.templates), -1)).mean(0), dim=-1)
+        return F.normalize(torch.cat(embeds).unflatten(0, (-1, len(self.class_names))).mean(0), dim=-1)
 
     @cached_property
     def prompt_tokens(self) -> dict[str, torch.Tensor]:

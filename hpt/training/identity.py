@@ -9,6 +9,7 @@ import torch
 from transformers import TrainingArguments
 
 from hpt.data.benchmark import Benchmark
+from hpt.data.epochs import EpochMixture
 from hpt.data.geometry import ProcessorTransform
 from hpt.data.hashing import hash_samples
 from hpt.data.images import read_labels
@@ -27,26 +28,32 @@ logger = logging.getLogger(__name__)
 NOT_OF_AN_ADAPTER = "base_model_name_or_path inference_mode peft_version revision auto_mapping megatron_core".split()
 
 
-def describe_training(args: TrainingArguments, names: list[str], train: Benchmark | EpochStream) -> dict:
+def describe_training(
+    args: TrainingArguments, names: list[str], train: Benchmark | EpochStream | EpochMixture
+) -> dict:
     """What fixes the numbers of any training: its settings `names`, and its data, by readable name.
 
     The global batch counts, and not how it is divided, unless an epoch's last batch is divided into unequal parts.
     """
     adam = "adam" in str(getattr(args.optim, "value", args.optim))
     described = {name: getattr(args, name) for name in names if adam or not name.startswith("adam_")}
-    described["data_seed"] = args.seed if args.data_seed is None else args.data_seed
+    described["data_seed"] = data_seed(args)
     described["use_seedable_sampler"] = args.accelerator_config.use_seedable_sampler
     batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     images = images_per_epoch(args, len(train))
-    described |= {"global_batch_size": batch_size, "images_per_epoch": images, "train_dataset": _describe_data(train)}
-    described["samples"] = hash_benchmark(train) if isinstance(train, Benchmark) else _identify_stream(train)
-    described["geometry"] = _describe_geometry(train)
+    described |= {"global_batch_size": batch_size, "images_per_epoch": images}
+    described |= _describe_mixture(train) if isinstance(train, EpochMixture) else _describe_set(train)
     if images % batch_size:
         described["division of the last batch"] = describe_launch(args)
     if isinstance(train, EpochStream):
         described["shuffle_buffer_size"] = train.buffer_size
         described["dataloader_num_workers"] = args.dataloader_num_workers
     return described
+
+
+def data_seed(args: TrainingArguments) -> int:
+    """What the order of the training images comes from, and how they are augmented."""
+    return args.seed if args.data_seed is None else args.data_seed
 
 
 def describe_launch(args: TrainingArguments) -> dict:
@@ -134,6 +141,26 @@ def images_per_epoch(args: TrainingArguments, images: int) -> int:
     if args.dataloader_drop_last:
         return images // batch_size * batch_size
     return images if args.world_size == 1 else -(-images // batch_size) * batch_size
+
+
+def _describe_set(train: Benchmark | EpochStream) -> dict:
+    """What a training set is: in words, what stands for its samples, and how they come to the target."""
+    samples = hash_benchmark(train) if isinstance(train, Benchmark) else _identify_stream(train)
+    return {"train_dataset": _describe_data(train), "samples": samples, "geometry": _describe_geometry(train)}
+
+
+def _describe_mixture(train: EpochMixture) -> dict:
+    """The same of all sets of a mixture, in their order, with how they are mixed."""
+    sets = [_describe_set(part) | {"template": part.template} for part in train.sets.values()]
+    shares = dict(zip(train.sets, train.shares, strict=True))
+    named = zip(train.sets, sets, strict=True)
+    return {
+        "train_dataset": "; ".join(f"{name}: {described['train_dataset']}" for name, described in named),
+        "samples": digest([[described["samples"], described["template"]] for described in sets]),
+        "geometry": ", ".join(described["geometry"] for described in sets),
+        "images of each set": shares,
+        "batches": train.batches,
+    }
 
 
 def _describe_geometry(train: Benchmark | EpochStream) -> str:

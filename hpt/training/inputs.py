@@ -10,8 +10,10 @@ from transformers import TrainingArguments
 from hpt.data.augmentation import AUGMENTATIONS, CropFlip
 from hpt.data.benchmark import Benchmark, StreamingBenchmark
 from hpt.data.classes import match_classes, readable_names, renumber
+from hpt.data.epochs import MIXED, EpochMixture, join_classes
 from hpt.data.geometry import resize_as_trained
 from hpt.data.given import (
+    SPLITS,
     as_benchmarks,
     as_dataset,
     as_images,
@@ -21,6 +23,7 @@ from hpt.data.given import (
     refuse_unlabelled,
 )
 from hpt.data.images import check_columns, check_images, check_labels
+from hpt.data.mixtures import Mixture
 from hpt.data.streams import EpochStream, check_workers
 from hpt.errors import InputError
 from hpt.models.classifier import ZeroShotClassifier, frozen_copy
@@ -29,7 +32,9 @@ from hpt.models.lora import check_adapter
 from hpt.models.weights import architecture, find_non_finite, freeze_untrained, hash_weights, plain_weights
 from hpt.training.config import HPTConfig
 from hpt.training.gpd import GPDSchedule
+from hpt.training.identity import data_seed
 from hpt.training.labels import check_unlabelled
+from hpt.training.mixed_sets import as_epochs, check_mixture, class_names_of_set, template_of_set
 
 
 RENAME = "Leave class_names out, or rename the dataset's classes first."
@@ -42,7 +47,7 @@ class TrainingInputs:
     Args:
         classifier ([`ZeroShotClassifier`]): The target over the training classes.
         proxy, original ([`ZeroShotClassifier`], *optional*): Frozen, likewise.
-        train ([`Benchmark`] or [`EpochStream`], *optional*): The training set.
+        train ([`Benchmark`], [`EpochStream`] or [`EpochMixture`], *optional*): The training set.
         evaluation ([`Benchmark`] or dict of them, *optional*): What `evaluate()` takes without an argument.
         schedule ([`GPDSchedule`], *optional*): The stages over the training set.
         augmentation ([`CropFlip`], *optional*): Of the training set's images.
@@ -53,7 +58,7 @@ class TrainingInputs:
     classifier: ZeroShotClassifier
     proxy: ZeroShotClassifier | None
     original: ZeroShotClassifier | None
-    train: Benchmark | EpochStream | None
+    train: Benchmark | EpochStream | EpochMixture | None
     evaluation: Benchmark | dict[str, Benchmark] | None
     schedule: GPDSchedule | None
     augmentation: CropFlip | None
@@ -77,13 +82,19 @@ def prepare_inputs(
     if args.needs_patches:
         check_patches(model)
     check_proxy(proxy, model, args)
-    class_names = class_names or training_class_names(train_dataset, eval_dataset)
+    if isinstance(train_dataset, dict) and not isinstance(train_dataset, SPLITS):
+        train_dataset = Mixture(train_dataset)
+    class_names, template = training_classes(train_dataset, eval_dataset, class_names, args)
     if lacks_labels(train_dataset):
         check_unlabelled(args, train_dataset, class_names)
-    classifier = ZeroShotClassifier(model, processing_class, class_names, args.prompt_template)
+    classifier = ZeroShotClassifier(model, processing_class, class_names, template)
     class_names, image_processor = classifier.class_names, processing_class.image_processor
     train, schedule, augmentation = None, None, make_augmentation(args)
-    if train_dataset is not None:
+    if isinstance(train_dataset, Mixture):
+        over_union = train_dataset.batches == MIXED
+        train = as_epochs(train_dataset, args, image_processor, args.prompt_template, augmentation, over_union)
+        check_batches(len(train), args)
+    elif train_dataset is not None:
         train = as_training_set(train_dataset, args, class_names, image_processor, augmentation)
     evaluation = as_evaluation_sets(eval_dataset, class_names, image_processor)
     trained = freeze_untrained(model, args.trainable)
@@ -96,7 +107,7 @@ def prepare_inputs(
         check_steps(schedule, args.max_steps)
     resize_as_trained(image_processor)
     if proxy is not None:
-        proxy = proxy.with_classes(class_names, args.prompt_template).requires_grad_(False).eval()
+        proxy = proxy.with_classes(class_names, template).requires_grad_(False).eval()
     original = frozen_copy(classifier) if args.needs_original else None
     vanilla_weights = hash_weights(plain_weights(model))
     models = (classifier, proxy, original)
@@ -106,12 +117,7 @@ def prepare_inputs(
 def make_augmentation(args: HPTConfig) -> CropFlip | None:
     """The augmentation of the training images by the name that the settings give; `None` for none."""
     kind = AUGMENTATIONS[args.augmentation]
-    return kind and kind(_data_seed(args))
-
-
-def _data_seed(args: TrainingArguments) -> int:
-    """What the order of the training images comes from, and how they are augmented."""
-    return args.seed if args.data_seed is None else args.data_seed
+    return kind and kind(data_seed(args))
 
 
 def check_config(args) -> None:
@@ -215,15 +221,19 @@ def _same_weights(target, proxy) -> bool:
     )
 
 
-def check_sets(train: Benchmark | StreamingBenchmark, validation, tests: list[Benchmark], args: HPTConfig) -> None:
+def check_sets(
+    train: Benchmark | StreamingBenchmark | Mixture, validation, tests: list[Benchmark], args: HPTConfig
+) -> None:
     """Refuse images that can't be used, tests on training images, and evaluations in training without images.
 
     Raises:
         InputError: naming the set.
     """
+    if isinstance(train, Mixture):
+        check_mixture(train, args, args.prompt_template)
+    sets = list(train.sets.values()) if isinstance(train, Mixture) else [train]
     for test in tests:
-        of_one_split = (test.part_of or test.name, test.split) == (train.part_of or train.name, train.split)
-        if of_one_split and (set(test.class_names) & set(train.class_names) or not train.has_labels):
+        if any(_may_share_images(test, part) for part in sets):
             raise InputError(
                 f"{test.name} would be tested on its training images ({test.split}): give a folder with train/ and "
                 "test/, or other images by --eval_datasets."
@@ -231,7 +241,7 @@ def check_sets(train: Benchmark | StreamingBenchmark, validation, tests: list[Be
         check_images(test.dataset, test.name, same_size=test.is_native)
     if isinstance(train, StreamingBenchmark):
         check_workers(train, args.dataloader_num_workers)
-    if validation is not None and not validation.has_labels and args.eval_strategy != "no":
+    if isinstance(validation, Benchmark) and not validation.has_labels and args.eval_strategy != "no":
         raise InputError(
             f"The validation images of {train.name} have no labels, which accuracy is measured by: give "
             "--eval_strategy no."
@@ -239,8 +249,32 @@ def check_sets(train: Benchmark | StreamingBenchmark, validation, tests: list[Be
     if validation is None and args.eval_strategy != "no":
         hint = "" if isinstance(train, StreamingBenchmark) else "--validation_size N, or "
         raise InputError(
-            f"{train.name} has no validation images to evaluate on in training: give {hint}--eval_strategy no."
+            f"{' + '.join(part.name for part in sets)} has no validation images to evaluate on in training: give "
+            f"{hint}--eval_strategy no."
         )
+
+
+def _may_share_images(test: Benchmark, train: Benchmark | StreamingBenchmark) -> bool:
+    """Whether they are of one split, and of classes that both have, as far as these are known."""
+    of_one_split = (test.part_of or test.name, test.split) == (train.part_of or train.name, train.split)
+    return of_one_split and (not train.has_labels or bool(set(test.class_names) & set(train.class_names)))
+
+
+def training_classes(
+    train_dataset, eval_dataset, class_names: list[str] | None, args: HPTConfig
+) -> tuple[list[str] | None, str | list[str] | dict[str, list[str]]]:
+    """Names of the training classes and their prompt templates; of a mixture, those of all of its sets.
+
+    Raises:
+        InputError: for names that are missing, and for names or a template that a mixture's sets have themselves.
+    """
+    if not isinstance(train_dataset, Mixture):
+        return class_names or training_class_names(train_dataset, eval_dataset), args.prompt_template
+    if class_names is not None:
+        raise InputError("class_names is of one training set, but each set of a mixture has its own: leave it out.")
+    sets = train_dataset.sets
+    names = [class_names_of_set(part, name) for name, part in sets.items()]
+    return join_classes(names, [template_of_set(part, args.prompt_template) for part in sets.values()])
 
 
 def training_class_names(train_dataset, eval_dataset) -> list[str] | None:
@@ -358,6 +392,6 @@ def _cut_into_epochs(stream: StreamingBenchmark, args: HPTConfig) -> EpochStream
         num_batches=args.schedule(None).steps_per_epoch * args.gradient_accumulation_steps * args.world_size,
         batch_size=args.per_device_train_batch_size,
         buffer_size=args.shuffle_buffer_size,
-        seed=_data_seed(args),
+        seed=data_seed(args),
         num_workers=args.dataloader_num_workers,
     )

@@ -31,6 +31,7 @@ from hpt.cli import parse_config
 from hpt.data.benchmark import Benchmark
 from hpt.data.images import check_images, collate, to_unit_range
 from hpt.data.loading import load_training_data
+from hpt.data.mixtures import OF_THE_SETS, Mixture, choose_sets, load_mixture
 from hpt.errors import InputError, check_known
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.loading import save_finished
@@ -40,6 +41,7 @@ from hpt.prompts import DEFAULT_TEMPLATE, check_templates, make_prompts
 from hpt.training.callbacks import LogitScaleCallback
 from hpt.training.identity import describe_training
 from hpt.training.inputs import check_batches, check_launch
+from hpt.training.mixed_sets import as_epochs
 from hpt.training.resumable import ResumableTrainer
 from hpt.training.trackers import check_trackers
 from hpt.training.unsupported import check_run, refuse_unsupported
@@ -59,9 +61,18 @@ class PretrainingConfig(TrainingArguments):
     They stand beside those of [`~transformers.TrainingArguments`].
     """
 
-    train_dataset: str = field(default="digits", metadata={"help": "Benchmark to train on, or NAME=PATH."})
+    train_dataset: str | None = field(
+        default=None, metadata={"help": "Benchmark to train on, or NAME=PATH; digits unless any is given."}
+    )
+    train_datasets: list[str] = field(
+        default_factory=list, metadata={"help": "Several instead, over the classes of all of them."}
+    )
+    dataset_weights: list[float] | None = field(
+        default=None, metadata={"help": "Their shares of an epoch's images; by size unless given."}
+    )
+    batches: str | None = field(default=None, metadata={"help": "Of several sets: one_set (the default) or mixed."})
     validation_size: int = field(default=0, metadata={"help": "Training images held out, the same in every recipe."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use so many training images."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use so many training images, of each set."})
 
     family: str = field(
         default="clip", metadata={"help": "clip (softmax loss), or siglip (sigmoid loss, attention pooling)."}
@@ -111,6 +122,7 @@ class PretrainingConfig(TrainingArguments):
     def __post_init__(self):
         if self.push_to_hub:
             raise InputError("push_to_hub is for robust models: push a pretrained one by model.push_to_hub(name).")
+        self.train_dataset = choose_sets(self.train_dataset, self.train_datasets, vars(self), "digits")
         check_known("family", self.family, PRETRAINED)
         check_templates(self.caption_templates)
         if not 0 < self.learning_rate < math.inf:
@@ -220,15 +232,18 @@ class ContrastiveTrainer(ResumableTrainer):
     Args:
         model, processor: from [`build_clip`] or [`build_siglip`].
         args ([`PretrainingConfig`]): Settings.
-        train_dataset ([`Benchmark`]): Images and labels.
+        train_dataset ([`Benchmark`] or [`Mixture`]): Images and labels, or several sets of them.
     """
 
     loss_is_scaled_for_ga = False
 
-    def __init__(self, model, processor, args: PretrainingConfig, train_dataset: Benchmark):
+    def __init__(self, model, processor, args: PretrainingConfig, train_dataset: Benchmark | Mixture):
         check_launch(args)
-        train_dataset = train_dataset.for_model(processor.image_processor)
-        check_images(train_dataset.dataset, train_dataset.name, same_size=train_dataset.is_native)
+        if isinstance(train_dataset, Mixture):
+            train_dataset = as_epochs(train_dataset, args, processor.image_processor, over_union=True)
+        else:
+            train_dataset = train_dataset.for_model(processor.image_processor)
+            check_images(train_dataset.dataset, train_dataset.name, same_size=train_dataset.is_native)
         check_batches(len(train_dataset), args)
         classifier = ZeroShotClassifier(model, processor, train_dataset.class_names, args.caption_templates)
         super().__init__(model, args, collate, train_dataset, callbacks=[LogitScaleCallback()])
@@ -239,7 +254,7 @@ class ContrastiveTrainer(ResumableTrainer):
 
     def mathematics(self) -> dict:
         """See [`ResumableTrainer`]."""
-        theirs = {setting.name for setting in fields(TrainingArguments)} | {"train_dataset", "overwrite"}
+        theirs = {setting.name for setting in fields(TrainingArguments)} | {*OF_THE_SETS, "overwrite"}
         own = [setting.name for setting in fields(PretrainingConfig) if setting.name not in theirs]
         return describe_training(self.args, own + OPTIMIZATION, self.train_dataset)
 
@@ -289,9 +304,12 @@ def pretrain_missing(files: dict[str, str | None], recipe: dict, args: TrainingA
     Returns:
         `set[str]`: the fields whose models the files make.
     """
-    settings = {name: recipe[name] for name in ("train_dataset", "validation_size")}
+    settings = {name: recipe[name] for name in (*OF_THE_SETS, "validation_size")}
     settings |= {name: getattr(args, name) for name in ("use_cpu", "bf16", "fp16")}
-    overrides = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+    settings |= {"train_dataset": recipe["train_dataset"] or ""}  # several sets take the place of the file's
+    given = {name: value for name, value in settings.items() if value not in (None, [])}
+    texts = {name: list(map(str, value if isinstance(value, list) else [value])) for name, value in given.items()}
+    overrides = [part for name, values in texts.items() for part in (f"--{name}", *values)]
     made_by_files = set()
     for name, file in files.items():
         pretraining = parse_config((PretrainingConfig,), folder / file, overrides)[0] if file else None
@@ -316,10 +334,15 @@ def pretrain(args: PretrainingConfig) -> None:
     """
     with hold_together(args.output_dir):
         refuse_finished(args)
-        train_dataset, _ = load_training_data(args.train_dataset, args.validation_size)
+        if args.train_datasets:
+            sets = (args.train_datasets, args.dataset_weights, args.batches)
+            train_dataset, _ = load_mixture(*sets, args.validation_size, rows=args.max_train_samples)
+        else:
+            train_dataset, _ = load_training_data(args.train_dataset, args.validation_size)
+            train_dataset = train_dataset.subset(args.max_train_samples)
         torch.manual_seed(args.seed)
         model, processor = PRETRAINED[args.family].build(args)
-        trainer = ContrastiveTrainer(model, processor, args, train_dataset.subset(args.max_train_samples))
+        trainer = ContrastiveTrainer(model, processor, args, train_dataset)
         if args.overwrite:  # now that all else is known to be right
             on_main_process(lambda: delete_pretrained(args.output_dir))
         trainer.train(resume_from_checkpoint="last")

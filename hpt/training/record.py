@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from hpt.data.benchmark import Benchmark
+from hpt.data.epochs import EpochMixture
 from hpt.data.records import BENCHMARKS
 from hpt.data.streams import EpochStream
 from hpt.environment import cpu_name, describe_versions
@@ -42,7 +43,8 @@ OF_THE_WEIGHTS = (
     + (
         "bf16 fp16 per_device_train_batch_size gradient_accumulation_steps max_steps data_seed dataloader_drop_last "
         "load_best_model_at_end metric_for_best_model greater_is_better target target_revision proxy proxy_revision "
-        "proxy_dtype lora_rank lora_alpha train_dataset validation_size protocol streaming max_train_samples"
+        "proxy_dtype lora_rank lora_alpha train_dataset train_datasets dataset_weights batches validation_size "
+        "protocol streaming max_train_samples"
     ).split()
 )
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -52,7 +54,7 @@ def describe_run(
     args: HPTConfig,
     recipe: dict,
     classifier: ZeroShotClassifier,
-    train: Benchmark | EpochStream,
+    train: Benchmark | EpochStream | EpochMixture,
     schedule: GPDSchedule,
     vanilla_weights: str,
 ) -> dict:
@@ -67,7 +69,7 @@ def describe_run(
         "target": describe_model(classifier),
         "vanilla_weights": vanilla_weights,
         "data": describe_data(train),
-        "prompt_template": args.prompt_template,
+        "prompt_template": describe_prompts(args, train),
         "trainable": args.trainable,
         "adapter": adapter and describe_adapter(adapter),
         "schedule": asdict(schedule)
@@ -158,11 +160,21 @@ def _is_hub_id(name: str) -> bool:
     return bool(HUB_ID.fullmatch(name)) and not Path(name).exists()
 
 
-def describe_data(train: Benchmark | EpochStream) -> dict:
+def describe_prompts(args: HPTConfig, train: Benchmark | EpochStream | EpochMixture) -> str | list[str]:
+    """The prompt template of the training classes, or several; of a mixture those of its first set.
+
+    A card shows how to classify by it over the first of the training classes, which are that set's.
+    """
+    return next(iter(train.sets.values())).template if isinstance(train, EpochMixture) else args.prompt_template
+
+
+def describe_data(train: Benchmark | EpochStream | EpochMixture) -> dict:
     """What was trained on; `source` is `ID@COMMIT` for what was read from the Hub.
 
     Of images without labels, captions or not, it says so.
     """
+    if isinstance(train, EpochMixture):
+        return _describe_mixture(train)
     streamed = isinstance(train, EpochStream)
     return {
         "name": train.name,
@@ -173,6 +185,25 @@ def describe_data(train: Benchmark | EpochStream) -> dict:
         "streamed": streamed,
         "class_names": list(train.class_names),
     } | ({} if train.has_labels else {"labelled": False})
+
+
+def _describe_mixture(train: EpochMixture) -> dict:
+    """The same of several sets: of all together, and in `sets` of each."""
+    sets = [
+        describe_data(part) | {"name": name, "images": len(part), "images_per_epoch": share, "template": part.template}
+        for (name, part), share in zip(train.sets.items(), train.shares, strict=True)
+    ]
+    return {
+        "name": ", ".join(f"{part['name']} ({100 * part['images_per_epoch'] / len(train):.3g} %)" for part in sets),
+        "split": "+".join(dict.fromkeys(part["split"] for part in sets)),
+        "source": None,
+        "images_per_epoch": len(train),
+        "geometry": "+".join(dict.fromkeys(part["geometry"] for part in sets)),
+        "streamed": False,
+        "class_names": list(train.class_names),
+        "batches": train.batches,
+        "sets": sets,
+    }
 
 
 def describe_settings(args: HPTConfig, recipe: dict) -> dict:

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from transformers import ProgressCallback, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 
+from hpt.data.epochs import EpochMixture, EpochOrder
 from hpt.errors import InputError, TrainingStopped
 from hpt.files import write_file
 from hpt.models.weights import find_non_finite
@@ -430,6 +431,11 @@ class ResumableTrainer(Trainer):
                     "Ctrl-C: the step under way will be saved. Once more ends the run at once, without that."
                 )
         self._signal = max(self._signal, number)
+
+    def _get_train_sampler(self, train_dataset=None) -> torch.utils.data.Sampler | None:
+        """Trainer's, but for a mixture, which has an order of its own."""
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        return EpochOrder(dataset) if isinstance(dataset, EpochMixture) else super()._get_train_sampler(dataset)
 
     def _get_dataloader(self, *args, **kwargs):
         """Trainer's, with workers that training doesn't lose by a signal, which often comes to all at once."""

@@ -22,6 +22,7 @@ from transformers.trainer_utils import IntervalStrategy
 from hpt.attacks import PGD, AttackResult
 from hpt.attacks.base import batch_norm_untouched
 from hpt.data.benchmark import Benchmark
+from hpt.data.epochs import EpochMixture
 from hpt.data.images import collate, to_unit_range
 from hpt.data.streams import EpochStream
 from hpt.errors import InputError
@@ -91,7 +92,7 @@ class HPTTrainer(ResumableTrainer):
             the target's input size as its processor does it; or a [`StreamingBenchmark`] or
             `datasets.IterableDataset` likewise, with `steps_per_epoch` in `args`. For objectives that need no labels,
             such as `"fare"`, images alone are enough: a column `image`, whatever other columns there are, or
-            `load_benchmark(..., labelled=False)`.
+            `load_benchmark(..., labelled=False)`. Or several sets, as a [`Mixture`] or a dict, name -> set.
         eval_dataset (dataset or dict of them, *optional*): Not streaming. `evaluate()` reports `clean_accuracy` and
             `robust_accuracy` (under PGD in float32), in [0, 1], of each. A benchmark has classes of its own; a plain
             dataset has some or all of the training classes, by their names if it has any, or else by their numbers.
@@ -159,6 +160,7 @@ class HPTTrainer(ResumableTrainer):
         self._compile_towers()
         if args.mixed_precision == "fp16" and args.device.type == "cpu":  # accelerate would train in float32, silently
             self.accelerator.native_amp, self.accelerator.scaler = True, torch.amp.GradScaler("cpu")
+        self._over_sets = self._models_over_sets()
         self._trains_text = any(weight.requires_grad for weight in self.classifier.text_parameters)
         if inputs.train is not None:
             keep_anchor = self._keep_anchor if args.save_endpoints else None
@@ -168,6 +170,25 @@ class HPTTrainer(ResumableTrainer):
                 self.add_callback(AugmentationCallback(inputs.augmentation, self.schedule.steps_per_epoch))
         if "logit_scale" in inputs.trained and self.classifier.family.clamps_logit_scale:
             self.add_callback(LogitScaleCallback())
+
+    def _models_over_sets(self) -> list[tuple]:
+        """Of a mixture with batches of one set, target, proxy and original over the classes of each; else nothing.
+
+        They share weights, and each keeps its class embeddings, so that no set's are computed twice.
+        """
+        if not isinstance(self.train_dataset, EpochMixture) or self.train_dataset.over_union:
+            return []
+        models = (self.classifier, self.proxy, self.original)
+        return [
+            tuple(model and model.with_classes(part.class_names, part.template) for model in models)
+            for part in self.train_dataset.sets.values()
+        ]
+
+    def _models_for(self, inputs) -> tuple:
+        """Target, proxy and original over the classes that the labels of a batch number."""
+        if not self._over_sets:
+            return self.classifier, self.proxy, self.original
+        return self._over_sets[self.train_dataset.set_of(inputs["sample_ids"][0].item())]
 
     def _make_attacks(self, args: HPTConfig) -> None:
         """PGD for training, on what the stage's objective says, and for `evaluate()`, on cross-entropy."""
@@ -272,14 +293,15 @@ class HPTTrainer(ResumableTrainer):
         return 1 if images_of_step is None else images * self.current_gradient_accumulation_steps / images_of_step
 
     def _make_step(self, inputs, objective: Objective) -> TrainingStep:
+        target, proxy, original = self._models_for(inputs)
         with self.accelerator.autocast():
-            text_embeds = self.classifier.encode_prompts() if self._trains_text else None
+            text_embeds = target.encode_prompts() if self._trains_text else None
         return TrainingStep(
             to_unit_range(inputs["pixel_values"], torch.promote_types(self.model.dtype, torch.float32)),
             inputs.get("labels"),
-            target=self.classifier,
-            proxy=self.proxy,
-            original=self.original,
+            target=target,
+            proxy=proxy,
+            original=original,
             text_embeds=text_embeds,
             patches=objective.needs_patches,
             attack=objective.needs_attack,
@@ -433,8 +455,7 @@ class HPTTrainer(ResumableTrainer):
 
     def _classify_as(self, benchmark: Benchmark) -> None:
         """Predict the classes of a benchmark from here on."""
-        template = benchmark.template or self.args.prompt_template
-        self.eval_classifier = self.classifier.with_classes(benchmark.class_names, template)
+        self.eval_classifier = self.classifier.with_classes(benchmark.class_names, benchmark.template)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Logits of the clean and of the adversarial images; an image that is already wrong stays as it is.

@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from helpers import (
@@ -24,7 +25,7 @@ from helpers import (
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
-from hpt import InputError, RobustnessEvaluator, ZeroShotClassifier
+from hpt import InputError, Mixture, RobustnessEvaluator, ZeroShotClassifier
 from hpt.cli import run_recipe
 from hpt.evaluation.results import read_result_rows
 from hpt.processes import hold_together, join_processes
@@ -81,6 +82,19 @@ def train_on_stream(folder: Path) -> None:
     train_and_save(folder, dataset=stream, steps_per_epoch=5, shuffle_buffer_size=7, augmentation="crop_flip")
 
 
+def train_on_a_mixture(folder: Path, **settings) -> None:
+    """The same over two sets, each step of one, with augmentation and both towers."""
+    birds, cars = make_dataset(16), make_dataset(24, seed=4)
+    cars = cars.cast_column("label", datasets.ClassLabel(names=["car", "Dog", "tree"]))
+    both_towers = {"trainable": "all", "augmentation": "crop_flip", "attack_random_start": True}
+    train_and_save(folder, dataset=Mixture({"birds": birds, "cars": cars}, **settings), **both_towers)
+
+
+def train_on_mixed_batches(folder: Path) -> None:
+    """The same where each process has images of both sets in a batch."""
+    train_on_a_mixture(folder, weights=[3, 1], batches="mixed")
+
+
 def train_on_an_uneven_number(folder: Path) -> None:
     """11 images in micro-batches of 2; one process has them at once, and the image that two are filled up with."""
     world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
@@ -105,7 +119,15 @@ def train_on_an_uneven_number(folder: Path) -> None:
 
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="two processes on CPU need gloo")
 @pytest.mark.parametrize(
-    "function", ["train_on_an_uneven_number", "train_and_save", "train_both_towers", "train_on_stream"]
+    "function",
+    [
+        "train_on_an_uneven_number",
+        "train_and_save",
+        "train_both_towers",
+        "train_on_stream",
+        "train_on_a_mixture",
+        "train_on_mixed_batches",
+    ],
 )
 def test_two_processes_train_as_one(tmp_path, function):
     for launcher in ([sys.executable], TORCHRUN):

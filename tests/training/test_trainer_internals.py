@@ -85,6 +85,11 @@ OVERRIDDEN = {
         "SIGTERM leaves before the best weights replace the last, and the best checkpoint is found where it lies now",
     ),
     # Steps
+    "_get_train_sampler": Member(
+        "(self, train_dataset=None)",
+        "get_train_dataloader",
+        "a mixture has an order of its own",
+    ),
     "create_scheduler": Member(
         "(self, num_training_steps, optimizer=None)",
         "_prepare_for_training",
