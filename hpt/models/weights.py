@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from hpt.errors import InputError
 from hpt.escaping import one_line
@@ -132,6 +133,11 @@ def forward_redirected(model: nn.Module, function):
         del model.forward
         if instance_forward is not None:
             model.forward = instance_forward
+
+
+def normalizers(model: nn.Module) -> list[nn.Module]:
+    """The layers of a model that normalise by running statistics: BatchNorm, as ResNet and ALIGN's tower have it."""
+    return [module for module in model.modules() if isinstance(module, _NormBase) and module.track_running_stats]
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from hpt.evaluation.rows import hash_benchmark
 from hpt.json_files import digest
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.identity import hash_configuration, hash_prompts
-from hpt.models.weights import architecture, hash_weights
+from hpt.models.weights import architecture, hash_weights, normalizers
 from hpt.training.checkpoints import ADDED_SETTINGS
 
 
@@ -75,6 +75,8 @@ def describe_target(classifier: ZeroShotClassifier, vanilla_weights: str) -> dic
         "target_configuration": hash_configuration(classifier, training=True),
         "target_tokens": hash_prompts(classifier) if classifier.class_names else None,
     }
+    if normalizers(model):
+        described["batch_norm"] = "by its pretrained statistics"
     if hasattr(model, "peft_config"):
         described["adapter_base"] = _hash_frozen(model)
         adapter = model.peft_config[model.active_adapter].to_dict()

@@ -29,9 +29,16 @@ from hpt.errors import InputError
 from hpt.models.classifier import ZeroShotClassifier, frozen_copy
 from hpt.models.families import check_dual_encoder, check_patches, check_towers
 from hpt.models.lora import check_adapter
-from hpt.models.weights import architecture, find_non_finite, freeze_untrained, hash_weights, plain_weights
+from hpt.models.weights import (
+    architecture,
+    find_non_finite,
+    freeze_untrained,
+    hash_weights,
+    in_eval_mode,
+    plain_weights,
+)
 from hpt.training.config import HPTConfig
-from hpt.training.gpd import GPDSchedule
+from hpt.training.gpd import GPDSchedule, trained_weights
 from hpt.training.identity import data_seed
 from hpt.training.labels import check_unlabelled
 from hpt.training.mixed_sets import as_epochs, check_mixture, class_names_of_set, template_of_set
@@ -97,7 +104,9 @@ def prepare_inputs(
     elif train_dataset is not None:
         train = as_training_set(train_dataset, args, class_names, image_processor, augmentation)
     evaluation = as_evaluation_sets(eval_dataset, class_names, image_processor)
-    trained = freeze_untrained(model, args.trainable)
+    freeze_untrained(model, args.trainable)
+    freeze_unused(classifier)
+    trained = list(trained_weights(model))
     if class_names is None and any(weight.requires_grad for weight in classifier.text_parameters):
         raise InputError(
             "The text tower is to train, but without class names there are no prompts: train vision alone."
@@ -180,6 +189,22 @@ def check_proxy(proxy: ZeroShotClassifier | None, target, args: HPTConfig) -> No
             "relies on a heterogeneous proxy, such as ViT-B/16 for ViT-B/32.",
             stacklevel=4,
         )
+
+
+def freeze_unused(classifier: ZeroShotClassifier) -> None:
+    """Freeze what neither images nor texts pass through, such as DINOv2's mask token: it never has a gradient.
+
+    DDP would wait for one, and adapters of it would be trained in vain. A grey image and a text show what has one.
+    """
+    model, side = classifier.model, classifier.image_size
+    weights = list(trained_weights(model).values())
+    image = torch.zeros(1, 3, side, side, device=model.device, dtype=model.dtype)
+    tokens = classifier.processor.tokenizer("0", return_tensors="pt").to(model.device)
+    with torch.inference_mode(False), torch.enable_grad(), in_eval_mode(list(model.modules())):
+        logits = classifier(image, model.get_text_features(**tokens).pooler_output)
+        gradients = torch.autograd.grad(logits.sum(), weights, allow_unused=True)
+    for weight, gradient in zip(weights, gradients, strict=True):
+        weight.requires_grad_(gradient is not None)
 
 
 def check_steps(schedule: GPDSchedule, max_steps: int) -> None:

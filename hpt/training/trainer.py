@@ -34,7 +34,7 @@ from hpt.json_files import digest
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.endpoints import ANCHOR_END, AVERAGE, ENDPOINTS, FINAL, collect_endpoint, write_endpoints
 from hpt.models.families import plain_model
-from hpt.models.weights import find_non_finite, forward_redirected
+from hpt.models.weights import find_non_finite, forward_redirected, normalizers
 from hpt.processes import dead_workers_explained
 from hpt.training.callbacks import AugmentationCallback, LogitScaleCallback
 from hpt.training.checkpoints import checkpoint_folder
@@ -161,6 +161,7 @@ class HPTTrainer(ResumableTrainer):
         if args.mixed_precision == "fp16" and args.device.type == "cpu":  # accelerate would train in float32, silently
             self.accelerator.native_amp, self.accelerator.scaler = True, torch.amp.GradScaler("cpu")
         self._over_sets = self._models_over_sets()
+        self._normalizers = normalizers(self.model)
         self._trains_text = any(weight.requires_grad for weight in self.classifier.text_parameters)
         if inputs.train is not None:
             keep_anchor = self._keep_anchor if args.save_endpoints else None
@@ -271,6 +272,9 @@ class HPTTrainer(ResumableTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Attack the target on the batch, and take the stage's objective over it."""
         objective = self.objectives[self.schedule.stage(self.state.global_step)]
+        for layer in self._normalizers:
+            layer.eval()  # whatever mode Trainer put the model into: an image's outputs depend on no other image
+        step.attacked = self._attack(objective, step)
         step = self._make_step(inputs, objective)
         if objective.needs_attack:
             step.attacked = self._attack(objective, step)
