@@ -106,11 +106,18 @@ def geometry_of(image_processor) -> ProcessorTransform:
     if image_processor.do_resize:
         size = dict(image_processor.size)
         resize = size.get("shortest_edge") or (size["height"], size["width"])
+        if hasattr(image_processor, "crop_pct"):  # ConvNeXt's, which ResNets have too
+            return _geometry_of_convnext(resize, image_processor.crop_pct)
     if getattr(image_processor, "do_center_crop", False):  # SigLIP's, among others, have no such setting
         crop = dict(image_processor.crop_size)["height"]
     elif isinstance(resize, int):
         crop = resize  # towers take squares
     return ProcessorTransform(resize, crop)
+
+
+def _geometry_of_convnext(side: int, crop_pct: float) -> ProcessorTransform:
+    """The centre of an image that is larger by `1 / crop_pct`; from 384 pixels on, all of it, squashed."""
+    return ProcessorTransform((side, side)) if side >= 384 else ProcessorTransform(int(side / crop_pct), side)
 
 
 def resize_as_trained(image_processor) -> None:
