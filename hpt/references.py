@@ -12,6 +12,7 @@ from hpt.escaping import one_line
 
 WITH_SETTINGS = re.compile(r"(.*?)(?::(\w+=.*))?", re.DOTALL)
 LONGEST_NAME = 255
+IMAGE_SIZE = "image_size"  # the setting of a model
 BETWEEN_SETTINGS = re.compile(r",(?=\w+=)")  # a comma may stand in a prompt template too
 
 
@@ -86,11 +87,24 @@ def _without_folder(text: str) -> str:
     return f"PATH/{Path(text).name}" if local else text
 
 
-def parse_model(text: str) -> Reference:
-    """A model as recipes name it, `NAME=PATH`, `PATH` or `ID@REVISION`; [`InputError`] if it has settings."""
+def parse_model(text: str, loaded: bool = False) -> Reference:
+    """A model as recipes name it, `NAME=PATH`, `PATH` or `ID@REVISION`.
+
+    Args:
+        text (`str`): What names it.
+        loaded (`bool`): Whether it will be loaded, and so can have another input size, as in `PATH:image_size=336`.
+
+    Raises:
+        InputError: for a setting that it can't have, or a size that is no number.
+    """
     model = Reference.parse(text)
-    for key in model.settings:
-        raise InputError(f"{text!r} sets {key!r}, but a model has no settings.")
+    for key, value in model.settings.items():
+        if not loaded:
+            raise InputError(f"{text!r} sets {key!r}, but a model has no settings.")
+        if key != IMAGE_SIZE:
+            raise InputError(f"{text!r} sets {key!r}, but of a model only {IMAGE_SIZE} can be set.")
+        if not value.isdecimal() or int(value) == 0:
+            raise InputError(f"{text!r} sets {IMAGE_SIZE} to {value!r}, but must say a number of pixels.")
     check_names([model.name])
     return model
 

@@ -45,7 +45,11 @@ sys.path = [folder for folder in sys.path if Path(folder).resolve() != HERE.reso
 class Evaluation:
     """What is evaluated on what, and how it is attacked."""
 
-    models: list[str] = field(metadata={"help": "Hub ids or paths; NAME=PATH names one, ID@REVISION pins one."})
+    models: list[str] = field(
+        metadata={
+            "help": "Hub ids or paths; NAME=PATH names one, ID@REVISION pins one, PATH:image_size=336 resizes one."
+        }
+    )
     benchmarks: list[str] = field(
         metadata={"help": "Benchmarks, all, NAME=PATH, or any other dataset as NAME=PATH:split=...,label_column=..."}
     )
@@ -77,8 +81,8 @@ def main():
     own_models = any(argument.partition("=")[0] == "--models" for argument in sys.argv)
     settings, _ = parse_config((Evaluation,), None if own_models else "evaluate", folder=HERE)
     datasets = expand_all(settings.benchmarks)
-    models = [parse_model(text) for text in settings.models]
-    proxy_model = parse_model(settings.proxy) if settings.proxy else None
+    models = [parse_model(text, loaded=True) for text in settings.models]
+    proxy_model = parse_model(settings.proxy, loaded=True) if settings.proxy else None
     check_quickstart([*models, proxy_model] if proxy_model else models)
     parse_attacks(settings.attacks, settings.eps, settings.proxy)
     check_sampling(settings.max_samples, settings.batch_size, settings.num_workers, settings.seed)

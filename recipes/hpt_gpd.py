@@ -34,6 +34,7 @@ from hpt.hub.evaluations import add_comparison
 from hpt.models.endpoints import ENDPOINTS
 from hpt.models.loading import load_dual_encoder, save_finished
 from hpt.models.lora import add_lora, check_lora, merged
+from hpt.models.positions import check_image_size
 from hpt.models.sources import check_source
 from hpt.processes import hold_together, on_main_process, set_cpu_threads
 from hpt.radius import Fraction, Radius
@@ -57,6 +58,10 @@ class Recipe:
 
     target: str = field(default="openai/clip-vit-base-patch32", metadata={"help": "Hub id or path of the target."})
     target_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit."})
+    image_size: int | None = field(
+        default=None,
+        metadata={"help": "Side of the target's images in pixels, if not its own; positions are resized."},
+    )
     proxy: str = field(default="openai/clip-vit-base-patch16", metadata={"help": "Hub id or path of the proxy."})
     proxy_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit."})
     proxy_dtype: str = field(default="float32", metadata={"help": "What it runs in: float32, bfloat16 or float16."})
@@ -114,6 +119,13 @@ class Recipe:
         self.target, self.proxy = expanduser(self.target), expanduser(self.proxy)
         self.proxy_eps = [Radius(eps) for eps in self.proxy_eps or []]
         check_known("proxy_dtype", self.proxy_dtype, DTYPES)
+        if self.image_size is not None:
+            check_image_size(self.image_size)
+        if self.lora_rank is not None and self.image_size is not None:
+            raise InputError(
+                "image_size is given with lora_rank: adapters would be saved for a base of another size. Save the "
+                "target at that size first, by hpt.models.positions, and give that as the target."
+            )
         if self.lora_rank is not None:
             check_lora(self.lora_rank, self.lora_alpha)
         elif self.lora_alpha is not None:
@@ -150,7 +162,7 @@ def run(recipe: Recipe, args: HPTConfig, config: Path | None) -> None:
 
     # Models
     pretrained = pretrain_missing(files, vars(recipe), args, config.parent if config else HERE)
-    target, processor = load_dual_encoder(recipe.target, recipe.target_revision)
+    target, processor = load_dual_encoder(recipe.target, recipe.target_revision, image_size=recipe.image_size)
     if recipe.lora_rank is not None:
         target = add_lora(target, recipe.lora_rank, recipe.lora_alpha, args.trainable, args.seed)
     dtype = getattr(torch, recipe.proxy_dtype)
@@ -228,7 +240,8 @@ def delete_run(output: Path, recipe: Recipe) -> None:
 
 def load_subjects(recipe: Recipe, args: HPTConfig) -> list[Subject]:
     """The vanilla target, the proxy if the run had one, and the robust target, by what tables call them."""
-    models = {"vanilla target": load_proxy(recipe.target, recipe.target_revision)}
+    vanilla = load_proxy(recipe.target, recipe.target_revision, image_size=recipe.image_size)
+    models = {"vanilla target": vanilla}
     if args.needs_proxy:
         models["proxy"] = load_proxy(recipe.proxy, recipe.proxy_revision)
     models["robust target"] = load_proxy(f"{args.output_dir}/robust")
@@ -240,6 +253,7 @@ def evaluate_command(recipe: Recipe, args: HPTConfig) -> str:
     if args.output_dir == "outputs/quickstart":
         return "hpt evaluate"  # whose own settings those are
     target = recipe.target if recipe.target_revision is None else f"{recipe.target}@{recipe.target_revision}"
+    target += "" if recipe.image_size is None else f":image_size={recipe.image_size}"
     command = ["hpt", "evaluate", "--models", f"vanilla={target}", f"robust={args.output_dir}/robust"]
     command += ["--benchmarks", *recipe.eval_datasets, "--attacks", "pgd:steps=50", "cw", "apgd"]
     command += ["--eps", str(Radius(args.attack_eps)), "--output_dir", f"{args.output_dir}/evaluation"]

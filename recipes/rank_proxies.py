@@ -60,7 +60,7 @@ class Ranking:
 def main():
     (settings, _) = parse_config((Ranking,), folder=Path(__file__).parent)
     dataset = parse_benchmark(settings.dataset)
-    target, *candidates = [parse_model(text) for text in (settings.target, *settings.proxies)]
+    target, *candidates = [parse_model(text, loaded=True) for text in (settings.target, *settings.proxies)]
     check(settings, dataset, [target, *candidates])
     state = join_processes(settings.use_cpu)
     with hold_together(settings.output_dir):

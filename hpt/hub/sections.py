@@ -155,7 +155,7 @@ def training(folder: ModelFolder, model_id: str) -> str:
         return "How it was trained isn't recorded here."
     towers = {"vision": "vision tower and its projection", "all": "both towers"}[run["trainable"]]
     lines = [
-        ["target", f"{_origin(run['target'])}, {_shape(run['target'])}"],
+        ["target", f"{_origin(run['target'])}, {_shape(run['target'])}{_resized(run['settings'])}"],
         *([_proxy_title(run, proxy), _proxy_cell(proxy)] for proxy in _proxies(run)),
         ["trained", markdown(run["adapter"] or towers)],
         *_data_rows(run["data"]),
@@ -291,6 +291,11 @@ def _origin(model: dict) -> str:
 def _shape(model: dict) -> str:
     patches = f", {model['patch_size']}-pixel patches" if model["patch_size"] else ""
     return markdown(f"{model['parameters'] / 1e6:,.3g} M parameters, {model['image_size']} pixels{patches}")
+
+
+def _resized(settings: dict) -> str:
+    """That the target had another input size before it was trained, if so."""
+    return ", to which its input size was changed" if "image_size" in settings else ""
 
 
 def _duration(seconds: float) -> str:

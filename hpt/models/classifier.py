@@ -141,7 +141,7 @@ class ZeroShotClassifier(nn.Module):
         if images.shape[-2:] != (self.image_size, self.image_size):
             images = F.interpolate(images, (self.image_size, self.image_size), mode="bicubic", antialias=True)
         pixel_values = (images - self.image_mean) / self.image_std
-        return self.model.get_image_features(pixel_values=pixel_values.to(self.model.dtype))
+        return self.family.image_features(self.model, pixel_values.to(self.model.dtype))
 
     def _patches(self, seen) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings of patches, of unit length and before, on the way that the class token takes to the image's."""

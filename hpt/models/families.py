@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers.utils import ModelOutput
 
 from hpt.errors import InputError
 
@@ -26,6 +27,8 @@ class Family:
         linear_layers (`str`): Regular expression of the linear layers within a tower that LoRA adapts.
         has_temperature (`bool`): Whether logits are divided by `temperature`, not multiplied by `exp(logit_scale)`.
         has_bias (`bool`): Whether `logit_bias` is added to the logits.
+        pools_to_maps (`bool`): Whether some of its vision towers pool to maps of 1 x 1, `(batch, dim, 1, 1)`, as those
+            of ResNet do, which the family's own class can't project.
         pads_to_full_length (`bool`): Whether prompts are padded to the longest possible one, as in its pretraining:
             a model that pools the last position counts padding too.
         pools_at_end (`bool`): Whether the text tower pools a prompt at its `eos_token_id`, wherever that is.
@@ -45,6 +48,7 @@ class Family:
     linear_layers: str = r"encoder\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))"
     has_temperature: bool = False
     has_bias: bool = False
+    pools_to_maps: bool = False
     pads_to_full_length: bool = False
     pools_at_end: bool = False
     lower_case: bool = False
@@ -78,6 +82,15 @@ class Family:
         """The final norm and the projection, which take patch tokens to where texts are; fewer where they can't."""
         return _modules(model, tuple(filter(None, (self.final_norm, self.vision_parts[-1]))))
 
+    def image_features(self, model: nn.Module, pixel_values: torch.Tensor) -> ModelOutput:
+        """What the model's `get_image_features` gives, whose `pooler_output` is embeddings of shape `(batch, dim)`."""
+        if not self.pools_to_maps:
+            return model.get_image_features(pixel_values=pixel_values)
+        tower, projection = self.vision_modules(model)
+        features = tower(pixel_values=pixel_values)
+        features.pooler_output = projection(features.pooler_output.flatten(1))
+        return features
+
     def logit_scale(self, model: nn.Module) -> torch.Tensor:
         """What the cosine is multiplied by, a scalar."""
         return 1 / model.temperature if self.has_temperature else model.logit_scale.exp()
@@ -97,16 +110,18 @@ _RECORDS = (
     # tokenizer, Gemma's, leaves as it is, while SigLIP's changes the case itself
     Family("siglip", "SiglipModel", has_bias=True, pads_to_full_length=True, lower_case=True, final_norm=None),
     Family("align", "AlignModel", has_temperature=True),
-    # Any two towers, such as a ViT and a BERT, whose layers have names of their own
+    # Any two towers, such as a ViT or a ResNet and a BERT, whose layers have names of their own
     Family(
         "vision-text-dual-encoder",
         "VisionTextDualEncoderModel",
         final_norm=None,
+        pools_to_maps=True,
         linear_layers=r"(encoder\.)?layers?\.\d+\.(.+\.)?"
         r"(q_proj|k_proj|v_proj|o_proj|out_proj|query|key|value|dense|fc1|fc2)",
     ),
 )
 FAMILIES = {family.model_type: family for family in _RECORDS}
+POSITIONS = "position_embedding"  # stands in the name of every such table
 # By `config.model_type`, what passes for a dual encoder and isn't supported
 REFUSED = {
     "flava": "FlavaModel embeds each patch and each token, not an image and a text: use another family, such as CLIP.",
@@ -133,6 +148,12 @@ def family_by_architecture(architecture: str) -> Family:
 def plain_model(model: nn.Module) -> nn.Module:
     """The model below a PEFT model's adapters; any other as it is."""
     return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def has_positions(model: nn.Module) -> bool:
+    """Whether what embeds images has position embeddings, and so takes images of one size."""
+    names = (name for part in family_of(model).vision_modules(model) for name, _ in part.named_parameters())
+    return any(POSITIONS in name for name in names)
 
 
 def check_dual_encoder(model: nn.Module) -> None:

@@ -29,11 +29,12 @@ from hpt.models.files import (
     read_weight_headers,
     refuse_own_code,
 )
+from hpt.models.positions import with_image_size
 from hpt.models.processors import check_processor, input_size
 from hpt.models.sources import check_source, similar_folder
 from hpt.models.tokens import check_tokenizer
 from hpt.models.weights import check_complete, check_finite, find_non_finite
-from hpt.references import Reference
+from hpt.references import IMAGE_SIZE, Reference
 
 
 # What DataParallel and torch.compile put before the names of a model's weights
@@ -42,28 +43,36 @@ TOKENIZER = "tokenizer.json"
 OF_PROCESSOR = {"processor_config.json", "preprocessor_config.json"}  # an adapter without has its base's processor
 
 
-def load_proxy(name: str, revision: str | None = None, dtype: torch.dtype = torch.float32) -> ZeroShotClassifier:
+def load_proxy(
+    name: str, revision: str | None = None, dtype: torch.dtype = torch.float32, image_size: int | None = None
+) -> ZeroShotClassifier:
     """Load a proxy `P` as a frozen classifier in eval mode; whoever uses it gives it classes with `with_classes`.
 
     Args:
         name (`str`): Hub id or local path of any dual encoder of transformers, or of an adapter on one.
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
         dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): dtype of its weights.
+        image_size (`int`, *optional*): Side of the images that it takes in pixels, instead of its own, as of
+            [`~hpt.models.positions.with_image_size`].
 
     Raises:
         InputError: when it can't be loaded whole or isn't a dual encoder.
     """
-    model, processor = load_dual_encoder(name, revision, dtype)
+    model, processor = load_dual_encoder(name, revision, dtype, image_size)
     return ZeroShotClassifier(model.requires_grad_(False).eval(), processor)
 
 
 def load_named(reference: Reference, device: torch.device) -> tuple[str, ZeroShotClassifier]:
     """A model as recipes name it, from [`~hpt.references.parse_model`]: its name, and it frozen on its device."""
-    return reference.name, load_proxy(reference.source, reference.revision).to(device)
+    image_size = reference.settings.get(IMAGE_SIZE)
+    proxy = load_proxy(reference.source, reference.revision, image_size=image_size and int(image_size))
+    return reference.name, proxy.to(device)
 
 
 @torch.inference_mode(False)  # attacks follow gradients through what is loaded
-def load_dual_encoder(name: str, revision: str | None = None, dtype: torch.dtype = torch.float32):
+def load_dual_encoder(
+    name: str, revision: str | None = None, dtype: torch.dtype = torch.float32, image_size: int | None = None
+):
     """Load a dual encoder and its processor from the Hub or a local folder, safetensors only.
 
     An adapter of PEFT is merged into its base, which its `adapter_config.json` names.
@@ -72,6 +81,7 @@ def load_dual_encoder(name: str, revision: str | None = None, dtype: torch.dtype
         name (`str`): Hub id or local path.
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
         dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): dtype of the weights, whatever was saved.
+        image_size (`int`, *optional*): As of [`load_proxy`].
 
     Returns:
         `tuple`: the model, in eval mode, and its processor; `model.config._commit_hash` tells the commit on the Hub.
@@ -79,10 +89,10 @@ def load_dual_encoder(name: str, revision: str | None = None, dtype: torch.dtype
     Raises:
         InputError: when it can't be found or reached, is gated, isn't a dual encoder, or lacks weights.
     """
-    return _load(expanduser(name), revision, dtype, ())
+    return _load(expanduser(name), revision, dtype, (), image_size)
 
 
-def _load(name: str, revision: str | None, dtype: torch.dtype, above: tuple[str, ...]):
+def _load(name: str, revision: str | None, dtype: torch.dtype, above: tuple[str, ...], image_size: int | None = None):
     """As [`load_dual_encoder`]; the base of adapters `above`, of which each is the base of the one before."""
     from transformers.utils import cached_file, find_adapter_config_file
 
@@ -98,6 +108,8 @@ def _load(name: str, revision: str | None, dtype: torch.dtype, above: tuple[str,
         model, processor, config = _load_model(name, revision, dtype, settings)
     else:
         model, processor, config = *_load_adapter(name, revision, dtype, settings, above), Path(adapter)
+    if image_size is not None:
+        model, processor = with_image_size(model, processor, image_size)
     _check_use(name, model, processor)
     model.config._commit_hash = None if Path(name).is_dir() else config.parent.name
     return model, processor
@@ -178,9 +190,10 @@ def _check_use(name: str, model, processor) -> None:
         side = input_size(processor.image_processor)
         image = torch.zeros(1, 3, side, side, dtype=model.dtype)
         tokens = processor.tokenizer("0", return_tensors="pt")
-        outputs = model.get_image_features(pixel_values=image), model.get_text_features(**tokens)
+        family = family_of(model)
+        outputs = family.image_features(model, image), model.get_text_features(**tokens)
         image_features, text_features = (output.pooler_output for output in outputs)
-        scale = family_of(model).logit_scale(model)
+        scale = family.logit_scale(model)
     if image_features.shape != text_features.shape:
         raise InputError(
             f"Can't load the model {name!r}: its embeddings of images have {image_features.shape[-1]} dimensions, but "

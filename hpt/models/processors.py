@@ -9,7 +9,7 @@ from numbers import Real
 import torch
 
 from hpt.errors import InputError
-from hpt.models.families import family_of
+from hpt.models.families import family_of, has_positions
 from hpt.models.weights import in_eval_mode
 
 
@@ -63,17 +63,17 @@ def check_processor(model, processor) -> None:
             "model's, AutoProcessor.from_pretrained(name)."
         )
     side, own = input_size(processor.image_processor), getattr(model.config.vision_config, "image_size", None)
-    names = (name for part in family_of(model).vision_modules(model) for name, _ in part.named_parameters())
-    if side == own or not any("position_embedding" in name for name in names):
+    if side == own or not has_positions(model):
         return
     image = torch.zeros(1, 3, side, side, device=model.device, dtype=model.dtype)
     try:
         with torch.no_grad(), in_eval_mode(list(model.modules())):
-            model.get_image_features(pixel_values=image)
+            family_of(model).image_features(model, image)
     except (ValueError, RuntimeError) as error:
         raise InputError(
             f"The processor makes images of {side} x {side} pixels, but {type(model).__name__} takes {own} x {own}: "
-            "give the model's own, AutoProcessor.from_pretrained(name)."
+            "give the model's own, AutoProcessor.from_pretrained(name), or say by image_size which size it is: the "
+            "model's position embeddings are resized to that."
         ) from error
 
 

@@ -42,9 +42,9 @@ OF_THE_WEIGHTS = (
     MATHEMATICS
     + (
         "bf16 fp16 per_device_train_batch_size gradient_accumulation_steps max_steps data_seed dataloader_drop_last "
-        "load_best_model_at_end metric_for_best_model greater_is_better target target_revision proxy proxy_revision "
-        "proxy_dtype lora_rank lora_alpha train_dataset train_datasets dataset_weights batches validation_size "
-        "protocol streaming max_train_samples"
+        "load_best_model_at_end metric_for_best_model greater_is_better target target_revision image_size proxy "
+        "proxy_revision proxy_dtype lora_rank lora_alpha train_dataset train_datasets dataset_weights batches "
+        "validation_size protocol streaming max_train_samples"
     ).split()
 )
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

@@ -274,7 +274,6 @@ class HPTTrainer(ResumableTrainer):
         objective = self.objectives[self.schedule.stage(self.state.global_step)]
         for layer in self._normalizers:
             layer.eval()  # whatever mode Trainer put the model into: an image's outputs depend on no other image
-        step.attacked = self._attack(objective, step)
         step = self._make_step(inputs, objective)
         if objective.needs_attack:
             step.attacked = self._attack(objective, step)
