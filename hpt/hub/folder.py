@@ -334,9 +334,9 @@ def _parse_config(text: str, file: Path) -> dict:
 
 def _shape(config: object) -> dict:
     try:
-        size = config["vision_config"].get("image_size", 224)
-        shape = {"architecture": config["architectures"][0], "image_size": size}
+        size, tower = (config["vision_config"].get(*setting) for setting in (("image_size", 224), ("model_type", "")))
+        shape = {"architecture": config["architectures"][0], "image_size": size, "vision_tower": tower}
     except (TypeError, KeyError, IndexError, AttributeError) as error:
         raise ValueError("it isn't the configuration of a dual encoder") from error
-    check_kinds(shape, {"architecture": str, "image_size": int})
+    check_kinds(shape, {"architecture": str, "image_size": int, "vision_tower": str})
     return shape

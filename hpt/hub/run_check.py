@@ -15,6 +15,7 @@ MODEL = {
     "parameters": int,
     "dtype": str,
 }
+MODEL_SINCE = {"wrapper": str | None, "vision_tower": str}  # what some versions don't say of a model
 DATA = {
     "name": str,
     "split": str,
@@ -98,7 +99,7 @@ def parse_run(value: object) -> dict:
     if not {"proxy", "proxies"} & set(run):
         raise ValueError("it lacks proxies")
     for model in (run["target"], *run.get("proxies", filter(None, [run.get("proxy")]))):
-        check_whole(model, MODEL | ({"wrapper": str | None} if "wrapper" in model else {}), "a model's ")
+        check_whole(model, MODEL | {name: kind for name, kind in MODEL_SINCE.items() if name in model}, "a model's ")
     if run["trainable"] not in TOWERS:
         raise ValueError(f"trainable is {run['trainable']!r}, but must be {' or '.join(TOWERS)}")
     return run

@@ -3,7 +3,7 @@
 from hpt.errors import InputError
 from hpt.escaping import code, python_literal
 from hpt.hub.folder import ModelFolder
-from hpt.models.families import family_by_architecture
+from hpt.models.families import POOLS_TO_MAPS, family_by_architecture
 from hpt.prompts import DEFAULT_TEMPLATE, list_templates
 from hpt.radius import Radius
 
@@ -15,7 +15,7 @@ Without hpt; `labels` can be any names:{base_note}
 
 ```python
 from PIL import Image
-{pipeline}
+{pipeline}{flatten_pipeline}
 labels, template = {labels}, {template}
 print(classify(Image.open("image.png"), candidate_labels=labels, hypothesis_template=template))
 ```
@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 {imports}
 
-model = {load}
+model = {load}{flatten}
 processor = {processor}.from_pretrained({model_id})
 texts = [{template}.format(label) for label in {labels}]
 image = Image.open("image.png")
@@ -69,6 +69,11 @@ classify = pipeline("zero-shot-image-classification", model={load}, **parts)"""
 
 FULL_LENGTH = '"max_length", max_length=model.config.text_config.max_position_embeddings'
 
+# Of a tower that pools to maps
+FLATTEN = """
+tower = {model}.vision_model
+tower.pooler = torch.nn.Sequential(tower.pooler, torch.nn.Flatten())  # or it couldn't be projected"""
+
 BASE_NOTE = " {base} stands for the folder of the base, which isn't on the Hub."
 
 
@@ -91,12 +96,15 @@ def usage(folder: ModelFolder, model_id: str) -> str:
     }
     texts = {name: python_literal(value) for name, value in example.items()}
     eps = run["settings"].get("attack_eps", "1/255") if run else "1/255"
+    pools_to_maps = model.get("vision_tower") in POOLS_TO_MAPS  # which models of earlier versions don't say
     imports = "from transformers import {architecture}, {processor}".format(**names)
     return TEXT.format(
         **names,
         **texts,
         base_note=BASE_NOTE.format(base=code(f"PATH/{model['name']}")) if adapter and model["hub_id"] is None else "",
         pipeline=(PIPELINE_OF_ADAPTER if adapter else PIPELINE).format(**names),
+        flatten_pipeline="\nimport torch\n" + FLATTEN.format(model="classify.model") if pools_to_maps else "",
+        flatten=FLATTEN.format(model="model") if pools_to_maps else "",
         imports=f"from peft import PeftModel\n{imports}" if adapter else imports,
         padding=FULL_LENGTH if family.pads_to_full_length else "True",
         image_size=python_literal(model["image_size"]),

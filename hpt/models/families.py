@@ -27,8 +27,7 @@ class Family:
         linear_layers (`str`): Regular expression of the linear layers within a tower that LoRA adapts.
         has_temperature (`bool`): Whether logits are divided by `temperature`, not multiplied by `exp(logit_scale)`.
         has_bias (`bool`): Whether `logit_bias` is added to the logits.
-        pools_to_maps (`bool`): Whether some of its vision towers pool to maps of 1 x 1, `(batch, dim, 1, 1)`, as those
-            of ResNet do, which the family's own class can't project.
+        has_any_tower (`bool`): Whether its vision tower can be of any kind, also of [`POOLS_TO_MAPS`].
         pads_to_full_length (`bool`): Whether prompts are padded to the longest possible one, as in its pretraining:
             a model that pools the last position counts padding too.
         pools_at_end (`bool`): Whether the text tower pools a prompt at its `eos_token_id`, wherever that is.
@@ -48,7 +47,7 @@ class Family:
     linear_layers: str = r"encoder\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))"
     has_temperature: bool = False
     has_bias: bool = False
-    pools_to_maps: bool = False
+    has_any_tower: bool = False
     pads_to_full_length: bool = False
     pools_at_end: bool = False
     lower_case: bool = False
@@ -84,7 +83,7 @@ class Family:
 
     def image_features(self, model: nn.Module, pixel_values: torch.Tensor) -> ModelOutput:
         """What the model's `get_image_features` gives, whose `pooler_output` is embeddings of shape `(batch, dim)`."""
-        if not self.pools_to_maps:
+        if not self.has_any_tower:
             return model.get_image_features(pixel_values=pixel_values)
         tower, projection = self.vision_modules(model)
         features = tower(pixel_values=pixel_values)
@@ -100,27 +99,37 @@ class Family:
         return model.logit_bias if self.has_bias else 0.0
 
 
+# Of towers whose layers aren't called as CLIP's are: BERT's, DINOv2's, ConvNeXt's, BLIP's and AIMv2's, among others
+OTHER_LAYERS = (
+    r"(.+\.)?layers?\.\d+\.(.+\.)?(q_proj|k_proj|v_proj|o_proj|out_proj|query|key|value|qkv|projection|dense|fc1|fc2"
+    r"|gate_proj|up_proj|down_proj|pwconv1|pwconv2)"
+)
 _RECORDS = (
     Family("clip", "CLIPModel", pools_at_end=True, legacy_end=2, processor="CLIPProcessor", tags=("clip",)),
     Family("clipseg", "CLIPSegModel", pools_at_end=True, legacy_end=2),
-    Family("groupvit", "GroupViTModel", pools_at_end=True, legacy_end=2),
+    Family("groupvit", "GroupViTModel", linear_layers=OTHER_LAYERS, pools_at_end=True, legacy_end=2),
     Family("metaclip_2", "MetaClip2Model", pools_at_end=True),
-    Family("aimv2", "Aimv2Model", pools_at_end=True),
+    Family("aimv2", "Aimv2Model", linear_layers=OTHER_LAYERS, pools_at_end=True),
+    Family("altclip", "AltCLIPModel", linear_layers=OTHER_LAYERS),
+    Family("chinese_clip", "ChineseCLIPModel", linear_layers=OTHER_LAYERS),
+    Family("blip", "BlipModel", linear_layers=OTHER_LAYERS),
     # SigLIP 2 of fixed size is of this type too. It was trained on text in lower case (arXiv 2502.14786), which its
     # tokenizer, Gemma's, leaves as it is, while SigLIP's changes the case itself
     Family("siglip", "SiglipModel", has_bias=True, pads_to_full_length=True, lower_case=True, final_norm=None),
+    # Its vision tower is an EfficientNet, which has no linear layers
     Family("align", "AlignModel", has_temperature=True),
-    # Any two towers, such as a ViT or a ResNet and a BERT, whose layers have names of their own
+    # Any two towers, such as a ViT or a ResNet and a BERT
     Family(
         "vision-text-dual-encoder",
         "VisionTextDualEncoderModel",
         final_norm=None,
-        pools_to_maps=True,
-        linear_layers=r"(encoder\.)?layers?\.\d+\.(.+\.)?"
-        r"(q_proj|k_proj|v_proj|o_proj|out_proj|query|key|value|dense|fc1|fc2)",
+        has_any_tower=True,
+        linear_layers=OTHER_LAYERS,
     ),
 )
 FAMILIES = {family.model_type: family for family in _RECORDS}
+# Vision towers that pool to maps of shape `(batch, dim, 1, 1)`, which transformers' own class can't project
+POOLS_TO_MAPS = ("bit", "regnet", "resnet")
 POSITIONS = "position_embedding"  # stands in the name of every such table
 # By `config.model_type`, what passes for a dual encoder and isn't supported
 REFUSED = {

@@ -40,6 +40,7 @@ ADDED_SETTINGS = {
     "micro-batches weigh": "alike, whatever their size",
     "augmentation": "none",
     "geometry": "native or 256-224",
+    "vision_tower": None,
     "batch_norm": "by the statistics of each batch",
 }
 # Likewise, which parts of data and models they don't tell apart; every later checkpoint names the first

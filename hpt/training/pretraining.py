@@ -1,8 +1,8 @@
 """Contrastive pretraining of small dual encoders, for those who have no pretrained ones at hand.
 
 Images and captions of one class are all positives of each other. The captions come from templates over class names,
-the tokenizer works on bytes, and every shape is a setting, so that targets and proxies of different architecture, CLIP
-or SigLIP, come out of an image-classification dataset alone.
+the tokenizer works on bytes, and every shape is a setting, so that targets and proxies of different architecture, a
+CLIP, a SigLIP, or a ResNet beside a BERT, come out of an image-classification dataset alone.
 """
 
 import math
@@ -25,6 +25,9 @@ from transformers import (
     SiglipModel,
     SiglipProcessor,
     TrainingArguments,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
+    VisionTextDualEncoderProcessor,
 )
 
 from hpt.cli import parse_config
@@ -75,17 +78,25 @@ class PretrainingConfig(TrainingArguments):
     max_train_samples: int | None = field(default=None, metadata={"help": "Use so many training images, of each set."})
 
     family: str = field(
-        default="clip", metadata={"help": "clip (softmax loss), or siglip (sigmoid loss, attention pooling)."}
+        default="clip",
+        metadata={
+            "help": "clip (softmax loss), siglip (sigmoid loss, attention pooling) or vision_text_dual_encoder."
+        },
+    )
+    vision_tower: str | None = field(
+        default=None, metadata={"help": "Of a vision_text_dual_encoder: convnext, resnet or vit, beside a BERT."}
     )
     image_size: int = field(default=32, metadata={"help": "Side of the vision tower's input in pixels."})
     patch_size: int = field(default=8, metadata={"help": "Side of a patch in pixels."})
-    vision_hidden_size: int = field(default=64, metadata={"help": "Width of the vision tower."})
-    vision_layers: int = field(default=2, metadata={"help": "Depth of the vision tower."})
+    vision_hidden_size: int = field(default=64, metadata={"help": "Width of the vision tower, at its end."})
+    vision_layers: int = field(default=2, metadata={"help": "Depth of the vision tower, or of each of its stages."})
     vision_heads: int = field(default=2, metadata={"help": "Attention heads of the vision tower."})
     text_hidden_size: int = field(default=64, metadata={"help": "Width of the text tower."})
     text_layers: int = field(default=1, metadata={"help": "Depth of the text tower."})
     text_heads: int = field(default=2, metadata={"help": "Attention heads of the text tower."})
-    projection_dim: int = field(default=64, metadata={"help": "Dimension of CLIP's common embedding."})
+    projection_dim: int = field(
+        default=64, metadata={"help": "Dimension of the common embedding; SigLIP's is as wide as its vision tower."}
+    )
     caption_templates: list[str] = field(
         default_factory=lambda: [DEFAULT_TEMPLATE, "a picture of a {}", "{}"],
         metadata={"help": "Captions: templates that take a class name."},
@@ -133,6 +144,7 @@ class PretrainingConfig(TrainingArguments):
             size, heads = getattr(self, f"{tower}_hidden_size"), getattr(self, f"{tower}_heads")
             if size % heads:
                 raise InputError(f"{tower}_heads {heads} doesn't divide {tower}_hidden_size {size}.")
+        check_vision_tower(self)
         check_run(self)
         super().__post_init__()
         check_trackers(self.report_to)
@@ -176,6 +188,48 @@ def build_siglip(args: PretrainingConfig) -> tuple[SiglipModel, SiglipProcessor]
         model.logit_bias.fill_(-2)
     side = {"height": args.image_size, "width": args.image_size}
     return model, SiglipProcessor(SiglipImageProcessorPil(size=side), tokenizer)
+
+
+def build_two_towers(args: PretrainingConfig) -> tuple[VisionTextDualEncoderModel, VisionTextDualEncoderProcessor]:
+    """One of [`VISION_TOWERS`] and a BERT with random weights, and a processor that prepares both as CLIP's does."""
+    _, processor = build_clip(args)
+    shape, text = _tower_shapes(args, processor.tokenizer)
+    text |= {"model_type": "bert", "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    vision = {"model_type": args.vision_tower} | VISION_TOWERS[args.vision_tower](shape)
+    config = VisionTextDualEncoderConfig(vision_config=vision, text_config=text, projection_dim=args.projection_dim)
+    processor = VisionTextDualEncoderProcessor(processor.image_processor, processor.tokenizer)
+    return VisionTextDualEncoderModel(config), processor
+
+
+def _three_stages(shape: dict) -> dict:
+    """The shape of a convolutional network whose stages have 1/4, 1/2 and all of the width at the end."""
+    width, depth = shape["hidden_size"], shape["num_hidden_layers"]
+    # `VisionTextDualEncoderModel` asks for `hidden_size`
+    return {"hidden_size": width, "hidden_sizes": [width // 4, width // 2, width], "depths": [depth] * 3}
+
+
+# By model type, vision towers that can stand beside a BERT: their configurations, from the shape of a transformer
+VISION_TOWERS = {
+    "convnext": lambda shape: _three_stages(shape) | {"num_stages": 3, "patch_size": shape["patch_size"]},
+    "resnet": lambda shape: (
+        _three_stages(shape) | {"layer_type": "basic", "embedding_size": shape["hidden_size"] // 4}
+    ),
+    "vit": lambda shape: shape,
+}
+
+
+def check_vision_tower(args: PretrainingConfig) -> None:
+    """Refuse a tower that isn't known, one that the family doesn't choose, and stages that aren't whole."""
+    if args.family != TWO_TOWERS:
+        if args.vision_tower is not None:
+            raise InputError(f"vision_tower is given, but only the family {TWO_TOWERS} has a choice of them.")
+        return
+    check_known("vision_tower", str(args.vision_tower), VISION_TOWERS)
+    if args.vision_tower != "vit" and args.vision_hidden_size % 4:
+        raise InputError(
+            f"vision_hidden_size is {args.vision_hidden_size}, but must be a multiple of 4 for a {args.vision_tower}, "
+            "whose first stage has a quarter of it."
+        )
 
 
 def _tower_shapes(args: PretrainingConfig, tokenizer: CLIPTokenizer) -> tuple[dict, dict]:
@@ -222,15 +276,19 @@ class Pretraining:
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-# By the model type of the family's record in `hpt.models.families`
-PRETRAINED = {"clip": Pretraining(build_clip, contrastive_loss), "siglip": Pretraining(build_siglip, sigmoid_loss)}
+TWO_TOWERS = "vision_text_dual_encoder"
+PRETRAINED = {
+    "clip": Pretraining(build_clip, contrastive_loss),
+    "siglip": Pretraining(build_siglip, sigmoid_loss),
+    TWO_TOWERS: Pretraining(build_two_towers, contrastive_loss),
+}
 
 
 class ContrastiveTrainer(ResumableTrainer):
     """Trainer of a dual encoder on (image, caption) pairs, the captions drawn anew from templates in each step.
 
     Args:
-        model, processor: from [`build_clip`] or [`build_siglip`].
+        model, processor: as [`PRETRAINED`] builds them.
         args ([`PretrainingConfig`]): Settings.
         train_dataset ([`Benchmark`] or [`Mixture`]): Images and labels, or several sets of them.
     """

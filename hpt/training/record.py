@@ -147,6 +147,7 @@ def describe_model(classifier: ZeroShotClassifier) -> dict:
         "hub_id": name if on_hub else None,
         "revision": getattr(model.config, "_commit_hash", None),
         "architecture": type(model).__name__,
+        "vision_tower": vision.model_type,
         "image_size": classifier.image_size,
         "patch_size": getattr(vision, "patch_size", None),
         "parameters": sum(weight.numel() for weight in without_adapters(dict(model.named_parameters())).values()),
