@@ -245,18 +245,38 @@ FAMILIES = {
 }
 
 
+CONVOLUTIONAL = {"hidden_sizes": [8, 16], "depths": [1, 1]}
+
+# Other towers than a ViT that a VisionTextDualEncoder can have beside a BERT
+TOWERS = {
+    "ResNet": CONVOLUTIONAL | {"model_type": "resnet", "layer_type": "basic", "embedding_size": 8},
+    "ConvNeXt": CONVOLUTIONAL | {"model_type": "convnext", "num_stages": 2, "patch_size": 4},
+    "DINOv2": {"model_type": "dinov2"},
+    "Swin": {"model_type": "swin", "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "window_size": 4}
+    | {"num_attention_heads": [1, 1]},
+}
+
+
+def class_of(name: str) -> str:
+    """The class of the models of a family, or with a tower."""
+    return f"{'VisionTextDualEncoder' if name in TOWERS else name}Model"
+
+
 def make_family(name):
-    """A tiny model of a family with random weights, and a processor for it."""
-    text, vision, top = FAMILIES[name]
+    """A tiny model of a family, or with one of [`TOWERS`], with random weights, and a processor for it."""
+    text, vision, top = FAMILIES["VisionTextDualEncoder" if name in TOWERS else name]
+    text, vision = TEXT | text, VISION | vision | TOWERS.get(name, {})
     torch.manual_seed(0)
-    config = getattr(transformers, f"{name}Config")(text_config=TEXT | text, vision_config=VISION | vision, **top)
-    model = getattr(transformers, f"{name}Model")(config).eval()
+    kind = class_of(name).removesuffix("Model")
+    config = getattr(transformers, f"{kind}Config")(text_config=text, vision_config=vision, **top)
+    model = getattr(transformers, f"{kind}Model")(config).eval()
     for weight in model.parameters():
         if weight.dim() == 4:  # convolutions start so small that a stack of them underflows
             nn.init.kaiming_normal_(weight)
     side = config.vision_config.image_size
     image_processor = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-    return model, CLIPProcessor(image_processor, byte_tokenizer())
+    padding = {"pad_token": '"'} if text["pad_token_id"] == 1 else {}  # XLM-RoBERTa's number, from which it counts
+    return model, CLIPProcessor(image_processor, byte_tokenizer(**padding))
 
 
 def make_row(attack, accuracy, eps=0.1, n=1000, **more):
