@@ -92,6 +92,23 @@ def test_a_model_has_no_settings():
         parse_model("me/clip:split=val")
 
 
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ("split=val", "sets 'split', but of a model only image_size can be set"),
+        ("image_size=big", "sets image_size to 'big', but must say a number of pixels"),
+        ("image_size=-8", "sets image_size to '-8', but must say a number of pixels"),
+        ("image_size=0", "sets image_size to '0', but must say a number of pixels"),
+        ("image_size=", "sets image_size to '', but must say a number of pixels"),
+    ],
+)
+def test_a_model_that_will_be_loaded_has_an_input_size(settings, line):
+    model = parse_model("mine=me/clip@v2:image_size=336", loaded=True)
+    assert (model.name, model.place, model.settings) == ("mine", "me/clip@v2", {"image_size": "336"})
+    with pytest.raises(InputError, match=line):
+        parse_model(f"me/clip:{settings}", loaded=True)
+
+
 def test_two_of_one_name_are_refused():
     check_names(model.name for model in map(parse_model, ("a=x", "b=x", "x")))
     with pytest.raises(InputError, match="'a' is given twice: rows of the two couldn't be told apart"):

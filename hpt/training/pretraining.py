@@ -224,7 +224,7 @@ def check_vision_tower(args: PretrainingConfig) -> None:
         if args.vision_tower is not None:
             raise InputError(f"vision_tower is given, but only the family {TWO_TOWERS} has a choice of them.")
         return
-    check_known("vision_tower", str(args.vision_tower), VISION_TOWERS)
+    check_known("vision_tower", str(args.vision_tower), VISION_TOWERS)  # also none
     if args.vision_tower != "vit" and args.vision_hidden_size % 4:
         raise InputError(
             f"vision_hidden_size is {args.vision_hidden_size}, but must be a multiple of 4 for a {args.vision_tower}, "

@@ -153,6 +153,9 @@ PROCESSORS = {
     "CLIP, which only crops": ("CLIP", {"do_resize": False, "crop_size": square(24)}, "native-24"),
     "SigLIP": ("Siglip", {"size": square(24)}, "24x24"),
     "BLIP": ("Blip", {"size": square(24)}, "24x24"),
+    "ConvNeXt": ("ConvNext", {"size": {"shortest_edge": 24}}, "27-24"),
+    "ConvNeXt, of 95 %": ("ConvNext", {"size": {"shortest_edge": 24}, "crop_pct": 0.95}, "25-24"),
+    "ConvNeXt, of 384 pixels": ("ConvNext", {"size": {"shortest_edge": 384}}, "384x384"),
     "ALIGN": ("EfficientNet", {"size": square(29), "do_center_crop": True, "crop_size": square(24)}, "29x29-24"),
 }
 

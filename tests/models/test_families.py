@@ -55,7 +55,7 @@ def test_adapters_leave_a_models_family_and_parts():
 
 def test_a_family_is_known_by_its_class_too():
     assert family_by_architecture("SiglipModel") is families.FAMILIES["siglip"]
-    assert family_by_architecture("AltCLIPModel") == Family("unknown", "AltCLIPModel")
+    assert family_by_architecture("OwlViTModel") == Family("unknown", "OwlViTModel")
 
 
 def test_what_embeds_no_whole_image_is_refused():
@@ -80,7 +80,9 @@ def test_a_record_is_all_that_other_names_need(tmp_path, monkeypatch):
             return features
 
     vanilla, processor = make_clip(0)
-    with pytest.raises(InputError, match="of Renamed: it has no vision_model and text_model.*: aimv2, align, clip, "):
+    with pytest.raises(
+        InputError, match="of Renamed: it has no vision_model and text_model.*: aimv2, align, altclip, "
+    ):
         make_trainer(tmp_path, Renamed(vanilla.config))
     record = Family("clip", "Renamed", vision_parts=("encoder_of_images", "visual_projection"))
     monkeypatch.setitem(families.FAMILIES, "clip", record)

@@ -171,8 +171,8 @@ def test_bad_adapters():
         add_lora(add_lora(make_clip(0)[0]))
     with pytest.raises(InputError, match="Linear isn't a dual encoder"):
         add_lora(torch.nn.Linear(2, 2))
-    with pytest.raises(InputError, match="The vision_model of Aimv2Model has no layers named as CLIP's are"):
-        add_lora(make_family("Aimv2")[0])
+    with pytest.raises(InputError, match="The vision_model of AlignModel has no layers named as CLIP's are"):
+        add_lora(make_family("Align")[0])
     model = make_clip(0)[0]
     model.text_model.encoder.layers = torch.nn.ModuleList()
     with pytest.raises(InputError, match="The text_model of CLIPModel has no layers"):

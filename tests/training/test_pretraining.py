@@ -5,13 +5,14 @@ import pytest
 import torch
 from datasets import Dataset
 from helpers import CLASSES, make_clip, make_dataset
-from transformers import CLIPModel, CLIPProcessor, SiglipModel, SiglipProcessor
+from transformers import CLIPModel, CLIPProcessor, SiglipModel, SiglipProcessor, VisionTextDualEncoderModel
 
 from hpt import InputError, load_benchmark, load_proxy
 from hpt.data.benchmark import Benchmark
 from hpt.data.geometry import ImageTransform
 from hpt.evaluation.comparison import measure
 from hpt.evaluation.subject import Subject
+from hpt.models.weights import normalizers
 from hpt.training.pretraining import (
     ContrastiveTrainer,
     PretrainingConfig,
@@ -120,6 +121,26 @@ def test_pretrained_folder_loads_and_learned(tmp_path, family, learning_rate, mo
     assert not any(file.suffix in (".bin", ".pt", ".pth") for file in folder.iterdir())
 
 
+TWO_TOWERS = {"family": "vision_text_dual_encoder", "image_size": 32, "vision_hidden_size": 32, "vision_layers": 1}
+
+
+@pytest.mark.parametrize(("tower", "patch_size"), [("resnet", 8), ("convnext", 4), ("vit", 16)])
+def test_towers_of_other_architectures_are_pretrained(tmp_path, tower, patch_size):
+    """The ResNet, which learns fast, beyond chance, with its statistics; the others are saved as they are trained."""
+    run = {"num_train_epochs": 3, "max_train_samples": None, "per_device_train_batch_size": 32, "learning_rate": 3e-3}
+    run = run if tower == "resnet" else {}
+    settings = TWO_TOWERS | {"vision_tower": tower, "patch_size": patch_size} | run
+    pretrain(pretraining_config(tmp_path, **settings))
+    proxy = load_proxy(str(tmp_path))
+    assert proxy.model.config.vision_config.model_type == tower and proxy.image_size == 32
+    loaded = VisionTextDualEncoderModel.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(weight, loaded[name]) for name, weight in proxy.model.state_dict().items())
+    if tower == "resnet":
+        (row,) = measure([Subject(proxy)], load_benchmark("digits"))
+        assert row.accuracy > 0.5  # chance is 0.1
+        assert all(layer.running_mean.abs().max() > 0 for layer in normalizers(proxy.model))
+
+
 def test_a_cut_off_pretraining_continues(tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     pretrain(pretraining_config(whole, num_train_epochs=2, save_strategy="epoch"))
@@ -158,7 +179,13 @@ def test_a_cut_off_pretraining_that_writes_over_another_goes_on_without_saying_s
         ({"learning_rate": math.nan}, "learning_rate is nan, but must be above 0 and finite"),
         ({"patch_size": 7}, "patch_size 7 doesn't divide image_size 16"),
         ({"vision_heads": 3}, "vision_heads 3 doesn't divide vision_hidden_size 16"),
-        ({"family": "flava"}, "Unknown family 'flava'; known: clip, siglip"),
+        ({"family": "flava"}, "Unknown family 'flava'; known: clip, siglip, vision_text_dual_encoder"),
+        ({"family": "vision_text_dual_encoder"}, "Unknown vision_tower 'None'; known: convnext, resnet, vit"),
+        ({"vision_tower": "resnet"}, "only the family vision_text_dual_encoder has a choice of them"),
+        (
+            {"family": "vision_text_dual_encoder", "vision_tower": "resnet", "vision_hidden_size": 18},
+            "vision_hidden_size is 18, but must be a multiple of 4 for a resnet",
+        ),
         ({"train_dataset": "mnist"}, "Unknown benchmark 'mnist'"),
     ],
 )

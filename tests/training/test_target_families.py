@@ -79,7 +79,8 @@ def buffers(model):
 def test_a_target_of_any_family_goes_the_whole_way(tmp_path, monkeypatch, images, name, trainable):
     model, processor = make_target(name)
     vanilla, vanilla_buffers = weights(model), buffers(model)
-    trainer = make_trainer(tmp_path, model, processor=processor, trainable=trainable, logging_strategy="no", **SHORT)
+    settings = {"trainable": trainable, "logging_strategy": "no", **SHORT}
+    trainer = make_trainer(tmp_path, model, make_dataset(8), processor=processor, **settings)
     trainer.add_callback(gradients := Gradients())
     trainer.train()
     trained = {key for key, weight in model.named_parameters() if weight.requires_grad}
@@ -107,7 +108,7 @@ def test_a_target_of_any_family_goes_the_whole_way(tmp_path, monkeypatch, images
     assert attacked.attack == "pgd:steps=2" and attacked.accuracy <= clean.accuracy
 
 
-@pytest.mark.parametrize("name", ["Align", "ResNet", "DINOv2", "Siglip"])
+@pytest.mark.parametrize("name", ["Align", "DINOv2"])
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, name):
     """With dropout in a BERT and an EfficientNet, statistics of BatchNorm, and parameters that don't train."""
     settings = {"trainable": "all", "save_strategy": "steps", "save_steps": 3, "logging_strategy": "no", **SHORT}
