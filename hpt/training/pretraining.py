@@ -168,9 +168,11 @@ def build_clip(args: PretrainingConfig) -> tuple[CLIPModel, CLIPProcessor]:
     projection = {"projection_dim": args.projection_dim}
     vision, text = _tower_shapes(args, tokenizer)
     config = CLIPConfig(vision_config=vision | projection, text_config=text | projection, **projection)
-    side = {"height": args.image_size, "width": args.image_size}
-    image_processor = CLIPImageProcessorPil(size={"shortest_edge": args.image_size}, crop_size=side)
-    return CLIPModel(config), CLIPProcessor(image_processor, tokenizer)
+    return CLIPModel(config), CLIPProcessor(_image_processor(args.image_size), tokenizer)
+
+
+def _image_processor(side: int) -> CLIPImageProcessorPil:
+    return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
 
 
 def build_siglip(args: PretrainingConfig) -> tuple[SiglipModel, SiglipProcessor]:
@@ -192,12 +194,12 @@ def build_siglip(args: PretrainingConfig) -> tuple[SiglipModel, SiglipProcessor]
 
 def build_two_towers(args: PretrainingConfig) -> tuple[VisionTextDualEncoderModel, VisionTextDualEncoderProcessor]:
     """One of [`VISION_TOWERS`] and a BERT with random weights, and a processor that prepares both as CLIP's does."""
-    _, processor = build_clip(args)
-    shape, text = _tower_shapes(args, processor.tokenizer)
+    tokenizer = byte_tokenizer()
+    shape, text = _tower_shapes(args, tokenizer)
     text |= {"model_type": "bert", "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     vision = {"model_type": args.vision_tower} | VISION_TOWERS[args.vision_tower](shape)
     config = VisionTextDualEncoderConfig(vision_config=vision, text_config=text, projection_dim=args.projection_dim)
-    processor = VisionTextDualEncoderProcessor(processor.image_processor, processor.tokenizer)
+    processor = VisionTextDualEncoderProcessor(_image_processor(args.image_size), tokenizer)
     return VisionTextDualEncoderModel(config), processor
 
 
