@@ -13,6 +13,7 @@ _MODULE_OF = {
     "FGSM": "attacks",
     "PGD": "attacks",
     "BENCHMARKS": "data.records",
+    "Classifier": "classifiers",
     "Mixture": "data.mixtures",
     "load_benchmark": "data.loading",
     "RobustnessEvaluator": "evaluation.evaluator",

@@ -32,12 +32,14 @@ from hpt.evaluation.subject import Subject
 from hpt.files import named_if_it_fails
 from hpt.hub.evaluations import add_comparison
 from hpt.models.endpoints import ENDPOINTS
-from hpt.models.loading import load_dual_encoder, save_finished
+from hpt.models.loading import load_dual_encoder, load_teacher, save_finished
 from hpt.models.lora import add_lora, check_lora, merged
 from hpt.models.positions import check_image_size
+from hpt.models.proxies import ORIGINAL, parse_proxies
 from hpt.models.sources import check_source
 from hpt.processes import hold_together, on_main_process, set_cpu_threads
 from hpt.radius import Fraction, Radius
+from hpt.references import Reference
 from hpt.training.config import DTYPES
 from hpt.training.inputs import check_sets
 from hpt.training.labels import who_needs_labels
@@ -48,8 +50,9 @@ from hpt.training.record import refuse_other_run
 
 HERE = Path(__file__).parent
 QUICKSTART = "quickstart"
+PROXY = "openai/clip-vit-base-patch16"
 # With any of these, the quickstart isn't meant
-OWN = ("target", "proxy", "train_dataset", "train_datasets", "eval_datasets")
+OWN = ("target", "proxy", "proxies", "train_dataset", "train_datasets", "eval_datasets")
 
 
 @dataclass
@@ -62,8 +65,15 @@ class Recipe:
         default=None,
         metadata={"help": "Side of the target's images in pixels, if not its own; positions are resized."},
     )
-    proxy: str = field(default="openai/clip-vit-base-patch16", metadata={"help": "Hub id or path of the proxy."})
+    proxy: str | None = field(
+        default=None,
+        metadata={"help": f"Hub id or path of the proxy, or original, the target's vanilla copy; else {PROXY}."},
+    )
     proxy_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit."})
+    proxies: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Several instead, such as ID@REVISION NAME=PATH:template=TEMPLATE original."},
+    )
     proxy_dtype: str = field(default="float32", metadata={"help": "What it runs in: float32, bfloat16 or float16."})
     lora_rank: int | None = field(default=None, metadata={"help": "Train LoRA adapters of this rank instead."})
     lora_alpha: float | None = field(default=None, metadata={"help": "Their scale; the rank unless given."})
@@ -116,7 +126,8 @@ class Recipe:
         self.train_datasets = list(map(write_out_classes, self.train_datasets))
         self.eval_datasets = list(map(write_out_classes, self.eval_datasets))
         self.eval_datasets = self.eval_datasets or self.train_datasets or [self.train_dataset]
-        self.target, self.proxy = expanduser(self.target), expanduser(self.proxy)
+        self.target = expanduser(self.target)
+        self._check_proxies()
         self.proxy_eps = [Radius(eps) for eps in self.proxy_eps or []]
         check_known("proxy_dtype", self.proxy_dtype, DTYPES)
         if self.image_size is not None:
@@ -135,6 +146,21 @@ class Recipe:
         if self.streaming and self.max_train_samples is not None:
             raise InputError("A stream isn't cut by max_train_samples: steps_per_epoch says how much an epoch reads.")
 
+    def _check_proxies(self):
+        given = {name: vars(self)[name] for name in ("proxy", "proxy_revision", "pretrain_proxy")}
+        if self.proxies and any(given.values()):
+            name = next(name for name, value in given.items() if value)
+            raise InputError(f"{name} and proxies are both given: write all proxies into proxies, as ID@REVISION.")
+        if not self.proxies:
+            self.proxy = expanduser(PROXY if self.proxy is None else self.proxy)
+        self.proxy_references()  # refuses what can't be meant
+
+    def proxy_references(self) -> list[Reference]:
+        """The proxies by name; the only one, which has none, is called proxy."""
+        if self.proxies:
+            return parse_proxies(self.proxies)
+        return [Reference("proxy", self.proxy, self.proxy_revision)]
+
 
 def main():
     recipe, args, config = parse_config((Recipe, HPTConfig), default_config(), folder=HERE, announce=True)
@@ -147,9 +173,11 @@ def run(recipe: Recipe, args: HPTConfig, config: Path | None) -> None:
     output = Path(args.output_dir)
     set_cpu_threads(recipe.cpu_threads)
     files = {"target": recipe.pretrain_target, "proxy": recipe.pretrain_proxy}
-    for name in ("target", "proxy") if args.needs_proxy else ("target",):
+    proxies = recipe.proxy_references() if args.needs_proxy else []
+    for name, sources in {"target": [recipe.target], "proxy": places_of(proxies)}.items():
         if files[name] is None:
-            check_source(vars(recipe)[name])
+            for source in sources:
+                check_source(source)
     if not recipe.overwrite:
         refuse_other_run(output / "robust", args, vars(recipe))
 
@@ -166,13 +194,12 @@ def run(recipe: Recipe, args: HPTConfig, config: Path | None) -> None:
     if recipe.lora_rank is not None:
         target = add_lora(target, recipe.lora_rank, recipe.lora_alpha, args.trainable, args.seed)
     dtype = getattr(torch, recipe.proxy_dtype)
-    proxy = load_proxy(recipe.proxy, recipe.proxy_revision, dtype) if args.needs_proxy else None
 
     # Train
     trainer = HPTTrainer(
         model=target,
         args=args,
-        proxy=proxy,
+        proxy=[load_teacher(reference, dtype) for reference in proxies],
         processing_class=processor,
         train_dataset=train,
         eval_dataset=None if isinstance(validation, Benchmark) and not validation.has_labels else validation,
@@ -231,19 +258,26 @@ def default_config() -> str | None:
 def delete_run(output: Path, recipe: Recipe) -> None:
     """Delete the models and checkpoints that a run has left in a folder."""
     folders = [output / "robust", output / "adapter", output / ENDPOINTS, *output.glob("checkpoint-*")]
-    for name in (recipe.target, recipe.proxy):
+    for name in (recipe.target, *places_of(recipe.proxy_references())):
         if Path(name).resolve() in [folder.resolve() for folder in folders]:
             raise InputError(f"--overwrite would delete {name}, which the run needs: give another output_dir.")
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def places_of(proxies: list[Reference]) -> list[str]:
+    """Paths or Hub ids of proxies, but for the target's own copy."""
+    return [reference.source for reference in proxies if reference.place != ORIGINAL]
+
+
 def load_subjects(recipe: Recipe, args: HPTConfig) -> list[Subject]:
-    """The vanilla target, the proxy if the run had one, and the robust target, by what tables call them."""
+    """The vanilla target, the proxies if the run had some, and the robust target, by what tables call them."""
     vanilla = load_proxy(recipe.target, recipe.target_revision, image_size=recipe.image_size)
     models = {"vanilla target": vanilla}
-    if args.needs_proxy:
-        models["proxy"] = load_proxy(recipe.proxy, recipe.proxy_revision)
+    for reference in recipe.proxy_references() if args.needs_proxy else []:
+        if reference.place != ORIGINAL:
+            name = f"proxy {reference.name}" if recipe.proxies else "proxy"
+            models[name] = load_proxy(reference.source, reference.revision)
     models["robust target"] = load_proxy(f"{args.output_dir}/robust")
     return [Subject(model.to(args.device), name) for name, model in models.items()]
 

@@ -9,7 +9,6 @@ import torch
 from hpt.attacks.base import (
     Attack,
     AttackResult,
-    Classifier,
     attack_until_broken,
     check_count,
     is_zero,
@@ -25,6 +24,7 @@ from hpt.attacks.losses import (
     targeted_difference_of_logits_ratio,
 )
 from hpt.attacks.passes import passes_until_broken
+from hpt.classifiers import Classifier
 
 
 MOMENTUM = 0.75  # alpha of Algorithm 1

@@ -12,11 +12,11 @@ from torch.nn.modules.batchnorm import _NormBase
 from hpt.attacks.batch import Batch, make_batch
 from hpt.attacks.losses import margin
 from hpt.attacks.passes import note_passes
+from hpt.classifiers import Classifier, check_logits
 from hpt.errors import InputError
 from hpt.radius import Radius
 
 
-Classifier = Callable[[torch.Tensor], torch.Tensor]
 ABBREVIATIONS = ("pgd", "cw")  # names that tables write in capitals
 
 
@@ -170,13 +170,7 @@ def float_logits(classifier: Classifier, highest_label: int = 0) -> Classifier:
 
 
 def _check_logits(output: torch.Tensor, images: torch.Tensor, highest_label: int) -> None:
-    if not isinstance(output, torch.Tensor):
-        raise InputError(
-            f"The classifier gives a {type(output).__name__}, but must give logits as a tensor: attack a function of "
-            "images in [0, 1] that normalises them and takes the logits out of the model's output."
-        )
-    if output.dim() == 0 or len(output) != len(images):
-        raise InputError(f"The classifier gives logits of shape {tuple(output.shape)} for {len(images)} images.")
+    check_logits(output, images)
     if output.dim() == 2 and output.shape[1] <= highest_label:
         raise InputError(f"A label is {highest_label}, but the classifier's classes go to {output.shape[1] - 1}.")
     if images.requires_grad and not output.requires_grad:

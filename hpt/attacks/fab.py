@@ -2,10 +2,11 @@
 
 import torch
 
-from hpt.attacks.base import Attack, AttackResult, Classifier, attack_until_broken, check_count, is_zero
+from hpt.attacks.base import Attack, AttackResult, attack_until_broken, check_count, is_zero
 from hpt.attacks.batch import Batch
 from hpt.attacks.losses import likeliest_targets
 from hpt.attacks.passes import passes_until_broken
+from hpt.classifiers import Classifier
 
 
 MAX_BIAS = 0.1  # alpha_max: how far a step leans towards the clean image

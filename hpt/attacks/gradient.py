@@ -7,7 +7,6 @@ import torch
 from hpt.attacks.base import (
     Attack,
     AttackResult,
-    Classifier,
     attack_until_broken,
     check_count,
     float_logits,
@@ -19,6 +18,7 @@ from hpt.attacks.base import (
 from hpt.attacks.batch import Batch
 from hpt.attacks.losses import cross_entropy, margin
 from hpt.attacks.passes import passes_until_broken
+from hpt.classifiers import Classifier
 from hpt.errors import InputError
 from hpt.radius import check_step_size
 

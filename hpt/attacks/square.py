@@ -4,8 +4,9 @@ import math
 
 import torch
 
-from hpt.attacks.base import Attack, AttackResult, Classifier, check_count, judge, project, uniform_noise
+from hpt.attacks.base import Attack, AttackResult, check_count, judge, project, uniform_noise
 from hpt.attacks.batch import Batch
+from hpt.classifiers import Classifier
 
 
 # Share of the pixels that a square covers, as a multiple of its first value, from each of these queries in 10,000 on.

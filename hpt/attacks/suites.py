@@ -1,11 +1,12 @@
 """Suites of attacks in turn, each on the samples that are still classified right: the worst case per sample."""
 
 from hpt.attacks.apgd import APGDCE, APGDDLR, APGDT
-from hpt.attacks.base import Attack, AttackResult, Classifier, attack_until_broken
+from hpt.attacks.base import Attack, AttackResult, attack_until_broken
 from hpt.attacks.batch import Batch
 from hpt.attacks.fab import FABT
 from hpt.attacks.passes import passes_until_broken
 from hpt.attacks.square import Square
+from hpt.classifiers import Classifier
 
 
 class Suite(Attack):

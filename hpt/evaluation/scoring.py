@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 
 from hpt.attacks import Attack
-from hpt.attacks.base import AttackResult, Classifier, float_logits
+from hpt.attacks.base import AttackResult, float_logits
+from hpt.classifiers import Classifier
 from hpt.data.images import to_unit_range
 
 

@@ -38,7 +38,7 @@ FIGURES, CURVES, DIAL = "figures", "training_curves.png", "dial.png"
 
 # Fields of a recipe that name models and data, which `run.yaml` has without their local folders
 MODELS = ("target", "proxy")
-MAY_BE_LOCAL = (*MODELS, "train_dataset", "train_datasets", "eval_datasets")
+MAY_BE_LOCAL = (*MODELS, "proxies", "train_dataset", "train_datasets", "eval_datasets")
 
 
 class ModelFolder:

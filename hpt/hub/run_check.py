@@ -15,7 +15,9 @@ MODEL = {
     "parameters": int,
     "dtype": str,
 }
-MODEL_SINCE = {"wrapper": str | None, "vision_tower": str}  # what some versions don't say of a model
+# What some versions don't say of a model, and of a proxy
+MODEL_SINCE = {"wrapper": str | None, "vision_tower": str, "templates": list[str] | None, "original": bool}
+FUNCTION = {"function": str, "parameters": int, "weights": str | None}  # a proxy that is no dual encoder
 DATA = {
     "name": str,
     "split": str,
@@ -70,6 +72,7 @@ SINCE = {
     "trainer": str,
     "proxy": dict | None,
     "proxies": list[dict],
+    "proxy_combination": str | None,
     "anchor_objective": str | None,
     "terms": list[str],
     "own_objectives": list[str],
@@ -99,7 +102,8 @@ def parse_run(value: object) -> dict:
     if not {"proxy", "proxies"} & set(run):
         raise ValueError("it lacks proxies")
     for model in (run["target"], *run.get("proxies", filter(None, [run.get("proxy")]))):
-        check_whole(model, MODEL | {name: kind for name, kind in MODEL_SINCE.items() if name in model}, "a model's ")
+        more = {name: kind for name, kind in MODEL_SINCE.items() if name in model}
+        check_whole(model, (FUNCTION if "function" in model else MODEL) | more, "a model's ")
     if run["trainable"] not in TOWERS:
         raise ValueError(f"trainable is {run['trainable']!r}, but must be {' or '.join(TOWERS)}")
     return run

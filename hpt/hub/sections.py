@@ -140,12 +140,17 @@ def _proxies(run: dict) -> list[dict]:
 
 
 def _proxy_name(proxy: dict) -> str:
+    if "function" in proxy:
+        return f"{code(proxy['function'])}, a function of images"
+    if proxy.get("original"):
+        return "its own vanilla copy"
     return f"{code(proxy['wrapper'])} around {_name(proxy)}" if proxy.get("wrapper") else _name(proxy)
 
 
 def _differ(target: dict, proxy: dict) -> bool:
     """Whether two models are of different architecture, as far as it is recorded."""
-    return any(target[key] != proxy[key] for key in ("architecture", "image_size", "patch_size", "parameters"))
+    shape = ("architecture", "image_size", "patch_size", "parameters")
+    return "function" not in proxy and any(target[key] != proxy[key] for key in shape)
 
 
 def training(folder: ModelFolder, model_id: str) -> str:
@@ -157,6 +162,7 @@ def training(folder: ModelFolder, model_id: str) -> str:
     lines = [
         ["target", f"{_origin(run['target'])}, {_shape(run['target'])}{_resized(run['settings'])}"],
         *([_proxy_title(run, proxy), _proxy_cell(proxy)] for proxy in _proxies(run)),
+        *([["proxies together", markdown(run["proxy_combination"])]] if run.get("proxy_combination") else []),
         ["trained", markdown(run["adapter"] or towers)],
         *_data_rows(run["data"]),
         *_augmentation(run["settings"]),
@@ -186,7 +192,13 @@ def _proxy_title(run: dict, proxy: dict) -> str:
 
 
 def _proxy_cell(proxy: dict) -> str:
-    return f"{_origin(proxy)}, {_shape(proxy)}, {markdown(proxy['dtype'])}"
+    if "function" in proxy:
+        size = f", {proxy['parameters'] / 1e6:,.3g} M parameters" if proxy["parameters"] else ""
+        weights = f", weights {proxy['weights']}" if proxy["weights"] else ""
+        return f"{_proxy_name(proxy)} to logits{markdown(size + weights)}"
+    prompts = f", prompts {', '.join(map(code, proxy['templates']))}" if proxy.get("templates") else ""
+    origin = "the target's own vanilla copy" if proxy.get("original") else _origin(proxy)
+    return f"{origin}, {_shape(proxy)}, {markdown(proxy['dtype'])}{prompts}"
 
 
 def _augmentation(settings: dict) -> list[list[str]]:

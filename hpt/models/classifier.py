@@ -67,6 +67,8 @@ class ZeroShotClassifier(nn.Module):
             template doesn't take one.
     """
 
+    keeps_template = False  # over other classes, whatever template they are given with
+
     def __init__(self, model, processor, class_names=None, template=DEFAULT_TEMPLATE, image_mean=None, image_std=None):
         super().__init__()
         check_dual_encoder(model)
@@ -94,10 +96,27 @@ class ZeroShotClassifier(nn.Module):
     def with_classes(
         self, class_names: list[str], template: str | list[str] | dict[str, list[str]] | None = None
     ) -> "ZeroShotClassifier":
-        """The same model and normalisation over other classes."""
-        mean, std = self.image_mean.flatten().tolist(), self.image_std.flatten().tolist()
-        template = self.templates if template is None else template
-        return ZeroShotClassifier(self.model, self.processor, class_names, template, mean, std)
+        """The same model and normalisation over other classes; of a subclass, which computes as it does.
+
+        Weights and whatever else it holds are shared. A subclass that holds further classifiers extends this, and
+        gives them the classes too.
+        """
+        keeps_own = template is None or self.keeps_template
+        return self._view(check_class_names(class_names), self.templates if keeps_own else check_templates(template))
+
+    def with_template(self, template: str | list[str]) -> "ZeroShotClassifier":
+        """The same with prompts of its own, which it keeps over other classes, such as those of a proxy's training."""
+        view = self._view(self.class_names, check_templates(template))
+        view.keeps_template = True
+        return view
+
+    def _view(self, class_names: list[str] | None, templates: list[str]) -> "ZeroShotClassifier":
+        view = copy.copy(self)
+        view._modules, view._buffers = self._modules.copy(), self._buffers.copy()  # a view moves without the others
+        view.class_names, view.templates = class_names, templates
+        view._cached_text_embeds, view._cached_for = None, None
+        vars(view).pop("prompt_tokens", None)  # those of the classes before
+        return view
 
     def forward(self, images: torch.Tensor, text_embeds: torch.Tensor | None = None) -> torch.Tensor:
         """Class logits of images.

@@ -31,6 +31,7 @@ from hpt.models.files import (
 )
 from hpt.models.positions import with_image_size
 from hpt.models.processors import check_processor, input_size
+from hpt.models.proxies import ORIGINAL
 from hpt.models.sources import check_source, similar_folder
 from hpt.models.tokens import check_tokenizer
 from hpt.models.weights import check_complete, check_finite, find_non_finite
@@ -67,6 +68,14 @@ def load_named(reference: Reference, device: torch.device) -> tuple[str, ZeroSho
     image_size = reference.settings.get(IMAGE_SIZE)
     proxy = load_proxy(reference.source, reference.revision, image_size=image_size and int(image_size))
     return reference.name, proxy.to(device)
+
+
+def load_teacher(reference: Reference, dtype: torch.dtype) -> ZeroShotClassifier | str:
+    """A proxy as recipes name it, from [`parse_proxies`], in the form that `HPTTrainer` takes it."""
+    if reference.place == ORIGINAL:
+        return ORIGINAL
+    proxy = load_proxy(reference.source, reference.revision, dtype)
+    return proxy.with_template(template) if (template := reference.settings.get("template")) else proxy
 
 
 @torch.inference_mode(False)  # attacks follow gradients through what is loaded

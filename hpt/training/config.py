@@ -11,6 +11,7 @@ from transformers.trainer_utils import HubStrategy, SchedulerType
 from hpt.data.augmentation import AUGMENTATIONS
 from hpt.errors import InputError, check_at_least, check_known
 from hpt.files import check_folder
+from hpt.models.proxies import COMBINATIONS, MOST_CONFIDENT, PROBABILITIES, check_weights
 from hpt.models.weights import TRAINABLE
 from hpt.processes import check_trains_together
 from hpt.prompts import DEFAULT_TEMPLATE, check_templates
@@ -26,12 +27,12 @@ SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")  # what ac
 DTYPES = ("float32", "bfloat16", "float16")
 KL_REDUCTIONS = ("mean", "sum")
 FRACTIONS = ("attack_eps", "attack_step_size", "temperature", "anchor_learning_rate", "learning_rate", "warmup_steps")
-FRACTIONS += ("ema_decay", "pull_ratio")
+FRACTIONS += ("ema_decay", "pull_ratio", "proxy_temperature")
 COUNTS = ("attack_steps", "eval_attack_steps", "steps_per_epoch", "shuffle_buffer_size")
 # Fields that can't change between a checkpoint and the run that resumes from it.
 MATHEMATICS = (
     "objective objective_args anchor_objective anchor_objective_args attack_loss kl_direction kl_reduction "
-    "temperature restart "
+    "temperature proxy_temperature only_where_right proxy_combination proxy_weights restart "
     "anchor_epochs transfer_epochs anchor_learning_rate learning_rate "
     "warmup_steps ema_decay pull_ratio attack_eps attack_steps attack_step_size attack_random_start trainable "
     "prompt_template optim optim_args adam_beta1 adam_beta2 adam_epsilon optim_target_modules max_grad_norm "
@@ -68,6 +69,15 @@ class HPTConfig(TrainingArguments):
             the effective learning rate grow with the batch.
         temperature (`float`, *optional*, defaults to 1.0):
             Divides both logits; the loss is multiplied by its square.
+        proxy_temperature (`float`, *optional*, defaults to 1.0):
+            Divides the proxy's logits alone, beside `temperature`, and doesn't multiply the loss.
+        only_where_right (`bool`, *optional*, defaults to `False`):
+            Learn from the proxy only on images that it gets right as it sees them; the others count as a loss of 0.
+        proxy_combination (`str`, *optional*, defaults to `"probabilities"`):
+            How several proxies teach together: `"probabilities"` or `"logits"`, averaged, or `"most_confident"`, for
+            each image; see [`ProxyOutputs`](models/proxies.py).
+        proxy_weights (`list[float]`, *optional*):
+            One for each proxy, divided by their sum; equal ones by default.
         anchor_epochs, transfer_epochs (`int`, *optional*, default to 5 and 5):
             Length of the two stages. `anchor_epochs=0` is plain HPT, without EMA and pull.
         anchor_learning_rate, learning_rate (`float`, *optional*, default to 5e-5 and 5e-2):
@@ -132,6 +142,18 @@ class HPTConfig(TrainingArguments):
     )
     kl_reduction: str = field(default="mean", metadata={"help": "Over the batch: mean or sum."})
     temperature: Fraction = field(default=1.0, metadata={"help": "Divides both logits."})
+    proxy_temperature: Fraction = field(default=1.0, metadata={"help": "Divides the proxy's logits too."})
+    only_where_right: bool = field(
+        default=False, metadata={"help": "Learn from the proxy only on images that it gets right."}
+    )
+
+    # Several proxies
+    proxy_combination: str = field(
+        default=PROBABILITIES, metadata={"help": f"How they teach together: {', '.join(COMBINATIONS)}."}
+    )
+    proxy_weights: list[Fraction] | None = field(
+        default=None, metadata={"help": "One for each of several proxies; equal ones unless given."}
+    )
 
     # Stages
     anchor_epochs: int = field(default=5, metadata={"help": "Epochs of stage 1; 0 is plain HPT."})
@@ -198,6 +220,7 @@ class HPTConfig(TrainingArguments):
 
     help_groups = {  # by their first fields
         "objective": "Objective",
+        "proxy_combination": "Several proxies",
         "anchor_epochs": "Stages",
         "attack_eps": "Attack",
         "augmentation": "Images",
@@ -326,10 +349,36 @@ class HPTConfig(TrainingArguments):
                 raise InputError(
                     f"{name} is {getattr(self, name)!r}, but must be a number or a fraction such as 1/255."
                 ) from None
+        self.proxy_weights = self._parse_weights()
+
+    def _parse_weights(self) -> list[float] | None:
+        """The proxies' weights as numbers, which a command line and YAML give as text."""
+        weights = self.proxy_weights
+        if weights is None:
+            return None
+        try:
+            return [float(Fraction(weight)) for weight in ([weights] if isinstance(weights, str) else weights)]
+        except (ValueError, TypeError, ZeroDivisionError):
+            raise InputError(
+                f"proxy_weights is {weights!r}, but must be a list of numbers, one for each proxy."
+            ) from None
+
+    def _check_proxies(self) -> None:
+        """Refuse what no proxies can be combined by, however many there will be."""
+        check_known("proxy_combination", self.proxy_combination, COMBINATIONS)
+        if self.proxy_weights is None:
+            return
+        check_weights(self.proxy_weights)
+        if self.proxy_combination == MOST_CONFIDENT:
+            raise InputError(
+                "proxy_weights are of averages, but proxy_combination is most_confident, which takes one proxy's "
+                "answer: leave one of the two out."
+            )
 
     def _check(self):
         check_epochs(self.anchor_epochs, self.transfer_epochs)
         self._check_objectives()
+        self._check_proxies()
         Radius(self.attack_eps)  # refuses one that can't be meant
         check_step_size(self.attack_step_size, self.attack_eps)
         epochs = self.anchor_epochs + self.transfer_epochs

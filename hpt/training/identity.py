@@ -6,6 +6,7 @@ import logging
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import TrainingArguments
 
 from hpt.data.benchmark import Benchmark
@@ -18,6 +19,7 @@ from hpt.evaluation.rows import hash_benchmark
 from hpt.json_files import digest
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.identity import hash_configuration, hash_prompts
+from hpt.models.proxies import FunctionProxy, parts_of, zero_shot_parts
 from hpt.models.weights import architecture, hash_weights, normalizers
 from hpt.training.checkpoints import ADDED_SETTINGS
 
@@ -85,15 +87,32 @@ def describe_target(classifier: ZeroShotClassifier, vanilla_weights: str) -> dic
     return described
 
 
-def describe_proxy(proxy: ZeroShotClassifier) -> str:
-    """Family, shape and weights of a frozen proxy."""
-    return f"{_describe_shape(proxy)}, weights {_hash_frozen(proxy.model)}"
+def describe_proxy(proxy: nn.Module) -> str:
+    """Family, shape and weights of a frozen proxy, or of several in order."""
+    return " + ".join(map(_describe_part, parts_of(proxy)))
 
 
-def identify_proxy(proxy: ZeroShotClassifier) -> str:
-    """What stands for all that a proxy computes with: its model, and those of classifiers that it is made of."""
-    parts = [part for part in proxy.modules() if isinstance(part, ZeroShotClassifier)]
-    return digest([_identify_part(part) for part in parts])
+def _describe_part(part: nn.Module) -> str:
+    if isinstance(part, FunctionProxy):
+        weights = part.state_dict()
+        return f"{part.name}{f', weights {hash_weights(weights)[:12]}' if weights else ''}"
+    return f"{_describe_shape(part)}, weights {_hash_frozen(part.model)}"
+
+
+def identify_proxy(proxy: nn.Module) -> str:
+    """What stands for all that a proxy computes with: its models, and those of classifiers that they are made of.
+
+    Of a function without weights that is only its name: a warning says so.
+    """
+    described = [_identify_part(part) for part in zero_shot_parts(proxy)]
+    for part in parts_of(proxy):
+        if isinstance(part, FunctionProxy):
+            if not part.state_dict():
+                logger.warning(
+                    f"Whether a run that goes on has the same proxy {part.name} as before can't be checked."
+                )
+            described.append([part.name, hash_weights(part.state_dict())])
+    return digest(described)
 
 
 def _identify_part(part: ZeroShotClassifier) -> list[str | None]:

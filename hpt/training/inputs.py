@@ -1,10 +1,10 @@
 """What a user trains with and on, checked before any long work and in the form that the trainer takes it."""
 
-import warnings
 from dataclasses import dataclass, replace
 
 import torch
 from datasets import ClassLabel, IterableDataset
+from torch import nn
 from transformers import TrainingArguments
 
 from hpt.data.augmentation import AUGMENTATIONS, CropFlip
@@ -22,26 +22,20 @@ from hpt.data.given import (
     refuse_stream,
     refuse_unlabelled,
 )
-from hpt.data.images import check_columns, check_images, check_labels
+from hpt.data.images import check_columns, check_images, check_labels, collate, to_unit_range
 from hpt.data.mixtures import Mixture
 from hpt.data.streams import EpochStream, check_workers
 from hpt.errors import InputError
-from hpt.models.classifier import ZeroShotClassifier, frozen_copy
+from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.families import check_dual_encoder, check_patches, check_towers
 from hpt.models.lora import check_adapter
-from hpt.models.weights import (
-    architecture,
-    find_non_finite,
-    freeze_untrained,
-    hash_weights,
-    in_eval_mode,
-    plain_weights,
-)
+from hpt.models.weights import freeze_untrained, hash_weights, in_eval_mode, plain_weights
 from hpt.training.config import HPTConfig
 from hpt.training.gpd import GPDSchedule, trained_weights
 from hpt.training.identity import data_seed
 from hpt.training.labels import check_unlabelled
 from hpt.training.mixed_sets import as_epochs, check_mixture, class_names_of_set, template_of_set
+from hpt.training.proxy_inputs import as_list, check_kinds_of_proxies, prepare_proxy
 
 
 RENAME = "Leave class_names out, or rename the dataset's classes first."
@@ -53,7 +47,8 @@ class TrainingInputs:
 
     Args:
         classifier ([`ZeroShotClassifier`]): The target over the training classes.
-        proxy, original ([`ZeroShotClassifier`], *optional*): Frozen, likewise.
+        proxy ([`ZeroShotClassifier`], [`FunctionProxy`] or [`CombinedProxy`], *optional*): Frozen, likewise.
+        original ([`ZeroShotClassifier`], *optional*): The target's frozen vanilla copy.
         train ([`Benchmark`], [`EpochStream`] or [`EpochMixture`], *optional*): The training set.
         evaluation ([`Benchmark`] or dict of them, *optional*): What `evaluate()` takes without an argument.
         schedule ([`GPDSchedule`], *optional*): The stages over the training set.
@@ -63,7 +58,7 @@ class TrainingInputs:
     """
 
     classifier: ZeroShotClassifier
-    proxy: ZeroShotClassifier | None
+    proxy: nn.Module | None
     original: ZeroShotClassifier | None
     train: Benchmark | EpochStream | EpochMixture | None
     evaluation: Benchmark | dict[str, Benchmark] | None
@@ -71,6 +66,12 @@ class TrainingInputs:
     augmentation: CropFlip | None
     trained: list[str]
     vanilla_weights: str
+
+    def one_image(self) -> torch.Tensor:
+        """An image `(1, 3, height, width)` in [0, 1] such as is trained on; grey for a stream, which isn't begun."""
+        if isinstance(self.train, Benchmark):
+            return to_unit_range(collate([self.train[0]])["pixel_values"])
+        return torch.full((1, 3, self.classifier.image_size, self.classifier.image_size), 0.5)
 
     def as_benchmark(self, dataset, name: str) -> Benchmark:
         """A dataset to evaluate on; see [`as_benchmark`]."""
@@ -88,7 +89,8 @@ def prepare_inputs(
     check_target(model)
     if args.needs_patches:
         check_patches(model)
-    check_proxy(proxy, model, args)
+    proxies = as_list(proxy)
+    check_kinds_of_proxies(proxies, args)
     if isinstance(train_dataset, dict) and not isinstance(train_dataset, SPLITS):
         train_dataset = Mixture(train_dataset)
     class_names, template = training_classes(train_dataset, eval_dataset, class_names, args)
@@ -115,9 +117,7 @@ def prepare_inputs(
         schedule = args.schedule(None if isinstance(train, EpochStream) else len(train))
         check_steps(schedule, args.max_steps)
     resize_as_trained(image_processor)
-    if proxy is not None:
-        proxy = proxy.with_classes(class_names, template).requires_grad_(False).eval()
-    original = frozen_copy(classifier) if args.needs_original else None
+    proxy, original = prepare_proxy(proxies, classifier, template, args)
     vanilla_weights = hash_weights(plain_weights(model))
     models = (classifier, proxy, original)
     return TrainingInputs(*models, train, evaluation, schedule, augmentation, trained, vanilla_weights)
@@ -167,30 +167,6 @@ def check_target(target) -> None:
         check_adapter(adapter)
 
 
-def check_proxy(proxy: ZeroShotClassifier | None, target, args: HPTConfig) -> None:
-    """Refuse a proxy that is missing, no classifier, not finite or the target itself; warn of the same architecture.
-
-    Raises:
-        InputError: naming what is wrong with it.
-    """
-    if proxy is None and args.needs_proxy:
-        raise InputError("There is no proxy, but the objective learns from one: load it with load_proxy(name).")
-    if proxy is None:
-        return
-    if not isinstance(proxy, ZeroShotClassifier):
-        raise InputError(f"The proxy is a {type(proxy).__name__}: load it with load_proxy(name).")
-    if broken := find_non_finite(proxy.state_dict()):
-        raise InputError(f"The proxy has NaN or infinite weights, {broken}: load a sound copy.")
-    if target is proxy.model or _same_weights(target, proxy.model):
-        raise InputError("Target and proxy are the same weights: HPT needs a proxy of another architecture.")
-    if architecture(target) == architecture(proxy.model):
-        warnings.warn(
-            "Target and proxy have the same architecture: adversarial images carry over between them, while HPT "
-            "relies on a heterogeneous proxy, such as ViT-B/16 for ViT-B/32.",
-            stacklevel=4,
-        )
-
-
 def freeze_unused(classifier: ZeroShotClassifier) -> None:
     """Freeze what neither images nor texts pass through, such as DINOv2's mask token: it never has a gradient.
 
@@ -236,14 +212,6 @@ def check_metrics(args: HPTConfig, eval_dataset) -> None:
     metric = args.metric_for_best_model
     if metric is not None and f"eval_{metric.removeprefix('eval_')}" not in known:
         raise InputError(f"metric_for_best_model is {metric!r}; known: {', '.join(known)}.")
-
-
-def _same_weights(target, proxy) -> bool:
-    weights, proxy_weights = plain_weights(target), plain_weights(proxy)
-    return weights.keys() == proxy_weights.keys() and all(
-        weight.shape == proxy_weights[name].shape and torch.equal(weight.to(proxy_weights[name]), proxy_weights[name])
-        for name, weight in weights.items()
-    )
 
 
 def check_sets(

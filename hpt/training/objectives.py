@@ -36,12 +36,16 @@ def kl_divergence(target_logits, proxy_logits, direction="proxy_to_target", temp
         `torch.Tensor` of shape `(batch,)`.
     """
     target = F.log_softmax(target_logits / temperature, dim=-1)
-    proxy = F.log_softmax(proxy_logits / temperature, dim=-1)
+    return divergence(target, F.log_softmax(proxy_logits / temperature, dim=-1), direction) * temperature**2
+
+
+def divergence(target: torch.Tensor, proxy: torch.Tensor, direction: str = "proxy_to_target") -> torch.Tensor:
+    """KL divergence between log-probabilities of target and proxy `(batch, classes)`, for each image `(batch,)`."""
     if direction == "proxy_to_target":  # KL(P || T) = sum_c P_c (log P_c - log T_c)
         loss = F.kl_div(target, proxy, reduction="none", log_target=True)
     else:  # KL(T || P) = sum_c T_c (log T_c - log P_c)
         loss = F.kl_div(proxy, target, reduction="none", log_target=True)
-    return loss.sum(-1) * temperature**2
+    return loss.sum(-1)
 
 
 class RobustTransfer(Objective):
@@ -49,30 +53,54 @@ class RobustTransfer(Objective):
 
     Args:
         kl_direction, temperature: see [`kl_divergence`].
+        proxy_temperature (`float`, *optional*, defaults to 1.0): Divides the proxy's logits alone, beside
+            `temperature`. The loss isn't multiplied by it: it changes what is taught, and the gradient's size doesn't
+            shrink with it.
+        only_where_right (`bool`, *optional*, defaults to `False`): Drop the loss of images that the proxy gets wrong
+            as it sees them; the loss is averaged over all images still. The log has the share that is kept,
+            `proxy_right_share`.
 
     Raises:
-        InputError: for an unknown direction, or a temperature that isn't above 0.
+        InputError: for an unknown direction, or a temperature that isn't above 0 and finite.
     """
 
     needs_proxy = needs_labels = True
     arxiv = GPD_PAPER
-    fields = ("kl_direction", "temperature")
+    fields = ("kl_direction", "temperature", "proxy_temperature", "only_where_right")
 
-    def __init__(self, *, kl_direction: str = "proxy_to_target", temperature: float = 1.0):
+    def __init__(
+        self,
+        *,
+        kl_direction: str = "proxy_to_target",
+        temperature: float = 1.0,
+        proxy_temperature: float = 1.0,
+        only_where_right: bool = False,
+    ):
         check_known("kl_direction", kl_direction, KL_DIRECTIONS)
-        if not 0 < temperature < math.inf:
-            raise InputError(f"temperature is {temperature:g}, but must be above 0 and finite.")
+        for name, value in (("temperature", temperature), ("proxy_temperature", proxy_temperature)):
+            if not 0 < value < math.inf:
+                raise InputError(f"{name} is {value:g}, but must be above 0 and finite.")
         self.kl_direction, self.temperature = kl_direction, temperature
+        self.proxy_temperature, self.only_where_right = proxy_temperature, only_where_right
+        self.needs_labels = self.needs_labels or only_where_right
 
     def __call__(self, step: TrainingStep) -> torch.Tensor:
         return self._divergence(step, step.adversarial, step.adversarial)  # KL(T(x_a) || P(x_a))
 
     def _divergence(self, step: TrainingStep, target_sees: torch.Tensor, proxy_sees: torch.Tensor) -> torch.Tensor:
-        target_logits, proxy_logits = step.target(target_sees).logits, step.proxy(proxy_sees).logits
-        return kl_divergence(target_logits, proxy_logits, self.kl_direction, self.temperature)
+        target = F.log_softmax(step.target(target_sees).logits / self.temperature, dim=-1)
+        proxy = step.proxy(proxy_sees).log_probabilities(self.temperature * self.proxy_temperature)
+        losses = divergence(target, proxy, self.kl_direction) * self.temperature**2
+        if not self.only_where_right:
+            return losses
+        right = proxy.argmax(-1) == step.labels
+        step.note("proxy_right_share", right)
+        return torch.where(right, losses, 0.0)
 
     def describe(self, reduction: str) -> str:
-        return f"KL, {self.kl_direction}, {reduction}, temperature {self.temperature:g}"
+        more = f", proxy temperature {self.proxy_temperature:g}" if self.proxy_temperature != 1 else ""
+        more += ", only where the proxy is right" if self.only_where_right else ""
+        return f"KL, {self.kl_direction}, {reduction}, temperature {self.temperature:g}{more}"
 
 
 class GeneralizationAnchor(RobustTransfer):
@@ -230,10 +258,10 @@ class TGAZSR(Objective):
 class CleanDistillation(RobustTransfer):
     """Distillation on clean images, an ablation of arXiv 2601.12865: `mean_i KL(softmax P(x) || softmax T(x))`.
 
-    No attack is run, and labels aren't needed.
+    No attack is run, and labels are needed by `only_where_right` alone.
 
     Args:
-        kl_direction, temperature: see [`kl_divergence`].
+        kl_direction, temperature, proxy_temperature, only_where_right: see [`RobustTransfer`].
     """
 
     needs_attack = needs_labels = False

@@ -10,6 +10,7 @@ from dataclasses import MISSING, Field, asdict, fields
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from hpt.data.benchmark import Benchmark
 from hpt.data.epochs import EpochMixture
@@ -22,7 +23,8 @@ from hpt.hub.run_check import NO_ATTACK
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.families import plain_model
 from hpt.models.lora import describe_adapter
-from hpt.models.weights import without_adapters
+from hpt.models.proxies import MOST_CONFIDENT, CombinedProxy, FunctionProxy, parts_of, zero_shot_parts
+from hpt.models.weights import hash_weights, without_adapters
 from hpt.radius import Fraction, Radius, describe_length
 from hpt.references import Reference
 from hpt.training.checkpoints import IN_PIXELS, differences
@@ -43,7 +45,7 @@ OF_THE_WEIGHTS = (
     + (
         "bf16 fp16 per_device_train_batch_size gradient_accumulation_steps max_steps data_seed dataloader_drop_last "
         "load_best_model_at_end metric_for_best_model greater_is_better target target_revision image_size proxy "
-        "proxy_revision proxy_dtype lora_rank lora_alpha train_dataset train_datasets dataset_weights batches "
+        "proxy_revision proxies proxy_dtype lora_rank lora_alpha train_dataset train_datasets dataset_weights batches "
         "validation_size protocol streaming max_train_samples"
     ).split()
 )
@@ -88,7 +90,11 @@ def describe_run(
 
 
 def describe_method(
-    args: HPTConfig, trainer: str, objectives: dict[str, Objective] | None, proxy: ZeroShotClassifier | None
+    args: HPTConfig,
+    trainer: str,
+    objectives: dict[str, Objective] | None,
+    proxy: nn.Module | None,
+    original: ZeroShotClassifier | None = None,
 ) -> dict:
     """What the target learned by: objectives, attack and proxies.
 
@@ -97,7 +103,8 @@ def describe_method(
         trainer (`str`): Name of its class.
         objectives (`dict[str, Objective]`, *optional*): Of each stage; `None` where the trainer's step is its own, so
             that neither objective nor attack nor what the proxy is for are known.
-        proxy ([`ZeroShotClassifier`], *optional*): What the trainer was given.
+        proxy (`nn.Module`, *optional*): What the trainer's objectives ask.
+        original ([`ZeroShotClassifier`], *optional*): The target's vanilla copy, which may be a proxy too.
     """
     steps = objectives or {}
     names = {stage: name_objective(objective) for stage, objective in steps.items()}
@@ -106,7 +113,8 @@ def describe_method(
     uses_proxy = objectives is None or any(objective.needs_proxy for objective in steps.values())
     return {
         "trainer": trainer,
-        "proxies": describe_proxies(proxy) if proxy and uses_proxy else [],
+        "proxies": describe_proxies(proxy, original) if proxy and uses_proxy else [],
+        "proxy_combination": describe_combination(proxy) if uses_proxy else None,
         "attack": objectives and describe_attack(args, objectives),
         "objective": names.get(TRANSFER),
         "anchor_objective": names.get(ANCHOR),
@@ -128,13 +136,31 @@ def describe_attack(args: HPTConfig, objectives: dict[str, Objective]) -> str:
     return f"PGD-{args.attack_steps} at {Radius(args.attack_eps).title} {steps}{start}{stage}"
 
 
-def describe_proxies(proxy: ZeroShotClassifier) -> list[dict]:
-    """The frozen models that a proxy asks: its own, and those of the classifiers that it is made of."""
-    parts = [part for part in proxy.modules() if isinstance(part, ZeroShotClassifier)]
-    kinds = {id(part.model): type(part).__name__ for part in parts}
-    models = {id(part.model): describe_model(part) for part in parts}
+def describe_proxies(proxy: nn.Module, original: nn.Module | None = None) -> list[dict]:
+    """The frozen models that a proxy asks, in order; `original` is the target's vanilla copy, if there is one."""
+    return [model | {"original": part is original} for part in parts_of(proxy) for model in _describe_part(part)]
+
+
+def _describe_part(part: nn.Module) -> list[dict]:
+    """A function, of which little is known, or a dual encoder, and those that it is made of."""
+    if isinstance(part, FunctionProxy):
+        weights = hash_weights(part.state_dict()) if part.state_dict() else None
+        return [{"function": part.name, "parameters": sum(map(torch.numel, part.parameters())), "weights": weights}]
+    classifiers = zero_shot_parts(part)
+    kinds = {id(one.model): type(one).__name__ for one in classifiers}
+    own = {id(one.model): {"templates": one.templates if one.keeps_template else None} for one in classifiers}
+    models = {id(one.model): describe_model(one) | own[id(one.model)] for one in classifiers}
     plain = ZeroShotClassifier.__name__
     return [models[key] | {"wrapper": None if kinds[key] == plain else kinds[key]} for key in models]
+
+
+def describe_combination(proxy: nn.Module | None) -> str | None:
+    """How several proxies teach together, in words; `None` for one or none."""
+    if not isinstance(proxy, CombinedProxy):
+        return None
+    if proxy.combination == MOST_CONFIDENT:
+        return "for each image, the answer of the most confident"
+    return f"{proxy.combination} averaged with weights {', '.join(f'{weight:.4g}' for weight in proxy.weights)}"
 
 
 def describe_model(classifier: ZeroShotClassifier) -> dict:

@@ -6,8 +6,10 @@ from contextlib import contextmanager
 import torch
 
 from hpt.attacks import AttackResult
+from hpt.classifiers import Classifier
 from hpt.errors import InputError
 from hpt.models.classifier import Outputs, ZeroShotClassifier
+from hpt.models.proxies import ProxyOutputs, ask
 
 
 class TrainingStep:
@@ -21,7 +23,7 @@ class TrainingStep:
         images (`torch.Tensor` of shape `(batch, 3, height, width)`): Clean images `x`, in [0, 1].
         labels (`torch.Tensor` of shape `(batch,)`, *optional*): Their classes `y`; `None` of images without labels.
         target ([`ZeroShotClassifier`]): `T`, which trains.
-        proxy ([`ZeroShotClassifier`], *optional*): `P`, frozen.
+        proxy ([`Classifier`], *optional*): `P`, frozen; of several, a [`CombinedProxy`].
         original ([`ZeroShotClassifier`], *optional*): `O`, the target's frozen vanilla copy.
         text_embeds (`torch.Tensor` of shape `(classes, dim)`, *optional*): The target's class embeddings with
             gradients, where its text tower trains.
@@ -42,7 +44,7 @@ class TrainingStep:
         labels: torch.Tensor | None,
         *,
         target: ZeroShotClassifier,
-        proxy: ZeroShotClassifier | None = None,
+        proxy: Classifier | None = None,
         original: ZeroShotClassifier | None = None,
         text_embeds: torch.Tensor | None = None,
         patches: bool = False,
@@ -51,7 +53,7 @@ class TrainingStep:
         self.images, self.labels, self.notes = images, labels, {}
         self._target, self._proxy, self._original = target, proxy, original
         self._text_embeds, self._patches, self._attack = text_embeds, patches, attack
-        self._kept: dict[tuple[str, bool, bool], Outputs] = {}
+        self._kept: dict[tuple[str, bool, bool], Outputs | ProxyOutputs] = {}
         self._tried: tuple[torch.Tensor, Outputs] | None = None  # by the attack, for as long as it is kept
 
     @property
@@ -103,9 +105,9 @@ class TrainingStep:
         """Side in pixels to which the target resizes images."""
         return self._target.image_size
 
-    def proxy(self, images: torch.Tensor) -> Outputs:
-        """`P` on images, without gradients, in its own dtype."""
-        return self._kept_or_new("proxy", images, lambda: _frozen_outputs(self._proxy, images))
+    def proxy(self, images: torch.Tensor) -> ProxyOutputs:
+        """`P` on images, without gradients, in its own dtype; of several proxies, what they say together."""
+        return self._kept_or_new("proxy", images, lambda: ask(self._proxy, images))
 
     def original(self, images: torch.Tensor) -> Outputs:
         """`O` on images, without gradients."""
@@ -120,7 +122,7 @@ class TrainingStep:
         """
         self.notes.setdefault(name, []).append(values.detach().float())
 
-    def _kept_or_new(self, model: str, images: torch.Tensor, compute: Callable[[], Outputs]) -> Outputs:
+    def _kept_or_new(self, model: str, images: torch.Tensor, compute: Callable):
         is_clean = images is self.images
         is_adversarial = self.attacked is not None and images is self.attacked.images
         if not is_clean and not is_adversarial:

@@ -21,6 +21,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from hpt.attacks import PGD, AttackResult
 from hpt.attacks.base import batch_norm_untouched
+from hpt.classifiers import Classifier
 from hpt.data.benchmark import Benchmark
 from hpt.data.epochs import EpochMixture
 from hpt.data.images import collate, to_unit_range
@@ -31,9 +32,9 @@ from hpt.evaluation.scoring import score_batch
 from hpt.hub.folder import CURVES, ModelFolder
 from hpt.hub.publisher import Publisher
 from hpt.json_files import digest
-from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.endpoints import ANCHOR_END, AVERAGE, ENDPOINTS, FINAL, collect_endpoint, write_endpoints
 from hpt.models.families import plain_model
+from hpt.models.proxies import try_out, zero_shot_parts
 from hpt.models.weights import find_non_finite, forward_redirected, normalizers
 from hpt.processes import dead_workers_explained
 from hpt.training.callbacks import AugmentationCallback, LogitScaleCallback
@@ -72,8 +73,9 @@ class HPTTrainer(ResumableTrainer):
     In each step PGD attacks the target, the target learns by the stage's objective, in HPT-GPD from the proxy, and
     [`GPDCallback`] keeps the EMA, restarts and pulls. The log has, beside Trainer's entries, `stage` (1 anchor,
     2 transfer) and, of the images of the logged step, `train_clean_accuracy`, `train_robust_accuracy`,
-    `proxy_robust_accuracy` (a proxy on the images that attack the target), `zero_gradient_share` and, of a sum of
-    objectives, each term's mean loss as `loss_NAME`. Without an attack, it has none of those that speak of one.
+    `proxy_robust_accuracy` (a proxy on the images that attack the target), `zero_gradient_share`; with
+    `only_where_right`, `proxy_right_share`; and, of a sum of objectives, each term's mean loss as `loss_NAME`. Without
+    an attack, it has none of those that speak of one.
 
     Every save has a model card. With `push_to_hub`, the repository is made before anything long begins, and saves are
     pushed in the background. One that comes while the last is still on its way isn't, unless `hub_always_push`: then
@@ -82,9 +84,12 @@ class HPTTrainer(ResumableTrainer):
     Args:
         model (`PreTrainedModel` or `PeftModel`): The target `T`, a dual encoder with float32 weights.
         args ([`HPTConfig`]): Settings.
-        proxy ([`ZeroShotClassifier`] or `None`): The proxy `P`, from [`load_proxy`]; it is frozen and stays in its own
-            dtype. It teaches the training classes, whatever classes it has. Objectives that don't learn from a proxy,
-            such as `"tecoa"`, do without.
+        proxy ([`Classifier`], `str`, a list of them, or `None`): The proxy `P`, or several, which teach together as
+            `proxy_combination` and `proxy_weights` in `args` say. Each is frozen and stays in its own dtype: a
+            [`ZeroShotClassifier`] from [`load_proxy`], or another model with a text side of its own, which teaches the
+            training classes, whatever classes it has; a module or function of images to logits over the training
+            classes; or `"original"`, the target's own vanilla copy. Objectives that don't learn from a proxy, such as
+            `"tecoa"`, do without.
         processing_class (`ProcessorMixin`): The target's processor. If it doesn't resize bicubically, as is done in
             training, it does so from then on, with a warning.
         train_dataset (dataset, *optional*): A [`Benchmark`], or a `datasets.Dataset` with columns `image` and `label`
@@ -119,7 +124,7 @@ class HPTTrainer(ResumableTrainer):
         self,
         model=None,
         args: HPTConfig | None = None,
-        proxy: ZeroShotClassifier | None = None,
+        proxy: Classifier | str | list[Classifier | str] | None = None,
         processing_class=None,
         train_dataset=None,
         eval_dataset=None,
@@ -154,6 +159,8 @@ class HPTTrainer(ResumableTrainer):
         self.classifier = self.eval_classifier = inputs.classifier.to(args.device)
         self.proxy = inputs.proxy and inputs.proxy.to(args.device)
         self.original = inputs.original and inputs.original.to(args.device)
+        if self.proxy is not None:
+            try_out(self.proxy, inputs.one_image().to(args.device), len(self.classifier.class_names))
         self.objectives, self.schedule = args.make_objectives(), inputs.schedule
         self._diagnostics = Diagnostics(self.accelerator, self.classifier, self.proxy is not None)
         self._make_attacks(args)
@@ -210,9 +217,9 @@ class HPTTrainer(ResumableTrainer):
         if plugin.backend == DynamoBackend.NO:
             return
         towers = self.classifier.family.towers(self.model)
-        for frozen in filter(None, (self.proxy, self.original)):
+        for frozen in zero_shot_parts(self.proxy, self.original):
             towers += frozen.family.towers(frozen.model)[:1]  # texts are encoded once
-        for tower in towers:
+        for tower in dict.fromkeys(towers):
             tower.compile(**plugin.to_kwargs())
         plugin.backend = DynamoBackend.NO  # accelerate would compile the whole model as well
 
@@ -508,7 +515,7 @@ class HPTTrainer(ResumableTrainer):
             parts = (self.args, self.recipe, self.classifier, self.train_dataset, self.schedule)
             self._described = describe_run(*parts, self._inputs.vanilla_weights)
         objectives = None if self._has_own_step() else self.objectives
-        method = describe_method(self.args, type(self).__name__, objectives, self.proxy)
+        method = describe_method(self.args, type(self).__name__, objectives, self.proxy, self.original)
         steps = self.schedule.num_epochs * self.schedule.steps_per_epoch
         steps = min(steps, self.args.max_steps) if self.args.max_steps > 0 else steps
         step = self.state.global_step

@@ -213,6 +213,32 @@ def test_only_the_quickstart_ends_with_the_real_thing(capsys, tmp_path):
         assert ("hpt train --config vit_b32_eps1" in capsys.readouterr().out) == is_example
 
 
+def test_several_proxies_are_trained_by_recorded_and_compared(tmp_path, capsys):
+    for name, architecture in (("target", {}), ("small", {"patch_size": 4}), ("large", {"image_size": 24})):
+        save_finished(*make_clip(len(name), **architecture), tmp_path / name)
+    text = QUICK.format(folder=tmp_path).replace("pretrain_", "# pretrain_").replace("proxy:", "# proxy:")
+    (tmp_path / "quick.yaml").write_text(text)
+    proxies = [tmp_path / "small", f"mine={tmp_path / 'large'}:template=the digit {{}}, large", "original"]
+    command = ["hpt_gpd.py", "--config", tmp_path / "quick.yaml", "--proxies", *proxies]
+    run_recipe(*command, "--proxy_weights", 1, "1/2", 1)
+    printed = capsys.readouterr().out
+    for name in ("vanilla target", f"proxy {tmp_path / 'small'}", "proxy mine", "robust target"):
+        assert f"| {name} " in printed
+    run = json.loads((tmp_path / "robust" / "training.json").read_text())
+    assert [proxy["templates"] for proxy in run["proxies"]] == [
+        None,
+        ["the digit {}, large"],
+        None,
+    ]
+    named = ["PATH/small", "mine=PATH/large:template=the digit {}, large", "original"]
+    assert run["settings"]["proxies"] == named and run["settings"]["proxy_weights"] == [1, 0.5, 1]
+    card = (tmp_path / "robust" / "README.md").read_text()
+    assert "--proxies PATH/small 'mine=PATH/large:template=the digit {}, large' original" in card
+    assert "prompts `the digit {}, large`" in card and str(tmp_path) not in card
+    with pytest.raises(InputError, match="proxy_weights .* there, None here"):
+        run_recipe(*command)
+
+
 def test_overwriting_deletes_a_run_but_not_what_it_needs(tmp_path):
     module = run_path(str(RECIPES / "hpt_gpd.py"))
     for name in ("robust", "adapter", "checkpoint-4", "target"):
@@ -235,8 +261,19 @@ def test_overwriting_deletes_a_run_but_not_what_it_needs(tmp_path):
         (["--proxy_dtype", "int8"], "Unknown proxy_dtype 'int8'; known: float32, bfloat16, float16"),
         (["--streaming", "True"], "A streaming training set has no epochs of its own: give steps_per_epoch"),
         (["--streaming", "True", "--validation_size", "9"], "No images can be held out of a stream"),
+        (["--proxy", "a/b", "--proxies", "c/d"], "proxy and proxies are both given: write all proxies into proxies"),
+        (["--proxy_revision", "v2", "--proxies", "c/d"], "proxy_revision and proxies are both given"),
+        (["--proxies", "c/d", "c/d"], "'c/d' is given twice"),
+        (["--proxies", "no/such/folder"], "Can't load the model 'no/such/folder': there is no such folder"),
+        (["--proxies", "original:template=a {}"], "has a template, but original has that of the training"),
+        (
+            ["--proxies", "a/b", "original", "--proxy_weights", "1", "x"],
+            "--proxy_weights is 'x', but must be a number",
+        ),
+        (["--proxies", "a/b", "original", "--proxy_weights", "1", "-1"], "proxy_weights is 1, -1, but must be finite"),
     ],
-    ids=["eps", "warm-up", "proxy eps", "subset", "benchmark", "dtype", "epochs", "held out"],
+    ids=["eps", "warm-up", "proxy eps", "subset", "benchmark", "dtype", "epochs", "held out"]
+    + ["both", "revision", "twice", "no folder", "template", "no weight", "negative weight"],
 )
 def test_bad_input_is_refused_before_anything_is_written(tmp_path, monkeypatch, arguments, line):
     monkeypatch.chdir(tmp_path)

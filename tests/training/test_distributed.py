@@ -33,7 +33,10 @@ from hpt.training.checkpoints import last_checkpoint
 from hpt.training.resumable import CheckpointError, NonFiniteError
 
 
-def train_and_save(folder: Path, dtype: str = "float64", dataset=None, **settings) -> None:
+LOGGED = ("loss", "train_robust_accuracy", "proxy_robust_accuracy", "proxy_right_share")
+
+
+def train_and_save(folder: Path, dtype: str = "float64", dataset=None, others=(), **settings) -> None:
     """Train 2 + 2 epochs of 5 steps at a global batch of 8; write each rank's weights and metrics."""
     world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     proxy, processor = make_clip(1, patch_size=4)
@@ -46,7 +49,7 @@ def train_and_save(folder: Path, dtype: str = "float64", dataset=None, **setting
         folder,
         make_clip(0)[0].to(getattr(torch, dtype)),
         make_dataset(40) if dataset is None else dataset,
-        proxy=ZeroShotClassifier(proxy.to(getattr(torch, dtype)), processor),
+        proxy=[ZeroShotClassifier(proxy.to(getattr(torch, dtype)), processor), *others],
         eval_dataset=make_dataset(7, seed=5),
         per_device_train_batch_size=8 // world_size,
         per_device_eval_batch_size=2,
@@ -57,20 +60,18 @@ def train_and_save(folder: Path, dtype: str = "float64", dataset=None, **setting
     assert trainer.state.global_step == 20
     metrics = trainer.evaluate()
     values = [metrics["eval_clean_accuracy"], metrics["eval_robust_accuracy"]]
-    values += [
-        entry[key]
-        for entry in trainer.state.log_history
-        if "loss" in entry
-        for key in ("loss", "train_robust_accuracy", "proxy_robust_accuracy")
-    ]
+    values += [entry[key] for entry in trainer.state.log_history if "loss" in entry for key in LOGGED if key in entry]
     weights = {name: weight.detach().contiguous() for name, weight in trainer.model.named_parameters()}
     save_file(weights | {"metrics": torch.tensor(values)}, folder / f"{world_size}-{rank}.safetensors")
 
 
 def train_both_towers(folder: Path) -> None:
-    """The same with both towers, augmented, from random starts, which belong to an image's place in the run."""
+    """The same with both towers, augmented, from random starts, which belong to an image's place in the run; and by
+    two proxies, where they are right."""
+    model, processor = make_clip(2, patch_size=4)
+    taught = {"others": [ZeroShotClassifier(model.double(), processor)], "proxy_weights": [1, 2]}
     settings = {"trainable": "all", "kl_reduction": "mean", "attack_random_start": True, "augmentation": "crop_flip"}
-    train_and_save(folder, save_endpoints=True, **settings)
+    train_and_save(folder, **taught, only_where_right=True, save_endpoints=True, **settings)
     own = load_file(folder / f"{os.environ.get('WORLD_SIZE', 1)}-{os.environ.get('RANK', 0)}.safetensors")
     for name, weight in load_file(folder / "endpoints" / "final.safetensors").items():  # which rank 0 writes for both
         assert torch.equal(weight, own[name]), name

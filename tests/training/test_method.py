@@ -62,7 +62,12 @@ def test_a_step_that_a_subclass_replaces_is_unknown(tmp_path, trainer):
 @pytest.mark.parametrize(
     ("objective", "divergence", "papers"),
     [
-        (Squared(temperature=2), "mean over the batch, kl_direction proxy_to_target, temperature 2", []),
+        (
+            Squared(temperature=2),
+            "mean over the batch, kl_direction proxy_to_target, temperature 2, proxy_temperature 1.0, "
+            "only_where_right False",
+            [],
+        ),
         (Claiming(), "squared, mean", ["1706.06083"]),
     ],
     ids=["of another", "with words of its own"],
