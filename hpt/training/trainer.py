@@ -9,6 +9,7 @@ trainer.train()
 """
 
 import logging
+from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from accelerate.utils import DynamoBackend
 from huggingface_hub import CommitInfo
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from hpt.attacks import PGD, AttackResult
@@ -50,10 +52,11 @@ from hpt.training.identity import (
     identify_proxy,
     images_per_epoch,
 )
-from hpt.training.inputs import check_config, check_launch, check_metrics, prepare_inputs
+from hpt.training.inputs import TrainingInputs, check_config, check_launch, check_metrics, prepare_inputs
 from hpt.training.objectives import Objective
 from hpt.training.record import describe_method, describe_run
-from hpt.training.resumable import NonFiniteError, ResumableTrainer
+from hpt.training.resumable import NonFiniteError
+from hpt.training.search import SearchableTrainer, check_model_init, make_model
 from hpt.training.step import TrainingStep
 from hpt.training.unsupported import refuse_arguments
 
@@ -67,7 +70,7 @@ class NonFiniteLossError(NonFiniteError):
     """The loss or a gradient became NaN or infinite; the state before that step was finite, and has been saved."""
 
 
-class HPTTrainer(ResumableTrainer):
+class HPTTrainer(SearchableTrainer):
     """Trainer for HPT-GPD (arXiv 2601.12865). `trainer.model` stays the plain model that was given.
 
     In each step PGD attacks the target, the target learns by the stage's objective, in HPT-GPD from the proxy, and
@@ -104,9 +107,11 @@ class HPTTrainer(ResumableTrainer):
         class_names (`list[str]`, *optional*): Names of the training classes, needed where the training set has none
             and an objective compares images with prompts. Where it has some, they are looked up among these, and
             labels follow this order.
-        kwargs: Passed on to [`~transformers.Trainer`], but for `data_collator`, `compute_loss_func` and `model_init`,
-            which are refused. `compute_metrics` of your own is given the predicted classes of clean and adversarial
-            images, and the labels.
+        model_init (`Callable`, *optional*): Loads the target, in place of `model`, at each `train()`, which makes all
+            else that depends on `args` anew too; for [`hyperparameter_search`]. It takes no argument, or the trial.
+        kwargs: Passed on to [`~transformers.Trainer`], but for `data_collator` and `compute_loss_func`, which are
+            refused. `compute_metrics` of your own is given the predicted classes of clean and adversarial images, and
+            the labels.
 
     Raises:
         InputError: for a model, proxy, dataset or setting that can't be meant, before anything is trained; and with
@@ -129,23 +134,18 @@ class HPTTrainer(ResumableTrainer):
         train_dataset=None,
         eval_dataset=None,
         class_names: list[str] | None = None,
+        model_init: Callable | None = None,
         **kwargs,
     ):
         refuse_arguments(kwargs)
         check_config(args)
         check_launch(args)
-        given = (model, args, proxy, processing_class, train_dataset, eval_dataset, class_names)
-        self._inputs = inputs = prepare_inputs(*given)
-        self._described, self._given_optimizer = None, describe_given_optimizer(kwargs)
-        if "compute_metrics" not in kwargs:
-            check_metrics(args, inputs.evaluation)
-        self.publisher = Publisher(
-            args,
-            describe_run=self.describe_run,
-            draw_figures=self.draw_figures,
-            interrupted=lambda: self._signal != 0,
-        )
-        self.push_in_progress = self.publisher.in_progress  # for which Trainer waits at its end
+        check_model_init(model_init, model, kwargs.get("optimizers", ()))
+        model = model if model_init is None else make_model(model_init, args)
+        self._given = (proxy, processing_class, train_dataset, eval_dataset, class_names)
+        self._given_optimizer, self.has_own_metrics = describe_given_optimizer(kwargs), "compute_metrics" in kwargs
+        inputs = self._prepare_inputs_of_run(model, args)
+        self._make_publisher(args)
         super().__init__(
             model=model,
             args=args,
@@ -155,7 +155,44 @@ class HPTTrainer(ResumableTrainer):
             eval_dataset=inputs.evaluation,
             **{"compute_metrics": _accuracies, "preprocess_logits_for_metrics": _predictions} | kwargs,
         )
+        self.model_init = model_init
         self.model_accepts_loss_kwargs = False  # CLIPModel takes **kwargs, but the loss is ours and a mean per batch
+        self._callbacks_of_run = []
+        self._set_up(inputs)
+
+    def _prepare_inputs_of_run(self, model, args: HPTConfig) -> TrainingInputs:
+        inputs = prepare_inputs(model, args, *self._given)
+        if not self.has_own_metrics:
+            check_metrics(args, inputs.evaluation)
+        return inputs
+
+    def _make_publisher(self, args: HPTConfig) -> None:
+        self.publisher = Publisher(
+            args,
+            describe_run=self.describe_run,
+            draw_figures=self.draw_figures,
+            interrupted=lambda: self._signal != 0,
+        )
+        self.push_in_progress = self.publisher.in_progress  # for which Trainer waits at its end
+
+    def _start_over(self, model, args: HPTConfig) -> None:
+        inputs = self._prepare_inputs_of_run(model, args)
+        if args.output_dir == self.args.output_dir:
+            self.publisher.args = args
+        else:
+            self._make_publisher(args)
+        self.args, self.model, self.train_dataset, self.eval_dataset = args, model, inputs.train, inputs.evaluation
+        vars(self).pop("_eval_dataloaders", None)  # of the sets before
+        self._train_batch_size = args.train_batch_size
+        self.create_accelerator_and_postprocess()
+        while self._callbacks_of_run:
+            self.remove_callback(self._callbacks_of_run.pop())
+        self._set_up(inputs)
+
+    def _set_up(self, inputs: TrainingInputs) -> None:
+        """Make what a run consists of from its settings, its models and its data."""
+        args = self.args
+        self._inputs, self._described = inputs, None
         self.classifier = self.eval_classifier = inputs.classifier.to(args.device)
         self.proxy = inputs.proxy and inputs.proxy.to(args.device)
         self.original = inputs.original and inputs.original.to(args.device)
@@ -173,11 +210,16 @@ class HPTTrainer(ResumableTrainer):
         if inputs.train is not None:
             keep_anchor = self._keep_anchor if args.save_endpoints else None
             self.gpd = GPDCallback(self.schedule, args.ema_decay, args.pull_ratio, args.restart, keep_anchor)
-            self.add_callback(self.gpd)
+            self._add_callback_of_run(self.gpd)
             if inputs.augmentation is not None:
-                self.add_callback(AugmentationCallback(inputs.augmentation, self.schedule.steps_per_epoch))
+                self._add_callback_of_run(AugmentationCallback(inputs.augmentation, self.schedule.steps_per_epoch))
         if "logit_scale" in inputs.trained and self.classifier.family.clamps_logit_scale:
-            self.add_callback(LogitScaleCallback())
+            self._add_callback_of_run(LogitScaleCallback())
+
+    def _add_callback_of_run(self, callback: TrainerCallback) -> None:
+        """Add a callback that a run with other settings does without."""
+        self.add_callback(callback)
+        self._callbacks_of_run.append(callback)
 
     def _models_over_sets(self) -> list[tuple]:
         """Of a mixture with batches of one set, target, proxy and original over the classes of each; else nothing.
@@ -239,10 +281,6 @@ class HPTTrainer(ResumableTrainer):
         if self._trains_text:
             self.classifier.forget_text_embeds()
         return output
-
-    def hyperparameter_search(self, *args, **kwargs):
-        """Refused: it makes a new model for each trial, by `model_init`."""
-        refuse_arguments({"model_init": True})
 
     def create_scheduler(self, num_training_steps: int, optimizer=None) -> LambdaLR:
         """GPD's schedule, over the epochs of the stages; `max_steps` cuts it, and doesn't shorten the stages."""

@@ -37,7 +37,6 @@ ROBUST_TRAINING = {
 ARGUMENTS = {
     "data_collator": "batches are made of uint8 images, their labels and ids",
     "compute_loss_func": "an Objective says what a step minimises: see hpt.OBJECTIVES",
-    "model_init": "stages, attacks and checks belong to the model they began with: make an HPTTrainer for each model",
 }
 SAMPLING = ("random", "sequential")
 WITHOUT_ADAM = ("sgd", "adagrad", "rmsprop", "adafactor")  # optimizers that read no field named adam_*

@@ -181,7 +181,7 @@ ARGUMENTS = {
     "preprocess_logits_for_metrics": "honoured",
     "data_collator": "refused",
     "compute_loss_func": "refused",
-    "model_init": "refused",
+    "model_init": "honoured",
 }
 
 TABLES = [HONOURED, HONOURED_ELSEWHERE, REFUSED, PARTLY_REFUSED, FOR_OWN_METRICS]
@@ -309,13 +309,6 @@ def make(folder, **arguments) -> HPTTrainer:
 def test_arguments_that_are_refused(tmp_path, name):
     with pytest.raises(InputError, match=f"{name} isn't taken, for "):
         make(tmp_path, **{name: lambda *given, **settings: None})
-
-
-def test_model_init_in_place_of_a_model_is_refused(tmp_path):
-    with pytest.raises(InputError, match="model_init isn't taken.*make an HPTTrainer for each model"):
-        HPTTrainer(model_init=lambda: make_clip(0)[0], args=config())
-    with pytest.raises(InputError, match="model_init isn't taken"):
-        make_trainer(tmp_path).hyperparameter_search()
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,23 @@ OVERRIDDEN = {
         "(self, hp_space=None, compute_objective=None, n_trials=20, direction='minimize', backend=None, hp_name=None, "
         "**kwargs)",
         "",
-        "it is refused: stages, attacks and checks belong to one model",
+        "robust accuracy is maximized by default, and a search that can't be meant is refused",
+    ),
+    "call_model_init": Member(
+        "(self, trial=None)",
+        "__init__ train",
+        "the model is made before Trainer's train(), with all that depends on it",
+    ),
+    "_hp_search_setup": Member(
+        "(self, trial)", "train", "a trial's settings are in args before Trainer's train(), checked as any others"
+    ),
+    "_get_output_dir": Member(
+        "(self, trial)",
+        "_save_checkpoint",
+        "it names a trial's folder, which is its output_dir from then on",
+    ),
+    "_report_to_hp_search": Member(
+        "(self, trial, step, metrics)", "_evaluate", "the anchor stage's weights are thrown away, and prune no trial"
     ),
     # The log and evaluation
     "log": Member(
@@ -213,6 +229,10 @@ OVERRIDDEN = {
 
 CALLED = {
     "add_callback": Member("(self, callback)", "", "GPD is a callback"),
+    "remove_callback": Member("(self, callback)", "", "a run that begins anew has a GPD of its own"),
+    "create_accelerator_and_postprocess": Member(
+        "(self)", "__init__", "a run that begins anew may have another precision or another number of micro-batches"
+    ),
     "is_world_process_zero": Member("(self)", "", "one process alone chooses checkpoints and pushes"),
     "_prepare_inputs": Member("(self, inputs)", "", "an evaluation's batch is moved to the device"),
     "_finish_current_push": Member("(self)", "_finalize_training", "a push waits for the one before"),
@@ -226,11 +246,19 @@ ATTRIBUTES = {
         ATTRIBUTE, "__init__", "saves are put off by should_save, and a run ends by should_training_stop"
     ),
     "eval_dataset": Member(ATTRIBUTE, "__init__", "the evaluation sets, whose classes differ"),
+    "hp_search_backend": Member(
+        ATTRIBUTE, "__init__ hyperparameter_search", "it says how to read a trial, and is None outside a search"
+    ),
+    "hp_space": Member(ATTRIBUTE, "hyperparameter_search", "of a trial to its settings"),
     "hub_model_id": Member(ATTRIBUTE, "__init__", "the name that the model is loaded by"),
     "lr_scheduler": Member(ATTRIBUTE, "__init__ _prepare_for_training", "a scheduler that the user gave stays"),
     "model": Member(ATTRIBUTE, "__init__", "the plain model, never its wrapper"),
     "model_accepts_loss_kwargs": Member(
         ATTRIBUTE, "__init__", "False: 5.17 doesn't know loss_is_scaled_for_ga, and CLIPModel takes any argument"
+    ),
+    "model_init": Member(ATTRIBUTE, "__init__", "a run with it begins anew"),
+    "objective": Member(
+        ATTRIBUTE, "_report_to_hp_search", "where it is None after train(), the backend evaluates the weights"
     ),
     "model_wrapped": Member(ATTRIBUTE, "__init__", "the benchmark times a step of its own"),
     "optimizer": Member(ATTRIBUTE, "__init__", "what GPD's schedule steers"),
@@ -255,6 +283,7 @@ ATTRIBUTES = {
         "_inner_training_loop _maybe_log_save_evaluate",
         "the loss before this call doesn't count in train_loss",
     ),
+    "_train_batch_size": Member(ATTRIBUTE, "__init__", "a run that begins anew may have another"),
     "_tr_loss": Member(
         ATTRIBUTE, "_inner_training_loop _run_epoch", "the sum of losses since the last entry of the log"
     ),
