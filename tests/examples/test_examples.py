@@ -1,0 +1,113 @@
+"""The short examples, run as they stand, on tiny models and a few images."""
+
+import subprocess
+import sys
+from runpy import run_path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import CLASSES, ONE_THREAD, ROOT, make_clip, save_images
+from PIL import Image
+
+from hpt import OBJECTIVES, InputError, load_proxy
+from hpt.attacks import AttackResult
+from hpt.evaluation.subject import Subject
+from hpt.hub.folder import ModelFolder
+from hpt.models.loading import save_finished
+from hpt.training.step import TrainingStep
+
+
+EXAMPLES = ROOT / "examples"
+SHORT = ["classify", "own_images", "own_objective", "proxy_robustness"]
+TWO_EPOCHS = {"anchor_epochs": 1, "transfer_epochs": 1, "warmup_steps": 0, "use_cpu": True, "disable_tqdm": True}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """A folder to work in, with tiny models named target and proxy."""
+    for name, patch_size in (("target", 8), ("proxy", 4)):
+        save_finished(*make_clip(patch_size=patch_size), tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(name: str, *arguments, **settings) -> None:
+    run_path(str(EXAMPLES / f"{name}.py"))["main"](*arguments, **settings)
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_they_are_short_and_listed(name):
+    assert len((EXAMPLES / f"{name}.py").read_text(encoding="utf-8").splitlines()) < 60
+    assert f"[{name}.py]({name}.py)" in (EXAMPLES / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def objectives():
+    """What a test adds to the objectives is gone after it."""
+    before = dict(OBJECTIVES)
+    yield
+    OBJECTIVES.clear()
+    OBJECTIVES.update(before)
+
+
+@pytest.mark.usefixtures("objectives")
+def test_own_objective(folder):
+    run("own_objective", "target", "digits", "trades", transfer_epochs=1, max_steps=2, use_cpu=True)
+    robust = ModelFolder(folder / "trades" / "robust")
+    assert robust.run["objective"] == "trades" and robust.run["own_objectives"] == ["trades"]
+    assert "the objective `trades` without GPD ([arXiv 1901.08573]" in robust.card and "beta 6.0" in robust.card
+
+
+def test_own_objective_is_trades(classifier, images, labels):
+    """Value, and gradient of the attack, against the equation, in float64."""
+    trades = run_path(str(EXAMPLES / "own_objective.py"))["Trades"](beta=3.0)
+    classifier, images = classifier.double(), images.double()
+    step = TrainingStep(images, labels, target=classifier)
+    moved = (images + 0.02 * torch.randn_like(images)).clamp(0, 1).requires_grad_(True)
+    p, q = classifier(images).softmax(-1), classifier(moved).softmax(-1)
+    divergence = (p * (p / q).log()).sum(-1)
+    expected = torch.autograd.grad(divergence.sum(), moved, retain_graph=True)[0]
+    torch.testing.assert_close(torch.autograd.grad(trades.attack_loss(step, moved).sum(), moved)[0], expected)
+    step.attacked = AttackResult(moved.detach(), torch.zeros(len(images), dtype=torch.bool))
+    torch.testing.assert_close(trades(step), F.nll_loss(p.log(), labels, reduction="none") + 3 * divergence)
+
+
+def test_proxy_robustness(folder, capsys):
+    run("proxy_robustness", "target", "proxy", "digits", 20)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("PGD-10")]
+    assert [line.split()[5].rstrip(":") for line in lines] == ["0/255", "1/255", "2/255", "4/255", "8/255"]
+    shares = [[float(word) for word in line.split() if word.replace(".", "").isdigit()] for line in lines]
+    assert all(later[0] <= first[0] for first, later in zip(shares, shares[1:], strict=False))
+
+
+def test_own_images(folder, capsys):
+    save_images(folder / "birds", ("train", "test"))
+    run("own_images", "birds=birds", "target", "proxy", "own", **TWO_EPOCHS)
+    assert "| robust " in capsys.readouterr().out
+    robust = ModelFolder(folder / "own" / "robust")
+    for weights in (Subject(load_proxy("own/robust")).weights, robust.run["vanilla_weights"]):
+        measured = {row.attack for row in robust.rows if row.weights == weights}
+        assert measured >= {"clean", "pgd", "apgd", "worst case"}
+    assert "On 4 images of birds (test) it is right on" in robust.card
+
+
+def test_own_images_refuses_a_folder_that_is_not_there(folder):
+    with pytest.raises(InputError, match="There is no folder or file 'nowhere'"):
+        run("own_images", "birds=nowhere", "target", "proxy", "own", **TWO_EPOCHS)
+
+
+def test_classify(folder):
+    """In a process of its own, which must not load hpt."""
+    Image.effect_noise((16, 16), 100).convert("RGB").save("image.png")
+    code = (
+        "import sys; from runpy import run_path; run_path(sys.argv[1])['main'](*sys.argv[2:]); "
+        "assert 'hpt' not in sys.modules"
+    )
+    command = [sys.executable, "-c", code, str(EXAMPLES / "classify.py"), "target", "image.png", *CLASSES]
+    answer = subprocess.run(command, capture_output=True, text=True, env=ONE_THREAD, check=True).stdout
+    printed = {line.split("%  ")[1]: float(line.split()[0]) / 100 for line in answer.splitlines()}
+    pixels = torch.frombuffer(bytearray(Image.open("image.png").tobytes()), dtype=torch.uint8).view(1, 16, 16, 3)
+    classifier = load_proxy("target").with_classes(CLASSES)
+    expected = classifier(pixels.permute(0, 3, 1, 2) / 255).softmax(-1)[0].tolist()
+    assert list(printed) == CLASSES and list(printed.values()) == pytest.approx(expected, abs=1e-3)
