@@ -229,6 +229,20 @@ def test_a_search_without_a_backend_is_refused(tmp_path, monkeypatch):
         trainer.hyperparameter_search(rates)
 
 
+def test_a_search_by_several_processes_together_is_refused(tmp_path, monkeypatch):
+    trainer = make_searcher(tmp_path)
+    monkeypatch.setattr(type(trainer.args), "world_size", 2)
+    with pytest.raises(InputError, match="A search runs in one process, not in 2 together: start several by themse"):
+        trainer.hyperparameter_search(rates)
+
+
+def test_a_search_that_would_push_its_trials_is_refused(tmp_path):
+    trainer = make_searcher(tmp_path)
+    trainer.args.push_to_hub = True
+    with pytest.raises(InputError, match="push_to_hub would push all trials to one repository"):
+        trainer.hyperparameter_search(rates)
+
+
 def test_a_search_without_what_it_needs_is_refused(tmp_path):
     with pytest.raises(InputError, match="A search needs a fresh model for each trial: give HPTTrainer model_init"):
         make_trainer(tmp_path, eval_dataset=make_dataset(6)).hyperparameter_search(rates)
