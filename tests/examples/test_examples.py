@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from helpers import CLASSES, ONE_THREAD, ROOT, make_clip, save_images
 from PIL import Image
+from transformers import CLIPImageProcessorPil, ResNetConfig, ResNetForImageClassification
 
 from hpt import OBJECTIVES, InputError, load_proxy
 from hpt.attacks import AttackResult
@@ -19,7 +20,8 @@ from hpt.training.step import TrainingStep
 
 
 EXAMPLES = ROOT / "examples"
-SHORT = ["classify", "own_images", "own_objective", "proxy_robustness"]
+SHORT = ["classify", "own_images", "own_objective", "own_proxy", "proxy_robustness"]
+DIGITS = "zero one two three four five six seven eight nine".split()
 TWO_EPOCHS = {"anchor_epochs": 1, "transfer_epochs": 1, "warmup_steps": 0, "use_cpu": True, "disable_tqdm": True}
 
 
@@ -71,6 +73,33 @@ def test_own_objective_is_trades(classifier, images, labels):
     torch.testing.assert_close(torch.autograd.grad(trades.attack_loss(step, moved).sum(), moved)[0], expected)
     step.attacked = AttackResult(moved.detach(), torch.zeros(len(images), dtype=torch.bool))
     torch.testing.assert_close(trades(step), F.nll_loss(p.log(), labels, reduction="none") + 3 * divergence)
+
+
+@pytest.fixture
+def resnet(folder) -> ResNetForImageClassification:
+    """A tiny one with more classes than digits has, in another order, saved as resnet."""
+    labels = dict(enumerate(["gull, Larus", *(f"{name}, a digit" for name in reversed(DIGITS))]))
+    shape = {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1], "layer_type": "basic"}
+    torch.manual_seed(0)
+    model = ResNetForImageClassification(ResNetConfig(**shape, id2label=labels)).eval()
+    model.save_pretrained("resnet")
+    CLIPImageProcessorPil().save_pretrained("resnet")
+    return model
+
+
+def test_own_proxy(folder, resnet):
+    run("own_proxy", "target", "resnet", "digits", "own", **TWO_EPOCHS, max_steps=1, per_device_train_batch_size=8)
+    card = ModelFolder(folder / "own" / "robust").card
+    assert "by learning from a frozen model (`SupervisedProxy`, a function of images)" in card
+
+
+def test_own_proxy_answers_in_the_order_of_the_labels(resnet):
+    proxy = run_path(str(EXAMPLES / "own_proxy.py"))["SupervisedProxy"]("resnet", DIGITS[:3]).eval()
+    images, processor = torch.rand(2, 3, 224, 224), CLIPImageProcessorPil()
+    mean, std = (torch.tensor(part).view(3, 1, 1) for part in (processor.image_mean, processor.image_std))
+    torch.testing.assert_close(proxy(images), resnet((images - mean) / std).logits[:, [10, 9, 8]])
+    with pytest.raises(InputError, match="resnet knows no heron: give a classifier of the training classes"):
+        run_path(str(EXAMPLES / "own_proxy.py"))["SupervisedProxy"]("resnet", ["one", "heron"])
 
 
 def test_proxy_robustness(folder, capsys):
