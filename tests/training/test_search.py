@@ -142,7 +142,7 @@ def test_a_trial_is_pruned_in_the_transfer_stage_alone(optuna, tmp_path):
 
 
 def test_a_trial_that_is_not_finite_fails_and_the_search_goes_on(optuna, tmp_path):
-    trainer, storage = make_searcher(tmp_path), optuna.storages.InMemoryStorage()
+    trainer, storage = make_searcher(tmp_path, save_strategy="no"), optuna.storages.InMemoryStorage()
     space = try_values({"learning_rate": 1e30, "optim": "adamw_torch"}, {"learning_rate": 0.3})
     best = trainer.hyperparameter_search(space, n_trials=2, storage=storage, study_name="not finite")
     states = [trial.state.name for trial in optuna.load_study(study_name="not finite", storage=storage).trials]
