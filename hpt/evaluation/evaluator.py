@@ -8,37 +8,32 @@ gets the same verdict whatever the number of processes, and however often the ev
 """
 
 import logging
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
-import torch
-from accelerate.utils import broadcast_object_list, gather_object
-from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
+from accelerate.utils import broadcast_object_list
 
-from hpt.attacks import NamedAttack, Suite
-from hpt.attacks.passes import watch_passes
+from hpt.attacks import NamedAttack
 from hpt.attacks.registry import parse_attacks
 from hpt.data.benchmark import Benchmark
 from hpt.data.given import as_benchmarks
 from hpt.data.images import check_images, collate, to_unit_range
 from hpt.errors import InputError, check_at_least, message_of
 from hpt.evaluation.plan import Task, plan_attack, plan_clean, plan_large_eps
-from hpt.evaluation.progress import PassCounter, Progress
+from hpt.evaluation.progress import Progress
 from hpt.evaluation.results import ResultsFolder
 from hpt.evaluation.rows import LARGE_EPS, Row, Rows
-from hpt.evaluation.scoring import score_batch, score_images
+from hpt.evaluation.scoring import score_batch
 from hpt.evaluation.subject import Subject
 from hpt.evaluation.summary import (
     counts_against_model,
     find_worst_case,
     refuse_altered_row,
     refuse_odd_predictions,
-    summarise,
 )
+from hpt.evaluation.work import Work, finite
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.processes import dead_workers_explained, hold_together, join_processes
 from hpt.radius import as_radii
@@ -110,6 +105,7 @@ class RobustnessEvaluator:
         self.undefined: dict[tuple[NamedAttack, str], str] = {}  # attacks left out on benchmarks, and why
         self.state = join_processes()
         self.results = ResultsFolder(output_dir, self.state.process_index)
+        self._work = Work(self.results, self.state, batch_size, num_workers)
         with hold_together(self.results.folder):
             self._read_results()
 
@@ -206,23 +202,18 @@ class RobustnessEvaluator:
         for task in tasks:
             refuse_odd_predictions(self.results, task)
             is_kept = task.key in self.results.rows
-            if is_kept and not self._missing(task) and not self._missing(task.clean or task):
+            if is_kept and not self._work.missing(task) and not self._work.missing(task.clean or task):
                 refuse_altered_row(self.results, task)
 
     def _warn_of_lost_predictions(self, tasks: list[Task]) -> None:
         """Say which rows the results have without their predictions."""
         kept = [task for task in tasks if task.key in self.results.rows]
-        lost = [task for task in kept if len(self._missing(task)) == task.num_batches]
+        lost = [task for task in kept if len(self._work.missing(task)) == task.num_batches]
         if lost and self.state.is_main_process:
             logger.warning(
                 f"{self.results.folder} has rows without their predictions, {len(lost)} of {len(tasks)}, the first of "
                 f"{lost[0]}: they are measured again, unless predictions-*.jsonl are brought back."
             )
-
-    def _missing(self, task: Task) -> list[int]:
-        """The batches of a task whose predictions the results lack."""
-        done = self.results.predictions.get(task.key, {})
-        return [batch for batch in range(task.num_batches) if batch not in done]
 
     def _defined_on(self, benchmark: Benchmark) -> list[NamedAttack]:
         """The attacks that so few classes can have; `undefined` takes a line for each other."""
@@ -268,103 +259,13 @@ class RobustnessEvaluator:
             if task.clean is not None and task.clean.key not in self.results.rows:
                 continue  # whose failure stands among the failures
             with _noting(failures):
-                rows.append(self._finish(task, progress))
+                rows.append(self._work.finish(task, progress))
         own = {row.radius for row in rows if counts_against_model(row)}
         for radius in self.radii:
             if radius in own:
                 with _noting(failures):
                     rows.append(find_worst_case(self.results, tasks[0], radius))
         return rows
-
-    def _finish(self, task: Task, progress: Progress) -> Row:
-        """The task's row, from the results or by working off the batches that they lack."""
-        if missing := self._missing(task):
-            self._share(task, missing, progress)
-        if task.key in self.results.rows:
-            refuse_altered_row(self.results, task)
-        else:
-            self.results.add_row(summarise(self.results, task))
-        return self.results.rows[task.key]
-
-    def _share(self, task: Task, missing: list[int], progress: Progress) -> None:
-        """Work off batches of a task, shared by the processes."""
-        done = self.results.predictions.setdefault(task.key, {})
-        mine = missing[self.state.process_index :: self.state.num_processes]
-        records, problem = [], None
-        try:
-            for record in self._attack_batches(task, mine, progress):
-                records.append(record)
-        except InputError as error:  # to be raised by all processes alike
-            problem = message_of(error)
-        done |= {record["batch"]: record for record in gather_object(records)}
-        problems = [line for line in gather_object([problem]) if line is not None]
-        if problems:
-            raise InputError(f"{task}: {problems[0]}")
-
-    def _attack_batches(self, task: Task, batches: list[int], progress: Progress) -> Iterator[dict]:
-        """Work off batches of a task, and keep and give what was predicted as each is finished."""
-        size = self.batch_size
-        sampler = [range(batch * size, min((batch + 1) * size, len(task.benchmark))) for batch in batches]
-        loader = DataLoader(task.benchmark, batch_sampler=sampler, collate_fn=collate, num_workers=self.num_workers)
-        right, seen = {"clean": 0, "robust": 0}, 0
-        with progress.bar(task, len(batches), disable=not self.state.is_local_main_process) as bar:
-            for batch, inputs in zip(batches, loader, strict=True):
-                record = self._work_off(task, batch, inputs, bar)
-                progress.add(task, record)
-                yield record
-                seen += len(inputs["labels"])
-                right["clean"] += self._number_right(task.clean or task, batch, inputs)
-                right["robust"] += self._number_right(task, batch, inputs)
-                shown = ["clean", "robust"] if task.clean else ["clean"]
-                bar.set_postfix({kind: f"{100 * right[kind] / seen:.1f} %" for kind in shown}, refresh=False)
-                bar.set_description(progress.describe(task))
-
-    def _work_off(self, task: Task, batch: int, inputs: dict, bar: tqdm) -> dict:
-        """What is predicted for a batch, kept, with what it took."""
-        attacked = len(inputs["labels"]) if task.clean is None else self._number_right(task.clean, batch, inputs)
-        counter, start = PassCounter(bar, max(1, attacked * task.most_passes)), time.perf_counter()
-        inputs = {name: values.to(task.scored.model.device) for name, values in inputs.items()}
-        # Attacks are in float32
-        with torch.autocast(task.scored.model.device.type, enabled=False), watch_passes(counter.note):
-            record = self._attack_batch(task, batch, inputs)
-        counter.finish()
-        record |= {"seconds": time.perf_counter() - start}
-        record |= {"passes": counter.passes, "most_passes": counter.most_passes}
-        return self.results.add_predictions(task.key, batch, record)
-
-    def _number_right(self, task: Task, batch: int, inputs: dict) -> int:
-        """How many samples of a batch that is done are predicted right."""
-        predictions = torch.tensor(self.results.predictions[task.key][batch]["predictions"])
-        return int((predictions == inputs["labels"]).sum())
-
-    def _attack_batch(self, task: Task, batch: int, inputs: dict) -> dict:
-        """What is predicted for a batch, clean or adversarial, and what the attack noticed."""
-        if task.attack is None:
-            logits = _finite(score_batch(task.scored, None, inputs).logits)
-            record = {"predictions": logits.argmax(-1).tolist()}
-            if batch == 0:
-                again = _finite(score_batch(task.scored, None, inputs).logits)
-                record["stochastic"] = not torch.allclose(again, logits, rtol=1e-3, atol=1e-3)
-            return record
-        predictions = torch.tensor(
-            self.results.predictions[task.clean.key][batch]["predictions"], device=inputs["labels"].device
-        )
-        right = predictions == inputs["labels"]  # the others aren't attacked
-        record = {"zero_gradient": 0, "broken_by": {}}
-        if right.any():
-            images = to_unit_range(inputs["pixel_values"])[right]
-            if task.attack.needs_proxy:
-                _finite(score_images(task.attack.proxy, images))
-            scores = score_batch(task.scored, task.attack, inputs, only=right)
-            _check_within_ball(task, images, scores.images)
-            predictions[right] = _finite(scores.logits).argmax(-1)
-            record["zero_gradient"] = int(scores.result.zero_gradient.sum())
-            if isinstance(task.attack, Suite):
-                names = task.attack.running(len(task.benchmark.class_names))
-                record["broken_by"] = {
-                    name: int((scores.result.broken_by == place).sum()) for place, name in enumerate(names)
-                }
-        return {"predictions": predictions.tolist()} | record
 
     def examples(self, tasks: list[Task], number: int = 5) -> list[dict]:
         """Samples that are right without an attack, attacked again by the first attack at the largest eps, for
@@ -385,7 +286,7 @@ class RobustnessEvaluator:
         inputs = {name: values.to(task.scored.model.device) for name, values in inputs.items()}
         images = to_unit_range(inputs["pixel_values"])
         scores = score_batch(task.scored, task.attack, inputs)
-        after, names = _finite(scores.logits).argmax(-1).tolist(), task.benchmark.class_names
+        after, names = finite(scores.logits).argmax(-1).tolist(), task.benchmark.class_names
         return [
             {
                 "clean": images[place].cpu(),
@@ -408,22 +309,3 @@ def _noting(failures: list[str] | None) -> Iterator[None]:
         if failures is None:
             raise
         failures.append(message_of(error))
-
-
-def _finite(logits: torch.Tensor) -> torch.Tensor:
-    """The logits; [`InputError`] if some aren't finite."""
-    if not logits.isfinite().all():
-        raise InputError(
-            "the logits of the model, or of its proxy, aren't finite, so nothing can be said of it: check its weights "
-            "and dtype."
-        )
-    return logits
-
-
-def _check_within_ball(task: Task, images: torch.Tensor, adversarial: torch.Tensor) -> None:
-    """Never score what the threat model doesn't allow."""
-    change = (adversarial - images).flatten(1)
-    length = change.abs().amax(1) if task.attack.norm == "linf" else change.norm(dim=1)
-    allowed = task.attack.eps * 1.001 + 1e-6  # float32's rounding
-    if not (length.max() <= allowed and adversarial.min() >= 0 and adversarial.max() <= 1):  # and so not NaN
-        raise RuntimeError(f"{task}: the attack left its eps-ball or [0, 1], which is a defect of the attack.")

@@ -16,6 +16,7 @@ from hpt.data.geometry import ImageTransform
 from hpt.evaluation.plan import Subject
 from hpt.evaluation.report import format_samples
 from hpt.evaluation.rows import LARGE_EPS, WORST_CASE
+from hpt.evaluation.work import Work
 from hpt.json_files import digest
 from hpt.models.weights import hash_weights
 
@@ -95,7 +96,7 @@ def test_rows_follow_from_the_predictions(model_and_processor, benchmark, monkey
         predictions = torch.where(wrong, (inputs["labels"] + 1) % 3, inputs["labels"])
         return {"predictions": predictions.tolist(), "zero_gradient": 1, "broken_by": {"a": 2}, "stochastic": False}
 
-    monkeypatch.setattr(RobustnessEvaluator, "_attack_batch", attack_batch)
+    monkeypatch.setattr(Work, "_attack_batch", attack_batch)
     rows = make_evaluator()(*model_and_processor, replace(benchmark, mean_per_class=mean_per_class))
     measured = {(row.attack, row.eps): row for row in rows}
     expected = {("clean", None): (24,), ("pgd:steps=2", EPS[0]): (24, 3), ("cw:steps=2", EPS[0]): (24, 5)}
@@ -169,7 +170,7 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(
 ):
     monkeypatch.setattr("hpt.evaluation.plan.LARGE_SAMPLES", 8)
     expected = make_evaluator()(*model_and_processor, benchmark)
-    attack_batch = RobustnessEvaluator._attack_batch
+    attack_batch = Work._attack_batch
     done = []
 
     def killed(self, *args):
@@ -178,7 +179,7 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(
         done.append(args)
         return attack_batch(self, *args)
 
-    monkeypatch.setattr(RobustnessEvaluator, "_attack_batch", killed)
+    monkeypatch.setattr(Work, "_attack_batch", killed)
     with pytest.raises(KeyboardInterrupt):
         make_evaluator(output_dir=tmp_path)(*model_and_processor, benchmark)
     for file in tmp_path.glob("*.jsonl"):  # a kill may cut a line off

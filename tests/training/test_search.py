@@ -17,6 +17,14 @@ def load_target() -> nn.Module:
     return make_clip(0)[0]
 
 
+def load_with_random_part(trial) -> nn.Module:
+    """Some of its weights come from the run's seed, as those of adapters do."""
+    drawn = torch.randn(16)
+    model = load_target()
+    model.vision_model.post_layernorm.bias.data.copy_(drawn)
+    return model
+
+
 def make_searcher(folder, model_init=load_target, callbacks=None, arguments=None, **settings) -> HPTTrainer:
     """[`make_trainer`]'s, with 1 + 1 epochs of 3 steps, but for a function that loads the model."""
     settings = {"anchor_epochs": 1, "transfer_epochs": 1, "save_strategy": "epoch"} | settings
@@ -82,13 +90,14 @@ def test_a_trial_gives_the_numbers_of_a_run_of_its_own(optuna, tmp_path):
         {"objective": "tecoa", "anchor_epochs": 0, "attack_eps": "16/255", "per_device_train_batch_size": 6},
     ]
     arguments = {"preprocess_logits_for_metrics": lambda logits, labels: logits, "compute_metrics": mean_robust_logit}
-    trainer, storage = make_searcher(tmp_path / "search", arguments=arguments), optuna.storages.InMemoryStorage()
-    space, named = try_values(*tried), {"storage": storage, "study_name": "three"}
+    evaluated = {"eval_strategy": "steps", "eval_steps": 5}  # and so not at the end
+    trainer = make_searcher(tmp_path / "search", load_with_random_part, arguments=arguments, **evaluated)
+    space, named = try_values(*tried), {"storage": optuna.storages.InMemoryStorage(), "study_name": "three"}
     best = trainer.hyperparameter_search(space, lambda metrics: metrics["eval_logit"], n_trials=3, **named)
     trials = optuna.load_study(**named).trials
     assert best.objective == max(trial.value for trial in trials) and len({trial.value for trial in trials}) == 3
     for number, settings in enumerate(tried):
-        run = make_searcher(tmp_path / str(number), arguments=arguments, **settings)
+        run = make_searcher(tmp_path / str(number), load_with_random_part, arguments=arguments, **settings)
         run.train()
         assert run.evaluate()["eval_logit"] == trials[number].value
         name = f"checkpoint-{run.state.global_step}"
