@@ -11,6 +11,7 @@ from torch import nn
 from hpt import HPTTrainer, InputError
 from hpt.hub.folder import ModelFolder
 from hpt.locks import hold_folder
+from hpt.training.search import renewed
 
 
 def load_target() -> nn.Module:
@@ -28,10 +29,10 @@ def load_with_random_part(trial) -> nn.Module:
 def make_searcher(folder, model_init=load_target, callbacks=None, arguments=None, **settings) -> HPTTrainer:
     """[`make_trainer`]'s, with 1 + 1 epochs of 3 steps, but for a function that loads the model."""
     settings = {"anchor_epochs": 1, "transfer_epochs": 1, "save_strategy": "epoch"} | settings
-    base = make_trainer(folder, eval_dataset=make_dataset(30, seed=3), **settings)
+    base = make_trainer(folder)
     given = {"proxy": base.proxy, "processing_class": base.processing_class, "train_dataset": make_dataset()}
     given |= {"eval_dataset": make_dataset(30, seed=3), "model_init": model_init, "callbacks": callbacks}
-    return HPTTrainer(args=base.args, **given | (arguments or {}))
+    return HPTTrainer(args=renewed(base.args, **settings), **given | (arguments or {}))
 
 
 def rates(trial) -> dict:
@@ -46,6 +47,9 @@ def try_values(*values: dict):
 def mean_robust_logit(prediction) -> dict:
     """A metric that tells tiny models apart which all see the same class everywhere."""
     return {"logit": prediction.predictions[1].mean().item()}
+
+
+REAL_VALUED = {"preprocess_logits_for_metrics": lambda logits, labels: logits, "compute_metrics": mean_robust_logit}
 
 
 @pytest.fixture(scope="module")
@@ -89,15 +93,13 @@ def test_a_trial_gives_the_numbers_of_a_run_of_its_own(optuna, tmp_path):
         {"learning_rate": "1/10", "anchor_learning_rate": 0.2, "kl_direction": "target_to_proxy", "bf16": True},
         {"objective": "tecoa", "anchor_epochs": 0, "attack_eps": "16/255", "per_device_train_batch_size": 6},
     ]
-    arguments = {"preprocess_logits_for_metrics": lambda logits, labels: logits, "compute_metrics": mean_robust_logit}
-    evaluated = {"eval_strategy": "steps", "eval_steps": 5}  # and so not at the end
-    trainer = make_searcher(tmp_path / "search", load_with_random_part, arguments=arguments, **evaluated)
+    trainer = make_searcher(tmp_path / "search", load_with_random_part, arguments=REAL_VALUED)
     space, named = try_values(*tried), {"storage": optuna.storages.InMemoryStorage(), "study_name": "three"}
     best = trainer.hyperparameter_search(space, lambda metrics: metrics["eval_logit"], n_trials=3, **named)
     trials = optuna.load_study(**named).trials
     assert best.objective == max(trial.value for trial in trials) and len({trial.value for trial in trials}) == 3
     for number, settings in enumerate(tried):
-        run = make_searcher(tmp_path / str(number), load_with_random_part, arguments=arguments, **settings)
+        run = make_searcher(tmp_path / str(number), load_with_random_part, arguments=REAL_VALUED, **settings)
         run.train()
         assert run.evaluate()["eval_logit"] == trials[number].value
         name = f"checkpoint-{run.state.global_step}"
@@ -122,7 +124,19 @@ def test_after_a_search_the_trainer_is_as_before(optuna, tmp_path):
     assert_same(weights(trainer.model), weights(load_target()))
 
 
-def test_robust_accuracy_of_the_last_weights_is_searched_for(optuna, tmp_path):
+def test_the_weights_that_a_trial_ends_with_count(optuna, tmp_path):
+    """The best ones, where these are loaded at the end, and not the last."""
+    settings = {"load_best_model_at_end": True, "metric_for_best_model": "logit", "eval_strategy": "epoch"}
+    trainer = make_searcher(tmp_path, arguments=REAL_VALUED, transfer_epochs=2, **settings)
+    space = try_values({"greater_is_better": True}, {"greater_is_better": False})
+    named = {"storage": optuna.storages.InMemoryStorage(), "study_name": "best"}
+    trainer.hyperparameter_search(space, lambda metrics: metrics["eval_logit"], n_trials=2, **named)
+    highest, lowest = optuna.load_study(**named).trials
+    reported = highest.intermediate_values.values()
+    assert len(set(reported)) == 2 and highest.value == max(reported) and lowest.value == min(reported)
+
+
+def test_robust_accuracy_is_searched_for(optuna, tmp_path):
     sets = {"one": make_dataset(30, seed=3), "two": make_dataset(30, seed=4)}
     trainer = make_searcher(tmp_path, arguments={"eval_dataset": sets}, save_strategy="no")
     best = trainer.hyperparameter_search(try_values({}), n_trials=1)
