@@ -63,29 +63,64 @@ def parse_config(
     Raises:
         InputError: for an unreadable file, an unknown field (with the known ones), or a value of the wrong type.
     """
+    arguments, _, config = read_arguments(types, default_config, argv, folder=folder)
+    settings = parse_arguments(types, arguments)
+    if announce and os.environ.get("RANK", "0") == "0":
+        print(_describe_changes(settings, arguments, config))
+    return (*settings, config)
+
+
+def read_arguments(
+    types: tuple[type, ...],
+    default_config: str | Path | None = None,
+    argv: list[str] | None = None,
+    *,
+    folder: Path | None = None,
+    nested: tuple[str, ...] = (),
+) -> tuple[list[str], dict, Path | None]:
+    """The arguments that [`parse_config`] parses, those of the YAML file before those of the command line.
+
+    Args:
+        types, default_config, argv, folder: As of [`parse_config`].
+        nested (`tuple[str]`, *optional*): Further fields of the YAML file, which hold more than a value or a list.
+
+    Returns:
+        `tuple`: the arguments, the nested fields as the file has them, and its path or `None`.
+
+    Raises:
+        InputError: for an unreadable file, or an unknown field.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
-    known = {field.name for kind in types for field in fields(kind) if field.init}
     if "--help" in argv or "-h" in argv:
         at = next(place for place, argument in enumerate(argv) if argument in ("--help", "-h"))
-        print(describe_fields(types, folder, default_config, everything=argv[at + 1 : at + 2] == ["all"]))
+        everything = argv[at + 1 : at + 2] == ["all"]
+        print(describe_fields(types, folder, default_config, everything=everything, nested=nested))
         sys.exit()
     config, argv = split_option(argv, "config", "a YAML file")
-    config = _find_config(default_config if config is None else config, folder, known)
-    from_file = _yaml_as_arguments(config, types) if config is not None else []
+    config = _find_config(default_config if config is None else config, folder, types, nested)
+    content = {} if config is None else _read_fields(config)
+    further = {name: content.pop(name) for name in nested if name in content}
+    from_file = as_arguments(content, types, config)
     for argument in argv:
         if argument.startswith("--"):
             _check_known(argument[2:].partition("=")[0], types, "the command line")
+    return from_file + argv, further, config
+
+
+def parse_arguments(types: tuple[type, ...], arguments: list[str]) -> tuple:
+    """Dataclasses from arguments such as `--field value`, of which the last of a field counts.
+
+    Raises:
+        InputError: for a value of the wrong type, or one that a dataclass refuses.
+    """
     parser = HfArgumentParser(types, allow_abbrev=False)
     parser.error = _raise_input_error
     try:
-        settings = parser.parse_args_into_dataclasses(from_file + argv, look_for_args_file=False)
+        return tuple(parser.parse_args_into_dataclasses(arguments, look_for_args_file=False))
     except InputError:
         raise
     except ValueError as error:  # from TrainingArguments
         raise InputError(f"Can't use the settings: {' '.join(str(error).split())}") from error
-    if announce and os.environ.get("RANK", "0") == "0":
-        print(_describe_changes(settings, from_file + argv, config))
-    return (*settings, config)
 
 
 def _describe_changes(settings: list, arguments: list[str], config: Path | None) -> str:
@@ -184,12 +219,14 @@ def split_option(argv: list[str], name: str, value: str = "a value") -> tuple[st
 # Settings
 
 
-def _find_config(config: str | Path | None, folder: Path | None, known: set[str]) -> Path | None:
+def _find_config(
+    config: str | Path | None, folder: Path | None, types: tuple[type, ...], nested: tuple[str, ...]
+) -> Path | None:
     """The file that is meant by a path, or by the name of one beside the recipe."""
     text = str(config)
     if config is None or folder is None or text.endswith((".yaml", ".yml")) or Path(text).name != text:
         return config if config is None else Path(config)
-    names = _names_of_configs(folder, known)
+    names = _names_of_configs(folder, types, nested)
     if not (folder / f"{text}.yaml").is_file():
         raise InputError(
             f"Unknown configuration {text!r}; {list_known(text, names)} Or give a path that ends in .yaml."
@@ -197,9 +234,11 @@ def _find_config(config: str | Path | None, folder: Path | None, known: set[str]
     return folder / f"{text}.yaml"
 
 
-def _names_of_configs(folder: Path, known: set[str]) -> list[str]:
-    """The YAML files beside a recipe that hold nothing but its fields."""
-    return [file.stem for file in sorted(folder.glob("*.yaml")) if set(_field_names(file)) <= known]
+def _names_of_configs(folder: Path, types: tuple[type, ...], nested: tuple[str, ...]) -> list[str]:
+    """The YAML files beside a recipe that hold nothing but its fields, and one of its nested ones if it has some."""
+    known = {field.name for kind in types for field in fields(kind) if field.init} | {*nested}
+    held = {file: set(_field_names(file)) for file in sorted(folder.glob("*.yaml"))}
+    return [file.stem for file, names in held.items() if names <= known and (not nested or names & {*nested})]
 
 
 def _field_names(file: Path) -> list[str]:
@@ -207,26 +246,40 @@ def _field_names(file: Path) -> list[str]:
     return re.findall(r"^(\w+):", file.read_text(encoding="utf-8"), re.MULTILINE)
 
 
-def _yaml_as_arguments(path: Path, types: tuple[type, ...]) -> list[str]:
-    """A flat YAML file as command-line arguments: PyYAML alone would read `5e-2` and `1/255` as text."""
+def _read_fields(path: Path) -> dict:
+    """The fields of a YAML file."""
     if not path.is_file():
         raise InputError(f"There is no configuration file {str(path)!r}.")
     content = read_yaml(path) or {}
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold `field: value` lines.")
+    return content
+
+
+def as_arguments(content: dict, types: tuple[type, ...], where) -> list[str]:
+    """Fields of a flat YAML file as command-line arguments: PyYAML alone would read `5e-2` and `1/255` as text.
+
+    Args:
+        content (`dict`): The fields, as the file has them.
+        types (`tuple[type, ...]`): The dataclasses whose fields are known.
+        where: What messages call the file, or the part of it.
+
+    Raises:
+        InputError: for an unknown field, or one that is neither a value nor a list of them.
+    """
     arguments = []
     for name, value in content.items():
         if isinstance(value, dict):
             raise InputError(
-                f"{path}: {name} has fields of its own ({', '.join(map(str, value))}), but recipes are flat: a line "
+                f"{where}: {name} has fields of its own ({', '.join(map(str, value))}), but recipes are flat: a line "
                 "`field: value` for each."
             )
-        _check_known(str(name), types, path)
+        _check_known(str(name), types, where)
         values = value if isinstance(value, list) else [] if value is None else [value]
         for item in values:
             if not isinstance(item, str | int | float | date) or (isinstance(item, str) and item.startswith("-")):
                 raise InputError(
-                    f"{path}: {name} can't be {item!r}, but must be a number, a text that begins with no dash, or a "
+                    f"{where}: {name} can't be {item!r}, but must be a number, a text that begins with no dash, or a "
                     "list of them."
                 )
         arguments += [f"--{name}", *map(str, values)] if value is not None else []
@@ -263,13 +316,17 @@ def _raise_input_error(message: str):
 
 
 def describe_fields(
-    types: tuple[type, ...], folder: Path | None, default_config: str | Path | None, everything: bool
+    types: tuple[type, ...],
+    folder: Path | None,
+    default_config: str | Path | None,
+    everything: bool,
+    nested: tuple[str, ...] = (),
 ) -> str:
     """What `--help` prints: groups of fields with their help and defaults, within [`WIDTH`] columns."""
     parts = [
         f"usage: {Path(sys.argv[0]).name} [--config NAME] [--FIELD VALUE ...]",
         textwrap.fill(inspect.getmodule(types[0]).__doc__.strip().splitlines()[0], WIDTH),
-        _describe_config_option(types, folder, default_config),
+        _describe_config_option(types, folder, default_config, nested),
     ]
     for kind in types:
         own = list(inspect.get_annotations(kind))
@@ -298,9 +355,10 @@ def _groups(kind: type, names: list[str]) -> list[tuple[str, list[str]]]:
     ]
 
 
-def _describe_config_option(types: tuple[type, ...], folder: Path | None, default_config: str | Path | None) -> str:
-    known = {field.name for kind in types for field in fields(kind) if field.init}
-    names = _names_of_configs(folder, known) if folder else []
+def _describe_config_option(
+    types: tuple[type, ...], folder: Path | None, default_config: str | Path | None, nested: tuple[str, ...]
+) -> str:
+    names = _names_of_configs(folder, types, nested) if folder else []
     text = "YAML file with `field: value` lines" + (f", or one of these by name: {', '.join(names)}" if names else "")
     text += f" (default: {Path(default_config).stem})" if default_config else ""
     return _describe_option("config", text)

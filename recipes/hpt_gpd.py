@@ -16,24 +16,19 @@ from dataclasses import dataclass, field
 from os.path import expanduser
 from pathlib import Path
 
-import torch
-
-from hpt import PGD, HPTConfig, HPTTrainer, InputError, load_benchmark, load_proxy
+from hpt import PGD, HPTConfig, InputError, load_benchmark, load_proxy
 from hpt.cli import parse_config, run_recipe
-from hpt.data.benchmark import Benchmark
-from hpt.data.loading import load_training_data
-from hpt.data.mixtures import choose_sets, load_mixture
+from hpt.data.mixtures import choose_sets
 from hpt.data.names import expand_all
 from hpt.data.subsets import write_out_classes
 from hpt.errors import check_known
 from hpt.escaping import shell
 from hpt.evaluation.outputs import report_comparison
 from hpt.evaluation.subject import Subject
-from hpt.files import named_if_it_fails
 from hpt.hub.evaluations import add_comparison
 from hpt.models.endpoints import ENDPOINTS
-from hpt.models.loading import load_dual_encoder, load_teacher, save_finished
-from hpt.models.lora import add_lora, check_lora, merged
+from hpt.models.families import plain_model
+from hpt.models.lora import check_lora
 from hpt.models.positions import check_image_size
 from hpt.models.proxies import ORIGINAL, parse_proxies
 from hpt.models.sources import check_source
@@ -42,10 +37,9 @@ from hpt.radius import Fraction, Radius
 from hpt.references import Reference
 from hpt.training.config import DTYPES
 from hpt.training.inputs import check_sets
-from hpt.training.labels import who_needs_labels
-from hpt.training.mixed_sets import images_of_an_epoch
 from hpt.training.pretraining import pretrain_missing
 from hpt.training.record import refuse_other_run
+from hpt.training.run import load_data, make_trainer, model_sources, places_of, train_and_save
 
 
 HERE = Path(__file__).parent
@@ -173,53 +167,27 @@ def run(recipe: Recipe, args: HPTConfig, config: Path | None) -> None:
     output = Path(args.output_dir)
     set_cpu_threads(recipe.cpu_threads)
     files = {"target": recipe.pretrain_target, "proxy": recipe.pretrain_proxy}
-    proxies = recipe.proxy_references() if args.needs_proxy else []
-    for name, sources in {"target": [recipe.target], "proxy": places_of(proxies)}.items():
-        if files[name] is None:
-            for source in sources:
-                check_source(source)
+    for name, sources in model_sources(recipe, args).items():
+        for source in sources if files[name] is None else []:
+            check_source(source)
     if not recipe.overwrite:
         refuse_other_run(output / "robust", args, vars(recipe))
 
     # Data
-    protocol, benchmarks = recipe.protocol, expand_all(recipe.eval_datasets)
-    train, validation = load_training_sets(recipe, args)
-    args.schedule(images_of_an_epoch(train, args))  # refuses what doesn't fit, before anything takes long
-    tests = [load_benchmark(name, protocol=protocol).subset(recipe.max_eval_samples) for name in benchmarks]
+    benchmarks = expand_all(recipe.eval_datasets)
+    train, validation = load_data(recipe, args)
+    tests = [load_benchmark(name, protocol=recipe.protocol).subset(recipe.max_eval_samples) for name in benchmarks]
     check_sets(train, validation, tests, args)
 
-    # Models
+    # Train and save
     pretrained = pretrain_missing(files, vars(recipe), args, config.parent if config else HERE)
-    target, processor = load_dual_encoder(recipe.target, recipe.target_revision, image_size=recipe.image_size)
-    if recipe.lora_rank is not None:
-        target = add_lora(target, recipe.lora_rank, recipe.lora_alpha, args.trainable, args.seed)
-    dtype = getattr(torch, recipe.proxy_dtype)
-
-    # Train
-    trainer = HPTTrainer(
-        model=target,
-        args=args,
-        proxy=[load_teacher(reference, dtype) for reference in proxies],
-        processing_class=processor,
-        train_dataset=train,
-        eval_dataset=None if isinstance(validation, Benchmark) and not validation.has_labels else validation,
-    )
-    trainer.recipe = vars(recipe) | {f"pretrain_{name}": None for name in files if name not in pretrained}
+    trainer = make_trainer(recipe, args, train, validation)
+    trainer.recipe |= {f"pretrain_{name}": None for name in files if name not in pretrained}
     if recipe.overwrite:  # now that all else is known to be right
         on_main_process(lambda: delete_run(output, recipe))
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint or "last")
+    folders = train_and_save(trainer)
     if not trainer.is_world_process_zero():
         return
-
-    # Save; of adapters, the merged model too
-    robust = {"robust": target if recipe.lora_rank is None else merged(target)}
-    adapter = {} if recipe.lora_rank is None else {"adapter": target}
-    for name, model in (robust | adapter).items():
-        save_finished(model, processor, output / name)
-    folders = [trainer.describe(output / name) for name in robust | adapter]
-    with named_if_it_fails(output / "trainer_state.json"):
-        trainer.state.save_to_json(output / "trainer_state.json")
-    trainer.draw_figures(output)
 
     # Evaluate what lies on the disk
     subjects = load_subjects(recipe, args)
@@ -228,25 +196,13 @@ def run(recipe: Recipe, args: HPTConfig, config: Path | None) -> None:
     rows = report_comparison(subjects, tests, attack, recipe.proxy_eps, output, **loader)
     add_comparison(folders, rows, subjects[-1], tests[0])
     command = evaluate_command(recipe, args)
-    print_next_steps(output, type(robust["robust"]).__name__, command, config == HERE / f"{QUICKSTART}.yaml")
+    architecture = type(plain_model(trainer.model)).__name__
+    print_next_steps(output, architecture, command, config == HERE / f"{QUICKSTART}.yaml")
 
     # Publish
     if args.push_to_hub:
         info = trainer.push_to_hub(folder=folders[-1])
         print(f"Pushed to {info.repo_url}")
-
-
-def load_training_sets(recipe: Recipe, args: HPTConfig) -> tuple:
-    """What is trained on, and the validation images; of several sets, those of each by its name."""
-    held_out, protocol = recipe.validation_size, recipe.protocol
-    if recipe.train_datasets:
-        sets = (recipe.train_datasets, recipe.dataset_weights, recipe.batches)
-        return load_mixture(*sets, held_out, protocol, rows=recipe.max_train_samples)
-    needs = who_needs_labels(args)
-    train, validation = load_training_data(recipe.train_dataset, held_out, protocol, recipe.streaming, needs)
-    if not train.has_labels and recipe.eval_datasets == [recipe.train_dataset]:
-        raise InputError(f"{train.name} has no labels to test by: name sets with labels by --eval_datasets.")
-    return train if recipe.streaming else train.subset(recipe.max_train_samples), validation
 
 
 def default_config() -> str | None:
@@ -263,11 +219,6 @@ def delete_run(output: Path, recipe: Recipe) -> None:
             raise InputError(f"--overwrite would delete {name}, which the run needs: give another output_dir.")
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def places_of(proxies: list[Reference]) -> list[str]:
-    """Paths or Hub ids of proxies, but for the target's own copy."""
-    return [reference.source for reference in proxies if reference.place != ORIGINAL]
 
 
 def load_subjects(recipe: Recipe, args: HPTConfig) -> list[Subject]:
