@@ -22,6 +22,11 @@ COMMANDS = {
     "train": ("hpt_gpd", True, "make a CLIP robust by HPT-GPD; without settings, the quickstart on embedded digits"),
     "pretrain": ("pretrain_clip", True, "pretrain a small CLIP or SigLIP, as target or proxy"),
     "evaluate": ("evaluate", True, "attack models on benchmarks: table, flags and pictures"),
+    "compare": (
+        "compare",
+        False,
+        "compare methods at equal budget: tuned on held-out images, tested in the worst case",
+    ),
     "rank-proxies": ("rank_proxies", True, "find out which proxy to take for a target"),
     "interpolate": ("interpolate", True, "choose a point between a vanilla and a trained model, by a rule"),
     "publish": ("publish", False, "push a finished run to the Hub, with its model card"),

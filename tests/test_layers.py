@@ -1,4 +1,4 @@
-"""Imports point down: recipes > training > hub > evaluation > attacks, data, models > leaves.
+"""Imports point down: recipes > comparing > training > hub > evaluation > attacks, data, models > leaves.
 
 A module's layer is its folder; a file directly in `hpt/` is a leaf. All imports count, also those within functions and
 under `TYPE_CHECKING`, and calls of `import_module` by the text that they begin with.
@@ -15,11 +15,12 @@ from helpers import ROOT
 
 
 SIBLINGS = ("attacks", "data", "models")
-LEVELS = {"leaf": 0, **dict.fromkeys(SIBLINGS, 1), "evaluation": 2, "hub": 3, "training": 4, "recipes": 5, "main": 6}
+LEVELS = {"leaf": 0, **dict.fromkeys(SIBLINGS, 1), "evaluation": 2, "hub": 3, "training": 4}
+LEVELS |= {"comparing": 5, "recipes": 6, "main": 7}
 
 FACTS = ("hpt.__version__", "hpt.__file__")  # what modules may ask of the package itself
 
-DOWN = "imports point down: recipes > training > hub > evaluation > attacks, data, models > leaves"
+DOWN = "imports point down: recipes > comparing > training > hub > evaluation > attacks, data, models > leaves"
 APART = "attacks, data and models never import each other"
 LAZY = "hpt/__init__.py imports nothing of hpt or of other packages: its names load when first used"
 BY_NAME = "hpt/__main__.py imports the recipe that is asked for, by import_module"

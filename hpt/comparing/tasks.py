@@ -1,0 +1,209 @@
+"""The tasks of a comparison: what can be done now, given what is done, and how each is done.
+
+budget--METHOD            a step of each stage, on which passes are counted
+train--RUN                a run, as `hpt train` trains it
+dial--RUN                 points between vanilla and the run's weights, on held-out images
+test--RUN--tT--TEST       a point of a chosen run on a test; test--vanilla--TEST the target before training
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from hpt.comparing.budget import measure_budget
+from hpt.comparing.choices import (
+    DIVERGED,
+    choose_run_point,
+    chosen_runs,
+    dial_task,
+    is_tuned,
+    read_dial,
+    train_task,
+)
+from hpt.comparing.grid import Grid, Run
+from hpt.comparing.records import Records
+from hpt.escaping import file_name
+from hpt.evaluation.dial import measure_dial
+from hpt.evaluation.evaluator import RobustnessEvaluator
+from hpt.evaluation.rows import LARGE_EPS, WORST_CASE
+from hpt.evaluation.subject import Subject
+from hpt.models.classifier import ZeroShotClassifier
+from hpt.models.endpoints import read_endpoints
+from hpt.models.interpolation import Endpoints, make_grid
+from hpt.training.resumable import NonFiniteError
+from hpt.training.run import load_target, make_trainer, train_and_save
+
+
+PHASES = BUDGET, TRAIN, DIAL, TEST = ("budget", "train", "dial", "test")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A piece of work, which one process does at a time.
+
+    Args:
+        id (`str`): What its record and its claim are called.
+        phase (`str`): One of [`PHASES`].
+        work (`Callable`): Does it, and gives its record.
+    """
+
+    id: str
+    phase: str
+    work: Callable[[], dict]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is left of a comparison.
+
+    Args:
+        ready (`list[Task]`): What can be done now.
+        later (`dict[str, int]`): By phase, how many tasks wait for others, as far as that is known.
+        done (`int`): How many tasks are done.
+    """
+
+    ready: list[Task]
+    later: dict[str, int]
+    done: int
+
+
+def plan_budgets(grid: Grid, records: Records) -> Plan:
+    """A task for each method: what its runs cost."""
+    tasks = [_task(BUDGET, budget_task(method), _count, grid, grid.first_run(method)) for method in grid.methods]
+    return _plan(tasks, records, {})
+
+
+def plan_runs(grid: Grid, records: Records) -> Plan:
+    """All other tasks: training, dials and tests, those that can be done now among them."""
+    later = dict.fromkeys(PHASES, 0)
+    points = 2 * len(grid.tests)  # for each run, the chosen one and its trained weights
+    tasks = []
+    for method in grid.methods:
+        for run in grid.tuning_runs(method):
+            tasks += _plan_run(grid, records, run, later)
+    for method in grid.methods:
+        others = len(grid.comparison.seeds) - 1
+        if not is_tuned(grid, records, method):
+            later |= {
+                TRAIN: later[TRAIN] + others,
+                DIAL: later[DIAL] + others,
+                TEST: later[TEST] + points * (others + 1),
+            }
+            continue
+        for run in chosen_runs(grid, records, method):
+            if run not in grid.tuning_runs(method):
+                tasks += _plan_run(grid, records, run, later)
+            if read_dial(records, run) is None:
+                later[TEST] += points
+            tasks += [
+                _task(TEST, test_task(run, t, test), _test, grid, run, t, test)
+                for t in tested_points(grid, records, run)
+                for test in grid.tests
+            ]
+    for name, run in grid.targets().items():
+        tasks += [_task(TEST, test_task(name, 0, test), _test, grid, run, 0.0, test, name) for test in grid.tests]
+    return _plan(tasks, records, later)
+
+
+def _plan_run(grid: Grid, records: Records, run: Run, later: dict[str, int]) -> list[Task]:
+    """Training and dial of a run; the dial comes once it is trained, if it didn't diverge."""
+    tasks = [_task(TRAIN, train_task(run), _train, grid, run)]
+    trained = records.read(train_task(run))
+    if trained is None:
+        later[DIAL] += 1
+    elif DIVERGED not in trained:
+        tasks.append(_task(DIAL, dial_task(run), _measure_dial, grid, run))
+    return tasks
+
+
+def tested_points(grid: Grid, records: Records, run: Run) -> list[float]:
+    """The points at which a run is tested: the chosen one, and its trained weights; none yet, or none at all."""
+    choice = choose_run_point(grid, records, run)
+    return [] if choice is None else sorted({choice.point.t, 1.0})
+
+
+def budget_task(method: str) -> str:
+    return f"{BUDGET}--{file_name(method)}"
+
+
+def test_task(run: Run | str, t: float, test: str) -> str:
+    """The task of a run's point on a test; of a vanilla target by its name, whose point is 0."""
+    tested = file_name(run) if isinstance(run, str) else f"{run}--t{t:g}"
+    return f"{TEST}--{tested}--{file_name(test)}"
+
+
+def _task(phase: str, task: str, work: Callable[..., dict], *arguments) -> Task:
+    return Task(task, phase, lambda: work(*arguments))
+
+
+def _plan(tasks: list[Task], records: Records, later: dict[str, int]) -> Plan:
+    ready = [task for task in tasks if records.read(task.id) is None]
+    return Plan(ready, later, len(tasks) - len(ready))
+
+
+# The work
+
+
+def _count(grid: Grid, run: Run) -> dict:
+    trainer = make_trainer(*grid.settings(run), *grid.choosing_images(run))
+    return asdict(measure_budget(trainer))
+
+
+def _train(grid: Grid, run: Run) -> dict:
+    try:
+        train_and_save(make_trainer(*grid.settings(run), *grid.choosing_images(run)))
+    except NonFiniteError as error:
+        return {DIVERGED: str(error)}
+    return {}
+
+
+def _measure_dial(grid: Grid, run: Run) -> dict:
+    _, held_out = grid.choosing_images(run)
+    comparison = grid.comparison
+    evaluator = _make_evaluator(grid, f"dials/{run}", [comparison.tune_attack], comparison.tune_samples)
+    classifier, endpoints = _load(grid, run)
+    points = measure_dial(classifier, endpoints, held_out, evaluator, make_grid(comparison.dial))
+    return {"points": [asdict(point) for point in points]}
+
+
+def _test(grid: Grid, run: Run, t: float, test: str, name: str | None = None) -> dict:
+    """Rows of a point on a test, and which of its images are right: a digit each."""
+    task = test_task(name or run, t, test)
+    comparison = grid.comparison
+    evaluator = _make_evaluator(grid, f"tests/{task}", comparison.test_attacks, comparison.test_samples)
+    classifier, endpoints = _load(grid, run, trained=t > 0)
+    if t > 0:
+        classifier.model.load_state_dict(endpoints.at(t))
+    subject = Subject(classifier, name or f"{run.method}, seed {run.seed}, t={t:g}")
+    tasks = evaluator.plan(subject, grid.test_images(run, test))
+    rows = evaluator.run(tasks)
+    samples = tasks[0].benchmark
+    labels = np.asarray(samples.dataset["label"][:])
+    right = {
+        task.settings["attack"]: evaluator.results.predicted(task.key) == labels
+        for task in tasks
+        if task.settings["attack"] != LARGE_EPS
+    }
+    right[WORST_CASE] = np.logical_and.reduce(list(right.values()))
+    verdicts = {attack: "".join(map(str, verdict.astype(int))) for attack, verdict in right.items()}
+    return {"rows": [asdict(row) for row in rows], "right": verdicts, "samples": tasks[0].settings["samples"]}
+
+
+def _make_evaluator(grid: Grid, folder: str, attacks: list[str], samples: int | None) -> RobustnessEvaluator:
+    return RobustnessEvaluator(
+        attacks=attacks,
+        eps=grid.eps,
+        max_samples=samples,
+        batch_size=grid.args.per_device_eval_batch_size,
+        num_workers=grid.args.dataloader_num_workers,
+        output_dir=str(grid.folder / folder),
+    )
+
+
+def _load(grid: Grid, run: Run, trained: bool = True) -> tuple[ZeroShotClassifier, Endpoints | None]:
+    """The vanilla target of a run as a classifier, and if it is trained the way to its weights."""
+    recipe, args = grid.settings(run)
+    model, processor = load_target(recipe)
+    endpoints = read_endpoints(grid.run_folder(run), model.state_dict()) if trained else None
+    return ZeroShotClassifier(model.requires_grad_(False).to(args.device), processor), endpoints

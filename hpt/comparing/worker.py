@@ -1,0 +1,137 @@
+"""What a process of `hpt compare` does: one task after the other that nobody else has, until none is left.
+
+Several processes, on one machine or on many that share the folder, do the same; whoever comes last writes the report.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from hpt.comparing.budget import Budget, refuse_unequal
+from hpt.comparing.claims import claim, cpu_seconds, holder
+from hpt.comparing.grid import Grid
+from hpt.comparing.records import Records, keep_settings
+from hpt.comparing.tasks import PHASES, Plan, Task, budget_task, plan_budgets, plan_runs
+from hpt.errors import InputError, list_known
+from hpt.models.sources import check_source
+from hpt.training.inputs import check_sets
+from hpt.training.run import model_sources
+
+
+logger = logging.getLogger(__name__)
+
+WAIT = 5  # seconds until a process that has nothing to do looks again
+
+
+def check(grid: Grid) -> None:
+    """Refuse what can't be compared, before any of it runs: models, data and tests that aren't there.
+
+    Raises:
+        InputError: naming the method, if it is of one.
+    """
+    if grid.args.world_size > 1:
+        raise InputError("Processes share a comparison by its folder: start the same command several times, alone.")
+    runs = [grid.first_run(method) for method in grid.methods]
+    for run in runs:
+        for source in sum(model_sources(*grid.settings(run)).values(), []):
+            check_source(source)
+    checked = []
+    for run in runs:
+        train, held_out = images = grid.choosing_images(run)
+        if images in checked:
+            continue
+        checked.append(images)
+        if held_out is None or not held_out.has_labels:
+            missing = "no held-out images" if held_out is None else "no labels of held-out images"
+            raise InputError(f"{train.name} has {missing} to choose by: give validation_size, or a set that has some.")
+        if len(held_out) < grid.comparison.tune_samples:
+            raise InputError(
+                f"tune_samples is {grid.comparison.tune_samples}, but {train.name} has {len(held_out)} images to "
+                "choose by: give fewer, or another validation_size."
+            )
+        check_sets(train, held_out, [grid.test_images(run, test) for test in grid.tests], grid.settings(run)[1])
+    keep_settings(grid)
+
+
+def measure_budgets(grid: Grid, records: Records) -> dict[str, Budget]:
+    """What the runs of each method cost, counted once for all processes.
+
+    Raises:
+        InputError: if they differ in images or attack steps, unless that is allowed.
+    """
+    _work(grid, records, plan_budgets)
+    read = {method: records.read(budget_task(method)) for method in grid.methods}
+    budgets = {method: Budget.of(record) for method, record in read.items()}
+    if not grid.comparison.allow_unequal_budget:
+        refuse_unequal(budgets)
+    return budgets
+
+
+def work_all(grid: Grid, records: Records) -> None:
+    """Do tasks until none is left; wait for those that others do."""
+    _work(grid, records, plan_runs)
+
+
+def work_one(grid: Grid, records: Records, task_id: str) -> None:
+    """Do one task.
+
+    Raises:
+        InputError: if it can't be done now, or another process does it.
+    """
+    ready = {task.id: task for task in plan_runs(grid, records).ready}
+    if task_id not in ready:
+        if records.read(task_id) is not None:
+            print(f"{task_id} is done.")
+            return
+        raise InputError(f"{task_id!r} isn't among the tasks that can be done now; {list_known(task_id, ready)}")
+    if not _do(grid, records, ready[task_id]):
+        raise InputError(f"{task_id} is being done by {holder(_claims(grid), task_id)}.")
+
+
+def free_tasks(grid: Grid, records: Records) -> list[str]:
+    """The tasks that can be done now, and that no process has."""
+    return [task.id for task in plan_runs(grid, records).ready if holder(_claims(grid), task.id) is None]
+
+
+def _claims(grid: Grid) -> Path:
+    return grid.folder / "claims"
+
+
+def _work(grid: Grid, records: Records, plan: Callable[[Grid, Records], Plan]) -> None:
+    waits = False
+    while (planned := plan(grid, records)).ready:
+        if not waits:
+            _say_what_is_left(records, planned)
+        waits = not any(_do(grid, records, task) for task in planned.ready)
+        if waits:
+            time.sleep(WAIT)
+
+
+def _do(grid: Grid, records: Records, task: Task) -> bool:
+    """Do a task unless another process has it, and say whether this one did, or found it done."""
+    with claim(_claims(grid), task.id) as own:
+        if own is None:
+            return False
+        if records.read(task.id) is not None:  # another has done it since
+            return True
+        begun, before = time.time(), cpu_seconds() - own.cpu_seconds
+        print(f"{task.id} ...", flush=True)
+        record = task.work()
+        cost = {"cpu_seconds": cpu_seconds() - before, "seconds": time.time() - begun}
+        records.write(task.id, record | {"phase": task.phase} | cost)
+    return True
+
+
+def _say_what_is_left(records: Records, planned: Plan) -> None:
+    """How many tasks are left, and what they will cost, as soon as one of each kind is done."""
+    left = {phase: planned.later.get(phase, 0) for phase in PHASES}
+    for task in planned.ready:
+        left[task.phase] += 1
+    spent = records.cpu_seconds()
+    known = [phase for phase in PHASES if left[phase] and spent.get(phase)]
+    minutes = sum(left[phase] * sum(spent[phase]) / len(spent[phase]) for phase in known) / 60
+    unknown = [phase for phase in PHASES if left[phase] and phase not in known]
+    estimate = f"about {minutes:,.1f} core-minutes" if known else "how long isn't known yet"
+    more = f", without {', '.join(unknown)}, of which none is done yet" if known and unknown else ""
+    print(f"{planned.done} tasks are done, {sum(left.values())} left: {estimate}{more}.")
