@@ -14,7 +14,8 @@ from stand_in_hub import messages, pushed
 from transformers import CLIPModel, CLIPProcessor
 
 from hpt import HPTConfig, InputError, load_benchmark
-from hpt.cli import parse_config
+from hpt.cli import parse_config, read_arguments
+from hpt.comparing.grid import read_grid
 from hpt.models.loading import save_finished
 from hpt.training.speed import time_loading
 
@@ -302,6 +303,11 @@ def test_yaml_files_are_valid(file, tmp_path, monkeypatch):
         types = (run_path(str(RECIPES / "evaluate.py"))["Evaluation"],)
     elif file.stem.startswith("rank_proxies"):
         types = (run_path(str(RECIPES / "rank_proxies.py"))["Ranking"],)
+    elif file.stem.startswith("compare"):
+        types = (run_path(str(RECIPES / "compare.py"))["Comparison"], Recipe, HPTConfig)
+        arguments, nested, path = read_arguments(types, file, ["--use_cpu"], nested=("methods", "vary"))
+        assert read_grid(arguments, nested, (Recipe, HPTConfig), path).args.output_dir.startswith("outputs/")
+        return
     *_, args, path = parse_config(types, file, ["--use_cpu"])
     assert args.output_dir.startswith("outputs/")
 

@@ -1,0 +1,262 @@
+"""A comparison from its YAML file to its tables: cut off and gone on with, shared, blind to tests while it chooses."""
+
+import json
+import re
+import shlex
+from concurrent.futures import ThreadPoolExecutor
+from runpy import run_path
+
+import pytest
+from helpers import ROOT, make_clip, refusal_of, run_recipe
+
+from hpt.comparing import tasks, worker
+from hpt.comparing.claims import claim
+from hpt.comparing.records import Records
+from hpt.data.benchmark import Benchmark
+from hpt.evaluation.evaluator import RobustnessEvaluator
+from hpt.models.loading import save_finished
+from hpt.training.trainer import HPTTrainer
+
+
+TECOA = "tecoa: {objective: tecoa, anchor_epochs: 0, transfer_epochs: 2}"
+HPT = "hpt: {anchor_epochs: 1, transfer_epochs: 1}"
+SMALL = {"methods": f"{{{TECOA}}}", "seeds": "[0]", "learning_rates": "[0.05]"}
+GRID = """
+methods: {{METHODS}}
+target: {models}/target
+proxy: {models}/proxy
+train_dataset: digits
+max_train_samples: 24
+per_device_train_batch_size: 8
+learning_rates: [0.05, 0.5]
+anchor_learning_rate: 0.05
+seeds: [0, 1]
+attack_eps: 16/255
+attack_step_size: 8/255
+attack_steps: 1
+dial: [0.5, 1.0]
+tune_samples: 12
+tune_attack: pgd:steps=1
+tests: [digits]
+test_samples: 12
+test_attacks: [pgd:steps=1, cw:steps=1]
+output_dir: {folder}
+save_steps: 1
+logging_strategy: "no"
+disable_tqdm: true
+use_cpu: true
+"""
+
+
+def as_yaml(models, folder, **changed) -> str:
+    """The grid as YAML, with other values of some fields."""
+    text = GRID.format(models=models, folder=folder).replace("{METHODS}", f"{{{TECOA}, {HPT}}}")
+    lines = {line.split(":")[0]: line for line in text.splitlines()}
+    return "\n".join((lines | {field: f"{field}: {value}" for field, value in changed.items()}).values())
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    for seed, (name, patch_size) in enumerate({"target": 8, "proxy": 4}.items()):
+        save_finished(*make_clip(seed, patch_size=patch_size), folder / name)
+    return folder
+
+
+@pytest.fixture
+def grid(models, tmp_path):
+    """What writes the YAML file of a comparison into a folder."""
+
+    def write(name, **changed):
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(as_yaml(models, tmp_path / name, **changed))
+        return file
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def whole(models, tmp_path_factory):
+    """The folder of a comparison that was never cut off."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "grid.yaml").write_text(as_yaml(models, folder / "out"))
+    run_recipe("compare.py", "--config", folder / "grid.yaml")
+    return folder / "out"
+
+
+def results(folder):
+    """What a comparison says, without what it cost."""
+    lines = [json.loads(line) for line in (folder / "comparison.jsonl").read_text().splitlines()]
+    cost = {"seconds", "cpu_seconds", "digest"}
+    told = [{name: value for name, value in line.items() if name not in cost} for line in lines]
+    for line in told:
+        for row in line.get("rows", []):
+            del row["seconds"]
+    return told, (folder / "comparison.md").read_text().partition("## What it cost")[0]
+
+
+def test_a_comparison_ends_in_tables_and_pictures(whole):
+    lines, text = results(whole)
+    kinds = [line["kind"] for line in lines]
+    assert {"record", "choice", "accuracy", "pair"} == {*kinds} and kinds.count("choice") == 2
+    assert kinds.count("pair") == 3 * 2  # of vanilla and two methods, clean and in the worst case
+    assert {file.name for file in whole.glob("*.png")} == {"frontiers.png", "tests_digits.png"}
+    for what in (
+        "| vanilla | before training ",
+        "| tecoa   | at t = 1 ",
+        "All see as many images",
+        "vanilla against hpt",
+    ):
+        assert what in text
+    accuracies = [line for line in lines if line["kind"] == "accuracy" and line["where"]]
+    assert all(len(line["runs"]) == 2 for line in accuracies)
+    records = {line["task"]: line for line in lines if line["kind"] == "record"}
+    budgets = [records[f"budget--{method}"] for method in ("tecoa", "hpt")]
+    assert [(budget["images"], budget["attack_steps"]) for budget in budgets] == [(48, 48), (48, 48)]
+    chosen = next(line for line in lines if line["kind"] == "choice")
+    dial = records[f"dial--{chosen['runs'][0]['run']}"]["points"]
+    best = max(dial, key=lambda point: (point["clean"] + point["robust"], point["robust"], -point["t"]))
+    assert chosen["runs"][0]["t"] == best["t"]
+
+
+def test_verdicts_are_those_of_the_rows(whole):
+    for record in Records(whole).read_all().values():
+        for row in record.get("rows", []):
+            if row["attack"] in record["right"]:
+                assert record["right"][row["attack"]].count("1") == round(row["accuracy"] * row["n"])
+
+
+class Killed(BaseException):
+    """Ends a process as a kill would, but for the claim, which ends too."""
+
+
+def test_a_comparison_that_was_cut_off_thrice_comes_to_the_same(grid, whole, monkeypatch):
+    """Within training, within an evaluation, and right before a record is written."""
+    file, steps = grid("cut"), {"left": 0}
+
+    def dying(work, after):
+        def count(*arguments, **named):
+            steps["left"] -= 1
+            if steps["left"] == 0:
+                raise Killed
+            return work(*arguments, **named)
+
+        steps["left"] = after
+        return count
+
+    cuts = (HPTTrainer, "compute_loss", 12), (RobustnessEvaluator, "_work_off", 7), (Records, "write", 3)
+    for owner, name, after in cuts:
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, dying(getattr(owner, name), after))
+            with pytest.raises(Killed):
+                run_recipe("compare.py", "--config", file)
+    run_recipe("compare.py", "--config", file)
+    assert results(file.with_suffix("")) == results(whole)
+
+
+def test_what_another_process_does_is_left_to_it_and_waited_for(grid, monkeypatch):
+    file, done, waited = grid("shared", **SMALL), [], []
+    folder, write = file.with_suffix(""), Records.write
+    other = claim(folder / "claims", "test--vanilla--digits")
+    monkeypatch.setattr(
+        Records, "write", lambda records, task, record: (done.append(task), write(records, task, record))
+    )
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(other.__enter__).result()
+
+        def let_go(seconds):
+            waited.append(set(done))
+            thread.submit(other.__exit__, None, None, None).result()
+
+        monkeypatch.setattr(worker, "WAIT", 0)
+        monkeypatch.setattr(worker.time, "sleep", let_go)
+        run_recipe("compare.py", "--config", file)
+    assert done[-1] == "test--vanilla--digits" and waited == [{*done[:-1]}] and len(done) == len({*done})
+    assert (folder / "comparison.md").is_file()
+
+
+def test_a_finished_comparison_takes_another_seed(grid, monkeypatch):
+    trained, train = [], tasks.train_and_save
+    monkeypatch.setattr(tasks, "train_and_save", lambda trainer: trained.append(trainer.args.seed) or train(trainer))
+    for seeds in ("[0]", "[0]", "[0, 5]"):
+        run_recipe("compare.py", "--config", grid("more", **SMALL | {"seeds": seeds}))
+    assert trained == [0, 5]
+
+
+def test_choices_never_see_a_test(grid, monkeypatch):
+    """Images of a test are read by its own tasks alone; those before them read what is held out or trained on."""
+    read, begun = {}, []
+    rows, work = Benchmark.__getitems__, worker._do
+
+    def note(benchmark, numbers):
+        read.setdefault(begun[-1].partition("--")[0] if begun else "before", set()).add(benchmark.split)
+        return rows(benchmark, numbers)
+
+    monkeypatch.setattr(Benchmark, "__getitems__", note)
+    monkeypatch.setattr(
+        worker, "_do", lambda grid, records, task: (begun.append(task.id), work(grid, records, task))[1]
+    )
+    run_recipe("compare.py", "--config", grid("blind", **SMALL))
+    assert read == {"budget": {"train"}, "train": {"train"}, "dial": {"validation"}, "test": {"test"}}
+
+
+def test_commands_of_what_can_be_done_now(grid, capsys):
+    file, done = grid("commands", **SMALL), []
+    arguments = ["--config", str(file), "--test_samples", "10"]
+    while True:
+        run_recipe("compare.py", *arguments, "--print_commands", "True")
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("hpt compare")]
+        if not lines:
+            break
+        for words in map(shlex.split, lines):
+            assert words[:-1] == ["hpt", "compare", *arguments, "--task"]
+            run_recipe("compare.py", *words[2:])
+            done.append(words[-1])
+    assert done[:3] == ["train--tecoa-0.05-0", "test--vanilla--digits", "dial--tecoa-0.05-0"]
+    assert len(done) == len({*done}) and {task.partition("--")[0] for task in done[3:]} == {"test"}
+    run_recipe("compare.py", *arguments)
+    assert (file.with_suffix("") / "comparison.md").is_file()
+
+
+@pytest.mark.parametrize("asked", [["--print_commands"], ["--print_commands", "True"], ["--print_commands=True"]])
+def test_a_command_has_all_but_what_asks_for_commands(asked):
+    command = run_path(str(ROOT / "recipes" / "compare.py"))["command"]
+    for argv in (["--config", "a b.yaml", *asked], [*asked, "--config", "a b.yaml"]):
+        assert command(argv, "train--m-0.1-0") == "hpt compare --config 'a b.yaml' --task train--m-0.1-0"
+
+
+REFUSED = {
+    "no target": ({"target": "no/where/at/all"}, "Can't load the model 'no/where/at/all'"),
+    "no dataset": ({"train_dataset": "digitz"}, "Unknown benchmark 'digitz'"),
+    "no test": ({"tests": "[stl10=./no/where]"}, "There is no folder or file './no/where'"),
+    "other steps": ({"methods": "{a: {}, b: {attack_steps: 2}}"}, "Budgets differ: 'a' has 240 attack steps, 'b' 480"),
+    "other epochs": ({"methods": "{a: {}, b: {anchor_epochs: 7}}"}, "Budgets differ: 'a' has 240 images, 'b' 288"),
+    "too few held out": (
+        {"tune_samples": 100_000},
+        "tune_samples is 100000, but digits has [0-9]+ images to choose by",
+    ),
+    "a test on training images": ({"tests": "[digits:split=train]"}, "would be tested on its training images"),
+    "an unknown task": ({"task": "train--tecoa-0.5-7"}, "isn't among the tasks.*Did you mean train--tecoa-0.5-0"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_compared_is_refused_before_it_runs(grid, tmp_path, case):
+    changed, line = REFUSED[case]
+    assert re.search(line, refusal_of("compare.py", "--config", grid("refused", **changed)))
+    assert not [*tmp_path.glob("refused/runs/*/checkpoint-*")]
+
+
+def test_unequal_budgets_are_said_if_they_are_allowed(grid):
+    short = "short: {objective: tecoa, anchor_epochs: 0, transfer_epochs: 1}"
+    file = grid("unequal", **SMALL | {"methods": f"{{{TECOA}, {short}}}", "allow_unequal_budget": "true"})
+    run_recipe("compare.py", "--config", file)
+    text = (file.with_suffix("") / "comparison.md").read_text()
+    assert "**The budgets differ in images and attack steps.**" in text
+
+
+def test_a_method_that_diverges_is_named_and_left_out(grid):
+    file = grid("diverging", **SMALL | {"learning_rates": "[1e30]"})
+    run_recipe("compare.py", "--config", file)
+    text = (file.with_suffix("") / "comparison.md").read_text()
+    assert "tecoa-1e+30-0 diverged: " in text and "| none " in text and "| vanilla " in text

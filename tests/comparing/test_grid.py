@@ -1,0 +1,170 @@
+"""What a comparison's YAML file means: methods, what varies, and what is refused before anything runs."""
+
+import pytest
+
+from hpt import HPTConfig, InputError
+from hpt.cli import read_arguments
+from hpt.comparing.grid import NESTED, Comparison, read_grid
+from hpt.comparing.records import keep_settings
+from hpt.recipes.hpt_gpd import Recipe
+
+
+SHARED = """
+target: models/target
+train_dataset: digits
+learning_rates: [1e-2, 5e-2]
+seeds: [3, 4]
+tests: [digits]
+output_dir: FOLDER
+use_cpu: true
+"""
+METHODS = "methods: {tecoa: {objective: tecoa}, hpt: {anchor_epochs: 0}}"
+
+
+def read(tmp_path, text=METHODS, *arguments, shared=SHARED):
+    file = tmp_path / "grid.yaml"
+    file.write_text(f"{shared.replace('FOLDER', str(tmp_path / 'out'))}\n{text}")
+    types = (Comparison, Recipe, HPTConfig)
+    read_from, nested, config = read_arguments(types, argv=["--config", str(file), *arguments], nested=NESTED)
+    return read_grid(read_from, nested, (Recipe, HPTConfig), config)
+
+
+def test_methods_share_settings_but_for_their_own(tmp_path):
+    grid = read(tmp_path, "methods: {tecoa: {objective: tecoa}, hpt: {anchor_epochs: 1, attack_eps: 8/255}}")
+    assert [str(run) for run in grid.runs_of("tecoa")] == [
+        "tecoa-0.01-3",
+        "tecoa-0.01-4",
+        "tecoa-0.05-3",
+        "tecoa-0.05-4",
+    ]
+    assert [str(run) for run in grid.tuning_runs("hpt")] == ["hpt-0.01-3", "hpt-0.05-3"]
+    recipe, args = grid.settings(grid.runs_of("hpt")[3])
+    assert (args.objective, args.anchor_epochs, args.attack_eps) == ("hpt", 1, 8 / 255)
+    assert (args.learning_rate, args.seed, args.save_endpoints) == (0.05, 4, True)
+    assert args.output_dir == str(tmp_path / "out" / "runs" / "hpt-0.05-4") and recipe.target == "models/target"
+    assert grid.settings(grid.first_run("tecoa"))[1].objective == "tecoa" and grid.eps == 1 / 255
+
+
+def test_what_varies_makes_a_method_of_each_combination(tmp_path):
+    grid = read(
+        tmp_path, "methods: {a: {objective: tecoa}, b: {}}\nvary: {attack_steps: [1, 2], trainable: [vision, all]}"
+    )
+    expected = [
+        f"{name}, attack_steps={n}, trainable={part}" for name in "ab" for n in (1, 2) for part in ("vision", "all")
+    ]
+    assert [*grid.methods] == expected
+    assert grid.settings(grid.first_run("b, attack_steps=1, trainable=all"))[1].attack_steps == 1
+
+
+def test_a_method_may_have_rates_of_its_own(tmp_path):
+    grid = read(tmp_path, "methods: {a: {objective: tecoa, learning_rates: [1e-4, 1/8]}, b: {}}")
+    assert grid.methods["a"].learning_rates == (1e-4, 0.125) and grid.methods["b"].learning_rates == (0.01, 0.05)
+
+
+def test_vanilla_targets_have_names(tmp_path):
+    assert [*read(tmp_path).targets()] == ["vanilla"]
+    several = read(tmp_path, "methods: {a: {}, b: {objective: tecoa}}\nvary: {target: [x/y, z]}")
+    assert [*several.targets()] == ["vanilla x/y", "vanilla z"]
+
+
+REFUSED = {
+    "no methods": ("", [], "has no methods"),
+    "a list of methods": ("methods: [tecoa]", [], "methods must be a mapping"),
+    "a method without settings": ("methods: {tecoa: }", [], "tecoa must be a mapping of settings"),
+    "a method twice": ("methods:\n  a: {objective: tecoa}\n  a: {objective: hpt}", [], "gives a more than once"),
+    "the same settings twice": ("methods: {a: {objective: tecoa}, b: {objective: tecoa}}", [], "'a' and 'b' have the"),
+    "an unknown objective": ("methods: {a: {objective: tekoa}}", [], "Method 'a': Unknown objective 'tekoa'.*tecoa"),
+    "an unknown field": ("methods: {a: {atack_steps: 3}}", [], "'atack_steps' in method 'a': did you mean"),
+    "an unknown setting": ("methods: {a: {objective_args: tau=2}}", [], "Method 'a': objective_args sets 'tau'"),
+    "a value out of range": ("methods: {a: {attack_steps: 0}}", [], "Method 'a': attack_steps is 0"),
+    "a value of another type": ("methods: {a: {attack_steps: many}}", [], "Method 'a': --attack_steps is 'many'"),
+    "fields within a field": ("methods: {a: {objective: {tecoa: 1}}}", [], "objective has fields of its own"),
+    "a rate of a method": ("methods: {a: {learning_rate: 1}}", [], "Method 'a' sets learning_rate, but"),
+    "a seed of a method": ("methods: {a: {seed: 1}}", [], "Method 'a' sets seed, but"),
+    "a folder of a method": ("methods: {a: {output_dir: x}}", [], "Method 'a' sets output_dir"),
+    "no rates of a method": ("methods: {a: {learning_rates: []}}", [], "There are no learning_rates"),
+    "a text as rates": ("methods: {a: {learning_rates: fast}}", [], "must be a list of numbers"),
+    "a number as rates": ("methods: {a: {learning_rates: 0.1}}", [], "must be a list of numbers"),
+    "a negative rate": (METHODS, ["--learning_rates", "-0.1"], "learning_rates have -0.1, but each must be above 0"),
+    "an infinite rate": (METHODS, ["--learning_rates", "inf"], "learning_rates have inf"),
+    "a rate twice": (METHODS, ["--learning_rates", "0.1", "1/10"], "learning_rates have 0.1 twice"),
+    "rates that folders don't tell apart": (METHODS, ["--learning_rates", "0.1", "0.10000001"], "have 0.1 twice"),
+    "a seed twice": (METHODS, ["--seeds", "1", "1"], "seeds have 1 twice"),
+    "a negative seed": (METHODS, ["--seeds", "-1"], "seeds is -1"),
+    "a test twice": (METHODS, ["--tests", "digits", "digits"], "tests have digits twice"),
+    "an unknown test": (METHODS, ["--tests", "digitz"], "Unknown benchmark 'digitz'.*digits"),
+    "a point out of range": (METHODS, ["--dial", "0.5", "1.5"], "t is 1.5"),
+    "a point twice": (METHODS, ["--dial", "0.5", "0.5"], "given twice"),
+    "an unknown rule": (METHODS, ["--choose", "best"], "The rule is 'best'"),
+    "a rule out of range": (METHODS, ["--choose", "clean>=60"], "The rule is"),
+    "an unknown attack": (METHODS, ["--test_attacks", "apdg"], "[Uu]nknown attack 'apdg'"),
+    "an attack twice": (METHODS, ["--test_attacks", "cw", "cw"], "test_attacks have cw twice"),
+    "an attack that needs a proxy": (METHODS, ["--test_attacks", "transfer"], "proxy"),
+    "an attack to choose by": (METHODS, ["--tune_attack", "pgd:stepz=3"], "stepz"),
+    "no samples to choose by": (METHODS, ["--tune_samples", "0"], "tune_samples is 0"),
+    "no samples to test on": (METHODS, ["--test_samples", "-3"], "test_samples is -3"),
+    "the rate of all": (METHODS, ["--learning_rate", "0.1"], "a comparison sets learning_rate"),
+    "sets of single runs": (METHODS, ["--eval_datasets", "digits"], "sets eval_datasets, but tests are"),
+    "a length in steps": (METHODS, ["--max_steps", "3"], "sets max_steps, but budgets are compared in epochs"),
+    "a push": (METHODS, ["--push_to_hub", "True"], "sets push_to_hub"),
+    "no values to vary": (f"{METHODS}\nvary: {{attack_steps: []}}", [], "vary: attack_steps must be a list"),
+    "a value to vary": (f"{METHODS}\nvary: {{attack_steps: 3}}", [], "vary: attack_steps must be a list"),
+    "a value to vary twice": (f"{METHODS}\nvary: {{attack_steps: [2, 2]}}", [], "vary: attack_steps have 2 twice"),
+    "an unknown field to vary": (f"{METHODS}\nvary: {{atack_steps: [2, 3]}}", [], "did you mean attack_steps"),
+    "a seed to vary": (f"{METHODS}\nvary: {{seed: [2, 3]}}", [], "sets seed, but seeds"),
+    "what varies and is set": (f"{METHODS}\nvary: {{objective: [hpt, tecoa]}}", [], "tecoa sets objective, which"),
+    "a name with a line's end": ('methods: {"a\\nb": {}}', [], "characters that can't be seen"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_meant_is_refused_in_a_line(tmp_path, case):
+    text, arguments, line = REFUSED[case]
+    with pytest.raises(InputError, match=line) as refused:
+        read(tmp_path, text, *arguments)
+    assert "\n" not in str(refused.value) and not (tmp_path / "out").exists()
+
+
+def test_methods_are_needed():
+    with pytest.raises(InputError, match="There are no methods: give a YAML file"):
+        read_grid([], {}, (Recipe, HPTConfig), None)
+
+
+@pytest.mark.parametrize("left_out", ["learning_rates", "tests", "output_dir"])
+def test_what_is_needed_is_named(tmp_path, left_out):
+    lines = [line for line in SHARED.splitlines() if not line.startswith(left_out)]
+    with pytest.raises(InputError, match=f"There (are|is) no {left_out}"):
+        read(tmp_path, shared="\n".join(lines))
+
+
+def test_a_folder_takes_further_methods_rates_and_seeds(tmp_path):
+    keep_settings(read(tmp_path, "methods: {tecoa: {objective: tecoa}}"))
+    keep_settings(read(tmp_path, METHODS, "--learning_rates", "0.1", "0.2", "--seeds", "4", "5", "6"))
+    keep_settings(read(tmp_path, "methods: {hpt: {anchor_epochs: 0}}"))
+
+
+CHANGED = {
+    "a method's settings": ("methods: {tecoa: {objective: tecoa, attack_steps: 3}}", [], "'tecoa' with"),
+    "what all share": (METHODS, ["--attack_eps", "4/255"], "'(tecoa|hpt)' with other settings .attack_eps"),
+    "the rule": (METHODS, ["--choose", "clean>=0.5"], "another comparison .choose sum there, clean>=0.5 here"),
+    "the dial": (METHODS, ["--dial", "1"], "another comparison .dial"),
+    "the tests": (METHODS, ["--tests", "stl10"], "another comparison .tests"),
+    "the samples": (METHODS, ["--test_samples", "5"], "another comparison .test_samples"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGED)
+def test_a_folder_refuses_another_comparison(tmp_path, change):
+    keep_settings(read(tmp_path))
+    text, arguments, line = CHANGED[change]
+    with pytest.raises(InputError, match=f"{line}.*give another output_dir"):
+        keep_settings(read(tmp_path, text, *arguments))
+
+
+def test_damaged_settings_are_refused(tmp_path):
+    grid = read(tmp_path)
+    keep_settings(grid)
+    file = grid.folder / "comparison.json"
+    file.write_text(file.read_text().replace("tecoa", "other"))
+    with pytest.raises(InputError, match="comparison.json is damaged"):
+        keep_settings(grid)
