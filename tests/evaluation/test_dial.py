@@ -64,7 +64,7 @@ class Cut(Exception):
 def test_a_dial_that_was_cut_off_goes_on(images, skeleton, tmp_path, monkeypatch):
     """Batches that are there aren't measured again, and the points are the same."""
     whole = measure_dial(skeleton, make_endpoints(), images, make_evaluator(), GRID)
-    attacked, attack = [], RobustnessEvaluator._attack_batch
+    attacked, attack = [], Work._attack_batch
 
     def cut_off_after(number):
         def attack_batch(self, *arguments):
@@ -73,7 +73,7 @@ def test_a_dial_that_was_cut_off_goes_on(images, skeleton, tmp_path, monkeypatch
             attacked.append(arguments[1])
             return attack(self, *arguments)
 
-        monkeypatch.setattr(RobustnessEvaluator, "_attack_batch", attack_batch)
+        monkeypatch.setattr(Work, "_attack_batch", attack_batch)
 
     for number in (4, 9, 100):
         cut_off_after(number)
