@@ -10,6 +10,7 @@ from hpt import InputError, RobustnessEvaluator, ZeroShotClassifier
 from hpt.evaluation.dial import DialPoint, check_rule, choose_point, measure_dial
 from hpt.evaluation.dial_report import describe_dial, format_points, parse_choice
 from hpt.evaluation.rows import CLEAN, wilson_interval
+from hpt.evaluation.work import Work
 from hpt.json_files import sealed
 from hpt.models.interpolation import Endpoints, make_grid
 from hpt.models.weights import hash_weights
