@@ -11,10 +11,9 @@ from transformers import AutoModel, AutoProcessor
 
 
 def main(checkpoint, image, *class_names):
-    model, processor = AutoModel.from_pretrained(checkpoint), AutoProcessor.from_pretrained(checkpoint)
-    prompts = [
-        f"This is a photo of a {name}" for name in class_names
-    ]  # the template of the training, which the card names
+    model = AutoModel.from_pretrained(checkpoint, trust_remote_code=False)
+    processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=False)
+    prompts = [f"This is a photo of a {name}" for name in class_names]  # by the training's template: see the card
     inputs = processor(text=prompts, images=Image.open(image), return_tensors="pt", padding="max_length")
     with torch.no_grad():
         probabilities = model(**inputs).logits_per_image.softmax(dim=-1)[0]

@@ -21,8 +21,8 @@ class SupervisedProxy(nn.Module):
 
     def __init__(self, name: str, class_names: list[str]):
         super().__init__()
-        self.model = AutoModelForImageClassification.from_pretrained(name)
-        processor = AutoImageProcessor.from_pretrained(name)
+        self.model = AutoModelForImageClassification.from_pretrained(name, trust_remote_code=False)
+        processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
         self.register_buffer("mean", torch.tensor(processor.image_mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(processor.image_std).view(3, 1, 1))
         numbers = {label.split(",")[0]: number for number, label in self.model.config.id2label.items()}  # tench, Tinca

@@ -75,6 +75,13 @@ def record_with(name: str) -> dict:
     }
 
 
+def choice_with(name: str) -> dict:
+    """How a point of the dial was chosen, called so in all that others name."""
+    point = {"t": 1.0, "u": 0.0, "clean": 0.5, "robust": 0.5, "num_samples": 8, "weights": name}
+    named = "attack benchmark split source attack_space vanilla_weights final_weights".split()
+    return {"t": 1.0, "u": 0.0, "rule": "sum", "points": [point], "samples": 8, "seed": 0} | dict.fromkeys(named, name)
+
+
 def rows_with(name: str) -> list[Row]:
     """Measured rows, called so in all that others name."""
     attacks = [replace(PGD, attack=f"pgd:{name}"), replace(PGD, attacked=name or "x", left_out=[name])]
@@ -86,6 +93,7 @@ def write_card_with(name: str, path) -> str:
     """The card of a run and of rows that are called so in all that others name."""
     path.mkdir()
     (path / "training.json").write_text(json.dumps(record_with(name)))
+    ModelFolder(path).write_choice(choice_with(name))
     (path / "evaluation.jsonl").write_text("".join(f"{json.dumps(asdict(row))}\n" for row in rows_with(name)))
     write_card(ModelFolder(path), f"me/{name.replace('/', '')}")
     return (path / "README.md").read_text(encoding="utf-8")
