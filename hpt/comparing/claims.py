@@ -7,11 +7,14 @@ with claim(folder, "train--tecoa-0.05-0") as claimed:
 `TASK.0.json` is a task's first claim. Who takes over from a process that has ended makes `TASK.1.json`, and so on: a
 file that must not be there yet is made by one process alone, on any file system. A claim is as good as its process:
 one on this machine must be alive, one on another must have given a sign of life within the last [`TIMEOUT`] seconds.
+That needs no locks, which file systems that clusters share may lack. Where there are some, `hpt.locks` keeps two
+processes out of one run's folder all the same, if a claim is ever wrong, as after the clock was set.
 """
 
 import json
 import os
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -60,7 +63,7 @@ def claim(folder: Path, task: str) -> Iterator[Claim | None]:
         yield None
         return
     before = 0.0 if last is None else last.cpu_seconds
-    own = Claim(task, socket.gethostname(), os.getpid(), psutil.Process().create_time(), time.time(), before)
+    own = Claim(task, socket.gethostname(), os.getpid(), _began(os.getpid()), time.time(), before)
     file = _file(folder, task, number + 1)
     if not _make(file, own):
         yield None
@@ -95,10 +98,21 @@ def is_held(file: Path, last: Claim) -> bool:
         return False
     if last.host == socket.gethostname():
         with suppress(psutil.NoSuchProcess):
-            process = psutil.Process(last.pid)
-            return abs(process.create_time() - last.process_started) < 1 and process.status() != psutil.STATUS_ZOMBIE
+            is_that = abs(_began(last.pid) - last.process_started) < 1
+            return is_that and psutil.Process(last.pid).status() != psutil.STATUS_ZOMBIE
         return False
-    return time.time() - file.stat().st_mtime < TIMEOUT
+    return _now(file.parent) - file.stat().st_mtime < TIMEOUT
+
+
+def _began(pid: int) -> float:
+    """When a process began, by the clock as it goes now: the same process began at another time once that is set."""
+    return psutil.Process(pid).create_time()
+
+
+def _now(folder: Path) -> float:
+    """The time by the clock that a folder's files are dated by, which for a shared one is its server's."""
+    with named_if_it_fails(folder), tempfile.NamedTemporaryFile(dir=folder) as file:
+        return os.fstat(file.fileno()).st_mtime
 
 
 def holder(folder: Path, task: str) -> Claim | None:
@@ -136,4 +150,5 @@ def _beat(file: Path, own: Claim, spent_before: float, stop: threading.Event) ->
     """Give signs of life until `stop` is set."""
     while not stop.wait(BEAT):
         with suppress(Exception):  # of a disk that is full or away for a while, which the work itself will say
-            _write(file, replace(own, cpu_seconds=own.cpu_seconds + cpu_seconds() - spent_before))
+            spent = own.cpu_seconds + cpu_seconds() - spent_before
+            _write(file, replace(own, cpu_seconds=spent, process_started=_began(own.pid)))
