@@ -2,6 +2,7 @@
 
     hpt compare --config compare_cifar10
     hpt compare --config mine.yaml --print_commands True    # what can be run now, a command a line
+    hpt compare --config mine.yaml --report True            # tables of what is done by now
 
 The YAML file has what all runs share, fields of `hpt train`; `methods:`, a line for each with what differs, such as
 `tecoa: {objective: tecoa}`; and the fields of `Comparison`. `vary:` makes a method of each combination of values, such
@@ -47,7 +48,8 @@ def compare(grid: Grid, argv: list[str]) -> None:
     elif grid.comparison.task is not None:
         work_one(grid, records, grid.comparison.task)
     else:
-        work_all(grid, records)
+        if not grid.comparison.report:
+            work_all(grid, records)
         print(write_report(grid, records))
         print(f"\nTables, pictures and all results: {grid.folder}/comparison.md, comparison.jsonl, *.png")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from hpt.errors import InputError
-from hpt.models.classifier import ZeroShotClassifier
+from hpt.models.proxies import zero_shot_parts
 from hpt.training.identity import images_per_epoch
 from hpt.training.trainer import HPTTrainer
 
@@ -62,12 +62,14 @@ def measure_budget(trainer: HPTTrainer) -> Budget:
 
 
 def count_passes(trainer: HPTTrainer, batch: dict) -> Counter:
-    """Passes of images in a step: by model, `"forward"` or `"backward"`, and whether an attack wants a gradient."""
+    """Passes of images in a step: by model, `"forward"` or `"backward"`, and whether an attack wants a gradient.
+
+    Of proxies that are functions, only the dual encoders that they are made of are counted.
+    """
     counts, handles = Counter(), []
     towers = {}  # a vanilla copy that is a proxy too is counted as the original
     for role, model in zip(ROLES, (trainer.classifier, trainer.proxy, trainer.original), strict=True):
-        parts = [part for part in model.modules() if isinstance(part, ZeroShotClassifier)] if model else []
-        towers |= {part.family.towers(part.model)[0]: role for part in parts}
+        towers |= {part.family.towers(part.model)[0]: role for part in zero_shot_parts(model)}
     for tower, role in towers.items():
         handles.append(tower.register_forward_hook(_noting(role, counts), with_kwargs=True))
     try:

@@ -12,21 +12,28 @@ from hpt.evaluation.dial import DialPoint
 from hpt.evaluation.figures import COLORS, save_figure
 
 
-MARKERS = "osD^vPX*<>"  # beside colors, of which there are as many
-STYLES = [*zip(COLORS, MARKERS, strict=True)]
+MARKERS = "osD^vPX<>hd"  # one more than there are colors, so that a hundred methods look different
+VANILLA_STYLE = ("black", "*")
 
 
 def draw_frontiers(
-    dials: dict[str, list[list[DialPoint]]], points: dict[str, list[Choice]], title: str, path: Path
+    methods: list[str],
+    dials: dict[str, list[list[DialPoint]]],
+    points: dict[str, list[Choice]],
+    title: str,
+    path: Path,
 ) -> None:
     """Each method's dial, the mean over its runs at each point, with the chosen points of the runs as rings.
 
     Args:
+        methods (`list[str]`): All methods, which look the same in all pictures.
         dials (`dict`): By method, the dial of each run.
         points (`dict`): By method, what was chosen of each run.
     """
     figure, axes = _axes(title)
-    for (method, runs), (color, marker) in zip(dials.items(), cycle(STYLES), strict=False):
+    styles = _styles(methods)
+    for method, runs in dials.items():
+        color, marker = styles[method]
         clean, robust = (
             100 * np.array([[getattr(point, kind) for point in run] for run in runs]).mean(0)
             for kind in ("clean", "robust")
@@ -38,17 +45,19 @@ def draw_frontiers(
     _save(figure, axes, path)
 
 
-def draw_tests(accuracies: dict[tuple[str, str], tuple[list[float], list[float]]], title: str, path: Path) -> None:
+def draw_tests(
+    methods: list[str], accuracies: dict[tuple[str, str], tuple[list[float], list[float]]], title: str, path: Path
+) -> None:
     """Each method's tested points, filled where it was chosen and hollow at its trained weights, with deviations.
 
     Args:
+        methods (`list[str]`): As of [`draw_frontiers`]; what else was tested are vanilla targets.
         accuracies (`dict`): By method and place, the clean and the robust accuracy of each run.
     """
     figure, axes = _axes(title)
-    colors = dict(zip(dict.fromkeys(method for method, _ in accuracies), cycle(STYLES), strict=False))
-    labelled = set()
+    styles, labelled = _styles(methods), set()
     for (method, where), (clean, robust) in accuracies.items():
-        color, marker = colors[method]
+        color, marker = styles.get(method, VANILLA_STYLE)
         across, up = (100 * np.array(values) for values in (clean, robust))
         reach = [values.std(ddof=1) if len(values) > 1 else 0 for values in (across, up)]
         axes.errorbar(
@@ -66,11 +75,16 @@ def draw_tests(accuracies: dict[tuple[str, str], tuple[list[float], list[float]]
     _save(figure, axes, path)
 
 
+def _styles(methods: list[str]) -> dict[str, tuple[str, str]]:
+    """A color and a marker for each method."""
+    return dict(zip(methods, zip(cycle(COLORS), cycle(MARKERS), strict=False), strict=False))
+
+
 def _axes(title: str):
     figure = Figure(figsize=(7.5, 4.8))
     axes = figure.subplots()
     axes.set(xlabel="clean accuracy (%)", ylabel="robust accuracy (%)")
-    axes.set_title(mathtext(title), fontsize=10)
+    axes.set_title(mathtext(title), fontsize=9, wrap=True)
     return figure, axes
 
 

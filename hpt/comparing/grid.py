@@ -44,7 +44,11 @@ NOT_GIVEN = {
     "save_endpoints": "it is always on",
     "load_best_model_at_end": "the dial is what is chosen by held-out images",
 }
-NOT_OF_METHODS = {"output_dir": "all runs lie in the comparison's folder"}
+NOT_OF_METHODS = {
+    "output_dir": "all runs lie in the comparison's folder",
+    "validation_size": "choices of all methods are made on the same held-out images",
+    "protocol": "all methods are tested at the same resolution",
+}
 
 
 @dataclass
@@ -78,6 +82,9 @@ class Comparison:
         default=False, metadata={"help": "Compare runs that differ in images or attack steps; the table says so."}
     )
     print_commands: bool = field(default=False, metadata={"help": "Print what can be run now as commands, and end."})
+    report: bool = field(
+        default=False, metadata={"help": "Write the report of what is done by now, say what isn't, and end."}
+    )
     task: str | None = field(default=None, metadata={"help": "Do this task alone, such as train--tecoa-0.05-0."})
 
     def __post_init__(self):

@@ -29,9 +29,12 @@ class Records:
     def __init__(self, folder: Path):
         self.folder = folder / "records"
 
+    def file(self, task: str) -> Path:
+        return self.folder / f"{task}.json"
+
     def read(self, task: str) -> dict | None:
         """What came out of a task; `None` if it isn't done, or its record is damaged, with a warning."""
-        file = self.folder / f"{task}.json"
+        file = self.file(task)
         try:
             return unsealed(parse_json(file.read_bytes()))
         except FileNotFoundError:
@@ -53,7 +56,7 @@ class Records:
         return spent
 
     def write(self, task: str, record: dict) -> None:
-        write_file(self.folder / f"{task}.json", json.dumps(sealed(record)))
+        write_file(self.file(task), json.dumps(sealed(record)))
 
 
 def keep_settings(grid: Grid) -> None:

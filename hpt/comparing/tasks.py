@@ -21,8 +21,10 @@ from hpt.comparing.choices import (
     read_dial,
     train_task,
 )
+from hpt.comparing.given import WEIGHTS, describe_given, refuse_changed
 from hpt.comparing.grid import Grid, Run
 from hpt.comparing.records import Records
+from hpt.errors import InputError
 from hpt.escaping import file_name
 from hpt.evaluation.dial import measure_dial
 from hpt.evaluation.evaluator import RobustnessEvaluator
@@ -31,6 +33,7 @@ from hpt.evaluation.subject import Subject
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.endpoints import read_endpoints
 from hpt.models.interpolation import Endpoints, make_grid
+from hpt.models.weights import hash_weights
 from hpt.training.resumable import NonFiniteError
 from hpt.training.run import load_target, make_trainer, train_and_save
 
@@ -97,23 +100,25 @@ def plan_runs(grid: Grid, records: Records) -> Plan:
             if read_dial(records, run) is None:
                 later[TEST] += points
             tasks += [
-                _task(TEST, test_task(run, t, test), _test, grid, run, t, test)
+                _task(TEST, test_task(run, t, test), _test, grid, records, run, t, test)
                 for t in tested_points(grid, records, run)
                 for test in grid.tests
             ]
     for name, run in grid.targets().items():
-        tasks += [_task(TEST, test_task(name, 0, test), _test, grid, run, 0.0, test, name) for test in grid.tests]
+        tasks += [
+            _task(TEST, test_task(name, 0, test), _test, grid, records, run, 0.0, test, name) for test in grid.tests
+        ]
     return _plan(tasks, records, later)
 
 
 def _plan_run(grid: Grid, records: Records, run: Run, later: dict[str, int]) -> list[Task]:
     """Training and dial of a run; the dial comes once it is trained, if it didn't diverge."""
-    tasks = [_task(TRAIN, train_task(run), _train, grid, run)]
+    tasks = [_task(TRAIN, train_task(run), _train, grid, records, run)]
     trained = records.read(train_task(run))
     if trained is None:
         later[DIAL] += 1
     elif DIVERGED not in trained:
-        tasks.append(_task(DIAL, dial_task(run), _measure_dial, grid, run))
+        tasks.append(_task(DIAL, dial_task(run), _measure_dial, grid, records, run))
     return tasks
 
 
@@ -146,35 +151,45 @@ def _plan(tasks: list[Task], records: Records, later: dict[str, int]) -> Plan:
 
 
 def _count(grid: Grid, run: Run) -> dict:
-    trainer = make_trainer(*grid.settings(run), *grid.choosing_images(run))
-    return asdict(measure_budget(trainer))
+    train, held_out = grid.choosing_images(run)
+    trainer = make_trainer(*grid.settings(run), train, held_out)
+    return {"given": describe_given(trainer, held_out)} | asdict(measure_budget(trainer))
 
 
-def _train(grid: Grid, run: Run) -> dict:
+def read_given(records: Records, method: str) -> dict[str, str]:
+    """What a method was given when it was begun; nothing if its record doesn't say."""
+    return (records.read(budget_task(method)) or {}).get("given", {})
+
+
+def _train(grid: Grid, records: Records, run: Run) -> dict:
+    train, held_out = grid.choosing_images(run)
+    trainer = make_trainer(*grid.settings(run), train, held_out)
+    refuse_changed(read_given(records, run.method), describe_given(trainer, held_out), run.method)
     try:
-        train_and_save(make_trainer(*grid.settings(run), *grid.choosing_images(run)))
+        train_and_save(trainer)
     except NonFiniteError as error:
         return {DIVERGED: str(error)}
     return {}
 
 
-def _measure_dial(grid: Grid, run: Run) -> dict:
+def _measure_dial(grid: Grid, records: Records, run: Run) -> dict:
     _, held_out = grid.choosing_images(run)
     comparison = grid.comparison
     evaluator = _make_evaluator(grid, f"dials/{run}", [comparison.tune_attack], comparison.tune_samples)
-    classifier, endpoints = _load(grid, run)
+    classifier = _load(grid, records, run)
+    endpoints = _read_endpoints(grid, records, run, classifier)
     points = measure_dial(classifier, endpoints, held_out, evaluator, make_grid(comparison.dial))
     return {"points": [asdict(point) for point in points]}
 
 
-def _test(grid: Grid, run: Run, t: float, test: str, name: str | None = None) -> dict:
+def _test(grid: Grid, records: Records, run: Run, t: float, test: str, name: str | None = None) -> dict:
     """Rows of a point on a test, and which of its images are right: a digit each."""
     task = test_task(name or run, t, test)
     comparison = grid.comparison
     evaluator = _make_evaluator(grid, f"tests/{task}", comparison.test_attacks, comparison.test_samples)
-    classifier, endpoints = _load(grid, run, trained=t > 0)
+    classifier = _load(grid, records, run)
     if t > 0:
-        classifier.model.load_state_dict(endpoints.at(t))
+        classifier.model.load_state_dict(_read_endpoints(grid, records, run, classifier).at(t))
     subject = Subject(classifier, name or f"{run.method}, seed {run.seed}, t={t:g}")
     tasks = evaluator.plan(subject, grid.test_images(run, test))
     rows = evaluator.run(tasks)
@@ -201,9 +216,24 @@ def _make_evaluator(grid: Grid, folder: str, attacks: list[str], samples: int | 
     )
 
 
-def _load(grid: Grid, run: Run, trained: bool = True) -> tuple[ZeroShotClassifier, Endpoints | None]:
-    """The vanilla target of a run as a classifier, and if it is trained the way to its weights."""
+def _load(grid: Grid, records: Records, run: Run) -> ZeroShotClassifier:
+    """The vanilla target of a run as a classifier; [`InputError`] if it isn't the one that the method began with."""
     recipe, args = grid.settings(run)
     model, processor = load_target(recipe)
-    endpoints = read_endpoints(grid.run_folder(run), model.state_dict()) if trained else None
-    return ZeroShotClassifier(model.requires_grad_(False).to(args.device), processor), endpoints
+    refuse_changed(read_given(records, run.method), {WEIGHTS: hash_weights(model.state_dict())}, run.method)
+    return ZeroShotClassifier(model.requires_grad_(False).to(args.device), processor)
+
+
+def _read_endpoints(grid: Grid, records: Records, run: Run, vanilla: ZeroShotClassifier) -> Endpoints:
+    """The way from the vanilla target to what a run has trained.
+
+    Raises:
+        InputError: if that is missing or damaged, with what to delete so that it is trained again.
+    """
+    folder = grid.run_folder(run)
+    try:
+        return read_endpoints(folder, vanilla.model.state_dict())
+    except InputError as error:
+        raise InputError(
+            f"{error} In a comparison: delete {folder} and {records.file(train_task(run))}, and it is trained again."
+        ) from error

@@ -3,25 +3,25 @@
 Several processes, on one machine or on many that share the folder, do the same; whoever comes last writes the report.
 """
 
-import logging
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from hpt.comparing.budget import Budget, refuse_unequal
-from hpt.comparing.claims import claim, cpu_seconds, holder
+from hpt.comparing.claims import claim, cpu_seconds, holder, last_claim
+from hpt.comparing.given import refuse_mixed
 from hpt.comparing.grid import Grid
 from hpt.comparing.records import Records, keep_settings
-from hpt.comparing.tasks import PHASES, Plan, Task, budget_task, plan_budgets, plan_runs
-from hpt.errors import InputError, list_known
+from hpt.comparing.tasks import PHASES, Plan, Task, budget_task, plan_budgets, plan_runs, read_given
+from hpt.errors import InputError, list_known, message_of
 from hpt.models.sources import check_source
 from hpt.training.inputs import check_sets
 from hpt.training.run import model_sources
 
 
-logger = logging.getLogger(__name__)
-
 WAIT = 5  # seconds until a process that has nothing to do looks again
+TRIES = 3  # after so many processes that ended within a task, it comes after all others
 
 
 def check(grid: Grid) -> None:
@@ -58,9 +58,11 @@ def measure_budgets(grid: Grid, records: Records) -> dict[str, Budget]:
     """What the runs of each method cost, counted once for all processes.
 
     Raises:
-        InputError: if they differ in images or attack steps, unless that is allowed.
+        InputError: if they differ in images or attack steps, unless that is allowed; or if models or images aren't
+            those that other methods were begun with.
     """
     _work(grid, records, plan_budgets)
+    refuse_mixed(grid, {method: read_given(records, method) for method in grid.methods})
     read = {method: records.read(budget_task(method)) for method in grid.methods}
     budgets = {method: Budget.of(record) for method, record in read.items()}
     if not grid.comparison.allow_unequal_budget:
@@ -69,7 +71,11 @@ def measure_budgets(grid: Grid, records: Records) -> dict[str, Budget]:
 
 
 def work_all(grid: Grid, records: Records) -> None:
-    """Do tasks until none is left; wait for those that others do."""
+    """Do tasks until none is left; wait for those that others do.
+
+    Raises:
+        InputError: if some failed, after all others are done.
+    """
     _work(grid, records, plan_runs)
 
 
@@ -82,7 +88,7 @@ def work_one(grid: Grid, records: Records, task_id: str) -> None:
     ready = {task.id: task for task in plan_runs(grid, records).ready}
     if task_id not in ready:
         if records.read(task_id) is not None:
-            print(f"{task_id} is done.")
+            _say(f"{task_id} is done.")
             return
         raise InputError(f"{task_id!r} isn't among the tasks that can be done now; {list_known(task_id, ready)}")
     if not _do(grid, records, ready[task_id]):
@@ -99,28 +105,60 @@ def _claims(grid: Grid) -> Path:
 
 
 def _work(grid: Grid, records: Records, plan: Callable[[Grid, Records], Plan]) -> None:
+    failed: dict[str, str] = {}
     waits = False
-    while (planned := plan(grid, records)).ready:
+    while True:
+        planned = plan(grid, records)
+        ready = [task for task in _tired_last(grid, planned.ready) if task.id not in failed]
+        if not ready:
+            break
         if not waits:
             _say_what_is_left(records, planned)
-        waits = not any(_do(grid, records, task) for task in planned.ready)
+        waits = not any([_do_or_note(grid, records, task, failed) for task in ready])
         if waits:
             time.sleep(WAIT)
+    if failed:
+        task, message = next(iter(failed.items()))
+        others = f", and so did {', '.join([*failed][1:])}" if len(failed) > 1 else ""
+        raise InputError(f"{task} failed{others}: {message}")
+
+
+def _tired_last(grid: Grid, tasks: list[Task]) -> list[Task]:
+    """Tasks in order, but for those within which process after process has ended, such as for want of memory."""
+    tries = {task.id: last_claim(_claims(grid), task.id)[0] + 1 for task in tasks}
+    return sorted(tasks, key=lambda task: tries[task.id] >= TRIES)
+
+
+def _do_or_note(grid: Grid, records: Records, task: Task, failed: dict[str, str]) -> bool:
+    """[`_do`] a task; one that can't be done, for a reason that others needn't have, is noted among the failed."""
+    try:
+        return _do(grid, records, task)
+    except InputError as error:
+        failed[task.id] = message_of(error)
+        _say(f"{task.id} failed: {failed[task.id]}")
+        return True
 
 
 def _do(grid: Grid, records: Records, task: Task) -> bool:
     """Do a task unless another process has it, and say whether this one did, or found it done."""
+    if records.read(task.id) is not None:  # another has done it since
+        return True
     with claim(_claims(grid), task.id) as own:
         if own is None:
             return False
-        if records.read(task.id) is not None:  # another has done it since
+        if records.read(task.id) is not None:
             return True
         begun, before = time.time(), cpu_seconds() - own.cpu_seconds
-        print(f"{task.id} ...", flush=True)
+        _say(f"{task.id} ...")
         record = task.work()
         cost = {"cpu_seconds": cpu_seconds() - before, "seconds": time.time() - begun}
         records.write(task.id, record | {"phase": task.phase} | cost)
     return True
+
+
+def _say(line: str) -> None:
+    """Say how it goes on stderr: commands and tables have stdout for themselves."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def _say_what_is_left(records: Records, planned: Plan) -> None:
@@ -134,4 +172,4 @@ def _say_what_is_left(records: Records, planned: Plan) -> None:
     unknown = [phase for phase in PHASES if left[phase] and phase not in known]
     estimate = f"about {minutes:,.1f} core-minutes" if known else "how long isn't known yet"
     more = f", without {', '.join(unknown)}, of which none is done yet" if known and unknown else ""
-    print(f"{planned.done} tasks are done, {sum(left.values())} left: {estimate}{more}.")
+    _say(f"{planned.done} tasks are done, {sum(left.values())} left: {estimate}{more}.")

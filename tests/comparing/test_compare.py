@@ -13,7 +13,7 @@ from hpt.comparing import tasks, worker
 from hpt.comparing.claims import claim
 from hpt.comparing.records import Records
 from hpt.data.benchmark import Benchmark
-from hpt.evaluation.evaluator import RobustnessEvaluator
+from hpt.evaluation.work import Work
 from hpt.models.loading import save_finished
 from hpt.training.trainer import HPTTrainer
 
@@ -98,13 +98,16 @@ def results(folder):
 def test_a_comparison_ends_in_tables_and_pictures(whole):
     lines, text = results(whole)
     kinds = [line["kind"] for line in lines]
-    assert {"record", "choice", "accuracy", "pair"} == {*kinds} and kinds.count("choice") == 2
+    assert {"record", "choice", "accuracy", "flag", "pair"} == {*kinds} and kinds.count("choice") == 2
     assert kinds.count("pair") == 3 * 2  # of vanilla and two methods, clean and in the worst case
     assert {file.name for file in whole.glob("*.png")} == {"frontiers.png", "tests_digits.png"}
     for what in (
-        "| vanilla | before training ",
-        "| tecoa   | at t = 1 ",
+        "| vanilla | before training     | -    |",
+        "| tecoa   | at t = 1            | 2    |",
         "All see as many images",
+        "![Dials on held-out images](frontiers.png)",
+        "few-samples on digits: vanilla (1), tecoa at the chosen point (2)",
+        "Of 6 such intervals, about 0 miss",
         "vanilla against hpt",
     ):
         assert what in text
@@ -144,7 +147,7 @@ def test_a_comparison_that_was_cut_off_thrice_comes_to_the_same(grid, whole, mon
         steps["left"] = after
         return count
 
-    cuts = (HPTTrainer, "compute_loss", 12), (RobustnessEvaluator, "_work_off", 7), (Records, "write", 3)
+    cuts = (HPTTrainer, "compute_loss", 12), (Work, "_work_off", 7), (Records, "write", 3)
     for owner, name, after in cuts:
         with monkeypatch.context() as patched:
             patched.setattr(owner, name, dying(getattr(owner, name), after))
@@ -259,4 +262,4 @@ def test_a_method_that_diverges_is_named_and_left_out(grid):
     file = grid("diverging", **SMALL | {"learning_rates": "[1e30]"})
     run_recipe("compare.py", "--config", file)
     text = (file.with_suffix("") / "comparison.md").read_text()
-    assert "tecoa-1e+30-0 diverged: " in text and "| none " in text and "| vanilla " in text
+    assert "tecoa-1e+30-0 diverged and is left out: The " in text and "| none " in text and "| vanilla " in text
