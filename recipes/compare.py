@@ -11,6 +11,7 @@ in the same output_dir, on this machine or on any that sees the folder.
 """
 
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from hpt import HPTConfig
@@ -37,19 +38,21 @@ def main():
 
 
 def compare(grid: Grid, argv: list[str]) -> None:
-    """Do what is left of a comparison, or say what that is."""
-    set_cpu_threads(grid.recipe.cpu_threads)
-    check(grid)
-    records = Records(grid.folder)
-    measure_budgets(grid, records)
-    if grid.comparison.print_commands:
+    """Do what is left of a comparison, or say what that is; commands and tables have stdout for themselves."""
+    settings, records = grid.comparison, Records(grid.folder)
+    with redirect_stdout(sys.stderr):
+        set_cpu_threads(grid.recipe.cpu_threads)
+        check(grid)
+        measure_budgets(grid, records)
+        if settings.task is not None and not settings.print_commands:
+            work_one(grid, records, settings.task)
+            return
+        if not settings.print_commands and not settings.report:
+            work_all(grid, records)
+    if settings.print_commands:
         for task in free_tasks(grid, records):
             print(command(argv, task))
-    elif grid.comparison.task is not None:
-        work_one(grid, records, grid.comparison.task)
     else:
-        if not grid.comparison.report:
-            work_all(grid, records)
         print(write_report(grid, records))
         print(f"\nTables, pictures and all results: {grid.folder}/comparison.md, comparison.jsonl, *.png")
 

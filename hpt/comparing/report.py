@@ -181,16 +181,15 @@ def format_pairs(tested: list[Tested]) -> str:
         for (test, first, second), parts in said.items()
     ]
     single = [one.method for one in tested if one.where not in ("", TRAINED) and len(one.right[CLEAN]) == 1]
-    alone = (
-        f"Of {', '.join(dict.fromkeys(single))} there is one run, and nothing is known of others. " if single else ""
-    )
-    how = (
+    how = [
         "Points of accuracy at the chosen points, with paired 95 % t intervals over images and seeds (see "
-        f"`hpt.comparing.statistics`). {markdown(alone)}Of {len(found)} such intervals, about {len(found) / 20:.0f} "
-        "miss the truth by chance. A difference that is told by itself alone would not be if all of them had to hold "
-        "at once (Bonferroni)."
-    )
-    return "\n".join([how, "", *lines])
+        "`hpt.comparing.statistics`).",
+        f"Of {len(found)} such intervals, about {len(found) / 20:.0f} miss the truth by chance. A difference that is "
+        "told by itself alone would not be if all of them had to hold at once (Bonferroni).",
+    ]
+    if single:
+        how.append(f"Of {markdown(', '.join(dict.fromkeys(single)))} there is one run: nothing is known of others.")
+    return "\n".join([" ".join(how), "", *lines])
 
 
 def format_cost(records: Records) -> str:

@@ -3,7 +3,6 @@
 Several processes, on one machine or on many that share the folder, do the same; whoever comes last writes the report.
 """
 
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -88,7 +87,7 @@ def work_one(grid: Grid, records: Records, task_id: str) -> None:
     ready = {task.id: task for task in plan_runs(grid, records).ready}
     if task_id not in ready:
         if records.read(task_id) is not None:
-            _say(f"{task_id} is done.")
+            print(f"{task_id} is done.")
             return
         raise InputError(f"{task_id!r} isn't among the tasks that can be done now; {list_known(task_id, ready)}")
     if not _do(grid, records, ready[task_id]):
@@ -135,7 +134,7 @@ def _do_or_note(grid: Grid, records: Records, task: Task, failed: dict[str, str]
         return _do(grid, records, task)
     except InputError as error:
         failed[task.id] = message_of(error)
-        _say(f"{task.id} failed: {failed[task.id]}")
+        print(f"{task.id} failed: {failed[task.id]}", flush=True)
         return True
 
 
@@ -149,16 +148,11 @@ def _do(grid: Grid, records: Records, task: Task) -> bool:
         if records.read(task.id) is not None:
             return True
         begun, before = time.time(), cpu_seconds() - own.cpu_seconds
-        _say(f"{task.id} ...")
+        print(f"{task.id} ...", flush=True)
         record = task.work()
         cost = {"cpu_seconds": cpu_seconds() - before, "seconds": time.time() - begun}
         records.write(task.id, record | {"phase": task.phase} | cost)
     return True
-
-
-def _say(line: str) -> None:
-    """Say how it goes on stderr: commands and tables have stdout for themselves."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def _say_what_is_left(records: Records, planned: Plan) -> None:
@@ -172,4 +166,4 @@ def _say_what_is_left(records: Records, planned: Plan) -> None:
     unknown = [phase for phase in PHASES if left[phase] and phase not in known]
     estimate = f"about {minutes:,.1f} core-minutes" if known else "how long isn't known yet"
     more = f", without {', '.join(unknown)}, of which none is done yet" if known and unknown else ""
-    _say(f"{planned.done} tasks are done, {sum(left.values())} left: {estimate}{more}.")
+    print(f"{planned.done} tasks are done, {sum(left.values())} left: {estimate}{more}.")

@@ -100,3 +100,22 @@ def test_a_claim_that_is_being_written_counts_until_it_is_old(tmp_path, content)
     os.utime(tmp_path / "a.0.json", (0, 0))
     with claim(tmp_path, "a") as own:
         assert own is not None
+
+
+def test_a_clock_that_is_set_ends_no_claim_of_a_process_that_works(tmp_path, monkeypatch):
+    """By when it was set, processes began at other times, until the next sign of life."""
+    monkeypatch.setattr(claims, "BEAT", 0.05)
+    began = claims._began
+    with claim(tmp_path, "a"):
+        monkeypatch.setattr(claims, "_began", lambda pid: began(pid) + 3600)
+        deadline = time.monotonic() + 10
+        while holder(tmp_path, "a") is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert holder(tmp_path, "a") is not None
+
+
+def test_signs_of_life_are_dated_by_the_clock_of_the_folder(tmp_path, monkeypatch):
+    with claim(tmp_path, "a"):
+        change(tmp_path, host="elsewhere", pid=1)
+        monkeypatch.setattr(claims.time, "time", lambda: 9e9)
+        assert holder(tmp_path, "a") is not None

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from runpy import run_path
 
@@ -13,6 +14,7 @@ from hpt.comparing import tasks, worker
 from hpt.comparing.claims import claim
 from hpt.comparing.records import Records
 from hpt.data.benchmark import Benchmark
+from hpt.errors import InputError
 from hpt.evaluation.work import Work
 from hpt.models.loading import save_finished
 from hpt.training.trainer import HPTTrainer
@@ -117,6 +119,8 @@ def test_a_comparison_ends_in_tables_and_pictures(whole):
     budgets = [records[f"budget--{method}"] for method in ("tecoa", "hpt")]
     assert [(budget["images"], budget["attack_steps"]) for budget in budgets] == [(48, 48), (48, 48)]
     chosen = next(line for line in lines if line["kind"] == "choice")
+    end = "smallest" if chosen["learning_rate"] == 0.05 else "largest"
+    assert f"- tecoa: its rate is the {end} that was tried" in text
     dial = records[f"dial--{chosen['runs'][0]['run']}"]["points"]
     best = max(dial, key=lambda point: (point["clean"] + point["robust"], point["robust"], -point["t"]))
     assert chosen["runs"][0]["t"] == best["t"]
@@ -256,6 +260,59 @@ def test_unequal_budgets_are_said_if_they_are_allowed(grid):
     run_recipe("compare.py", "--config", file)
     text = (file.with_suffix("") / "comparison.md").read_text()
     assert "**The budgets differ in images and attack steps.**" in text
+
+
+def test_what_fails_keeps_nothing_else_from_being_done_and_is_named_as_unfinished(grid, monkeypatch, capsys):
+    file, measure = grid("failing", **SMALL | {"learning_rates": "[0.05, 0.1]"}), tasks.measure_dial
+
+    def fail_once(classifier, endpoints, held_out, evaluator, points):
+        if "0.05" in evaluator.results.folder.name:
+            raise InputError("the logits aren't finite.")
+        return measure(classifier, endpoints, held_out, evaluator, points)
+
+    monkeypatch.setattr(tasks, "measure_dial", fail_once)
+    assert refusal_of("compare.py", "--config", file) == "dial--tecoa-0.05-0 failed: the logits aren't finite."
+    done = {record.stem for record in file.with_suffix("").glob("records/*")}
+    assert {"dial--tecoa-0.1-0", "test--vanilla--digits"} <= done and len(done) == 5
+    run_recipe("compare.py", "--config", file, "--report", "True")
+    text = capsys.readouterr().out
+    assert "## What isn't finished" in text and "\n- dial--tecoa-0.05-0\n" in text and "At least 2 more wait" in text
+    assert "| vanilla | before training " in text and "There are no two methods yet" in text
+
+
+def test_a_run_whose_folder_was_deleted_says_what_to_delete_too(grid, monkeypatch):
+    file, trained, train = grid("deleted", **SMALL), [], tasks.train_and_save
+    run_recipe("compare.py", "--config", file, "--task", "train--tecoa-0.05-0")
+    folder = file.with_suffix("")
+    shutil.rmtree(folder / "runs" / "tecoa-0.05-0")
+    refusal = refusal_of("compare.py", "--config", file, "--task", "dial--tecoa-0.05-0")
+    record = folder / "records" / "train--tecoa-0.05-0.json"
+    assert refusal.endswith(f"delete {folder}/runs/tecoa-0.05-0 and {record}, and it is trained again.")
+    record.unlink()
+    monkeypatch.setattr(tasks, "train_and_save", lambda trainer: trained.append(trainer.args.seed) or train(trainer))
+    run_recipe("compare.py", "--config", file, "--task", "train--tecoa-0.05-0")
+    assert trained == [0]
+
+
+def test_models_that_were_replaced_between_two_calls_are_refused(grid, models, tmp_path):
+    target = shutil.copytree(models / "target", tmp_path / "target")
+    run_recipe("compare.py", "--config", grid("replaced", **SMALL | {"target": target}), "--print_commands")
+    save_finished(*make_clip(5, patch_size=8), target)
+    changed = "Method 'tecoa' is given something else than when its comparison began: target_weights differ"
+    for task in ("train--tecoa-0.05-0", "test--vanilla--digits"):
+        refusal = refusal_of("compare.py", "--config", grid("replaced", **SMALL | {"target": target}), "--task", task)
+        assert changed in refusal
+    more = grid("replaced", target=target, seeds="[0]", learning_rates="[0.05]")
+    assert re.match(
+        "Methods 'tecoa' and 'hpt' have the same target, but it has changed",
+        refusal_of("compare.py", "--config", more),
+    )
+
+
+def test_commands_have_stdout_for_themselves(grid, capsys):
+    run_recipe("compare.py", "--config", grid("quiet", **SMALL), "--print_commands", "True")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and all(line.startswith("hpt compare ") for line in lines)
 
 
 def test_a_method_that_diverges_is_named_and_left_out(grid):

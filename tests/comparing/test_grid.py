@@ -82,6 +82,8 @@ REFUSED = {
     "a rate of a method": ("methods: {a: {learning_rate: 1}}", [], "Method 'a' sets learning_rate, but"),
     "a seed of a method": ("methods: {a: {seed: 1}}", [], "Method 'a' sets seed, but"),
     "a folder of a method": ("methods: {a: {output_dir: x}}", [], "Method 'a' sets output_dir"),
+    "held-out images of a method": ("methods: {a: {validation_size: 9}}", [], "sets validation_size, but choices of"),
+    "a resolution of a method": ("methods: {a: {protocol: pmg}}", [], "sets protocol, but all methods are tested"),
     "no rates of a method": ("methods: {a: {learning_rates: []}}", [], "There are no learning_rates"),
     "a text as rates": ("methods: {a: {learning_rates: fast}}", [], "must be a list of numbers"),
     "a number as rates": ("methods: {a: {learning_rates: 0.1}}", [], "must be a list of numbers"),

@@ -52,6 +52,15 @@ def test_pairing_tells_apart_what_is_close():
     assert compare_verdicts(right, better).high == -difference.low
 
 
+def test_of_many_intervals_each_has_to_reach_further_for_all_to_hold():
+    right = np.random.default_rng(0).random((1, 1000)) < 0.5
+    better = right.copy()
+    better[0, np.flatnonzero(~right[0])[:10]] = True
+    told = [compare_verdicts(better, right, number) for number in (1, 5, 500)]
+    assert [difference.told_among_all for difference in told] == [True, True, False]
+    assert all(difference.is_told and difference.low == told[0].low for difference in told)
+
+
 def test_the_same_verdicts_are_not_told_apart():
     right = np.ones((3, 40), bool)
     difference = compare_verdicts(right, right)

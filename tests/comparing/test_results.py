@@ -1,0 +1,52 @@
+"""What is read from records: pairs on the same images alone, and how many of them there are."""
+
+import numpy as np
+import pytest
+
+from hpt import InputError
+from hpt.comparing import results
+from hpt.comparing.figures import VANILLA_STYLE, _styles
+from hpt.comparing.records import Records
+from hpt.comparing.report import format_pairs
+from hpt.comparing.results import CHOSEN, TRAINED, pairs, refuse_other_images
+
+
+def runs_of(method, accuracy, where=CHOSEN, test="digits", seeds=2, images=1000):
+    """A method whose runs are right on the first images alone."""
+    right = np.tile(np.arange(images) < accuracy * images, (seeds, 1))
+    return results.Tested(method, where, test, {"clean": right, "worst case": right}, [[]] * seeds)
+
+
+def test_pairs_are_of_chosen_points_on_one_test():
+    shown = [runs_of("vanilla", 0.5, "", seeds=1), runs_of("a", 0.5), runs_of("a", 0.6, TRAINED), runs_of("b", 0.4)]
+    shown += [runs_of("a", 0.5, test="cifar10"), runs_of("b", 0.5, test="cifar10")]
+    found = [(first.method, second.method, first.test) for first, second, attack, _ in pairs(shown)[::2]]
+    digits = [("vanilla", "a"), ("vanilla", "b"), ("a", "b")]
+    assert found == [(*pair, "digits") for pair in digits] + [("a", "b", "cifar10")]
+
+
+def test_sentences_say_neither_too_much_nor_too_little():
+    shown = [runs_of("a", 0.5), runs_of("b", 0.4), runs_of("c", 0.494, seeds=1), runs_of("d", 0.5)]
+    lines = format_pairs(shown).splitlines()
+    said = {line.partition(": ")[2].partition(":")[0]: line.partition("; worst")[0] for line in lines[2:]}
+    assert said["a against b"].endswith("clean +10.0 (+8.1 to +11.9)")
+    assert said["a against c"].endswith("(+0.0 to +1.2), told by itself alone")
+    assert said["a against d"].endswith("clean +0.0 (-0.3 to +0.3), which can't be told from none")
+    assert "Of 12 such intervals, about 1 miss" in lines[0] and lines[0].endswith(
+        "Of c there is one run: nothing is known of others."
+    )
+
+
+def test_tests_of_other_images_are_refused(tmp_path):
+    records = Records(tmp_path)
+    for task, samples in {"test--a": "1", "test--b": "1", "test--c": "2"}.items():
+        records.write(task, {"right": {}, "rows": [{"benchmark": "digits"}], "samples": samples})
+        if samples == "1":
+            refuse_other_images(records)
+    with pytest.raises(InputError, match="test--a and test--c were tested on other images"):
+        refuse_other_images(records)
+
+
+def test_methods_look_different_and_the_same_in_all_pictures():
+    styles = _styles([f"method {number}" for number in range(50)])
+    assert len({*styles.values(), VANILLA_STYLE}) == 51
