@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 import pytest
-from helpers import make_trainer
+from helpers import make_clip, make_family, make_trainer
 
-from hpt import InputError
+from hpt import InputError, ZeroShotClassifier
 from hpt.comparing.budget import Budget, differing, measure_budget, refuse_unequal
 from hpt.training.objectives import OBJECTIVES, Objective
 
@@ -37,6 +37,45 @@ EXPECTED = {
         {"target": 3},
     ),
 }
+
+
+# Of each image in a step with 2 attack steps: passes of the target, both ways, of the proxy and of the original
+OF_OBJECTIVES = {
+    "tecoa": (3, 0, 0),
+    "pmg_aft": (4, 0, 1),  # T(x) too, and O(x_a)
+    "fare": (3, 0, 1),  # O(x), of which the attack and the loss are
+    "agft": (3, 0, 1),
+    "tga_zsr": (4, 0, 1),
+    "clean_distillation": (1, 1, 0),  # without an attack
+    "hpt + tecoa": (3, 1, 0),  # which share their passes
+    "hpt + pmg_aft": (4, 1, 1),
+}
+
+
+@pytest.mark.parametrize("objective", OF_OBJECTIVES)
+def test_passes_of_published_objectives(tmp_path, objective):
+    budget = measure_budget(make_trainer(tmp_path, objective=objective, anchor_epochs=0, transfer_epochs=4))
+    target, proxy, original = OF_OBJECTIVES[objective]
+    assert budget.forward == {"target": 48 * target, "proxy": 48 * proxy, "original": 48 * original}
+    assert budget.backward == {"target": 48 * target, "proxy": 0, "original": 0}
+    assert budget.attack_steps == (0 if objective == "clean_distillation" else 96)
+
+
+@pytest.mark.parametrize("proxies, proxy, original", [("several", 2, 0), ("original", 0, 1)])
+def test_each_proxy_is_counted(tmp_path, proxies, proxy, original):
+    given = (
+        [ZeroShotClassifier(*make_clip(seed, patch_size=4)) for seed in (1, 2)] if proxies == "several" else proxies
+    )
+    budget = measure_budget(make_trainer(tmp_path, proxy=given, anchor_epochs=0, transfer_epochs=4))
+    assert (budget.forward["proxy"], budget.forward["original"]) == (48 * proxy, 48 * original)
+
+
+@pytest.mark.parametrize("name", ["Align", "ResNet", "Swin", "GroupViT"])
+def test_passes_through_any_tower_are_counted(tmp_path, name):
+    model, processor = make_family(name)
+    trainer = make_trainer(tmp_path, model, processor=processor, objective="tecoa", anchor_epochs=0, transfer_epochs=4)
+    budget = measure_budget(trainer)
+    assert (budget.forward["target"], budget.backward["target"], budget.attack_steps) == (144, 144, 96)
 
 
 @pytest.mark.parametrize("case", EXPECTED)
