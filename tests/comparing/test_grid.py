@@ -67,6 +67,16 @@ def test_vanilla_targets_have_names(tmp_path):
     assert [*several.targets()] == ["vanilla x/y", "vanilla z"]
 
 
+def test_all_choose_on_the_same_images_that_none_trains_on(tmp_path):
+    """Whatever the seed, the rate, and how much of the rest a method trains on."""
+    grid = read(tmp_path, "methods: {a: {}, b: {max_train_samples: 100}, c: {objective: fare}}\nvalidation_size: 50")
+    sets = [grid.choosing_images(run) for method in grid.methods for run in grid.runs_of(method)]
+    held_out = {tuple(chosen_on.ids()) for _, chosen_on in sets}
+    assert len(sets) == 12 and len(held_out) == 1 and len(*held_out) == 50
+    assert not any(set(*held_out) & {*train.ids().tolist()} for train, _ in sets)
+    assert {len(train) for train, _ in sets} > {100}
+
+
 REFUSED = {
     "no methods": ("", [], "has no methods"),
     "a list of methods": ("methods: [tecoa]", [], "methods must be a mapping"),
