@@ -32,6 +32,8 @@ CHOICE = {
     "rule": str,
     "points": list[dict],
     "attack": str,
+    "attacks": list[str],
+    "eps": str,
     "benchmark": str,
     "split": str,
     "source": str | None,
@@ -51,6 +53,8 @@ def describe_dial(
     return {
         "points": list(map(asdict, points)),
         "attack": f"{attacks} at {evaluator.radii[0].title}",
+        "attacks": list(map(str, evaluator.attacks)),
+        "eps": str(evaluator.radii[0]),
         "benchmark": benchmark.name,
         "split": benchmark.split,
         "source": benchmark.source,

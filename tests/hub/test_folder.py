@@ -136,7 +136,8 @@ def make_choice() -> dict:
     texts = {"attack": "PGD-10 at l_inf eps 4/255", "benchmark": "birds", "split": "validation", "attack_space": "224"}
     numbers = {"t": 0.5, "u": 0.0, "samples": 4, "seed": 0}
     hashes = {"vanilla_weights": "1" * 16, "final_weights": "2" * 16}
-    return texts | numbers | hashes | {"rule": "sum", "points": [point], "source": None}
+    attacked = {"attacks": ["pgd:steps=10"], "eps": "4/255"}
+    return texts | numbers | hashes | attacked | {"rule": "sum", "points": [point], "source": None}
 
 
 def test_the_choice_of_a_point_goes_with_its_weights(folder):
