@@ -60,7 +60,7 @@ def again(choice: dict | None) -> str:
     points = {"points": sorted({point["t"] for point in choice["points"]})}
     points["average_points"] = sorted({point["u"] for point in choice["points"]})
     given = " ".join(f"--{name} {' '.join(f'{share:g}' for share in shares)}" for name, shares in points.items())
-    attacks = " ".join(map(shell, choice["attacks"]))
-    given += f" --attacks {attacks} --eps {choice['eps']} --max_samples {choice['samples']} --seed {choice['seed']}"
+    attacked = f"--attacks {' '.join(map(shell, choice['attacks']))} --eps {shell(choice['eps'])}"
+    given += f" {attacked} --max_samples {choice['samples']} --seed {choice['seed']}"
     command = f"hpt interpolate --run outputs/again {given} --rule {shell(choice['rule'])}"
     return f"Of what it leaves in `endpoints/` (`--save_endpoints True`), {code(command)} chooses the point. "

@@ -78,8 +78,9 @@ def record_with(name: str) -> dict:
 def choice_with(name: str) -> dict:
     """How a point of the dial was chosen, called so in all that others name."""
     point = {"t": 1.0, "u": 0.0, "clean": 0.5, "robust": 0.5, "num_samples": 8, "weights": name}
-    named = "attack benchmark split source attack_space vanilla_weights final_weights".split()
-    return {"t": 1.0, "u": 0.0, "rule": "sum", "points": [point], "samples": 8, "seed": 0} | dict.fromkeys(named, name)
+    named = "attack eps benchmark split source attack_space vanilla_weights final_weights".split()
+    chosen = {"t": 1.0, "u": 0.0, "rule": "sum", "points": [point], "attacks": [name], "samples": 8, "seed": 0}
+    return chosen | dict.fromkeys(named, name)
 
 
 def rows_with(name: str) -> list[Row]:
