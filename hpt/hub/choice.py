@@ -48,7 +48,8 @@ def interpolation(folder: ModelFolder, model_id: str) -> str:
 def _seen(folder: ModelFolder) -> str:
     """Whether the images were trained on, as far as it is recorded."""
     run = folder.run
-    if run is not None and "train_dataset" in run["settings"] and run["data"].get("labelled", True):
+    by_recipe = run is not None and {"train_dataset", "train_datasets"} & set(run["settings"])
+    if by_recipe and run["data"].get("labelled", True):
         return "The run didn't train on these images."
     return "Whether the model was trained on these images isn't recorded."
 

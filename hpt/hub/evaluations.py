@@ -86,7 +86,11 @@ def add_saved_evaluations(folder: ModelFolder, run: Path, paths: list[str] | Non
     if not evaluations:
         return []
     subject = Subject(ZeroShotClassifier(*load_dual_encoder(str(folder.evaluated_path))))
-    evaluations = {path: [row for row in rows if not _is_of_other(row, subject)] for path, rows in evaluations.items()}
+    known = {subject.weights, folder.run and folder.run["vanilla_weights"]}
+    evaluations = {
+        path: [row for row in rows if not _is_of_other(row, known, subject.configuration)]
+        for path, rows in evaluations.items()
+    }
     others = [path for path, rows in evaluations.items() if not any(row.weights == subject.weights for row in rows)]
     if others and paths is not None:
         raise InputError(
@@ -99,6 +103,9 @@ def add_saved_evaluations(folder: ModelFolder, run: Path, paths: list[str] | Non
     return others
 
 
-def _is_of_other(row: Row, subject: Subject) -> bool:
-    """Whether a row is of the same weights, but says that another configuration computes with them."""
-    return row.weights == subject.weights and row.configuration not in (None, subject.configuration)
+def _is_of_other(row: Row, weights: set[str | None], configuration: str) -> bool:
+    """Whether a row is of the model's or the vanilla model's weights, but says that they are computed with otherwise.
+
+    Training changes no configuration. Another input size does, of a model without position embeddings that alone.
+    """
+    return row.weights in weights and row.configuration not in (None, configuration)

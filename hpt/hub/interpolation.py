@@ -12,6 +12,7 @@ from hpt.data.benchmark import Benchmark
 from hpt.data.images import check_images
 from hpt.data.loading import load_benchmark, load_training_data, load_validation
 from hpt.data.names import parse_benchmark
+from hpt.data.subsets import name_for_command
 from hpt.errors import InputError
 from hpt.evaluation.dial import DialPoint, choose_point, refuse_test_split
 from hpt.evaluation.dial_report import describe_samples, draw_dial, report_dial
@@ -23,6 +24,7 @@ from hpt.models.endpoints import find_path_of_vanilla, read_endpoints, read_inde
 from hpt.models.identity import hash_configuration
 from hpt.models.interpolation import Endpoints, check_same_architecture
 from hpt.models.loading import load_dual_encoder, save_finished
+from hpt.models.positions import with_image_size
 from hpt.models.weights import hash_weights
 from hpt.references import Reference, parse_model
 
@@ -71,9 +73,8 @@ def load_ends(
             end with.
     """
     vanilla = vanilla or find_vanilla(Path(run), record)
-    classifier, start = (
-        ZeroShotClassifier(*load_dual_encoder(end.source, end.revision)) for end in (trained, vanilla)
-    )
+    classifier = ZeroShotClassifier(*load_dual_encoder(trained.source, trained.revision))
+    start = _load_vanilla(vanilla, classifier)
     weights, trained_weights = start.model.state_dict(), classifier.model.state_dict()
     check_same_architecture(weights, trained_weights)
     check_same_architecture(trained_weights, weights)
@@ -93,6 +94,20 @@ def load_ends(
     templates = classifier.templates if record is None else record["prompt_template"]
     model = classifier.model.requires_grad_(False)
     return ZeroShotClassifier(model, classifier.processor, template=templates), endpoints
+
+
+def _load_vanilla(vanilla: Reference, trained: ZeroShotClassifier) -> ZeroShotClassifier:
+    """The model before training, at the input size that the trained one has."""
+    model, processor = load_dual_encoder(vanilla.source, vanilla.revision)
+    start = ZeroShotClassifier(model, processor)
+    if _input_sizes(start) == _input_sizes(trained):
+        return start
+    return ZeroShotClassifier(*with_image_size(model, processor, trained.image_size))
+
+
+def _input_sizes(classifier: ZeroShotClassifier) -> tuple[int, int | None]:
+    """The side of its images by its processor and by its configuration, which needn't say any."""
+    return classifier.image_size, getattr(classifier.model.config.vision_config, "image_size", None)
 
 
 def find_vanilla(run: Path, record: dict) -> Reference:
@@ -118,7 +133,8 @@ def load_unseen(dataset: str | None, record: dict | None, validation_size: int |
     """Images to choose a point by: training images that the run held out, or a validation split, never a test.
 
     Args:
-        dataset (`str`, *optional*): The training set; of a recipe's run, that of the run unless given.
+        dataset (`str`, *optional*): The training set; of a recipe's run, that of the run unless given, or one of those
+            of its mixture.
         record (`dict`, *optional*): The run's `training.json`, if hpt has trained the model.
         validation_size (`int`, *optional*): So many training images are held out; of a recipe's run, as many as it
             held out itself.
@@ -127,14 +143,13 @@ def load_unseen(dataset: str | None, record: dict | None, validation_size: int |
     Raises:
         InputError: if there are no such images, or they can't be had.
     """
-    labelled = record is not None and record["data"].get("labelled", True)  # without labels nothing can be measured
-    trained_on = record["settings"].get("train_dataset") if labelled else None
+    trained_on = _name_sets(record)
     dataset = _name_dataset(dataset, trained_on)
-    if trained_on is None:
+    if not trained_on:
         images = load_validation(dataset, validation_size or 0, protocol)
-    elif dataset.settings.get("split") != Reference.parse(trained_on).settings.get("split"):
+    elif dataset.settings.get("split") not in [Reference.parse(text).settings.get("split") for text in trained_on]:
         images = load_benchmark(dataset, protocol=protocol)
-        if images.split == record["data"]["split"]:
+        if images.split in [part["split"] for part in _describe_sets(record)]:
             raise InputError(f"The run trained on {dataset}: give another split, or leave the split out.")
     else:
         images = _held_out_by_run(dataset, record, validation_size, protocol)
@@ -143,34 +158,51 @@ def load_unseen(dataset: str | None, record: dict | None, validation_size: int |
     return images
 
 
-def _name_dataset(dataset: str | None, trained_on: str | None) -> Reference:
-    if dataset is None and trained_on is None:
+def _name_sets(record: dict | None) -> list[str]:
+    """The training sets of a recipe's run, by the texts that name them; none without labels, to measure by."""
+    if record is None or not record["data"].get("labelled", True):
+        return []
+    one = record["settings"].get("train_dataset")
+    return record["settings"].get("train_datasets", [] if one is None else [one])
+
+
+def _describe_sets(record: dict) -> list[dict]:
+    """What is recorded of the training set, or of each of a mixture."""
+    return record["data"].get("sets", [record["data"]])
+
+
+def _name_dataset(dataset: str | None, trained_on: list[str]) -> Reference:
+    if dataset is not None:
+        return parse_benchmark(dataset)
+    if not trained_on:
         raise InputError(
             "What the model was trained on isn't recorded, or has no labels: give the set to choose on, as --dataset."
         )
-    if dataset is None and "PATH/" in trained_on:
-        raise InputError(f"The run trained on {trained_on}: give --dataset, with that folder in the place of PATH/.")
-    return parse_benchmark(dataset or trained_on)
+    if len(trained_on) > 1:
+        raise InputError(f"The run trained on {' and '.join(trained_on)}: give the one to choose on, as --dataset.")
+    if "PATH/" in trained_on[0]:
+        raise InputError(
+            f"The run trained on {trained_on[0]}: give --dataset, with that folder in the place of PATH/."
+        )
+    return parse_benchmark(trained_on[0])
 
 
 def _held_out_by_run(dataset: Reference, record: dict, validation_size: int | None, protocol: str) -> Benchmark:
     """What a recipe's run left of its training set, by the rules of [`load_training_data`]."""
-    settings, data = record["settings"], record["data"]
+    settings = record["settings"]
     held_out = settings.get("validation_size", 0)
     if validation_size not in (None, held_out):
         raise InputError(
             f"validation_size is {validation_size}, but the run held out {held_out} images: leave it out."
         )
-    if dataset.name != data["name"]:
-        raise InputError(
-            f"The run trained on {data['name']}, not on {dataset.name}: name that, as {data['name']}=PATH."
-        )
     train, validation = load_training_data(dataset, held_out, settings.get("protocol", protocol))
+    data = _find_set(train.name, _describe_sets(record))
     seen = train if data["streamed"] else train.subset(settings.get("max_train_samples"))
-    if not data["streamed"] and len(seen) != data["images_per_epoch"]:
+    trained_on = data.get("images", data["images_per_epoch"])  # of a mixture's sets an epoch has a share
+    if not data["streamed"] and len(seen) != trained_on:
         raise InputError(
-            f"The run trained on {data['images_per_epoch']:,} images of {data['name']}, but {dataset} has "
-            f"{len(seen):,}: give the set that it trained on."
+            f"The run trained on {trained_on:,} images of {data['name']}, but {dataset} has {len(seen):,}: give the "
+            "set that it trained on."
         )
     if validation is not None:
         return validation
@@ -181,6 +213,16 @@ def _held_out_by_run(dataset: Reference, record: dict, validation_size: int | No
             f"a point on: train with validation_size ({UNSEEN})."
         )
     return train.rows(left)
+
+
+def _find_set(name: str, described: list[dict]) -> dict:
+    """What is recorded of the training set of that name."""
+    by_name = {part["name"]: part for part in described}
+    if name not in by_name:
+        which = "that" if len(by_name) == 1 else "one of these"
+        commands = " or ".join(map(name_for_command, by_name))
+        raise InputError(f"The run trained on {' and '.join(by_name)}, not on {name}: name {which}, as {commands}.")
+    return by_name[name]
 
 
 def save_chosen(

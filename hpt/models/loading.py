@@ -232,6 +232,22 @@ def _failures_explained(kind: str, name: str, settings: dict[str, dict] | None =
         raise explain_hub_error(kind, name, error) from error
 
 
+def load_saved_weights(model, folder: str | Path) -> None:
+    """Give a plain model the weights that were saved of it in a folder, whatever their names are in the file.
+
+    `save_pretrained` renames some, such as those of a DINOv2's attention, which `load_state_dict` wouldn't find.
+
+    Raises:
+        InputError: if not all of its weights are there.
+    """
+    options = {"dtype": model.dtype, "use_safetensors": True, "output_loading_info": True}
+    with _without_report():
+        saved, report = type(model).from_pretrained(folder, **options)
+    weights = saved.state_dict()
+    check_complete(str(folder), weights, report["missing_keys"], report["unexpected_keys"], {})
+    model.load_state_dict(weights)
+
+
 @contextmanager
 def _without_report():
     """Within, transformers prints no table of the weights that don't fit: they are refused in a line."""

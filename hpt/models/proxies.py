@@ -119,15 +119,15 @@ class FunctionProxy(nn.Module):
         check_logits(logits, images, f"The proxy {self.name}")
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
-    def with_classes(self, class_names: list[str], template: str | list[str] | None = None) -> "FunctionProxy":
+    def with_classes(self, class_names: list[str], template: str | list[str] | None = None) -> nn.Module:
         """The same over other classes; [`InputError`] for a function that has no text side."""
         if self.model is None:
             raise InputError(
-                f"The proxy {self.name} is a function over classes of its own, and can't be asked about others: give "
-                "an object with with_classes(class_names, template)."
+                f"The proxy {self.name} is a function over classes of its own, and can't be asked about others, such "
+                "as those of one set of a mixture: give an object with with_classes(class_names, template), or mix "
+                "the batches (batches=mixed)."
             )
-        function = self.model.with_classes(class_names, template)
-        return FunctionProxy(function, self.name, self.model).requires_grad_(False).eval()
+        return over_classes(self.model, class_names, template)
 
 
 def parse_proxies(texts: Iterable[str]) -> list[Reference]:
@@ -149,12 +149,15 @@ def parse_proxies(texts: Iterable[str]) -> list[Reference]:
     return references
 
 
-def over_classes(proxy, class_names: list[str], template: str | list[str]) -> nn.Module:
-    """A proxy as a frozen classifier over classes, in eval mode: by its text side if it has one, or as it stands."""
+def over_classes(proxy, class_names: list[str], template: str | list[str] | None) -> nn.Module:
+    """A proxy as a frozen classifier over classes, in eval mode: by its text side if it has one, or as it stands.
+
+    What a user's own text side makes stays with it, whatever that is: asked about other classes, it makes another.
+    """
     model = proxy if isinstance(proxy, OpenClassifier) else None
     with _failures_explained(f"The proxy {name_function(proxy)} gives no classifier by with_classes(names, template)"):
         classifier = proxy.with_classes(class_names, template) if model else proxy
-    if not isinstance(classifier, ZeroShotClassifier):
+    if not isinstance(proxy, ZeroShotClassifier):
         classifier = FunctionProxy(classifier, name_function(proxy), model)
     return classifier.requires_grad_(False).eval()
 

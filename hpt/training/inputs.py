@@ -30,6 +30,7 @@ from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.families import check_dual_encoder, check_patches, check_towers
 from hpt.models.lora import check_adapter
 from hpt.models.weights import freeze_untrained, hash_weights, in_eval_mode, plain_weights
+from hpt.references import check_names
 from hpt.training.config import HPTConfig
 from hpt.training.gpd import GPDSchedule, trained_weights
 from hpt.training.identity import data_seed
@@ -106,6 +107,7 @@ def prepare_inputs(
     elif train_dataset is not None:
         train = as_training_set(train_dataset, args, class_names, image_processor, augmentation)
     evaluation = as_evaluation_sets(eval_dataset, class_names, image_processor)
+    check_evaluation(args, evaluation)
     freeze_untrained(model, args.trainable)
     freeze_unused(classifier)
     trained = list(trained_weights(model))
@@ -202,6 +204,15 @@ def check_batches(images: int, args: TrainingArguments) -> None:
         )
 
 
+def check_evaluation(args: TrainingArguments, evaluation) -> None:
+    """Refuse evaluations in training without images for them."""
+    if evaluation is None and args.eval_strategy != "no":
+        raise InputError(
+            f"eval_strategy is {args.eval_strategy.value!r}, but there is no eval_dataset to evaluate on in training: "
+            "give one, or leave eval_strategy out."
+        )
+
+
 def check_metrics(args: HPTConfig, eval_dataset) -> None:
     """Refuse a metric for the best model that no evaluation set will report, and what our metrics don't do."""
     if args.batch_eval_metrics or not args.eval_do_concat_batches:
@@ -225,6 +236,7 @@ def check_sets(
     if isinstance(train, Mixture):
         check_mixture(train, args, args.prompt_template)
     sets = list(train.sets.values()) if isinstance(train, Mixture) else [train]
+    check_names(test.name for test in tests)
     for test in tests:
         if any(_may_share_images(test, part) for part in sets):
             raise InputError(

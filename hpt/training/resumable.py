@@ -24,6 +24,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from hpt.data.epochs import EpochMixture, EpochOrder
 from hpt.errors import InputError, TrainingStopped
 from hpt.files import write_file
+from hpt.models.loading import load_saved_weights
 from hpt.models.weights import find_non_finite
 from hpt.processes import dead_workers_explained, hold_together, on_main_process
 from hpt.training.checkpoints import (
@@ -175,6 +176,20 @@ class ResumableTrainer(Trainer):
         if self._identity is None:
             self._identity = json.loads(json.dumps(self.mathematics(), default=_as_json))
         return self._identity
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        """Trainer's, but of a plain model all weights, whatever transformers has called them in the file."""
+        if hasattr(self.model, "peft_config"):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            load_saved_weights(self.model, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        """Likewise of the best checkpoint."""
+        if hasattr(self.model, "peft_config"):
+            super()._load_best_model()
+        else:
+            load_saved_weights(self.model, self.state.best_model_checkpoint)
 
     # Checkpoints: writing them
 

@@ -39,6 +39,7 @@ from hpt.models.families import plain_model
 from hpt.models.proxies import try_out, zero_shot_parts
 from hpt.models.weights import find_non_finite, forward_redirected, normalizers
 from hpt.processes import dead_workers_explained
+from hpt.prompts import list_templates
 from hpt.training.callbacks import AugmentationCallback, LogitScaleCallback
 from hpt.training.checkpoints import checkpoint_folder
 from hpt.training.config import MATHEMATICS, HPTConfig
@@ -196,15 +197,16 @@ class HPTTrainer(SearchableTrainer):
         self.classifier = self.eval_classifier = inputs.classifier.to(args.device)
         self.proxy = inputs.proxy and inputs.proxy.to(args.device)
         self.original = inputs.original and inputs.original.to(args.device)
-        if self.proxy is not None:
-            try_out(self.proxy, inputs.one_image().to(args.device), len(self.classifier.class_names))
+        self._over_sets = self._models_over_sets()
+        for target, proxy, _ in [(self.classifier, self.proxy, self.original), *self._over_sets]:
+            if proxy is not None:
+                try_out(proxy, inputs.one_image().to(args.device), len(target.class_names))
         self.objectives, self.schedule = args.make_objectives(), inputs.schedule
         self._diagnostics = Diagnostics(self.accelerator, self.classifier, self.proxy is not None)
         self._make_attacks(args)
         self._compile_towers()
         if args.mixed_precision == "fp16" and args.device.type == "cpu":  # accelerate would train in float32, silently
             self.accelerator.native_amp, self.accelerator.scaler = True, torch.amp.GradScaler("cpu")
-        self._over_sets = self._models_over_sets()
         self._normalizers = normalizers(self.model)
         self._trains_text = any(weight.requires_grad for weight in self.classifier.text_parameters)
         if inputs.train is not None:
@@ -503,7 +505,11 @@ class HPTTrainer(SearchableTrainer):
 
     def _classify_as(self, benchmark: Benchmark) -> None:
         """Predict the classes of a benchmark from here on."""
-        self.eval_classifier = self.classifier.with_classes(benchmark.class_names, benchmark.template)
+        template, own = benchmark.template, self.classifier.templates
+        if template is None and isinstance(own, dict):  # each class of a mixture has the prompts of its sets
+            default = list_templates(self.args.prompt_template)
+            template = {name: own.get(name, default) for name in benchmark.class_names}
+        self.eval_classifier = self.classifier.with_classes(benchmark.class_names, template)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Logits of the clean and of the adversarial images; an image that is already wrong stays as it is.

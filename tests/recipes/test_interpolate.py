@@ -4,17 +4,18 @@ import json
 import shutil
 
 import pytest
-from helpers import assert_same, make_clip, refusal_of, run_recipe, save_images
+from helpers import assert_same, make_clip, make_family, refusal_of, run_recipe, save_images
 from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
 from hpt import InputError, load_benchmark
 from hpt.evaluation.results import read_result_rows
+from hpt.hub.evaluations import add_saved_evaluations
 from hpt.hub.folder import ModelFolder
 from hpt.hub.interpolation import load_unseen
 from hpt.json_files import read_lines, sealed, unsealed
 from hpt.models.endpoints import INDEX, read_endpoints
-from hpt.models.loading import save_finished
+from hpt.models.loading import load_dual_encoder, save_finished
 
 
 QUICK = {
@@ -264,6 +265,76 @@ def test_another_set_than_the_runs_is_refused(birds):
         InputError, match="The run trained on 7 images of birds, but birds=.* has 4: give the set that"
     ):
         load_unseen(dataset, ran(7), None, "hpt")
+
+
+def test_a_run_on_some_classes_has_its_dial_on_these():
+    six = load_benchmark("digits:classes=0|1|2", "train")
+    data = {"name": six.name, "split": "train", "images_per_epoch": 300, "streamed": False}
+    ran = {"settings": {"train_dataset": "digits:classes=0|1|2", "max_train_samples": 300}, "data": data}
+    images = load_unseen(None, ran, None, "hpt")
+    assert (images.name, images.split, len(images.class_names)) == (six.name, "validation", 3)
+    with pytest.raises(InputError, match=r"trained on digits \(3 of 10 .*, not on digits: .*, as digits:classes=FILE"):
+        load_unseen("digits", ran, None, "hpt")
+
+
+@pytest.fixture
+def mixture(tmp_path):
+    """Two folders of images, of which a run trained on a mixture, with what it recorded."""
+    sets = {name: save_images(tmp_path / name, ("train", "test"), kinds) for name, kinds in KINDS.items()}
+    shared = {"split": "train", "streamed": False, "images_per_epoch": 9, "template": "{}"}
+    described = [shared | {"name": name, "images": 2 * len(kinds) - 2} for name, kinds in KINDS.items()]
+    settings = {"train_datasets": [f"{name}=PATH/{name}" for name in KINDS], "validation_size": 2}
+    ran = {"settings": settings, "data": shared | {"name": "pets (50 %), birds (50 %)", "sets": described}}
+    return {name: f"{name}={folder}" for name, folder in sets.items()}, ran
+
+
+KINDS = {"pets": ("cat", "dog"), "birds": ("heron", "owl", "wren")}
+
+
+@pytest.mark.filterwarnings("ignore:.* rows can't have their share")
+def test_a_run_on_a_mixture_has_its_dial_on_what_it_held_out_of_one_set(mixture):
+    named, ran = mixture
+    for name, kinds in KINDS.items():
+        images = load_unseen(named[name], ran, None, "hpt")
+        expected = load_benchmark(named[name], "train").hold_out(2)[1]
+        assert images.ids().tolist() == expected.ids().tolist() and images.class_names == list(kinds)
+    for dataset, size, line in (
+        (
+            None,
+            None,
+            "The run trained on pets=PATH/pets and birds=PATH/birds: give the one to choose on, as --dataset",
+        ),
+        (named["pets"], 1, "validation_size is 1, but the run held out 2 images"),
+        (named["pets"].replace("pets=", "cats="), None, "trained on pets and birds, not on cats: name one of these"),
+        (named["birds"].replace("birds=", "pets="), None, "The run trained on 2 images of pets, but pets=.* has 4"),
+        (f"{named['pets']}:split=train", None, "The run trained on pets=.*:split=train: give another split"),
+    ):
+        with pytest.raises(InputError, match=line):
+            load_unseen(dataset, ran, size, "hpt")
+
+
+@pytest.mark.parametrize("tower", [None, "ResNet"])
+def test_a_run_at_another_size_has_its_dial_there(tmp_path, tower):
+    """Of a target with a table of positions, and of one without, whose weights say nothing of the size."""
+    if tower is None:
+        settings = {"image_size": 24}
+    else:
+        save_finished(*make_family(tower), tmp_path / "tower")
+        settings = {"image_size": 24, "target": tmp_path / "tower", "objective": "tecoa", "anchor_epochs": 0}
+    run = train(tmp_path, **settings)
+    choice = interpolate(run, points=[0.5, 1])
+    assert choice["final_weights"] == choice["points"][1]["weights"]
+    _, processor = load_dual_encoder(str(run / "dial" / "chosen"))
+    assert processor.image_processor.crop_size["height"] == 24
+    if tower is None:
+        return
+    # What was measured on the same weights at their own size isn't the vanilla model that this was made from
+    own = ["--models", f"vanilla={tmp_path / 'tower'}", f"robust={run / 'robust'}", "--benchmarks", "digits"]
+    own += ["--attacks", "pgd:steps=1", "--eps", "1/255", "--max_samples", 10, "--output_dir", run / "evaluation"]
+    run_recipe("evaluate.py", *own)
+    add_saved_evaluations(folder := ModelFolder(run / "robust"), run)
+    rows = [row for row in folder.rows if row.batch_size is not None]
+    assert {row.model for row in rows} == {"this model"}
 
 
 # Bad input

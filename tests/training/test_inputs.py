@@ -10,7 +10,7 @@ from hpt import HPTConfig, HPTTrainer, InputError, ZeroShotClassifier
 from hpt.data.benchmark import Benchmark, StreamingBenchmark
 from hpt.data.geometry import ImageTransform
 from hpt.data.images import to_unit_range
-from hpt.training.inputs import as_benchmark
+from hpt.training.inputs import as_benchmark, check_sets
 
 
 def with_names(folder, dataset, names, **settings) -> HPTTrainer:
@@ -150,3 +150,19 @@ def test_several_prompt_templates_train_as_their_mean(tmp_path):
     assert "`a {}`, `{}`" in card and 'labels, template = ["cat", "dog", "grey heron"], ["a {}", "{}"]' in card
     assert 'texts = ["a {}".format(label)' in card  # others than hpt take a single template
     assert yaml.safe_load((tmp_path / "saved" / "run.yaml").read_text())["prompt_template"] == ["a {}", "{}"]
+
+
+@pytest.mark.parametrize("strategy", ["epoch", "steps"])
+def test_evaluations_in_training_need_images(tmp_path, strategy):
+    with pytest.raises(
+        InputError, match=f"eval_strategy is '{strategy}', but there is no eval_dataset to evaluate on"
+    ):
+        make_trainer(tmp_path, eval_strategy=strategy, eval_steps=1)
+
+
+def test_a_test_set_is_named_once(tmp_path):
+    args = HPTConfig(output_dir=str(tmp_path), use_cpu=True)
+    train, test = (Benchmark(name, "test", make_dataset(), CLASSES, "{}", ImageTransform()) for name in ("a", "b"))
+    check_sets(train, None, [test], args)
+    with pytest.raises(InputError, match="'b' is given twice: rows of the two couldn't be told apart"):
+        check_sets(train, None, [test, test], args)

@@ -246,6 +246,76 @@ def test_each_set_is_validated_over_its_own_classes(tmp_path):
         assert metrics[f"eval_{name}_clean_accuracy"] == (logits.argmax(-1) == labels).double().mean().item()
 
 
+def test_a_validation_set_without_a_template_may_have_further_classes(tmp_path):
+    """Those of the mixture by the prompts of their sets, and others by that of the settings."""
+    held_out = Benchmark("held out", "test", make_dataset(5), ["cat", "car", "zebra"], None, ImageTransform())
+    trainer = make_mixed_trainer(tmp_path, eval_dataset=held_out)
+    assert set(trainer.evaluate()) >= {"eval_clean_accuracy", "eval_robust_accuracy"}
+    assert trainer.eval_classifier.templates == {
+        "cat": ["a photo of a {}"],
+        "car": ["a {}.", "the {}"],
+        "zebra": ["This is a photo of a {}"],
+    }
+
+
+class Renamed:
+    """A text side that asks a dual encoder about names of its own."""
+
+    def __init__(self, seed=1):
+        self.model = ZeroShotClassifier(*make_clip(seed, patch_size=4))
+
+    def with_classes(self, class_names, template=None):
+        return self.model.with_classes([f"wild {name}" for name in class_names], "my {}")
+
+
+def test_a_proxys_own_text_side_is_asked_about_each_set(tmp_path):
+    """Also where it makes a dual encoder that could be asked by itself."""
+    model, processor = make_clip(1, patch_size=4)
+    trainer = make_mixed_trainer(
+        tmp_path, proxy=[Renamed(), ZeroShotClassifier(model, processor).with_template("x {}")]
+    )
+    prompts = {name: [f"my wild {kind}" for kind in kinds] for name, kinds in (("birds", CLASSES), ("cars", OTHERS))}
+    own = {name: [f"x {kind}" for kind in kinds] for name, kinds in (("birds", CLASSES), ("cars", OTHERS))}
+    for inputs in trainer.get_train_dataloader():
+        step = trainer._make_step(inputs, trainer.objectives["transfer"])
+        name = list(trainer.train_dataset.sets)[trainer.train_dataset.set_of(inputs["sample_ids"][0].item())]
+        for logits, texts in zip(step.proxy(step.images).each, (prompts, own), strict=True):
+            expected = logits_by_hand(model, processor, step.images, [[text] for text in texts[name]])
+            torch.testing.assert_close(logits, expected, rtol=0, atol=2e-5)
+
+
+class OnlySix:
+    """A text side for the classes of both sets together alone."""
+
+    def __init__(self, fail: bool):
+        self.fail = fail
+
+    def with_classes(self, class_names, template=None):
+        if self.fail and len(class_names) < 6:
+            raise KeyError("no such classes")
+        return lambda images: images.mean((1, 2, 3)).unsqueeze(1).expand(-1, 6)
+
+
+def six(images):
+    return images.mean((1, 2, 3)).unsqueeze(1).expand(-1, 6)
+
+
+@pytest.mark.parametrize(
+    ("proxy", "line"),
+    [
+        (six, "The proxy six is a function .* such as those of one set of a mixture: .*, or mix the batches"),
+        (OnlySix(fail=True), "The proxy OnlySix gives no classifier by with_classes.*: KeyError: 'no such classes'"),
+        (OnlySix(fail=False), r"The proxy OnlySix gives logits of shape \(6,\) for an image, but there are 3"),
+    ],
+    ids=["function", "fails", "classes"],
+)
+def test_a_proxy_that_does_not_know_the_classes_of_one_set_is_refused(tmp_path, proxy, line):
+    with pytest.raises(InputError, match=line) as refused:
+        make_mixed_trainer(tmp_path, proxy=proxy)
+    assert "\n" not in str(refused.value)
+    make_mixed_trainer(tmp_path, "mixed", proxy=proxy)
+
+
 def test_the_record_and_the_card_say_what_was_mixed(tmp_path):
     trainer = make_mixed_trainer(tmp_path, weights=[0.7, 0.3], per_device_train_batch_size=2)
     data = trainer.describe_run()["data"]

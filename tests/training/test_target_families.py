@@ -32,7 +32,7 @@ from hpt.data.benchmark import Benchmark
 from hpt.data.geometry import ImageTransform
 from hpt.json_files import sealed, unsealed
 from hpt.models.families import has_positions
-from hpt.models.loading import load_dual_encoder, save_finished
+from hpt.models.loading import load_dual_encoder, load_saved_weights, save_finished
 from hpt.models.lora import add_lora, merged
 from hpt.models.weights import normalizers
 from hpt.training.checkpoints import MANIFEST
@@ -110,14 +110,42 @@ def test_a_target_of_any_family_goes_the_whole_way(tmp_path, monkeypatch, images
 
 @pytest.mark.parametrize("name", ["Align", "DINOv2"])
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, name):
-    """With dropout in a BERT and an EfficientNet, statistics of BatchNorm, and parameters that don't train."""
-    settings = {"trainable": "all", "save_strategy": "steps", "save_steps": 3, "logging_strategy": "no", **SHORT}
+    """With dropout in a BERT and an EfficientNet, statistics of BatchNorm, and parameters that don't train.
+
+    No restart takes the place of the weights that it goes on with.
+    """
+    settings = {"trainable": "all", "save_strategy": "steps", "save_steps": 2, "logging_strategy": "no", **SHORT}
+    settings["restart"] = False
     model, processor = make_target(name)
     make_trainer(tmp_path, model, processor=processor, **settings).train()
     resumed, _ = make_target(name)
     trainer = make_trainer(tmp_path, resumed, processor=processor, **settings)
-    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert_same(resumed.state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_what_was_saved_goes_back_into_the_model(tmp_path, name):
+    """Whatever transformers calls the weights in the file."""
+    model, _ = make_target(name)
+    model.save_pretrained(tmp_path)
+    other, _ = make_target(name)
+    for weight in other.parameters():
+        weight.data.fill_(0.5)
+    load_saved_weights(other, tmp_path)
+    assert_same(other.state_dict(), model.state_dict())
+
+
+def test_the_best_weights_are_all_loaded(tmp_path):
+    """Also those that a DINOv2 has other names for in the file."""
+    model, processor = make_target("DINOv2")
+    best = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True, "eval_attack_steps": 1}
+    settings = best | {"anchor_epochs": 0, "transfer_epochs": 2, "learning_rate": 0.05, "logging_strategy": "no"}
+    trainer = make_trainer(tmp_path, model, eval_dataset=make_dataset(3), processor=processor, **settings)
+    trainer.train()
+    assert trainer.best_step == 3  # the first of equals
+    best, _ = load_dual_encoder(str(tmp_path / "checkpoint-3"))
+    assert_same(model.state_dict(), best.state_dict())
 
 
 def test_a_target_with_batch_norm_sees_each_image_by_itself(tmp_path):

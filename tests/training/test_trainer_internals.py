@@ -195,6 +195,12 @@ OVERRIDDEN = {
         "_run_epoch",
         "it is called once when a run goes on, right before the first step: where that loss is put back",
     ),
+    "_load_from_checkpoint": Member(
+        "(self, resume_from_checkpoint, model=None)",
+        "train",
+        "weights that transformers renames as it saves them, such as a DINOv2's, would be left as they are",
+    ),
+    "_load_best_model": Member("(self)", "_finalize_training", "the same"),
     "_save_optimizer_and_scheduler": Member(
         "(self, output_dir)", "_save_checkpoint", "the EMA and the vanilla weights are saved beside them"
     ),
@@ -234,6 +240,7 @@ CALLED = {
         "(self)", "__init__", "a run that begins anew may have another precision or another number of micro-batches"
     ),
     "is_world_process_zero": Member("(self)", "", "one process alone chooses checkpoints and pushes"),
+    "get_train_dataloader": Member("(self)", "", "a grid counts the passes of a training step on its first batch"),
     "_prepare_inputs": Member("(self, inputs)", "", "an evaluation's batch is moved to the device"),
     "_finish_current_push": Member("(self)", "_finalize_training", "a push waits for the one before"),
 }
