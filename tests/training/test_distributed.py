@@ -20,6 +20,7 @@ from helpers import (
     make_benchmark,
     make_clip,
     make_dataset,
+    make_family,
     make_trainer,
 )
 from safetensors.torch import load_file, save_file
@@ -36,10 +37,14 @@ from hpt.training.resumable import CheckpointError, NonFiniteError
 LOGGED = ("loss", "train_robust_accuracy", "proxy_robust_accuracy", "proxy_right_share")
 
 
-def train_and_save(folder: Path, dtype: str = "float64", dataset=None, others=(), **settings) -> None:
+def train_and_save(folder: Path, dtype: str = "float64", dataset=None, others=(), family="CLIP", **settings) -> None:
     """Train 2 + 2 epochs of 5 steps at a global batch of 8; write each rank's weights and metrics."""
     world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     proxy, processor = make_clip(1, patch_size=4)
+    target, own_processor = make_clip(0) if family == "CLIP" else make_family(family)
+    for module in target.modules():
+        if isinstance(module, torch.nn.Dropout):  # which two processes draw otherwise than one
+            module.p = 0.0
     settings = {
         "attack_random_start": False,
         "kl_reduction": "sum",  # the reduction that has averages to undo
@@ -47,8 +52,9 @@ def train_and_save(folder: Path, dtype: str = "float64", dataset=None, others=()
     } | settings
     trainer = make_trainer(
         folder,
-        make_clip(0)[0].to(getattr(torch, dtype)),
+        target.to(getattr(torch, dtype)),
         make_dataset(40) if dataset is None else dataset,
+        processor=own_processor,
         proxy=[ZeroShotClassifier(proxy.to(getattr(torch, dtype)), processor), *others],
         eval_dataset=make_dataset(7, seed=5),
         per_device_train_batch_size=8 // world_size,
@@ -96,6 +102,18 @@ def train_on_mixed_batches(folder: Path) -> None:
     train_on_a_mixture(folder, weights=[3, 1], batches="mixed")
 
 
+def train_a_dinov2_by_fare(folder: Path) -> None:
+    """The same without labels, and of a target with a parameter that has no gradient, which DDP must not wait for."""
+    images = make_dataset(40).remove_columns("label")
+    fare = {"objective": "fare", "anchor_objective": "fare", "attack_random_start": True, "kl_reduction": "mean"}
+    train_and_save(folder, dataset=images, family="DINOv2", learning_rate=0.01, anchor_learning_rate=0.01, **fare)
+
+
+def train_a_resnet(folder: Path) -> None:
+    """The same of a target with BatchNorm, and both towers."""
+    train_and_save(folder, family="ResNet", trainable="all", kl_reduction="mean", learning_rate=0.01)
+
+
 def train_on_an_uneven_number(folder: Path) -> None:
     """11 images in micro-batches of 2; one process has them at once, and the image that two are filled up with."""
     world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
@@ -128,6 +146,8 @@ def train_on_an_uneven_number(folder: Path) -> None:
         "train_on_stream",
         "train_on_a_mixture",
         "train_on_mixed_batches",
+        "train_a_dinov2_by_fare",
+        "train_a_resnet",
     ],
 )
 def test_two_processes_train_as_one(tmp_path, function):
