@@ -82,6 +82,7 @@ def main():
         images = load_unseen(settings.dataset, folder.run, settings.validation_size, settings.protocol)
         classifier, endpoints = load_ends(settings.run, vanilla, trained, folder.run)
         classifier.to(state.device)
+        images = images.for_model(classifier.processor.image_processor)
 
         # Measure
         names = ("max_samples", "batch_size", "num_workers", "seed", "output_dir")

@@ -291,6 +291,12 @@ def mixture(tmp_path):
 KINDS = {"pets": ("cat", "dog"), "birds": ("heron", "owl", "wren")}
 
 
+def test_images_without_a_geometry_of_their_own_are_seen_as_the_model_does(run, tmp_path):
+    folder = save_images(tmp_path / "mine", ("validation",))
+    choice = interpolate(run, dataset=f"mine={folder}:split=validation", output_dir=tmp_path / "dial")
+    assert (choice["benchmark"], choice["split"], choice["attack_space"]) == ("mine", "validation", "16-16")
+
+
 @pytest.mark.filterwarnings("ignore:.* rows can't have their share")
 def test_a_run_on_a_mixture_has_its_dial_on_what_it_held_out_of_one_set(mixture):
     named, ran = mixture
