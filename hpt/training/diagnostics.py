@@ -4,7 +4,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from hpt.attacks.base import batch_norm_untouched
+from hpt.models.weights import in_eval_mode
 from hpt.training.step import TrainingStep
 
 
@@ -14,12 +14,13 @@ IMAGES = "images"  # how many there were, beside the sums over them
 class Diagnostics:
     """Accuracies of target and proxy over the micro-batches of a logged step, with what the objective has computed.
 
-    What it hasn't costs a further forward pass, and is therefore computed for logged steps only. Without labels there
-    are no accuracies, and without an attack none on adversarial images.
+    What it hasn't costs a further forward pass, and is therefore computed for logged steps only, in eval mode: what is
+    logged draws no random numbers, and so changes nothing of the run. Without labels there are no accuracies, and
+    without an attack none on adversarial images.
 
     Args:
         accelerator (`Accelerator`): For its autocast, and the mean over processes.
-        target (`nn.Module`): What must stay as it is when it sees images again.
+        target (`nn.Module`): Whose mode that is.
         has_proxy (`bool`): Whether a proxy is scored too, on the images that attack the target.
     """
 
@@ -43,7 +44,7 @@ class Diagnostics:
 
     def _accuracies(self, step: TrainingStep) -> dict[str, torch.Tensor]:
         """Whether each image is classified right: clean by the target, and adversarial by both."""
-        with batch_norm_untouched(self.target), self.accelerator.autocast():
+        with in_eval_mode(list(self.target.modules())), self.accelerator.autocast():
             logits = {"train_clean_accuracy": step.target(step.images).logits}
             if step.attacked is not None:
                 logits["train_robust_accuracy"] = step.target(step.adversarial).logits

@@ -22,7 +22,6 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from hpt.attacks import PGD, AttackResult
-from hpt.attacks.base import batch_norm_untouched
 from hpt.classifiers import Classifier
 from hpt.data.benchmark import Benchmark
 from hpt.data.epochs import EpochMixture
@@ -362,7 +361,7 @@ class HPTTrainer(SearchableTrainer):
         attack_loss = partial(objective.attack_loss, step)
         noise_ids = self._noise_ids(len(step.images))
         labels = torch.zeros_like(noise_ids) if step.labels is None else step.labels  # which the loss doesn't look at
-        with self._attack_precision(), batch_norm_untouched(self.classifier):
+        with self._attack_precision():
             return self.attack.perturb(attack_loss, step.images, labels, noise_ids)
 
     def _attack_precision(self):

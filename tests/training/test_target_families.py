@@ -148,6 +148,17 @@ def test_the_best_weights_are_all_loaded(tmp_path):
     assert_same(model.state_dict(), best.state_dict())
 
 
+@pytest.mark.parametrize("name", ["Swin", "GroupViT"])
+def test_what_is_logged_changes_nothing_of_a_target_that_draws_random_numbers(tmp_path, name):
+    """A Swin leaves out layers at random, and a GroupViT assigns patches to groups by noise."""
+    trained = []
+    for strategy in ("steps", "no"):
+        model, processor = make_family(name)
+        make_trainer(tmp_path, model, processor=processor, logging_strategy=strategy, **SHORT).train()
+        trained.append(weights(model))
+    assert_same(*trained)
+
+
 def test_a_target_with_batch_norm_sees_each_image_by_itself(tmp_path):
     """So that micro-batches of two give what a batch of four does, and the attack meets what is evaluated."""
     trained = []
