@@ -25,12 +25,15 @@ class Objective(ABC):
         needs_attack (`bool`): Whether it asks for `step.adversarial`; without, no attack is run.
         needs_random_start (`bool`): Whether its attack has no gradient on clean images while the target is as it was
             given, so that it, and with it the training, would never leave where they begin.
-        arxiv (`str`, *optional*): Number of its paper on arXiv, for cards. Like the words of `describe`, it is of one
-            class alone, and not inherited: a subclass computes something else.
+        is_idle_with_original (`bool`): Whether it has no loss, and so no gradient, while the target is as it was given
+            and the proxy is its vanilla copy.
+        arxiv (`str`, *optional*): Number of its paper on arXiv, for cards. Like the attribute above and the words of
+            `describe`, it is of one class alone, and not inherited: a subclass computes something else.
         fields (`tuple[str]`): Settings that stand in fields of [`HPTConfig`] of the same name too.
     """
 
     needs_proxy = needs_original = needs_labels = needs_patches = needs_random_start = False
+    is_idle_with_original = False
     needs_classes = needs_attack = True
     arxiv: str | None = None
     fields: tuple[str, ...] = ()
@@ -38,6 +41,7 @@ class Objective(ABC):
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         cls.arxiv = vars(cls).get("arxiv")
+        cls.is_idle_with_original = vars(cls).get("is_idle_with_original", False)
         cls.describe = vars(cls).get("describe", Objective.describe)
 
     def attack_loss(self, step: TrainingStep, images: torch.Tensor) -> torch.Tensor:

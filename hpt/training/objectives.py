@@ -64,7 +64,7 @@ class RobustTransfer(Objective):
         InputError: for an unknown direction, or a temperature that isn't above 0 and finite.
     """
 
-    needs_proxy = needs_labels = True
+    needs_proxy = needs_labels = is_idle_with_original = True
     arxiv = GPD_PAPER
     fields = ("kl_direction", "temperature", "proxy_temperature", "only_where_right")
 
@@ -83,6 +83,7 @@ class RobustTransfer(Objective):
         self.kl_direction, self.temperature = kl_direction, temperature
         self.proxy_temperature, self.only_where_right = proxy_temperature, only_where_right
         self.needs_labels = self.needs_labels or only_where_right
+        self.is_idle_with_original &= proxy_temperature == 1
 
     def __call__(self, step: TrainingStep) -> torch.Tensor:
         return self._divergence(step, step.adversarial, step.adversarial)  # KL(T(x_a) || P(x_a))
@@ -265,6 +266,7 @@ class CleanDistillation(RobustTransfer):
     """
 
     needs_attack = needs_labels = False
+    is_idle_with_original = True
     arxiv = GPD_PAPER
     describe = RobustTransfer.describe
 

@@ -13,6 +13,8 @@ from hpt.models.classifier import ZeroShotClassifier, frozen_copy
 from hpt.models.proxies import ORIGINAL, combine, over_classes, zero_shot_parts
 from hpt.models.weights import architecture, find_non_finite, plain_weights
 from hpt.training.config import HPTConfig
+from hpt.training.gpd import ANCHOR
+from hpt.training.sums import name_objective
 
 
 ASK_FOR = "load it with load_proxy(name), or give a function of images in [0, 1] to logits over the training classes"
@@ -71,7 +73,23 @@ def prepare_proxy(given: list, classifier: ZeroShotClassifier, template, args: H
         if args.proxy_weights is not None:
             raise InputError("proxy_weights are given, but there is no proxy: leave them out.")
         return None, original
+    if all(proxy is original for proxy in proxies):
+        _warn_if_idle(args)
     return combine(proxies, args.proxy_combination, args.proxy_weights), original
+
+
+def _warn_if_idle(args: HPTConfig) -> None:
+    """Warn of a stage that begins where target and proxy are the same, and whose loss is 0 there."""
+    objectives = args.make_objectives()
+    begins_vanilla = [stage for stage in objectives if stage == ANCHOR or args.restart or ANCHOR not in objectives]
+    for stage in begins_vanilla:
+        if objectives[stage].is_idle_with_original:
+            warnings.warn(
+                f"The proxy is the target's own vanilla copy: the loss of {name_objective(objectives[stage])} is 0 "
+                f"where the {stage} stage begins, and only rounding moves the weights from there. Give another proxy "
+                "or objective, or a proxy_temperature other than 1.",
+                stacklevel=5,
+            )
 
 
 def _names(proxies: list) -> list[str]:

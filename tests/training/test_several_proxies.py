@@ -3,6 +3,8 @@
 import copy
 import json
 import logging
+import re
+import warnings
 
 import pytest
 import torch
@@ -221,14 +223,42 @@ def test_any_function_of_images_teaches(tmp_path, proxy, caplog):
 
 def test_the_vanilla_copy_is_a_proxy_by_name(tmp_path):
     vanilla = weights(make_clip(0)[0])
-    trainer = train(tmp_path, "original", anchor_epochs=0, max_steps=2)
+    trainer = train(tmp_path, "original", objective="anchor", anchor_epochs=0, max_steps=2)
     assert trainer.proxy is trainer.original
     assert_same(weights(trainer.proxy.model), vanilla)
-    assert any(not torch.equal(weight, vanilla[name]) for name, weight in weights(trainer.model).items())
+    assert max((weight - vanilla[name]).abs().max() for name, weight in weights(trainer.model).items()) > 1e-3
     trainer.save_model()
     card = (tmp_path / "README.md").read_text()
     assert "by learning from a frozen model (its own vanilla copy)" in card
     assert "the target's own vanilla copy, 0.0" in card and "same architecture" not in card
+
+
+@pytest.mark.parametrize(
+    ("settings", "idle"),
+    [
+        ({"anchor_epochs": 0}, "hpt.*where the transfer stage begins"),
+        ({"anchor_epochs": 0, "objective": "clean_distillation"}, "clean_distillation.*where the transfer stage"),
+        ({"anchor_epochs": 0, "objective": "hpt + clean_distillation"}, "hpt [+] 1[*]clean_distillation"),
+        ({"anchor_epochs": 1, "anchor_objective": "hpt", "restart": False}, "hpt.*where the anchor stage begins"),
+        ({"anchor_epochs": 1, "restart": True}, "hpt.*where the transfer stage begins"),
+        ({"anchor_epochs": 1, "restart": False}, None),
+        ({"anchor_epochs": 0, "objective": "anchor"}, None),
+        ({"anchor_epochs": 0, "objective": "hpt + tecoa"}, None),
+        ({"anchor_epochs": 0, "proxy_temperature": 2}, None),
+    ],
+)
+def test_a_stage_that_learns_nothing_from_the_vanilla_copy_is_warned_of(tmp_path, settings, idle):
+    """In float64, so that rounding, which alone moves the weights of such a stage, moves them by next to nothing."""
+    model, vanilla = make_clip(0)[0].double(), weights(make_clip(0)[0].double())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        settings = {"transfer_epochs": 1, "learning_rate": 0.05, "report_to": "none"} | settings
+        trainer = make_trainer(tmp_path, model, proxy="original", **settings)
+    said = [str(warning.message) for warning in caught if "own vanilla copy" in str(warning.message)]
+    assert len(said) == (idle is not None) and (idle is None or re.search(idle, said[0]))
+    trainer.train()
+    moved = max((weight - vanilla[name]).abs().max() for name, weight in weights(trainer.model).items())
+    assert trainer.args.anchor_epochs or (moved < 1e-9) == (idle is not None)
 
 
 def test_the_vanilla_copy_is_without_the_targets_adapters(tmp_path):
