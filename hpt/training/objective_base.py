@@ -53,14 +53,12 @@ class Objective(ABC):
         """The loss of each image, `(batch,)`: the trainer averages, so that micro-batches weigh right."""
 
     def losses(self, step: TrainingStep) -> torch.Tensor:
-        """What calling it gives; [`InputError`] if that isn't a loss for each image."""
-        losses = self(step)
-        if losses.shape != step.images.shape[:1]:
-            raise InputError(
-                f"{type(self).__name__} gives losses of shape {tuple(losses.shape)} for {len(step.images)} images: it "
-                "must give one for each."
-            )
-        return losses
+        """What calling it gives; [`InputError`] if that isn't a loss for each image, with a gradient."""
+        return _checked(self(step), step, type(self).__name__)
+
+    def attack_losses(self, step: TrainingStep, images: torch.Tensor) -> torch.Tensor:
+        """What [`attack_loss`] gives, checked likewise."""
+        return _checked(self.attack_loss(step, images), step, f"{type(self).__name__}.attack_loss")
 
     @property
     def papers(self) -> list[str]:
@@ -71,3 +69,17 @@ class Objective(ABC):
         """Its settings in words, with how the trainer takes it over the batch, for records and cards."""
         settings = [f"{name} {getattr(self, name)}" for name in inspect.signature(type(self)).parameters]
         return ", ".join([f"{reduction} over the batch", *settings])
+
+
+def _checked(losses: torch.Tensor, step: TrainingStep, name: str) -> torch.Tensor:
+    """Losses of a step's images, if they are; `name` is what gave them."""
+    if not isinstance(losses, torch.Tensor):
+        raise InputError(f"{name} gives a {type(losses).__name__}, but must give a tensor of a loss for each image.")
+    if losses.shape != step.images.shape[:1]:
+        raise InputError(
+            f"{name} gives losses of shape {tuple(losses.shape)} for {len(step.images)} images: it must give one for "
+            "each."
+        )
+    if torch.is_grad_enabled() and not losses.requires_grad:
+        raise InputError(f"{name} gives losses without a gradient: it mustn't detach the target's outputs.")
+    return losses

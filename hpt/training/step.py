@@ -98,6 +98,7 @@ class TrainingStep:
 
     def original_text_embeds(self) -> torch.Tensor:
         """`O`'s, without gradients."""
+        _check_declared(self._original, "the vanilla target", "needs_original")
         return self._original.text_embeds()
 
     @property
@@ -107,10 +108,12 @@ class TrainingStep:
 
     def proxy(self, images: torch.Tensor) -> ProxyOutputs:
         """`P` on images, without gradients, in its own dtype; of several proxies, what they say together."""
+        _check_declared(self._proxy, "the proxy", "needs_proxy")
         return self._kept_or_new("proxy", images, lambda: ask(self._proxy, images))
 
     def original(self, images: torch.Tensor) -> Outputs:
         """`O` on images, without gradients."""
+        _check_declared(self._original, "the vanilla target", "needs_original")
         return self._kept_or_new(
             "original", images, lambda: _frozen_outputs(self._original, images, None, self._patches)
         )
@@ -135,6 +138,12 @@ class TrainingStep:
             with torch.inference_mode(False), torch.set_grad_enabled(with_grad):
                 self._kept[key] = compute()
         return self._kept.get(with_gradients) or self._kept[key]
+
+
+def _check_declared(model, name: str, need: str) -> None:
+    """Refuse to ask a model that an objective hasn't said it needs."""
+    if model is None:
+        raise InputError(f"The objective asks for {name}, but has {need} = False: set it to True in its class.")
 
 
 @torch.no_grad()

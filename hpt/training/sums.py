@@ -51,7 +51,7 @@ class WeightedSum(Objective):
 
     def attack_loss(self, step: TrainingStep, images: torch.Tensor) -> torch.Tensor:
         with step.keeping(images):  # which the terms see alike
-            return sum(weight * self.terms[name].attack_loss(step, images) for name, weight in self.attacks.items())
+            return sum(weight * self.terms[name].attack_losses(step, images) for name, weight in self.attacks.items())
 
     def __call__(self, step: TrainingStep) -> torch.Tensor:
         losses = {name: term.losses(step) for name, term in self.terms.items()}
@@ -197,7 +197,10 @@ def _make_term(name: str, defaults: dict, field: str, given: dict[str, str]) -> 
     missing = [key for key, setting in known.items() if setting.default is setting.empty and key not in values]
     if missing:
         raise InputError(f"{name} has no {missing[0]} by default: give it in {field}.")
-    return kind(**values)
+    objective = kind(**values)
+    if unkept := [key for key in known if not hasattr(objective, key)]:  # which cards ask for
+        raise InputError(f"{kind.__name__} takes {unkept[0]}, but doesn't keep it: set self.{unkept[0]} to it.")
+    return objective
 
 
 def _parse_setting(field: str, key: str, text: str, kind):

@@ -358,7 +358,7 @@ class HPTTrainer(SearchableTrainer):
 
     def _attack(self, objective: Objective, step: TrainingStep) -> AttackResult:
         """PGD on the objective's attack loss, with noise that belongs to the images' places in the run."""
-        attack_loss = partial(objective.attack_loss, step)
+        attack_loss = partial(objective.attack_losses, step)
         noise_ids = self._noise_ids(len(step.images))
         labels = torch.zeros_like(noise_ids) if step.labels is None else step.labels  # which the loss doesn't look at
         with self._attack_precision():

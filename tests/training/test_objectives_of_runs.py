@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from helpers import assert_same, make_clip, make_family, make_step, make_trainer, weights
 
-from hpt import OBJECTIVES, PGD, HPTConfig, InputError, Objective, RobustTransfer, ZeroShotClassifier
+from hpt import OBJECTIVES, PGD, HPTConfig, InputError, Objective, ZeroShotClassifier
+from hpt.attacks.losses import cross_entropy
 from hpt.training.objectives import kl_divergence
 from hpt.training.step import TrainingStep
 
@@ -106,15 +107,41 @@ def test_a_card_says_and_cites_what_trained_the_model(tmp_path, own_objective, s
     assert f"- {trainer.args.objective}\n- robust\n" in card and "HPT-GPD" not in card
 
 
-def test_a_loss_that_is_no_loss_per_image_is_refused(tmp_path):
-    class Averaged(RobustTransfer):
-        def __call__(self, step):
-            return super().__call__(step).mean()
+@pytest.mark.parametrize(
+    ("method", "computes", "message"),
+    [
+        ("__call__", lambda step, losses: losses.mean(), r"Mine gives losses of shape \(\) for 4 images"),
+        ("__call__", lambda step, losses: 3.0, "Mine gives a float, but must give a tensor of a loss for each image"),
+        ("__call__", lambda step, losses: losses.detach(), "Mine gives losses without a gradient: it mustn't detach"),
+        ("__call__", lambda step, losses: step.proxy(step.images).logits, "asks for the proxy, but has needs_proxy"),
+        ("__call__", lambda step, losses: step.original(step.images), "the vanilla target, but has needs_original"),
+        ("attack_loss", lambda step, losses: losses.mean(), r"Mine.attack_loss gives losses of shape \(\) for 4"),
+        ("attack_loss", lambda step, losses: losses.detach(), "Mine.attack_loss gives losses without a gradient"),
+    ],
+)
+def test_what_an_objective_of_ones_own_gets_wrong_is_said(tmp_path, monkeypatch, method, computes, message):
+    class Mine(OBJECTIVES["tecoa"]):
+        pass
 
-    trainer = make_trainer(tmp_path)
-    trainer.objectives["anchor"] = Averaged()
-    with pytest.raises(InputError, match=r"Averaged gives losses of shape \(\) for 4 images: it must give one"):
+    def mistaken(self, step, images=None):
+        images = step.adversarial if images is None else images
+        return computes(step, cross_entropy(step.target(images).logits, step.labels))
+
+    setattr(Mine, method, mistaken)
+    monkeypatch.setitem(OBJECTIVES, "mine", Mine)
+    trainer = make_trainer(tmp_path, proxy=None, objective="mine", anchor_epochs=0)
+    with pytest.raises(InputError, match=message):
         trainer.train()
+
+
+def test_a_setting_that_an_objective_does_not_keep_is_refused(monkeypatch):
+    class Forgetful(OBJECTIVES["tecoa"]):
+        def __init__(self, *, weight: float = 1.0):
+            self.scale = weight
+
+    monkeypatch.setitem(OBJECTIVES, "mine", Forgetful)
+    with pytest.raises(InputError, match="Forgetful takes weight, but doesn't keep it: set self.weight to it"):
+        make_objectives(objective="mine", anchor_epochs=0)
 
 
 def test_an_objective_that_learns_from_a_proxy_needs_one(tmp_path):
