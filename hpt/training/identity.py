@@ -22,6 +22,7 @@ from hpt.models.identity import hash_configuration, hash_prompts
 from hpt.models.proxies import FunctionProxy, parts_of, zero_shot_parts
 from hpt.models.weights import architecture, hash_weights, normalizers
 from hpt.training.checkpoints import ADDED_SETTINGS
+from hpt.training.config import MATHEMATICS, HPTConfig
 
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,31 @@ def describe_training(
         described["shuffle_buffer_size"] = train.buffer_size
         described["dataloader_num_workers"] = args.dataloader_num_workers
     return described
+
+
+def describe_robust_training(
+    args: HPTConfig,
+    train: Benchmark | EpochStream | EpochMixture,
+    target: ZeroShotClassifier,
+    proxy: nn.Module | None,
+    original: ZeroShotClassifier | None,
+    vanilla_weights: str,
+) -> dict:
+    """What fixes the numbers of a run of [`HPTTrainer`], by readable name; `vanilla_weights` is a hash."""
+    described = describe_training(args, MATHEMATICS, train) | describe_target(target, vanilla_weights)
+    if args.kl_reduction == "mean" and _has_uneven_micro_batches(args, len(train)):
+        described["micro-batches weigh"] = "by their images"
+    if args.needs_proxy:
+        described |= {"proxy": describe_proxy(proxy), "proxy_models": identify_proxy(proxy)}
+    if original is not None:
+        described["original"] = vanilla_weights
+    return described
+
+
+def _has_uneven_micro_batches(args: TrainingArguments, images: int) -> bool:
+    """Whether an epoch's last optimizer step has a micro-batch that is smaller than the step's others."""
+    batches, rest = divmod(images_per_epoch(args, images), args.train_batch_size)
+    return rest > 0 and batches % args.gradient_accumulation_steps > 0
 
 
 def data_seed(args: TrainingArguments) -> int:

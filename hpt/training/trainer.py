@@ -10,53 +10,34 @@ trainer.train()
 
 import logging
 from collections.abc import Callable
-from concurrent.futures import Future
 from functools import partial
-from pathlib import Path
 
 import torch
-from accelerate.utils import DynamoBackend
-from huggingface_hub import CommitInfo
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from hpt.attacks import PGD, AttackResult
 from hpt.classifiers import Classifier
-from hpt.data.benchmark import Benchmark
-from hpt.data.epochs import EpochMixture
 from hpt.data.images import collate, to_unit_range
 from hpt.data.streams import EpochStream
 from hpt.errors import InputError
-from hpt.evaluation.figures import draw_training_curves
-from hpt.evaluation.scoring import score_batch
-from hpt.hub.folder import CURVES, ModelFolder
-from hpt.hub.publisher import Publisher
-from hpt.json_files import digest
-from hpt.models.endpoints import ANCHOR_END, AVERAGE, ENDPOINTS, FINAL, collect_endpoint, write_endpoints
-from hpt.models.families import plain_model
-from hpt.models.proxies import try_out, zero_shot_parts
-from hpt.models.weights import find_non_finite, forward_redirected, normalizers
+from hpt.models.classifier import ZeroShotClassifier
+from hpt.models.weights import forward_redirected, normalizers
 from hpt.processes import dead_workers_explained
-from hpt.prompts import list_templates
 from hpt.training.callbacks import AugmentationCallback, LogitScaleCallback
-from hpt.training.checkpoints import checkpoint_folder
-from hpt.training.config import MATHEMATICS, HPTConfig
+from hpt.training.config import HPTConfig
 from hpt.training.diagnostics import Diagnostics
 from hpt.training.gpd import ANCHOR, GPDCallback, get_gpd_schedule
-from hpt.training.identity import (
-    describe_given_optimizer,
-    describe_proxy,
-    describe_target,
-    describe_training,
-    identify_proxy,
-    images_per_epoch,
-)
+from hpt.training.identity import describe_given_optimizer, describe_robust_training
 from hpt.training.inputs import TrainingInputs, check_config, check_launch, check_metrics, prepare_inputs
 from hpt.training.objectives import Objective
 from hpt.training.record import describe_method, describe_run
 from hpt.training.resumable import NonFiniteError
-from hpt.training.search import SearchableTrainer, check_model_init, make_model
+from hpt.training.robust_evaluation import RobustEvaluation, keep_predictions, measure_accuracies
+from hpt.training.run_models import RunModels
+from hpt.training.saving import SavingTrainer
+from hpt.training.search import check_model_init, make_model
 from hpt.training.step import TrainingStep
 from hpt.training.unsupported import refuse_arguments
 
@@ -70,7 +51,7 @@ class NonFiniteLossError(NonFiniteError):
     """The loss or a gradient became NaN or infinite; the state before that step was finite, and has been saved."""
 
 
-class HPTTrainer(SearchableTrainer):
+class HPTTrainer(SavingTrainer):
     """Trainer for HPT-GPD (arXiv 2601.12865). `trainer.model` stays the plain model that was given.
 
     In each step PGD attacks the target, the target learns by the stage's objective, in HPT-GPD from the proxy, and
@@ -153,7 +134,7 @@ class HPTTrainer(SearchableTrainer):
             data_collator=collate,
             train_dataset=inputs.train,
             eval_dataset=inputs.evaluation,
-            **{"compute_metrics": _accuracies, "preprocess_logits_for_metrics": _predictions} | kwargs,
+            **{"compute_metrics": measure_accuracies, "preprocess_logits_for_metrics": keep_predictions} | kwargs,
         )
         self.model_init = model_init
         self.model_accepts_loss_kwargs = False  # CLIPModel takes **kwargs, but the loss is ours and a mean per batch
@@ -165,15 +146,6 @@ class HPTTrainer(SearchableTrainer):
         if not self.has_own_metrics:
             check_metrics(args, inputs.evaluation)
         return inputs
-
-    def _make_publisher(self, args: HPTConfig) -> None:
-        self.publisher = Publisher(
-            args,
-            describe_run=self.describe_run,
-            draw_figures=self.draw_figures,
-            interrupted=lambda: self._signal != 0,
-        )
-        self.push_in_progress = self.publisher.in_progress  # for which Trainer waits at its end
 
     def _start_over(self, model, args: HPTConfig) -> None:
         inputs = self._prepare_inputs_of_run(model, args)
@@ -193,17 +165,13 @@ class HPTTrainer(SearchableTrainer):
         """Make what a run consists of from its settings, its models and its data."""
         args = self.args
         self._inputs, self._described = inputs, None
-        self.classifier = self.eval_classifier = inputs.classifier.to(args.device)
-        self.proxy = inputs.proxy and inputs.proxy.to(args.device)
-        self.original = inputs.original and inputs.original.to(args.device)
-        self._over_sets = self._models_over_sets()
-        for target, proxy, _ in [(self.classifier, self.proxy, self.original), *self._over_sets]:
-            if proxy is not None:
-                try_out(proxy, inputs.one_image().to(args.device), len(target.class_names))
+        self._models = RunModels(inputs, args.device)
+        self.classifier, self.proxy, self.original = self._models.target, self._models.proxy, self._models.original
         self.objectives, self.schedule = args.make_objectives(), inputs.schedule
         self._diagnostics = Diagnostics(self.accelerator, self.classifier, self.proxy is not None)
+        self._evaluation = RobustEvaluation(self.classifier, args.prompt_template)
         self._make_attacks(args)
-        self._compile_towers()
+        self._models.compile(self.accelerator)
         if args.mixed_precision == "fp16" and args.device.type == "cpu":  # accelerate would train in float32, silently
             self.accelerator.native_amp, self.accelerator.scaler = True, torch.amp.GradScaler("cpu")
         self._normalizers = normalizers(self.model)
@@ -222,25 +190,6 @@ class HPTTrainer(SearchableTrainer):
         self.add_callback(callback)
         self._callbacks_of_run.append(callback)
 
-    def _models_over_sets(self) -> list[tuple]:
-        """Of a mixture with batches of one set, target, proxy and original over the classes of each; else nothing.
-
-        They share weights, and each keeps its class embeddings, so that no set's are computed twice.
-        """
-        if not isinstance(self.train_dataset, EpochMixture) or self.train_dataset.over_union:
-            return []
-        models = (self.classifier, self.proxy, self.original)
-        return [
-            tuple(model and model.with_classes(part.class_names, part.template) for model in models)
-            for part in self.train_dataset.sets.values()
-        ]
-
-    def _models_for(self, inputs) -> tuple:
-        """Target, proxy and original over the classes that the labels of a batch number."""
-        if not self._over_sets:
-            return self.classifier, self.proxy, self.original
-        return self._over_sets[self.train_dataset.set_of(inputs["sample_ids"][0].item())]
-
     def _make_attacks(self, args: HPTConfig) -> None:
         """PGD for training, on what the stage's objective says, and for `evaluate()`, on cross-entropy."""
         pgd = {"eps": args.attack_eps, "step_size": args.attack_step_size, "seed": args.seed}
@@ -251,27 +200,10 @@ class HPTTrainer(SearchableTrainer):
         if args.eval_attack_steps * args.attack_step_size < args.attack_eps:
             logger.warning("PGD in evaluate() takes too few steps to reach the edge of the eps-ball from its centre.")
 
-    def _compile_towers(self) -> None:
-        """Compile what `torch_compile` would: not the whole model, since attacks go past its wrapper, but its towers.
-
-        Dynamic shapes are left to torch, which compiles anew for the second batch size that it sees.
-        """
-        plugin = self.accelerator.state.dynamo_plugin
-        if plugin.backend == DynamoBackend.NO:
-            return
-        towers = self.classifier.family.towers(self.model)
-        for frozen in zero_shot_parts(self.proxy, self.original):
-            towers += frozen.family.towers(frozen.model)[:1]  # texts are encoded once
-        for tower in dict.fromkeys(towers):
-            tower.compile(**plugin.to_kwargs())
-        plugin.backend = DynamoBackend.NO  # accelerate would compile the whole model as well
-
     # Training
 
     def train(self, *args, **kwargs):
         """See [`~transformers.Trainer.train`]; one call goes through both stages."""
-        if self.args.push_to_hub:
-            self.publisher.refuse_private_run()
         self._micro_batches = 0
         self._diagnostics.clear()
         try:
@@ -342,7 +274,7 @@ class HPTTrainer(SearchableTrainer):
         return 1 if images_of_step is None else images * self.current_gradient_accumulation_steps / images_of_step
 
     def _make_step(self, inputs, objective: Objective) -> TrainingStep:
-        target, proxy, original = self._models_for(inputs)
+        target, proxy, original = self._models.of_batch(inputs)
         with self.accelerator.autocast():
             text_embeds = target.encode_prompts() if self._trains_text else None
         return TrainingStep(
@@ -399,53 +331,11 @@ class HPTTrainer(SearchableTrainer):
         advice = super()._advise(step)
         return f"{advice[:-1]}, or kl_reduction='mean'." if self.args.kl_reduction == "sum" else advice
 
-    def _state_tensors(self) -> dict[str, torch.Tensor]:
-        return super()._state_tensors() | self.gpd.tensors()
-
     def _get_grad_norm(self, model, grad_norm=None):
         grad_norm = super()._get_grad_norm(model, grad_norm)
         if not self.args.fp16:  # its gradient scaler skips such steps and lowers its scale
             self._stop_unless_finite(torch.as_tensor(grad_norm, device=self.args.device), "gradient")
         return grad_norm
-
-    # Endpoints, which `hpt interpolate` goes between
-
-    def _keep_anchor(self) -> None:
-        """Keep what the anchor stage ends with, before the restart."""
-        self._keep_endpoints({AVERAGE: self.gpd.ema, ANCHOR_END: None})
-
-    def _finalize_training(self, *args, **kwargs):
-        """Keep what the run ends with, which Trainer may replace by the best weights here."""
-        output = super()._finalize_training(*args, **kwargs)
-        if self.args.save_endpoints and self.state.global_step > self.schedule.boundary:
-            self._keep_endpoints({FINAL: None})
-        return output
-
-    def _keep_endpoints(self, weights: dict[str, dict | None]) -> None:
-        """Write endpoints by their names; `None` stands for the model's own weights."""
-        run, endpoints, there = Path(self.args.output_dir), {}, set()
-        if self.is_world_process_zero():
-            endpoints = {name: collect_endpoint(self.model, given) for name, given in weights.items()}
-        broken = "; ".join(filter(None, map(find_non_finite, endpoints.values())))
-        if self._on_any_rank(bool(broken)):
-            raise NonFiniteError(f"The endpoints in {run} aren't written: weights are NaN or infinite, {broken}.")
-        with self._written_on_all_ranks(run / ENDPOINTS, remove=False):
-            if endpoints:
-                there = write_endpoints(run, endpoints, self._describe_endpoints(), self._path_of_vanilla())
-        if FINAL in there and self.schedule.anchor_epochs > 0 and AVERAGE not in there:
-            logger.warning(
-                f"{run / ENDPOINTS} has only the final weights: the anchor stage ended without save_endpoints."
-            )
-
-    def _describe_endpoints(self) -> dict:
-        described = self.describe_run()
-        names = "target vanilla_weights trainable adapter schedule objective anchor_objective seed".split()
-        return {name: described[name] for name in names} | {"run": digest(self._run_identity())}
-
-    def _path_of_vanilla(self) -> str:
-        """Where the target was loaded from, if that isn't on the Hub."""
-        model = plain_model(self.model)
-        return "" if self.describe_run()["target"]["hub_id"] else str(model.name_or_path)
 
     # Logging
 
@@ -463,6 +353,11 @@ class HPTTrainer(SearchableTrainer):
         super().log(logs, start_time)
 
     # Evaluation
+
+    @property
+    def eval_classifier(self) -> ZeroShotClassifier:
+        """The target over the classes of the set that was last evaluated."""
+        return self._evaluation.classifier
 
     @dead_workers_explained()
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
@@ -485,12 +380,12 @@ class HPTTrainer(SearchableTrainer):
         loaders = vars(self).get("_eval_dataloaders", {})  # where Trainer keeps those whose workers persist
         if not isinstance(eval_dataset, str) and "eval" in loaders and loaders["eval"].dataset is not benchmark:
             del loaders["eval"]  # of another set
-        self._classify_as(benchmark)
+        self._evaluation.begin(benchmark)
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def get_test_dataloader(self, test_dataset):
         benchmark = self._inputs.as_benchmark(test_dataset, "the test set")
-        self._classify_as(benchmark)
+        self._evaluation.begin(benchmark)
         return super().get_test_dataloader(benchmark)
 
     def _get_dataloader(self, dataset, *args, is_training=False, **kwargs):
@@ -502,28 +397,9 @@ class HPTTrainer(SearchableTrainer):
         finally:
             self.args.dataloader_drop_last = drop_last
 
-    def _classify_as(self, benchmark: Benchmark) -> None:
-        """Predict the classes of a benchmark from here on."""
-        template, own = benchmark.template, self.classifier.templates
-        if template is None and isinstance(own, dict):  # each class of a mixture has the prompts of its sets
-            default = list_templates(self.args.prompt_template)
-            template = {name: own.get(name, default) for name in benchmark.class_names}
-        self.eval_classifier = self.classifier.with_classes(benchmark.class_names, template)
-
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Logits of the clean and of the adversarial images; an image that is already wrong stays as it is.
-
-        The classifier attacked is the one scored: unwrapped, not compiled, and outside autocast, so in float32.
-        """
-        with torch.compiler.set_stance("force_eager"):
-            return None, *self._attack_and_score(self._prepare_inputs(inputs))
-
-    def _attack_and_score(self, inputs) -> tuple:
-        clean_logits = score_batch(self.eval_classifier, None, inputs).logits
-        robust_logits, right = clean_logits.clone(), clean_logits.argmax(-1) == inputs["labels"]
-        if right.any():
-            robust_logits[right] = score_batch(self.eval_classifier, self.eval_attack, inputs, only=right).logits
-        return (clean_logits, robust_logits), inputs["labels"]
+        """Logits of the clean and of the adversarial images; see [`RobustEvaluation.score`]."""
+        return None, *self._evaluation.score(self.eval_attack, self._prepare_inputs(inputs))
 
     # Checkpoints
 
@@ -535,20 +411,9 @@ class HPTTrainer(SearchableTrainer):
 
     def mathematics(self) -> dict:
         """See [`~hpt.training.resumable.ResumableTrainer`]."""
-        described = describe_training(self.args, MATHEMATICS, self.train_dataset)
-        described |= describe_target(self.classifier, self._inputs.vanilla_weights) | self._given_optimizer
-        if self.args.kl_reduction == "mean" and self._has_uneven_micro_batches():
-            described["micro-batches weigh"] = "by their images"
-        if self.args.needs_proxy:
-            described |= {"proxy": describe_proxy(self.proxy), "proxy_models": identify_proxy(self.proxy)}
-        if self.original is not None:
-            described["original"] = self._inputs.vanilla_weights
-        return described
-
-    def _has_uneven_micro_batches(self) -> bool:
-        """Whether an epoch's last optimizer step has a micro-batch that is smaller than the step's others."""
-        batches, rest = divmod(images_per_epoch(self.args, len(self.train_dataset)), self.args.train_batch_size)
-        return rest > 0 and batches % self.args.gradient_accumulation_steps > 0
+        models = (self.classifier, self.proxy, self.original)
+        described = describe_robust_training(self.args, self.train_dataset, *models, self._inputs.vanilla_weights)
+        return described | self._given_optimizer
 
     def describe_run(self) -> dict:
         """What `training.json` and the card say of the run so far."""
@@ -569,117 +434,3 @@ class HPTTrainer(SearchableTrainer):
     def _has_own_step(self) -> bool:
         """Whether a subclass has replaced what a step computes, so that nobody knows what that is."""
         return any(getattr(type(self), name) is not getattr(HPTTrainer, name) for name in STEP)
-
-    def draw_figures(self, folder: Path) -> None:
-        """Draw training curves into a folder, once there is something to see."""
-        if any("loss" in entry for entry in self.state.log_history):
-            draw_training_curves(self.state.log_history, self.schedule.boundary, folder / CURVES)
-
-    # Cards and pushes, which the publisher writes and does
-
-    def _save(self, output_dir=None, state_dict=None) -> None:
-        folder = ModelFolder(output_dir or self.args.output_dir)
-        card = folder.card  # PEFT's save writes its own over it
-        super()._save(output_dir, state_dict)
-        if self.train_dataset is not None and self.args.should_save:
-            self.publisher.describe_save(folder, card or "")
-
-    def save_model(self, output_dir=None, _internal_call=False):
-        """See [`~transformers.Trainer.save_model`]; with `push_to_hub`, what was saved is pushed."""
-        super().save_model(output_dir, _internal_call)
-        if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub("Model save", folder=output_dir or self.args.output_dir)
-
-    def describe(self, folder: str | Path, model_id: str | None = None, license: str | None = None) -> ModelFolder:
-        """Write `training.json`, `run.yaml`, pictures and the card into a folder that the model is saved in.
-
-        Args:
-            folder (`str` or `Path`): Where the model lies.
-            model_id (`str`, *optional*): Hub id that it will be loaded by.
-            license (`str`, *optional*): Of the weights, as the Hub spells it.
-
-        Returns:
-            [`ModelFolder`]: the folder, for all that is read of it or added to it further.
-        """
-        model = ModelFolder(folder)
-        self.publisher.describe(model, model_id, license)
-        return model
-
-    def create_model_card(self, model_name: str | None = None, license: str | None = None) -> None:
-        """Write the card in `output_dir` anew, with all that is known by now; see [`describe`]."""
-        if self.is_world_process_zero():
-            self.describe(self.args.output_dir, model_name, license)
-
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Make the repository, or refuse what can't be pushed, on all ranks alike; no Hub is only a warning."""
-        if self.train_dataset is None:
-            raise InputError("There is no run to push: the trainer has no train_dataset. Leave push_to_hub out.")
-        self.publisher.prepare(token, private)
-        self.hub_model_id = self.publisher.repo_id
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Trainer calls this before a checkpoint is complete, which is too early."""
-
-    def _save_checkpoint(self, model, trial) -> None:
-        super()._save_checkpoint(model, trial)
-        if self.args.push_to_hub and self.is_world_process_zero() and self.publisher.may_push_save():
-            self.callback_handler.on_push_begin(self.args, self.state, self.control)
-            step = self.state.global_step
-            self.publisher.push_save(ModelFolder(checkpoint_folder(self.args.output_dir, step)), step)
-
-    def push_to_hub(
-        self,
-        commit_message: str = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        folder: str | Path | ModelFolder | None = None,
-        license: str | None = None,
-    ) -> CommitInfo | Future | None:
-        """Save the model into `output_dir` and push it with its processor, card, curves, settings and evaluation.
-
-        Args:
-            folder (`str`, `Path` or [`ModelFolder`], *optional*): Push this one instead, in which a model of this run
-                was saved.
-            commit_message, blocking, token, revision, private, license: See [`Publisher.push`].
-
-        Returns:
-            `CommitInfo`, or a `Future` of it unless `blocking`; `None` on all ranks but the first.
-
-        Raises:
-            InputError: without a token or permission, or if the repository holds another model.
-            PushFailed: if the Hub can't be reached, with the command to push later.
-        """
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        if folder is None:
-            self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-        self._finish_current_push()
-        model = folder if isinstance(folder, ModelFolder) else ModelFolder(folder or self.args.output_dir)
-        if folder is None or not model.has_weights_of_run:  # a checkpoint's card is of its step
-            self.publisher.describe(model, license=license)
-        pushed = self.publisher.push(model, commit_message, blocking, token, revision, private, license)
-        self.hub_model_id = self.publisher.repo_id
-        return pushed
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save:
-            self.gpd.save(output_dir)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            self.gpd.load(checkpoint, self.args.device)
-
-
-def _predictions(logits, labels):
-    """What is kept of each batch's logits: the predicted classes, clean and adversarial."""
-    return tuple(scores.argmax(-1) for scores in logits)
-
-
-def _accuracies(prediction) -> dict[str, float]:
-    clean, robust = ((classes == prediction.label_ids).mean().item() for classes in prediction.predictions)
-    return {"clean_accuracy": clean, "robust_accuracy": robust}

@@ -17,7 +17,7 @@ from hpt.models.endpoints import INDEX, collect_endpoint, read_endpoints, read_i
 from hpt.models.loading import load_dual_encoder, save_finished
 from hpt.models.lora import add_lora, merged
 from hpt.models.weights import freeze_untrained, hash_weights
-from hpt.training import trainer as trainer_module
+from hpt.training import saving
 from hpt.training.gpd import trained_weights
 from hpt.training.resumable import NonFiniteError
 
@@ -161,7 +161,7 @@ def test_endpoints_that_were_being_written_are_written_again(whole, tmp_path, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module, "write_endpoints", kill)
+        patch.setattr(saving, "write_endpoints", kill)
         with pytest.raises(KeyboardInterrupt):
             make_trainer(tmp_path, **settings).train()
     make_trainer(tmp_path, **settings).train(resume_from_checkpoint="last")

@@ -1,0 +1,70 @@
+"""The models of a run together: the target, what teaches it, and its vanilla copy, over the classes of each batch."""
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DynamoBackend
+from torch import nn
+
+from hpt.data.epochs import EpochMixture
+from hpt.models.classifier import ZeroShotClassifier
+from hpt.models.proxies import try_out, zero_shot_parts
+from hpt.training.inputs import TrainingInputs
+
+
+class RunModels:
+    """Target `T`, proxy `P` and original `O` of a run on its device.
+
+    Of a mixture with batches of one set, a batch sees each over that set's classes: views, which share weights, and
+    of which each keeps its class embeddings, so that no set's are computed twice.
+
+    Args:
+        inputs ([`TrainingInputs`]): What the run was given.
+        device (`torch.device`): Where it trains.
+
+    Attributes:
+        target ([`ZeroShotClassifier`]): Over the training classes, like the other two.
+        proxy (`nn.Module`, *optional*): Frozen.
+        original ([`ZeroShotClassifier`], *optional*): Frozen.
+
+    Raises:
+        InputError: for a proxy that doesn't take such images, or doesn't tell the training classes apart.
+    """
+
+    def __init__(self, inputs: TrainingInputs, device: torch.device):
+        self.target: ZeroShotClassifier = inputs.classifier.to(device)
+        self.proxy: nn.Module | None = inputs.proxy and inputs.proxy.to(device)
+        self.original: ZeroShotClassifier | None = inputs.original and inputs.original.to(device)
+        one_set = isinstance(inputs.train, EpochMixture) and not inputs.train.over_union
+        self._mixture = inputs.train if one_set else None
+        self._over_sets = [
+            tuple(model and model.with_classes(part.class_names, part.template) for model in self._all)
+            for part in (self._mixture.sets.values() if one_set else ())
+        ]
+        for target, proxy, _ in [self._all, *self._over_sets]:
+            if proxy is not None:
+                try_out(proxy, inputs.one_image().to(device), len(target.class_names))
+
+    @property
+    def _all(self) -> tuple:
+        return self.target, self.proxy, self.original
+
+    def of_batch(self, inputs: dict) -> tuple:
+        """Target, proxy and original over the classes that the labels of a batch number."""
+        if self._mixture is None:
+            return self._all
+        return self._over_sets[self._mixture.set_of(inputs["sample_ids"][0].item())]
+
+    def compile(self, accelerator: Accelerator) -> None:
+        """Compile what `torch_compile` would: not the whole model, since attacks go past its wrapper, but its towers.
+
+        Dynamic shapes are left to torch, which compiles anew for the second batch size that it sees.
+        """
+        plugin = accelerator.state.dynamo_plugin
+        if plugin.backend == DynamoBackend.NO:
+            return
+        towers = self.target.family.towers(self.target.model)
+        for frozen in zero_shot_parts(self.proxy, self.original):
+            towers += frozen.family.towers(frozen.model)[:1]  # texts are encoded once
+        for tower in dict.fromkeys(towers):
+            tower.compile(**plugin.to_kwargs())
+        plugin.backend = DynamoBackend.NO  # accelerate would compile the whole model as well
