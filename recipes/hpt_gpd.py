@@ -36,7 +36,7 @@ from hpt.processes import hold_together, on_main_process, set_cpu_threads
 from hpt.radius import Fraction, Radius
 from hpt.references import Reference
 from hpt.training.config import DTYPES
-from hpt.training.inputs import check_sets
+from hpt.training.data_inputs import check_sets
 from hpt.training.pretraining import pretrain_missing
 from hpt.training.record import refuse_other_run
 from hpt.training.run import load_data, make_trainer, model_sources, places_of, train_and_save

@@ -19,7 +19,7 @@ from hpt.evaluation.dial import check_rule
 from hpt.models.interpolation import make_grid
 from hpt.radius import Fraction, Radius
 from hpt.references import check_names
-from hpt.training.labels import who_needs_labels
+from hpt.training.needs import who_needs_labels
 from hpt.training.record import OF_THE_WEIGHTS, describe_settings
 from hpt.training.run import load_data
 

@@ -15,7 +15,7 @@ from hpt.comparing.records import Records, keep_settings
 from hpt.comparing.tasks import PHASES, Plan, Task, budget_task, plan_budgets, plan_runs, read_given
 from hpt.errors import InputError, list_known, message_of
 from hpt.models.sources import check_source
-from hpt.training.inputs import check_sets
+from hpt.training.data_inputs import check_sets
 from hpt.training.run import model_sources
 
 

@@ -1,7 +1,6 @@
 """`HPTConfig`: the settings of a run, beside those of transformers, with their checks."""
 
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,10 +19,9 @@ from hpt.training.gpd import ANCHOR, TRANSFER, GPDSchedule, check_epochs
 from hpt.training.objectives import OBJECTIVES, Objective, RobustTransfer
 from hpt.training.sums import check_attack_loss, check_needs, make_objective
 from hpt.training.trackers import check_trackers
-from hpt.training.unsupported import ROBUST_TRAINING, check_run, refuse_unsupported
+from hpt.training.unsupported import ROBUST_TRAINING, check_run, refuse_sharding, refuse_unsupported
 
 
-SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")  # what accelerate can be told to launch with
 DTYPES = ("float32", "bfloat16", "float16")
 KL_REDUCTIONS = ("mean", "sum")
 FRACTIONS = ("attack_eps", "attack_step_size", "temperature", "anchor_learning_rate", "learning_rate", "warmup_steps")
@@ -230,7 +228,7 @@ class HPTConfig(TrainingArguments):
     }
 
     def __post_init__(self):
-        self._refuse_sharding()
+        refuse_sharding(self)
         self._parse_numbers()
         templates = check_templates(self.prompt_template)
         self.prompt_template = templates[0] if len(templates) == 1 else templates  # the command line gives a list
@@ -282,22 +280,20 @@ class HPTConfig(TrainingArguments):
     @property
     def needs_proxy(self) -> bool:
         """Whether an objective of the run learns from a proxy."""
-        return any(objective.needs_proxy for objective in self.make_objectives().values())
+        return self._any_objective("needs_proxy")
 
     @property
     def needs_original(self) -> bool:
         """Whether an objective of the run compares with the target's vanilla copy."""
-        return any(objective.needs_original for objective in self.make_objectives().values())
+        return self._any_objective("needs_original")
 
     @property
     def needs_patches(self) -> bool:
         """Whether an objective of the run looks at patch tokens."""
-        return any(objective.needs_patches for objective in self.make_objectives().values())
+        return self._any_objective("needs_patches")
 
-    @property
-    def needs_labels(self) -> bool:
-        """Whether an objective of the run, or its attack, asks for labels."""
-        return any(objective.needs_labels for objective in self.make_objectives().values())
+    def _any_objective(self, need: str) -> bool:
+        return any(getattr(objective, need) for objective in self.make_objectives().values())
 
     def _make_objective(self, field_name: str) -> Objective:
         text, settings = getattr(self, field_name), getattr(self, f"{field_name}_args")
@@ -323,22 +319,6 @@ class HPTConfig(TrainingArguments):
         else:
             batches = math.ceil(math.ceil(num_examples / batch_size) / world_size)
         return max(1, math.ceil(batches / self.gradient_accumulation_steps))
-
-    def _refuse_sharding(self):
-        """Attacks run on the model past its wrapper, which needs all weights on each process."""
-        launched = {name: os.environ.get(f"ACCELERATE_USE_{name}", "false") for name in SHARDING}
-        given = [name for name, value in launched.items() if value.lower() in ("1", "true", "yes", "on")]
-        fields_given = (
-            ("FSDP", self.fsdp or self.fsdp_config),
-            ("DEEPSPEED", self.deepspeed),
-            ("parallelism_config", self.parallelism_config),
-        )
-        given += [name for name, value in fields_given if value]
-        if given:
-            raise InputError(
-                f"{given[0]} isn't supported: dual encoders fit one GPU, so use plain DDP, as "
-                "`accelerate launch --config_file recipes/accelerate/ddp.yaml SCRIPT` does."
-            )
 
     def _parse_numbers(self):
         """Python and YAML callers may give text where a number is meant, as the command line always does."""

@@ -142,7 +142,7 @@ class PMGAFT(Objective):
     arxiv = "2401.04350"
 
     def __init__(self, *, a: float = 1.0, b: float = 1.0):
-        check_weights(a=a, b=b)
+        check_factors(a=a, b=b)
         self.a, self.b = a, b
 
     def __call__(self, step: TrainingStep) -> torch.Tensor:
@@ -228,7 +228,7 @@ class TGAZSR(Objective):
     arxiv = "2410.21802"
 
     def __init__(self, *, a: float = 0.08, b: float = 0.05, normalised_over: str = "embedding"):
-        check_weights(a=a, b=b)
+        check_factors(a=a, b=b)
         check_known("normalised_over", normalised_over, NORMALISED_OVER)
         self.a, self.b, self.normalised_over = a, b, normalised_over
 
@@ -274,11 +274,11 @@ class CleanDistillation(RobustTransfer):
         return self._divergence(step, step.images, step.images)  # KL(P(x) || T(x))
 
 
-def check_weights(**weights: float) -> None:
-    """Refuse weights, by name, that aren't numbers of at least 0."""
-    for name, weight in weights.items():
-        if not 0 <= weight < math.inf:
-            raise InputError(f"{name} is {weight:g}, but must be a number of at least 0.")
+def check_factors(**factors: float) -> None:
+    """Refuse factors of an objective's parts, by name, that aren't numbers of at least 0."""
+    for name, factor in factors.items():
+        if not 0 <= factor < math.inf:
+            raise InputError(f"{name} is {factor:g}, but must be a number of at least 0.")
 
 
 OBJECTIVES = {

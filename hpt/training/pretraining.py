@@ -42,8 +42,9 @@ from hpt.models.weights import forward_redirected
 from hpt.processes import check_trains_together, hold_together, on_main_process
 from hpt.prompts import DEFAULT_TEMPLATE, check_templates, make_prompts
 from hpt.training.callbacks import LogitScaleCallback
+from hpt.training.data_inputs import check_batches
 from hpt.training.identity import describe_training
-from hpt.training.inputs import check_batches, check_launch
+from hpt.training.inputs import check_launch
 from hpt.training.mixed_sets import as_epochs
 from hpt.training.resumable import ResumableTrainer
 from hpt.training.trackers import check_trackers

@@ -14,6 +14,7 @@ from hpt.models.proxies import ORIGINAL, combine, over_classes, zero_shot_parts
 from hpt.models.weights import architecture, find_non_finite, plain_weights
 from hpt.training.config import HPTConfig
 from hpt.training.gpd import ANCHOR
+from hpt.training.needs import who_needs_proxy
 from hpt.training.sums import name_objective
 
 
@@ -33,8 +34,8 @@ def check_kinds_of_proxies(proxies: list, args: HPTConfig) -> None:
     Raises:
         InputError: naming what is wrong with which.
     """
-    if not proxies and args.needs_proxy:
-        raise InputError("There is no proxy, but the objective learns from one: load it with load_proxy(name).")
+    if not proxies and (needed_by := who_needs_proxy(args)):
+        raise InputError(f"There is no proxy, but one is needed by {needed_by}: load it with load_proxy(name).")
     for name, proxy in zip(_names(proxies), proxies, strict=True):
         if isinstance(proxy, str):
             if proxy != ORIGINAL:

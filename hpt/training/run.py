@@ -22,8 +22,8 @@ from hpt.models.lora import add_lora, merged
 from hpt.models.proxies import ORIGINAL
 from hpt.references import Reference
 from hpt.training.config import HPTConfig
-from hpt.training.labels import who_needs_labels
 from hpt.training.mixed_sets import images_of_an_epoch
+from hpt.training.needs import who_needs_labels
 from hpt.training.trainer import HPTTrainer
 
 

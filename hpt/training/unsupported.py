@@ -3,6 +3,7 @@
 `tests/training/test_settings.py` has a table of all settings, and what becomes of each.
 """
 
+import os
 from dataclasses import MISSING, Field, fields
 
 from transformers import TrainingArguments
@@ -38,6 +39,7 @@ ARGUMENTS = {
     "data_collator": "batches are made of uint8 images, their labels and ids",
     "compute_loss_func": "an Objective says what a step minimises: see hpt.OBJECTIVES",
 }
+SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")  # what accelerate can be told to launch with
 SAMPLING = ("random", "sequential")
 WITHOUT_ADAM = ("sgd", "adagrad", "rmsprop", "adafactor")  # optimizers that read no field named adam_*
 AT_LEAST_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
@@ -84,6 +86,27 @@ def refuse_unsupported(args: TrainingArguments, more: dict[str, str] | None = No
             "alone, which reentrant checkpoints can't give: add it, or leave the setting out."
         )
     _refuse_what_the_optimizer_ignores(args.optim.value, given)
+
+
+def refuse_sharding(args: TrainingArguments) -> None:
+    """Refuse to share out a model: attacks run on it past its wrapper, which needs all weights on each process.
+
+    Raises:
+        InputError: naming the setting, or what accelerate was launched with.
+    """
+    launched = {name: os.environ.get(f"ACCELERATE_USE_{name}", "false") for name in SHARDING}
+    given = [name for name, value in launched.items() if value.lower() in ("1", "true", "yes", "on")]
+    fields_given = (
+        ("FSDP", args.fsdp or args.fsdp_config),
+        ("DEEPSPEED", args.deepspeed),
+        ("parallelism_config", args.parallelism_config),
+    )
+    given += [name for name, value in fields_given if value]
+    if given:
+        raise InputError(
+            f"{given[0]} isn't supported: dual encoders fit one GPU, so use plain DDP, as "
+            "`accelerate launch --config_file recipes/accelerate/ddp.yaml SCRIPT` does."
+        )
 
 
 def refuse_arguments(arguments: dict) -> None:

@@ -10,7 +10,7 @@ from hpt import HPTConfig, HPTTrainer, InputError, ZeroShotClassifier
 from hpt.data.benchmark import Benchmark, StreamingBenchmark
 from hpt.data.geometry import ImageTransform
 from hpt.data.images import to_unit_range
-from hpt.training.inputs import as_benchmark, check_sets
+from hpt.training.data_inputs import as_benchmark, check_sets
 
 
 def with_names(folder, dataset, names, **settings) -> HPTTrainer:

@@ -145,8 +145,10 @@ def test_a_setting_that_an_objective_does_not_keep_is_refused(monkeypatch):
 
 
 def test_an_objective_that_learns_from_a_proxy_needs_one(tmp_path):
-    with pytest.raises(InputError, match="There is no proxy, but the objective learns from one: load it"):
-        make_trainer(tmp_path, proxy=None)
+    with pytest.raises(InputError, match="but one is needed by the anchor stage's objective, anchor .* leaves that"):
+        make_trainer(tmp_path, proxy=None, objective="tecoa")
+    with pytest.raises(InputError, match="There is no proxy, but one is needed by the objective hpt: load it"):
+        make_trainer(tmp_path, proxy=None, anchor_epochs=0)
 
 
 def make_objectives(**settings):

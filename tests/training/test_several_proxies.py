@@ -314,7 +314,7 @@ def broken():
         ([another(), None], {}, "Proxy 2 of 2 is a NoneType"),
         ([another(), [colours]], {}, "Proxy 2 of 2 is a list"),
         (make_clip(1)[0], {}, "The proxy is a CLIPModel: load it"),
-        ([], {}, "There is no proxy, but the objective learns from one"),
+        ([], {}, "There is no proxy, but one is needed by the anchor stage's objective, anchor [(]anchor_epochs=0"),
         ([another(), broken()], {}, r"Proxy 2 of 2 has NaN or infinite weights, 1 of \d+"),
         (
             [another(), Colours(classes=4)],

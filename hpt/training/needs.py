@@ -1,4 +1,6 @@
-"""What a run needs of its training set beside images: labels, class names, or neither, as its objectives say."""
+"""What the objectives of a run need beside images: a proxy, labels, class names. Messages name the one that does."""
+
+from collections.abc import Callable
 
 from hpt.data.given import say_unlabelled
 from hpt.errors import InputError
@@ -8,8 +10,13 @@ from hpt.training.objectives import Objective
 from hpt.training.sums import WeightedSum
 
 
+def who_needs_proxy(args: HPTConfig) -> str | None:
+    """Which objective of a run learns from a proxy, as messages call it; `None` if none does."""
+    return _first(args, lambda objective: objective.needs_proxy)
+
+
 def who_needs_labels(args: HPTConfig) -> str | None:
-    """Which objective of a run needs labels, for itself or its attack, as messages call it; `None` if none does."""
+    """Likewise, which needs labels, for itself or its attack."""
     return _first(args, lambda objective: objective.needs_labels or _attacks_by_label(objective))
 
 
@@ -30,7 +37,7 @@ def check_unlabelled(args: HPTConfig, train_dataset, class_names: list[str] | No
         )
 
 
-def _first(args: HPTConfig, needs) -> str | None:
+def _first(args: HPTConfig, needs: Callable[[Objective], bool]) -> str | None:
     for stage, objective in args.make_objectives().items():
         if needs(objective):
             if stage == ANCHOR:
