@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
@@ -141,6 +142,21 @@ class HPTTrainer(SavingTrainer):
         self._callbacks_of_run = []
         self._set_up(inputs)
 
+    @property
+    def classifier(self) -> ZeroShotClassifier:
+        """The target `T` over the training classes, a view of `model`."""
+        return self._models.target
+
+    @property
+    def proxy(self) -> nn.Module | None:
+        """The proxy `P` over the training classes; of several, a [`CombinedProxy`]."""
+        return self._models.proxy
+
+    @property
+    def original(self) -> ZeroShotClassifier | None:
+        """The target's frozen vanilla copy `O`, where an objective compares with it or it is a proxy."""
+        return self._models.original
+
     def _prepare_inputs_of_run(self, model, args: HPTConfig) -> TrainingInputs:
         inputs = prepare_inputs(model, args, *self._given)
         if not self.has_own_metrics:
@@ -166,7 +182,6 @@ class HPTTrainer(SavingTrainer):
         args = self.args
         self._inputs, self._described = inputs, None
         self._models = RunModels(inputs, args.device)
-        self.classifier, self.proxy, self.original = self._models.target, self._models.proxy, self._models.original
         self.objectives, self.schedule = args.make_objectives(), inputs.schedule
         self._diagnostics = Diagnostics(self.accelerator, self.classifier, self.proxy is not None)
         self._evaluation = RobustEvaluation(self.classifier, args.prompt_template)
@@ -381,7 +396,8 @@ class HPTTrainer(SavingTrainer):
         if not isinstance(eval_dataset, str) and "eval" in loaders and loaders["eval"].dataset is not benchmark:
             del loaders["eval"]  # of another set
         self._evaluation.begin(benchmark)
-        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        with torch.random.fork_rng(devices=()):  # data loaders draw a seed, and training goes on as if none were drawn
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def get_test_dataloader(self, test_dataset):
         benchmark = self._inputs.as_benchmark(test_dataset, "the test set")

@@ -149,14 +149,16 @@ def test_the_best_weights_are_all_loaded(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["Swin", "GroupViT"])
-def test_what_is_logged_changes_nothing_of_a_target_that_draws_random_numbers(tmp_path, name):
+def test_what_is_watched_changes_nothing_of_a_target_that_draws_random_numbers(tmp_path, name):
     """A Swin leaves out layers at random, and a GroupViT assigns patches to groups by noise."""
     trained = []
-    for strategy in ("steps", "no"):
+    for watched in ({}, {"logging_strategy": "steps"}, {"eval_strategy": "steps"}):
         model, processor = make_family(name)
-        make_trainer(tmp_path, model, processor=processor, logging_strategy=strategy, **SHORT).train()
+        settings = {"processor": processor, "eval_dataset": BENCHMARK, "logging_strategy": "no"} | watched | SHORT
+        make_trainer(tmp_path, model, **settings).train()
         trained.append(weights(model))
-    assert_same(*trained)
+    assert_same(trained[1], trained[0])
+    assert_same(trained[2], trained[0])
 
 
 def test_a_target_with_batch_norm_sees_each_image_by_itself(tmp_path):
