@@ -241,7 +241,6 @@ CALLED = {
     ),
     "get_train_dataloader": Member("(self)", "_inner_training_loop", "a comparison counts what a batch costs"),
     "is_world_process_zero": Member("(self)", "", "one process alone chooses checkpoints and pushes"),
-    "get_train_dataloader": Member("(self)", "", "a grid counts the passes of a training step on its first batch"),
     "_prepare_inputs": Member("(self, inputs)", "", "an evaluation's batch is moved to the device"),
     "_finish_current_push": Member("(self)", "_finalize_training", "a push waits for the one before"),
 }
