@@ -103,7 +103,10 @@ def read_arguments(
     from_file = as_arguments(content, types, config)
     for argument in argv:
         if argument.startswith("--"):
-            _check_known(argument[2:].partition("=")[0], types, "the command line")
+            name = argument[2:].partition("=")[0]
+            if name in nested:
+                raise InputError(f"{name} has fields of its own, and so stands in a YAML file, which --config names.")
+            _check_known(name, types, "the command line")
     return from_file + argv, further, config
 
 
@@ -116,7 +119,12 @@ def parse_arguments(types: tuple[type, ...], arguments: list[str]) -> tuple:
     parser = HfArgumentParser(types, allow_abbrev=False)
     parser.error = _raise_input_error
     try:
-        return tuple(parser.parse_args_into_dataclasses(arguments, look_for_args_file=False))
+        *settings, unread = parser.parse_args_into_dataclasses(
+            arguments, look_for_args_file=False, return_remaining_strings=True
+        )
+        if unread:
+            raise InputError(f"{unread[0]!r} belongs to no field: write --FIELD before it, or leave it out.")
+        return tuple(settings)
     except InputError:
         raise
     except ValueError as error:  # from TrainingArguments
@@ -265,7 +273,7 @@ def as_arguments(content: dict, types: tuple[type, ...], where) -> list[str]:
         where: What messages call the file, or the part of it.
 
     Raises:
-        InputError: for an unknown field, or one that is neither a value nor a list of them.
+        InputError: for an unknown field, an empty list, or what is neither a value nor a list of them.
     """
     arguments = []
     for name, value in content.items():
@@ -275,6 +283,8 @@ def as_arguments(content: dict, types: tuple[type, ...], where) -> list[str]:
                 "`field: value` for each."
             )
         _check_known(str(name), types, where)
+        if value == []:
+            raise InputError(f"{where}: {name} is an empty list: give a value, or leave it out.")
         values = value if isinstance(value, list) else [] if value is None else [value]
         for item in values:
             if not isinstance(item, str | int | float | date) or (isinstance(item, str) and item.startswith("-")):
@@ -303,9 +313,13 @@ def _check_known(name: str, types: tuple[type, ...], where) -> None:
 
 def _raise_input_error(message: str):
     """Raise what argparse says, in our words where a value is of the wrong type."""
-    if wrong := re.fullmatch(rf"argument (--\w+)(?:/--[\w-]+)?: invalid ({'|'.join(NUMBERS)}) value: (.*)", message):
-        option, kind, value = wrong.groups()
-        raise InputError(f"{option} is {value}, but must be {NUMBERS[kind]}.")
+    option, _, problem = re.sub(r"^argument (--\w+)(/--[\w-]+)?: ", r"\1 ", message).partition(" ")
+    if wrong := re.fullmatch(rf"invalid ({'|'.join(NUMBERS)}) value: (.*)", problem):
+        raise InputError(f"{option} is {wrong[2]}, but must be {NUMBERS[wrong[1]]}.")
+    if wrong := re.fullmatch(r"Truthy value expected: got (.*) but expected .*", problem):
+        raise InputError(f"{option} is {wrong[1]!r}, but must be True or False.")
+    if problem in ("expected one argument", "expected at least one argument"):
+        raise InputError(f"{option} is given without a value: write one behind it.")
     _, is_missing, missing = message.partition("the following arguments are required: ")
     if is_missing:
         raise InputError(f"Needed, but not given: {re.sub(r'/--[^ ,]+', '', missing)}.")

@@ -58,7 +58,8 @@ def hold_folder(folder: str | Path) -> Iterator[bool]:
         if is_new:
             with suppress(OSError):
                 folder.rmdir()
-        raise InputError(f"Can't work in {folder}: {error.filename or LOCK_FILE}: {error.strerror}.") from error
+        where = "" if error.filename == str(folder) else f"{error.filename or LOCK_FILE}: "
+        raise InputError(f"Can't work in {folder}: {where}{error.strerror}.") from error
     _held[folder] = descriptor, threading.get_ident()
     try:
         yield True

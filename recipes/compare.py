@@ -14,8 +14,8 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from hpt import HPTConfig
-from hpt.cli import read_arguments, run_recipe
+from hpt import HPTConfig, InputError
+from hpt.cli import read_arguments, run_recipe, split_option
 from hpt.comparing.grid import NESTED, Comparison, Grid, read_grid
 from hpt.comparing.records import Records
 from hpt.comparing.report import write_report
@@ -30,6 +30,8 @@ PRINT = "--print_commands"
 
 def main():
     argv = sys.argv[1:]
+    if split_option(argv, "num_processes")[0] is not None:
+        raise InputError("Processes share a comparison by its folder: start the same command several times instead.")
     arguments, nested, config = read_arguments(
         (Comparison, Recipe, HPTConfig), folder=Path(__file__).parent, nested=NESTED
     )

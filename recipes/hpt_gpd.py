@@ -21,7 +21,7 @@ from hpt.cli import parse_config, run_recipe
 from hpt.data.mixtures import choose_sets
 from hpt.data.names import expand_all
 from hpt.data.subsets import write_out_classes
-from hpt.errors import check_known
+from hpt.errors import check_at_least, check_known
 from hpt.escaping import shell
 from hpt.evaluation.outputs import report_comparison
 from hpt.evaluation.subject import Subject
@@ -30,7 +30,7 @@ from hpt.models.endpoints import ENDPOINTS
 from hpt.models.families import plain_model
 from hpt.models.lora import check_lora
 from hpt.models.positions import check_image_size
-from hpt.models.proxies import ORIGINAL, parse_proxies
+from hpt.models.proxies import ORIGINAL, check_original, parse_proxies
 from hpt.models.sources import check_source
 from hpt.processes import hold_together, on_main_process, set_cpu_threads
 from hpt.radius import Fraction, Radius
@@ -124,6 +124,10 @@ class Recipe:
         self._check_proxies()
         self.proxy_eps = [Radius(eps) for eps in self.proxy_eps or []]
         check_known("proxy_dtype", self.proxy_dtype, DTYPES)
+        check_at_least(0, validation_size=self.validation_size)
+        for name in ("max_train_samples", "max_eval_samples"):
+            if vars(self)[name] is not None:
+                check_at_least(1, **{name: vars(self)[name]})
         if self.image_size is not None:
             check_image_size(self.image_size)
         if self.lora_rank is not None and self.image_size is not None:
@@ -141,13 +145,17 @@ class Recipe:
             raise InputError("A stream isn't cut by max_train_samples: steps_per_epoch says how much an epoch reads.")
 
     def _check_proxies(self):
-        given = {name: vars(self)[name] for name in ("proxy", "proxy_revision", "pretrain_proxy")}
-        if self.proxies and any(given.values()):
-            name = next(name for name, value in given.items() if value)
-            raise InputError(f"{name} and proxies are both given: write all proxies into proxies, as ID@REVISION.")
+        given = [name for name in ("proxy", "proxy_revision", "pretrain_proxy") if vars(self)[name]]
+        if self.proxies and given:
+            unset = " ".join(f'--{name} ""' for name in given)
+            raise InputError(
+                f"proxies are given, and {' and '.join(given)} too: write all proxies into proxies, as ID@REVISION. "
+                f"What a config says is taken back by {unset}."
+            )
         if not self.proxies:
             self.proxy = expanduser(PROXY if self.proxy is None else self.proxy)
-        self.proxy_references()  # refuses what can't be meant
+        for reference in self.proxy_references():  # which refuses what can't be meant
+            check_original(reference)
 
     def proxy_references(self) -> list[Reference]:
         """The proxies by name; the only one, which has none, is called proxy."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpt import InputError, RobustnessEvaluator
-from hpt.attacks.registry import parse_attacks
+from hpt.attacks.registry import parse_attacks_without_proxy
 from hpt.cli import parse_config, run_recipe
 from hpt.errors import check_at_least
 from hpt.evaluation.dial import check_rule, measure_dial
@@ -75,7 +75,7 @@ def main():
     points, vanilla = check(settings), parse_model(settings.vanilla) if settings.vanilla else None
     trained, folder = find_trained(settings.run, settings.final)
     attacks = {"attacks": settings.attacks, "eps": find_eps(settings.eps, folder.run)}
-    parse_attacks(settings.attacks, as_radii(attacks["eps"]), None)
+    parse_attacks_without_proxy(settings.attacks, as_radii(attacks["eps"]))
     state = join_processes(settings.use_cpu)
     with hold_together(settings.output_dir):
         # Data and models

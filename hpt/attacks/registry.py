@@ -180,3 +180,11 @@ def parse_attacks(texts: str | Iterable[str], radii: Collection[Radius], proxy) 
         for radius in radii:
             attack.make(radius, proxy=proxy)
     return attacks
+
+
+def parse_attacks_without_proxy(texts: Iterable[str], radii: Collection[Radius]) -> list[NamedAttack]:
+    """[`parse_attacks`] where models are attacked by themselves alone: an attack that needs a proxy is refused too."""
+    for attack in map(NamedAttack.parse, texts):
+        if attack.needs_proxy:
+            raise InputError(f"The attack {str(attack)!r} needs a proxy, but there is none here: give another attack.")
+    return parse_attacks(texts, radii, None)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
-from hpt.attacks.registry import parse_attacks
+from hpt.attacks.registry import parse_attacks_without_proxy
 from hpt.cli import as_arguments, parse_arguments
 from hpt.data.benchmark import Benchmark
 from hpt.data.loading import load_benchmark
@@ -173,12 +173,14 @@ class Grid:
         if len(self.tests) < len(references):
             raise InputError(f"tests have {', '.join(self.tests)} twice: give each once, or names, as NAME=PATH.")
         for attacks in ([self.comparison.tune_attack], self.comparison.test_attacks):
-            parse_attacks(attacks, [self.eps], None)
+            parse_attacks_without_proxy(attacks, [self.eps])
         self._loaded: dict[tuple, Benchmark | tuple] = {}  # images, once for all tasks
         self._settings: dict[Run, tuple] = {}
         for method in methods.values():
             self._settings |= {run: self._parse(run) for run in self.runs_of(method.name)}
         self._refuse_twins()
+        for name in self.targets().keys() & methods.keys():
+            raise InputError(f"No method can be called {name!r}: the target before training is, and is compared too.")
 
     @property
     def eps(self) -> Radius:
@@ -278,7 +280,7 @@ def read_grid(arguments: list[str], nested: dict, types: tuple[type, ...], where
         InputError: for settings that can't be meant, naming the method that they are of.
     """
     given = [argument[2:].partition("=")[0].replace("-", "_") for argument in arguments if argument.startswith("--")]
-    _refuse_given(given, NOT_GIVEN, "a comparison")
+    _refuse_given(given, NOT_GIVEN, "A comparison")
     methods = _vary(_read_mapping(nested, "methods", where), _read_mapping(nested, "vary", where))
     if not methods:
         raise InputError(

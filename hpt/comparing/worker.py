@@ -14,6 +14,7 @@ from hpt.comparing.grid import Grid
 from hpt.comparing.records import Records, keep_settings
 from hpt.comparing.tasks import PHASES, Plan, Task, budget_task, plan_budgets, plan_runs, read_given
 from hpt.errors import InputError, list_known, message_of
+from hpt.files import check_folder
 from hpt.models.sources import check_source
 from hpt.training.data_inputs import check_sets
 from hpt.training.run import model_sources
@@ -31,6 +32,7 @@ def check(grid: Grid) -> None:
     """
     if grid.args.world_size > 1:
         raise InputError("Processes share a comparison by its folder: start the same command several times, alone.")
+    check_folder(grid.folder)
     runs = [grid.first_run(method) for method in grid.methods]
     for run in runs:
         for source in sum(model_sources(*grid.settings(run)).values(), []):

@@ -144,17 +144,20 @@ def choose_sets(one: str | None, several: list[str], settings: dict, default: st
         default (`str`): What is trained on if neither is given.
 
     Raises:
-        InputError: if both are given, or what is of several sets alone without these.
+        InputError: if both are given, or neither, by an empty text, or what is of several sets alone without these.
     """
     if several and one:
         raise InputError(
-            f"train_dataset is {one!r}, but train_datasets is given too: leave one of them out, also in the config."
+            f"train_dataset is {one!r}, but train_datasets is given too: leave one of them out. What a config says is "
+            'taken back by --train_dataset "".'
         )
     if several:
         return None
     for name in ("dataset_weights", "batches"):
         if settings[name] is not None:
             raise InputError(f"{name} is {settings[name]!r}, but is of several sets: give them as train_datasets.")
+    if one == "":
+        raise InputError("train_dataset is empty: name a set, or several by train_datasets.")
     return default if one is None else one
 
 

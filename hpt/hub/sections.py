@@ -252,7 +252,8 @@ def _in_python(run: dict) -> str:
 
 
 def _by_recipe(run: dict) -> str:
-    local = {name: value for name, value in run["settings"].items() if name in MAY_BE_LOCAL and "PATH/" in str(value)}
+    needed = [name for name in MAY_BE_LOCAL if _proxies(run) or name not in ("proxy", "proxies")]
+    local = {name: value for name, value in run["settings"].items() if name in needed and "PATH/" in str(value)}
     processes = f"--num_processes {run['processes']} " if run["processes"] > 1 else ""
     given = "".join(f" \\\n    --{name} {_as_arguments(value)}" for name, value in local.items())
     seed = markdown(str(run["seed"]))
@@ -263,8 +264,9 @@ def _by_recipe(run: dict) -> str:
     )
     if local:
         text += "`PATH` stands for folders of the machine that it ran on: put yours there.\n\n"
-    for name, file in run["pretrained_by"].items():
-        text += f"The {markdown(name)} was made by `recipes/pretrain_clip.py` from {code(file)}.\n\n"
+    for name in filter(needed.__contains__, run["pretrained_by"]):
+        file = code(run["pretrained_by"][name])
+        text += f"The {markdown(name)} was made by `recipes/pretrain_clip.py` from {file}.\n\n"
     return text
 
 

@@ -144,9 +144,18 @@ def parse_proxies(texts: Iterable[str]) -> list[Reference]:
                 raise InputError(f"{str(reference)!r} sets {key!r}, but of a proxy only template can be set.")
         if template := reference.settings.get("template"):
             check_templates(template)
-            if reference.place == ORIGINAL:
-                raise InputError(f"{str(reference)!r} has a template, but {ORIGINAL} has that of the training.")
+        check_original(reference)
     return references
+
+
+def check_original(reference: Reference) -> None:
+    """Refuse a template or a revision of the target's own copy, which has those of the target."""
+    if reference.source == ORIGINAL and "template" in reference.settings:
+        raise InputError(f"{str(reference)!r} has a template, but {ORIGINAL} has that of the training.")
+    if reference.source == ORIGINAL and reference.revision:
+        raise InputError(
+            f"{reference.place!r} has a revision, but {ORIGINAL} is a copy of the target, which has target_revision."
+        )
 
 
 def over_classes(proxy, class_names: list[str], template: str | list[str] | None) -> nn.Module:
@@ -187,8 +196,10 @@ def normalise_weights(weights: Sequence[float] | None, number: int) -> tuple[flo
     """
     weights = [1.0] * number if weights is None else list(weights)
     if len(weights) != number:
-        proxies = "proxy" if number == 1 else "proxies"
-        raise InputError(f"proxy_weights has {len(weights)} numbers, but there are {number} {proxies}: give each one.")
+        given = ", ".join(f"{weight:g}" for weight in weights) or "empty"
+        raise InputError(
+            f"proxy_weights is {given}, but of proxies the run has {number}: give as many weights, or none."
+        )
     check_weights(weights)
     return tuple(weight / sum(weights) for weight in weights)
 

@@ -193,7 +193,7 @@ def check_sets(
         if any(_may_share_images(test, part) for part in sets):
             raise InputError(
                 f"{test.name} would be tested on its training images ({test.split}): give a folder with train/ and "
-                "test/, or other images by --eval_datasets."
+                "test/, or test on other images."
             )
         check_images(test.dataset, test.name, same_size=test.is_native)
     if isinstance(train, StreamingBenchmark):

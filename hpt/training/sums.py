@@ -18,6 +18,7 @@ from hpt.training.step import TrainingStep
 
 
 PLUS = re.compile(r"(?<!\d[eE])\+")  # not that of 1e+2
+SIGNS = re.compile(r"[-/,*()]")  # of what people write between terms, and no name of hpt's has
 
 
 class WeightedSum(Objective):
@@ -65,7 +66,8 @@ class WeightedSum(Objective):
 
     def describe(self, reduction: str) -> str:
         terms = [f"{name}: {term.describe(reduction)}" for name, term in self.terms.items()]
-        attack = f"the attack maximises that of {' + '.join(_weighted(self.attacks))}" if self.needs_attack else ""
+        attacks = list(self.attacks) if list(self.attacks.values()) == [1] else _weighted(self.attacks)
+        attack = f"the attack maximises the attack loss of {' + '.join(attacks)}" if self.needs_attack else ""
         return "; ".join(filter(None, [*terms, attack]))
 
 
@@ -94,6 +96,10 @@ def check_attack_loss(name: str | None, objectives: Iterable[Objective]) -> None
     """Refuse the name of an attack loss that no sum among the objectives has as a term."""
     sums = [objective for objective in objectives if isinstance(objective, WeightedSum)]
     terms = list(dict.fromkeys(term for objective in sums for term in objective.terms))
+    if name is not None and not sums:
+        raise InputError(
+            f"attack_loss is {name!r}, but chooses a term of a sum, and no objective is one: leave it out."
+        )
     if name is not None and name not in terms:
         raise InputError(f"attack_loss is {name!r}, which is no term of a sum; {list_known(name, terms)}")
 
@@ -153,6 +159,8 @@ def parse_terms(field: str, text: str) -> dict[str, float]:
         weight, times, name = (part.strip() for part in item.rpartition("*"))
         if not name or (times and not weight):
             raise InputError(f"{field} is {text!r}, which lacks a term: write a sum as '0.5*hpt + 1.0*tecoa'.")
+        if weight in OBJECTIVES or (name not in OBJECTIVES and SIGNS.search(name)):
+            raise InputError(f"{field} is {text!r}, but a sum is of WEIGHT*NAME with + between, as '0.5*hpt + tecoa'.")
         check_known(field, name, OBJECTIVES)
         if name in weights:
             raise InputError(f"{field} is {text!r}, which has {name} twice: give it once, with one weight.")
@@ -169,6 +177,10 @@ def _parse_settings(field: str, settings: str | None, text: str, terms: list[str
     given: dict[str, dict[str, str]] = {name: {} for name in terms}
     for item in filter(None, (settings or "").split(",")):
         key, value = (part.strip() for part in item.partition("=")[::2])
+        if not value:
+            raise InputError(
+                f"{field} has {item.strip()!r}, which sets nothing: write NAME=VALUE, with commas between."
+            )
         name, dot, setting = key.rpartition(".")
         if not dot and len(terms) > 1:
             raise InputError(f"{field} sets {key!r}, but of which term of {text!r}? Write {terms[0]}.{key}, for one.")

@@ -255,6 +255,11 @@ def test_what_cannot_be_compared_is_refused_before_it_runs(grid, tmp_path, case)
     assert not [*tmp_path.glob("refused/runs/*/checkpoint-*")]
 
 
+def test_processes_are_started_one_by_one(grid):
+    arguments = ["--config", grid("launched"), "--num_processes", "2"]
+    assert "start the same command several times instead" in refusal_of("compare.py", *arguments)
+
+
 def test_unequal_budgets_are_said_if_they_are_allowed(grid):
     short = "short: {objective: tecoa, anchor_epochs: 0, transfer_epochs: 1}"
     file = grid("unequal", **SMALL | {"methods": f"{{{TECOA}, {short}}}", "allow_unequal_budget": "true"})

@@ -111,11 +111,11 @@ REFUSED = {
     "a rule out of range": (METHODS, ["--choose", "clean>=60"], "The rule is"),
     "an unknown attack": (METHODS, ["--test_attacks", "apdg"], "[Uu]nknown attack 'apdg'"),
     "an attack twice": (METHODS, ["--test_attacks", "cw", "cw"], "test_attacks have cw twice"),
-    "an attack that needs a proxy": (METHODS, ["--test_attacks", "transfer"], "proxy"),
+    "an attack that needs a proxy": (METHODS, ["--test_attacks", "transfer"], "needs a proxy, but there is none here"),
     "an attack to choose by": (METHODS, ["--tune_attack", "pgd:stepz=3"], "stepz"),
     "no samples to choose by": (METHODS, ["--tune_samples", "0"], "tune_samples is 0"),
     "no samples to test on": (METHODS, ["--test_samples", "-3"], "test_samples is -3"),
-    "the rate of all": (METHODS, ["--learning_rate", "0.1"], "a comparison sets learning_rate"),
+    "the rate of all": (METHODS, ["--learning_rate", "0.1"], "A comparison sets learning_rate"),
     "sets of single runs": (METHODS, ["--eval_datasets", "digits"], "sets eval_datasets, but tests are"),
     "a length in steps": (METHODS, ["--max_steps", "3"], "sets max_steps, but budgets are compared in epochs"),
     "a push": (METHODS, ["--push_to_hub", "True"], "sets push_to_hub"),
@@ -125,6 +125,8 @@ REFUSED = {
     "an unknown field to vary": (f"{METHODS}\nvary: {{atack_steps: [2, 3]}}", [], "did you mean attack_steps"),
     "a seed to vary": (f"{METHODS}\nvary: {{seed: [2, 3]}}", [], "sets seed, but seeds"),
     "what varies and is set": (f"{METHODS}\nvary: {{objective: [hpt, tecoa]}}", [], "tecoa sets objective, which"),
+    "methods outside the file": (METHODS, ["--methods", "tecoa"], "methods has fields of its own, and so stands in a"),
+    "the name of the target": ("methods: {vanilla: {objective: tecoa}}", [], "No method can be called 'vanilla'"),
     "a name with a line's end": ('methods: {"a\\nb": {}}', [], "characters that can't be seen"),
 }  # fmt: skip
 

@@ -360,6 +360,13 @@ def test_only_what_a_recipe_made_is_said_to_be_made(write):
     assert "The target was made by `recipes/pretrain_clip.py` from `digits_target.yaml`." in text
 
 
+def test_the_command_names_no_proxy_that_nothing_learned_from(write):
+    settings = {"target": "PATH/clip", "proxy": "PATH/proxy", "train_dataset": "digits"}
+    made = {"target": "digits_target.yaml", "proxy": "digits_proxy.yaml"}
+    text = write(reproduction, settings=settings, pretrained_by=made, proxies=[])
+    assert "--target PATH/clip" in text and "The target was made by" in text and "proxy" not in text
+
+
 @pytest.mark.parametrize(
     ("commit", "checkout"),
     [

@@ -97,8 +97,8 @@ def test_logits_of_any_size_are_combined_without_overflow(combination):
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ([1], "proxy_weights has 1 numbers, but there are 2 proxies"),
-        ([1, 1, 1], "proxy_weights has 3 numbers, but there are 2"),
+        ([1], "proxy_weights is 1, but of proxies the run has 2: give as many weights"),
+        ([1, 1, 1], "proxy_weights is 1, 1, 1, but of proxies the run has 2"),
         ([0, 0], "proxy_weights is 0, 0, but must be finite numbers of at least 0, one of them above 0"),
         ([2, -1], "proxy_weights is 2, -1, but"),
         ([1, math.nan], "proxy_weights is 1, nan, but"),
@@ -244,7 +244,7 @@ def test_families_of_other_sizes_and_tokenizers_are_combined(images, combination
 def test_one_proxy_is_not_wrapped():
     part = FunctionProxy(three_colours, "colours")
     assert combine([part], "logits") is part and isinstance(combine([part, part], "logits"), CombinedProxy)
-    with pytest.raises(InputError, match="proxy_weights has 2 numbers, but there are 1 proxy"):
+    with pytest.raises(InputError, match="proxy_weights is 1, 1, but of proxies the run has 1"):
         combine([part], "probabilities", [1, 1])
 
 
@@ -313,6 +313,10 @@ def test_proxies_are_named_with_revisions_and_templates():
         (["me/clip:template=a photo"], "The prompt template 'a photo' must have one {}"),
         (["me/clip", "me/clip"], "'me/clip' is given twice"),
         (["original:template=a {}"], "has a template, but original has that of the training"),
+        (
+            ["original@v2"],
+            "'original@v2' has a revision, but original is a copy of the target, which has target_revision",
+        ),
         ([""], "The name '' is blank"),
     ],
 )

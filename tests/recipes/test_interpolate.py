@@ -358,7 +358,7 @@ REFUSED = {
     "rule": ({"rule": "best"}, "The rule is 'best', but must be sum, or clean>=NUMBER"),
     "samples": ({"max_samples": 0}, "max_samples is 0, but must be"),
     "attack": ({"attacks": "pdg"}, "Unknown attack 'pdg'"),
-    "no proxy": ({"attacks": "adaptive"}, "The attack 'adaptive' needs a proxy"),
+    "no proxy": ({"attacks": "adaptive"}, "The attack 'adaptive' needs a proxy, but there is none here"),
     "eps": ({"eps": 0}, "eps"),
     "seed": ({"seed": -1}, "seed is -1, but must be"),
     "validation": ({"validation_size": -1}, "validation_size is -1, but must be"),

@@ -85,7 +85,7 @@ def test_pretraining_takes_the_classes_of_all_sets(folder, capsys):
 @pytest.mark.parametrize(
     "arguments, line",
     [
-        (["--train_dataset", "digits"], "train_dataset is 'digits', but train_datasets is given too: leave one"),
+        (["--train_dataset", "digits"], "train_datasets is given too: leave one of them out. What a config says is"),
         (["--dataset_weights", "1"], "2 sets, pets, birds, but got 1 weights: give a weight for each"),
         (["--dataset_weights", "1", "nan"], "weight of birds is nan, but must be a number above 0"),
         (["--dataset_weights", "1", "-1"], "weight of birds is -1"),

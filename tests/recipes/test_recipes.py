@@ -257,16 +257,20 @@ def test_overwriting_deletes_a_run_but_not_what_it_needs(tmp_path):
         (["--attack_eps", "16"], "did you mean 16/255?"),
         (["--warmup_steps", "1000"], "warmup_steps is 1000, but the anchor stage has only"),
         (["--proxy_eps", "16"], "did you mean 16/255?"),
-        (["--max_eval_samples", "0"], "Can't take 0 of 360 rows"),
+        (["--max_eval_samples", "0"], "max_eval_samples is 0, but must be a whole number of at least 1"),
         (["--train_dataset", "mnist"], "Unknown benchmark 'mnist'; known: digits"),
         (["--proxy_dtype", "int8"], "Unknown proxy_dtype 'int8'; known: float32, bfloat16, float16"),
         (["--streaming", "True"], "A streaming training set has no epochs of its own: give steps_per_epoch"),
         (["--streaming", "True", "--validation_size", "9"], "No images can be held out of a stream"),
-        (["--proxy", "a/b", "--proxies", "c/d"], "proxy and proxies are both given: write all proxies into proxies"),
-        (["--proxy_revision", "v2", "--proxies", "c/d"], "proxy_revision and proxies are both given"),
+        (["--proxy", "a/b", "--proxies", "c/d"], "proxies are given, and proxy too: write all proxies into proxies"),
+        (
+            ["--proxy", "a/b", "--proxy_revision", "v2", "--proxies", "c/d"],
+            'What a config says is taken back by --proxy "" --proxy_revision "".',
+        ),
         (["--proxies", "c/d", "c/d"], "'c/d' is given twice"),
         (["--proxies", "no/such/folder"], "Can't load the model 'no/such/folder': there is no such folder"),
         (["--proxies", "original:template=a {}"], "has a template, but original has that of the training"),
+        (["--proxy", "original", "--proxy_revision", "v2"], "'original@v2' has a revision, but original is a copy of"),
         (
             ["--proxies", "a/b", "original", "--proxy_weights", "1", "x"],
             "--proxy_weights is 'x', but must be a number",
@@ -274,7 +278,7 @@ def test_overwriting_deletes_a_run_but_not_what_it_needs(tmp_path):
         (["--proxies", "a/b", "original", "--proxy_weights", "1", "-1"], "proxy_weights is 1, -1, but must be finite"),
     ],
     ids=["eps", "warm-up", "proxy eps", "subset", "benchmark", "dtype", "epochs", "held out"]
-    + ["both", "revision", "twice", "no folder", "template", "no weight", "negative weight"],
+    + ["both", "all three", "twice", "no folder", "template", "revision", "no weight", "negative weight"],
 )
 def test_bad_input_is_refused_before_anything_is_written(tmp_path, monkeypatch, arguments, line):
     monkeypatch.chdir(tmp_path)

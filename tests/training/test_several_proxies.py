@@ -322,8 +322,12 @@ def broken():
             r"Proxy 2, Colours, gives logits of shape \(4,\) .* there are 3",
         ),
         (lambda images: images, {}, r"The proxy .*lambda.* gives logits of shape \(3, 16, 16\) for an image"),
-        ([another(), colours], {"proxy_weights": [1]}, "proxy_weights has 1 numbers, but there are 2 proxies"),
-        (another(), {"proxy_weights": [1, 2]}, "proxy_weights has 2 numbers, but there are 1 proxy"),
+        (
+            [another(), colours],
+            {"proxy_weights": [1]},
+            "proxy_weights is 1, but of proxies the run has 2: give as many",
+        ),
+        (another(), {"proxy_weights": [1, 2]}, "proxy_weights is 1, 2, but of proxies the run has 1"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",  # the text of a model has its address in memory
 )

@@ -110,9 +110,9 @@ def test_a_sum_says_what_it_is():
     assert name_objective(total) == "0.5*pmg_aft + 1*tecoa" and total.papers == ["2401.04350", "2212.07016"]
     assert total.describe("mean") == (
         "pmg_aft: mean over the batch, a 2.0, b 1.0; tecoa: mean over the batch; "
-        "the attack maximises that of 0.5*pmg_aft + 1*tecoa"
+        "the attack maximises the attack loss of 0.5*pmg_aft + 1*tecoa"
     )
-    assert "maximises that of 1*tecoa" in make_objective("pmg_aft + tecoa", attack_loss="tecoa").describe("mean")
+    assert "the attack loss of tecoa" in make_objective("pmg_aft + tecoa", attack_loss="tecoa").describe("mean")
 
 
 def config(**settings):
@@ -124,8 +124,9 @@ def config(**settings):
     [
         ({"objective": "hpt + tecao"}, "Unknown objective 'tecao'; known: hpt, .* Did you mean tecoa"),
         ({"objective": "hpt tecoa"}, "Unknown objective 'hpt tecoa'; known"),
-        ({"objective": "0.5*hpt - tecoa"}, "Unknown objective 'hpt - tecoa'"),
-        ({"objective": "hpt*0.5"}, "Unknown objective '0.5'"),
+        ({"objective": "0.5*hpt - tecoa"}, r"but a sum is of WEIGHT\*NAME with \+ between, as '0.5\*hpt \+ tecoa'"),
+        ({"objective": "hpt*0.5"}, r"objective is 'hpt\*0.5', but a sum is of WEIGHT\*NAME"),
+        ({"objective": "2*(hpt + tecoa)"}, "objective is '2.*', but a sum is of"),
         (
             {"objective": "hpt +"},
             r"objective is 'hpt \+', which lacks a term: write a sum as '0.5\*hpt \+ 1.0\*tecoa'",
@@ -148,6 +149,7 @@ def config(**settings):
             {"objective": "hpt + tecoa", "objective_args": "hpt.temprature=2"},
             "known of hpt: .*did you mean temperature",
         ),
+        ({"objective_args": "temperature"}, "objective_args has 'temperature', which sets nothing: write NAME=VALUE"),
         ({"objective": "pmg_aft", "objective_args": "a=1,a=2"}, "objective_args sets 'a' twice: give it once"),
         ({"objective": "pmg_aft", "objective_args": "a=-1"}, "a is -1, but must be a number of at least 0"),
         ({"objective": "pmg_aft", "objective_args": "b=nan"}, "b is nan, but must be"),
@@ -157,9 +159,12 @@ def config(**settings):
         ),
         ({"objective": "fare", "objective_args": "a=1"}, "known of fare: no settings"),
         ({"objective_args": "temperature=inf"}, "temperature is inf, but must be above 0 and finite"),
-        ({"attack_loss": "tecoa"}, "attack_loss is 'tecoa', which is no term of a sum; known: none"),
+        (
+            {"attack_loss": "tecoa"},
+            "attack_loss is 'tecoa', but chooses a term of a sum, and no objective is one: leave",
+        ),
         ({"objective": "hpt + fare", "attack_loss": "tecoa"}, "is no term of a sum; known: hpt, fare"),
-        ({"attack_loss": ["tecoa"]}, r"attack_loss is \['tecoa'\], which is no term"),
+        ({"attack_loss": ["tecoa"]}, r"attack_loss is \['tecoa'\], but chooses a term of a sum"),
         ({"objective": None}, "objective is None, but must be a text, such as 'hpt'"),
         ({"objective_args": {"temperature": 2}}, "objective_args is {'temperature': 2}, but must be a text, such as"),
         ({"objective": "agft", "objective_args": "r=0"}, "r is 0, but must be above 0 and finite"),
