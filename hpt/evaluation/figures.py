@@ -125,6 +125,7 @@ def draw_training_curves(history: list[dict], boundary: int, path: str | Path) -
             steps, [100 * value for value in values], "o", color=color, label=mathtext(f"evaluation: {name}")
         )
     accuracy.set(ylabel="accuracy (%)", xlabel="optimizer step", ylim=(0, 100))
+    accuracy.xaxis.get_major_locator().set_params(integer=True)
     if accuracy.lines:
         accuracy.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     last = max(entry["step"] for entry in history)

@@ -309,7 +309,7 @@ def _shape(model: dict) -> str:
 
 def _resized(settings: dict) -> str:
     """That the target had another input size before it was trained, if so."""
-    return ", to which its input size was changed" if "image_size" in settings else ""
+    return ", its input size changed before training" if "image_size" in settings else ""
 
 
 def _duration(seconds: float) -> str:

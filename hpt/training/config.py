@@ -26,6 +26,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 KL_REDUCTIONS = ("mean", "sum")
 FRACTIONS = ("attack_eps", "attack_step_size", "temperature", "anchor_learning_rate", "learning_rate", "warmup_steps")
 FRACTIONS += ("ema_decay", "pull_ratio", "proxy_temperature")
+SWITCHES = ("only_where_right", "restart", "attack_random_start", "save_endpoints")  # where "no" would mean yes
 COUNTS = ("attack_steps", "eval_attack_steps", "steps_per_epoch", "shuffle_buffer_size")
 # Fields that can't change between a checkpoint and the run that resumes from it.
 MATHEMATICS = (
@@ -356,6 +357,9 @@ class HPTConfig(TrainingArguments):
             )
 
     def _check(self):
+        for name in SWITCHES:
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} is {getattr(self, name)!r}, but must be True or False.")
         check_epochs(self.anchor_epochs, self.transfer_epochs)
         self._check_objectives()
         self._check_proxies()

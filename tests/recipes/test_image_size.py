@@ -42,7 +42,7 @@ def test_a_target_is_trained_at_another_size(models, tmp_path, capsys):
     assert model.config.vision_config.image_size == 24 and processor.image_processor.crop_size["height"] == 24
     assert model.vision_model.embeddings.position_embedding.weight.shape[0] == 1 + 3**2
     assert CLIPModel.from_pretrained(models / "target").config.vision_config.image_size == 16
-    assert "24 pixels, 8-pixel patches, to which its input size was changed" in (robust / "README.md").read_text()
+    assert "24 pixels, 8-pixel patches, its input size changed before training" in (robust / "README.md").read_text()
     assert yaml.safe_load((robust / "run.yaml").read_text())["image_size"] == 24
     rows = json.loads((tmp_path / "results.json").read_text())
     assert "vanilla target" in str(rows)
