@@ -373,7 +373,9 @@ def _describe_config_option(
     types: tuple[type, ...], folder: Path | None, default_config: str | Path | None, nested: tuple[str, ...]
 ) -> str:
     names = _names_of_configs(folder, types, nested) if folder else []
-    text = "YAML file with `field: value` lines" + (f", or one of these by name: {', '.join(names)}" if names else "")
+    text = "YAML file with `field: value` lines"
+    text += "".join(f", and `{name}:` with lines of its own" for name in nested)
+    text += f", or one of these by name: {', '.join(names)}" if names else ""
     text += f" (default: {Path(default_config).stem})" if default_config else ""
     return _describe_option("config", text)
 

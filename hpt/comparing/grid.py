@@ -1,4 +1,4 @@
-"""Methods at equal budget: a grid of runs, methods x learning rates x seeds, all checked before one begins.
+"""Compare methods at equal budget: a grid of runs, methods x learning rates x seeds, all checked before one begins.
 
 grid = read_grid(arguments, nested, (Recipe, HPTConfig), config)
 recipe, args = grid.settings(grid.first_run("tecoa"))
