@@ -40,8 +40,8 @@ def interpolation(folder: ModelFolder, model_id: str) -> str:
             format_points(points, chosen),
             *([f"![Clean and robust accuracy of the points]({FIGURES}/{DIAL})"] if DIAL in folder.pictures else []),
             f"{_seen(folder)} No test was looked at for the choice. It was made by these numbers, so they flatter the "
-            "point: what it does on other images is above, once that is measured. All that the choice depends on is in "
-            f"`{CHOICE_FILE}`.",
+            "point: what it does on other images is above, once that is measured. All that the choice depends on is "
+            f"in `{CHOICE_FILE}`.",
         ]
     )
 
