@@ -24,7 +24,7 @@ def main(
 ):
     clip, processor = CLIPModel.from_pretrained(target), CLIPProcessor.from_pretrained(target)
     args = HPTConfig(output_dir, **settings)
-    test = load_benchmark(images)
+    train, test = load_benchmark(images, "train"), load_benchmark(images)
     evaluator = RobustnessEvaluator(attacks=["pgd", "apgd"], eps=args.attack_eps)
     rows = evaluator(clip.to(args.device), processor, test, "vanilla")
 
@@ -33,7 +33,7 @@ def main(
         args=args,
         proxy=load_proxy(proxy),
         processing_class=processor,
-        train_dataset=load_benchmark(images, "train"),
+        train_dataset=train,
     )
     trainer.train(resume_from_checkpoint="last")
     trainer.save_model(f"{output_dir}/robust")

@@ -58,8 +58,10 @@ def list_known(name: str, known: Collection[str]) -> str:
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that is spelled most like another, if one is."""
-    return next(iter(difflib.get_close_matches(str(name), known, n=1)), None)
+    """The known name that is spelled most like another, in upper or lower case, if one is."""
+    in_lower_case = {other.lower(): other for other in known}
+    close = difflib.get_close_matches(str(name).lower(), in_lower_case, n=1)
+    return in_lower_case[close[0]] if close else None
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

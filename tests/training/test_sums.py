@@ -123,6 +123,7 @@ def config(**settings):
     ("settings", "message"),
     [
         ({"objective": "hpt + tecao"}, "Unknown objective 'tecao'; known: hpt, .* Did you mean tecoa"),
+        ({"objective": "TeCoA"}, "Unknown objective 'TeCoA'; known: .* Did you mean tecoa"),
         ({"objective": "hpt tecoa"}, "Unknown objective 'hpt tecoa'; known"),
         ({"objective": "0.5*hpt - tecoa"}, r"but a sum is of WEIGHT\*NAME with \+ between, as '0.5\*hpt \+ tecoa'"),
         ({"objective": "hpt*0.5"}, r"objective is 'hpt\*0.5', but a sum is of WEIGHT\*NAME"),
