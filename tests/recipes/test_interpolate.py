@@ -350,7 +350,7 @@ REFUSED = {
     "points outside": ({"points": [0.5, 1.5]}, "t is 1.5, but must be between 0, vanilla, and 1."),
     "negative point": ({"points": ["-0.5"]}, "t is -0.5, but must be"),
     "NaN": ({"points": ["nan"]}, "t is nan, but must be"),
-    "no points": ({"points": []}, "expected at least one argument"),
+    "no points": ({"points": []}, "--points is given without a value"),
     "a word": ({"points": ["half"]}, "--points is 'half', but must be a number."),
     "twice": ({"points": [0.5, 0.5]}, "The point t=0.5 is given twice"),
     "average twice": ({"average_points": [0.5, 0.5]}, "The point t=0.5,u=0.5 is given twice"),
