@@ -16,6 +16,7 @@ from helpers import (
     ONE_THREAD,
     TORCHRUN,
     TerminateAt,
+    assert_same,
     held_by_another,
     make_benchmark,
     make_clip,
@@ -34,7 +35,18 @@ from hpt.training.checkpoints import last_checkpoint
 from hpt.training.resumable import CheckpointError, NonFiniteError
 
 
+pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="two processes on CPU need gloo")
 LOGGED = ("loss", "train_robust_accuracy", "proxy_robust_accuracy", "proxy_right_share")
+
+
+def run_in_two_processes(folder: Path, *functions, timeout: int | None = None) -> None:
+    """One function after another, each in a folder of its name: a launch takes longer than what most of them do."""
+    names = [function.__name__ for function in functions]
+    for name in names:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    command = [*TORCHRUN, __file__, str(folder), *names]
+    finished = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=timeout)
+    assert finished.returncode == 0, finished.stderr[-5000:]
 
 
 def train_and_save(folder: Path, dtype: str = "float64", dataset=None, others=(), family="CLIP", **settings) -> None:
@@ -136,32 +148,21 @@ def train_on_an_uneven_number(folder: Path) -> None:
     save_file(weights | {"metrics": losses}, folder / f"{world_size}-{rank}.safetensors")
 
 
-@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="two processes on CPU need gloo")
-@pytest.mark.parametrize(
-    "function",
-    [
-        "train_on_an_uneven_number",
-        "train_and_save",
-        "train_both_towers",
-        "train_on_stream",
-        "train_on_a_mixture",
-        "train_on_mixed_batches",
-        "train_a_dinov2_by_fare",
-        "train_a_resnet",
-    ],
-)
-def test_two_processes_train_as_one(tmp_path, function):
-    for launcher in ([sys.executable], TORCHRUN):
-        subprocess.run([*launcher, __file__, str(tmp_path), function], check=True, env=ONE_THREAD, capture_output=True)
-    alone, first, second = (load_file(tmp_path / f"{name}.safetensors") for name in ("1-0", "2-0", "2-1"))
-    torch.testing.assert_close(
-        first.pop("metrics"), alone.pop("metrics"), rtol=1e-6, atol=1e-6
-    )  # Trainer's are float32
-    for name in alone:
-        torch.testing.assert_close(
-            first[name], alone[name], rtol=0, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}"
-        )
-        assert torch.equal(first[name], second[name]), name
+def assert_trained_alike(folder: Path) -> None:
+    alone, first, second = (load_file(folder / f"{name}.safetensors") for name in ("1-0", "2-0", "2-1"))
+    metrics = [run.pop("metrics") for run in (alone, first, second)]  # Trainer's are float32
+    torch.testing.assert_close(*metrics[:2], rtol=1e-6, atol=1e-6)
+    assert_same(first, alone, atol=1e-9)
+    assert_same(first, second)
+
+
+def test_two_processes_train_as_one(tmp_path):
+    ways = train_on_an_uneven_number, train_and_save, train_both_towers
+    ways += train_on_stream, train_on_a_mixture, train_on_mixed_batches, train_a_dinov2_by_fare, train_a_resnet
+    run_in_two_processes(tmp_path, *ways)
+    for train in ways:
+        train(tmp_path / train.__name__)
+        assert_trained_alike(tmp_path / train.__name__)
 
 
 class CompareGradients(TrainerCallback):
@@ -182,7 +183,8 @@ class CompareGradients(TrainerCallback):
 
 
 def compare_gradients(folder: Path) -> None:
-    """Under bf16 autocast, with two micro-batches a step; only rank 0 writes, but for each rank's random state."""
+    """Gradients agree under bf16 autocast, with two micro-batches a step; only rank 0 writes, but for each rank's
+    random state."""
     written = []
     sys.addaudithook(lambda event, args: written.append(args) if event == "open" else None)
     trainer = make_trainer(
@@ -213,16 +215,9 @@ def compare_gradients(folder: Path) -> None:
     }
     if trainer.args.process_index == 1:
         assert {Path(path).name for path in opened} <= {"rng_state_1.pth"}, opened
-
-
-@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="two processes on CPU need gloo")
-def test_gradients_agree_under_autocast_and_rank_0_writes(tmp_path):
-    subprocess.run(
-        [*TORCHRUN, __file__, str(tmp_path), "compare_gradients"], check=True, env=ONE_THREAD, capture_output=True
-    )
-    assert {"rng_state_0.pth", "rng_state_1.pth", "manifest.json"} <= {
-        file.name for file in (tmp_path / "checkpoint-8").iterdir()
-    }
+    torch.distributed.barrier()
+    states = {file.name for file in (folder / "checkpoint-8").iterdir()}
+    assert {"rng_state_0.pth", "rng_state_1.pth", "manifest.json"} <= states
 
 
 def terminate_one_rank(folder: Path) -> None:
@@ -265,6 +260,7 @@ def fill_the_disk(folder: Path, rank: int, limit: int) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     with pytest.raises(CheckpointError, match="checkpoint-4 can't be written"):
         trainer.train()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     torch.distributed.barrier()
     assert not list(folder.glob("checkpoint-*"))
 
@@ -277,14 +273,10 @@ def fill_the_disk_of_the_other_rank(folder: Path) -> None:
     fill_the_disk(folder, 1, 100)
 
 
-FULL_DISKS = ["fill_the_disk_for_the_optimizer", "fill_the_disk_of_the_other_rank"]
-
-
-@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="two processes on CPU need gloo")
-@pytest.mark.parametrize("what", ["terminate_one_rank", "break_weights_of_one_rank", *FULL_DISKS])
-def test_what_stops_one_rank_stops_both(tmp_path, what):
-    command = [*TORCHRUN, __file__, str(tmp_path), what]
-    subprocess.run(command, check=True, env=ONE_THREAD, capture_output=True, timeout=120)  # rather than wait for ever
+def test_gradients_agree_and_what_stops_one_rank_stops_both(tmp_path):
+    stops = break_weights_of_one_rank, fill_the_disk_for_the_optimizer, fill_the_disk_of_the_other_rank
+    stops += (terminate_one_rank,)
+    run_in_two_processes(tmp_path, compare_gradients, *stops, timeout=240)  # rather than wait for ever
 
 
 def evaluate(folder: Path) -> None:
@@ -311,20 +303,9 @@ def read_results(folder: Path) -> tuple[list, dict]:
     return rows, {(line["row"], line["batch"]): line["predictions"] for line in lines}
 
 
-@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="two processes on CPU need gloo")
-def test_two_processes_evaluate_as_one(tmp_path):
-    """Also where they go on with what one has begun."""
-    alone, shared, continued = (tmp_path / name for name in ("alone", "shared", "continued"))
-    subprocess.run([sys.executable, __file__, alone, "evaluate"], check=True, env=ONE_THREAD, capture_output=True)
-    continued.mkdir()
-    for name, kept in (("results.jsonl", 3), ("predictions-0.jsonl", 24)):
-        lines = (alone / name).read_text().splitlines(keepends=True)
-        assert len(lines) > kept
-        (continued / name).write_text("".join(lines[:kept]))
-    for folder in (shared, continued):
-        subprocess.run([*TORCHRUN, __file__, folder, "evaluate"], check=True, env=ONE_THREAD, capture_output=True)
-        assert len(list(folder.glob("predictions-*.jsonl"))) == 2
-        assert read_results(folder) == read_results(alone)
+def go_on_evaluating(folder: Path) -> None:
+    """The same where one process has begun."""
+    evaluate(folder)
 
 
 def fail_on_one_rank(folder: Path) -> None:
@@ -348,13 +329,6 @@ def fail_on_one_rank(folder: Path) -> None:
     assert [row.attack for row in evaluator(model, processor, benchmark, name="mine")][-1] == "worst case"
 
 
-@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="two processes on CPU need gloo")
-def test_what_fails_in_one_process_fails_in_all(tmp_path):
-    subprocess.run(
-        [*TORCHRUN, __file__, tmp_path, "fail_on_one_rank"], check=True, env=ONE_THREAD, capture_output=True
-    )
-
-
 def hold_folders(folder: Path) -> None:
     """Write what each rank gets for a folder that is free, and for one that is in use."""
     rank = join_processes(use_cpu=True).process_index
@@ -367,15 +341,31 @@ def hold_folders(folder: Path) -> None:
         (folder / f"{name} {rank}").write_text(text)
 
 
-@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="two processes on CPU need gloo")
-def test_the_first_process_holds_a_folder_for_both_and_both_are_refused(tmp_path):
-    with held_by_another(tmp_path / "used"):
-        command = [*TORCHRUN, __file__, tmp_path, "hold_folders"]
-        subprocess.run(command, check=True, env=ONE_THREAD, capture_output=True)
+def test_two_processes_evaluate_as_one(tmp_path):
+    """Also where they go on with what one has begun; what fails in one fails in both; and one folder is held for
+    both, or both are refused."""
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    evaluate(alone)
+    began, held = both / "go_on_evaluating", both / "hold_folders"
+    began.mkdir(parents=True)
+    for name, kept in (("results.jsonl", 3), ("predictions-0.jsonl", 24)):
+        lines = (alone / name).read_text().splitlines(keepends=True)
+        assert len(lines) > kept
+        (began / name).write_text("".join(lines[:kept]))
+    with held_by_another(held / "used"):
+        run_in_two_processes(both, evaluate, go_on_evaluating, fail_on_one_rank, hold_folders)
+    for folder in (both / "evaluate", began):
+        assert len(list(folder.glob("predictions-*.jsonl"))) == 2
+        assert read_results(folder) == read_results(alone)
     for name, text in (("free", "True False"), ("used", f"used is in use by process {os.getpid()} on")):
-        texts = {(tmp_path / f"{name} {rank}").read_text() for rank in (0, 1)}
+        texts = {(held / f"{name} {rank}").read_text() for rank in (0, 1)}
         assert len(texts) == 1 and text in texts.pop()
 
 
+def run_all(folder: str, *names: str) -> None:
+    for name in names:
+        globals()[name](Path(folder) / name)
+
+
 if __name__ == "__main__":
-    run_recipe(lambda: globals()[sys.argv[2]](Path(sys.argv[1])))
+    run_recipe(lambda: run_all(*sys.argv[1:]))
