@@ -4,10 +4,9 @@ import logging
 import os
 import signal
 import sys
-import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -113,8 +112,6 @@ def dead_workers_explained() -> Iterator[None]:
         death = next((cause for cause in causes(error) if str(cause).startswith("DataLoader worker (pid")), None)
         if death is None:
             raise
-        with suppress(RuntimeError):  # the same once more, if the signal of the worker's death comes after all else
-            time.sleep(0.1)
         raise WorkerDied(
             f"{' '.join(str(death).split()).rstrip('.')}. If memory ran out, `dmesg` says so: take fewer workers or "
             "smaller batches. What was saved is intact, and the same command goes on from it."

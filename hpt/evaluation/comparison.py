@@ -59,7 +59,8 @@ def predict(
     loader = DataLoader(benchmark, batch_size, collate_fn=collate, num_workers=num_workers)
     predicted = {name: [] for name in scored}
     what = "clean" if attack is None else f"eps {attack.radius} against the {attacked}"
-    for batch in tqdm(loader, desc=one_line(f"{benchmark.name}, {what}"), leave=False):
+    batches = iter(loader)  # given the loader, tqdm.auto would begin a second pass, with workers that nobody needs
+    for batch in tqdm(batches, desc=one_line(f"{benchmark.name}, {what}"), leave=False):
         batch = {name: values.to(device) for name, values in batch.items()}
         seen = score_batch(scored[shown], attack, batch)
         for name, classifier in scored.items():

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from dataclasses import dataclass, replace
+from multiprocessing.process import BaseProcess
 
 import psutil
 import pytest
@@ -89,6 +90,14 @@ def test_other_deaths_are_the_same_line(number, capfd):
     subject = Subject(ZeroShotClassifier(*make_clip()).eval(), "mine")
     with pytest.raises(WorkerDied, match=LINE):
         predict([subject], deadly_benchmark(number), batch_size=4, num_workers=1)
+
+
+def test_a_comparison_starts_no_more_workers_than_it_is_asked_for(subject, benchmark, monkeypatch):
+    """Of two that die, the second would be reported wherever the program then is."""
+    started, start = [], BaseProcess.start
+    monkeypatch.setattr(BaseProcess, "start", lambda process: (started.append(process), start(process)))
+    predict([subject], benchmark, batch_size=4, num_workers=2)
+    assert len(started) == 2
 
 
 def test_an_error_of_ones_own_stays_as_it_is(monkeypatch, subject, benchmark):
