@@ -1,5 +1,6 @@
 """Tiny models and datasets, made on the spot: nothing is downloaded."""
 
+import gc
 import os
 import shutil
 import time
@@ -27,6 +28,12 @@ from hpt.models.lora import add_lora  # noqa: E402
 datasets.disable_progress_bars()
 # Seconds that a stream waits at its end, or Arrow's threads could abort a Python that ends right then: 5 by default
 datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0.2
+
+
+def pytest_collection_finish() -> None:
+    """Accelerate collects garbage at each training's start, which would go through all that was imported each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
