@@ -7,6 +7,7 @@ record, and a loaded set that doesn't fit its record is refused.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import datasets
 import numpy as np
@@ -61,8 +62,9 @@ def _tiny_imagenet_name(name: str) -> str:
     return names.get(wnid, _spaces(wnid))  # a copy may have readable names
 
 
-def _load_digits(split: str):
-    """scikit-learn's 1,797 handwritten digits, 8x8 enlarged to 32x32, split 60/20/20 by class with a fixed seed."""
+@cache
+def _all_digits() -> Dataset:
+    """scikit-learn's 1,797 handwritten digits, 8x8 enlarged to 32x32, encoded once for all splits."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -70,8 +72,12 @@ def _load_digits(split: str):
     images = [image.resize((32, 32), Image.BICUBIC) for image in small]  # 64 pixels leave an attack too few to change
     names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     features = Features({"image": datasets.Image(), "label": ClassLabel(names=names)})
-    dataset = Dataset.from_dict({"image": images, "label": digits.target.tolist()}, features=features)
-    test, rest = stratified_split(dataset, 360)
+    return Dataset.from_dict({"image": images, "label": digits.target.tolist()}, features=features)
+
+
+def _load_digits(split: str):
+    """The digits, split 60/20/20 by class with a fixed seed."""
+    test, rest = stratified_split(_all_digits(), 360)
     validation, train = stratified_split(rest, 360)
     return {"train": train, "validation": validation, "test": test}[split]
 
