@@ -63,6 +63,14 @@ def benchmark() -> Benchmark:
 
 
 @pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The folder of a tiny CLIP."""
+    folder = tmp_path_factory.mktemp("models") / "target"
+    save_finished(*make_clip(0), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def sound(tmp_path_factory):
     """The folders of a tiny CLIP and of an adapter on it."""
     folder = tmp_path_factory.mktemp("models")

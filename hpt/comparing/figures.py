@@ -23,7 +23,7 @@ def draw_frontiers(
     title: str,
     path: Path,
 ) -> None:
-    """Each method's dial, the mean over its runs at each point, with the chosen points of the runs as rings.
+    """Each method's dial, the mean over its runs at each point, with its ends named, and rings where a run was chosen.
 
     Args:
         methods (`list[str]`): All methods, which look the same in all pictures.
@@ -39,6 +39,11 @@ def draw_frontiers(
             for kind in ("clean", "robust")
         )
         axes.plot(clean, robust, f"{marker}-", color=color, ms=3.5, lw=1, label=mathtext(method))
+        for end in sorted({0, len(clean) - 1}):
+            place = (clean[end], robust[end])
+            axes.annotate(
+                f"t = {runs[0][end].t:g}", place, (4, 4), textcoords="offset points", fontsize=7, color=color
+            )
         ends = [100 * choice.point.clean for choice in points[method]]
         heights = [100 * choice.point.robust for choice in points[method]]
         axes.plot(ends, heights, "o", color=color, mfc="none", ms=9)

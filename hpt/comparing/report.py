@@ -33,7 +33,8 @@ def write_report(grid: Grid, records: Records) -> str:
     lines = [as_line(line) for line in [*describe_records(records), *describe_results(results)]]
     write_file(grid.folder / "comparison.jsonl", "".join(lines))
     if results.dials:  # none if every run diverged
-        title = f"Held-out images, {grid.comparison.tune_attack} at {grid.eps.title}; rings: each run's choice"
+        attack = f"{grid.comparison.tune_attack} at {grid.eps.title}"
+        title = f"Held-out images, {attack}; lines: means over seeds, rings: each run's choice"
         draw_frontiers(list(grid.methods), results.dials, results.points, title, grid.folder / FRONTIERS)
     for test in tests_of(results):
         title = f"{test}, worst case at {grid.eps.title}; hollow at t = 1; bars: deviation between seeds"

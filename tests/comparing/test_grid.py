@@ -1,5 +1,7 @@
 """What a comparison's YAML file means: methods, what varies, and what is refused before anything runs."""
 
+import json
+
 import pytest
 
 from hpt import HPTConfig, InputError
@@ -155,6 +157,8 @@ def test_a_folder_takes_further_methods_rates_and_seeds(tmp_path):
     keep_settings(read(tmp_path, "methods: {tecoa: {objective: tecoa}}"))
     keep_settings(read(tmp_path, METHODS, "--learning_rates", "0.1", "0.2", "--seeds", "4", "5", "6"))
     keep_settings(read(tmp_path, "methods: {hpt: {anchor_epochs: 0}}"))
+    (file,) = tmp_path.rglob("comparison.json")
+    assert json.loads(file.read_text())["methods"].keys() >= {"tecoa", "hpt"}
 
 
 CHANGED = {

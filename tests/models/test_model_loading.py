@@ -15,14 +15,6 @@ from hpt.models.loading import load_dual_encoder, save_finished
 from hpt.models.sources import check_source
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """The folder of a tiny CLIP."""
-    folder = tmp_path_factory.mktemp("models") / "target"
-    save_finished(*make_clip(0), folder)
-    return folder
-
-
 @pytest.fixture
 def change(saved, tmp_path):
     """Copies the tiny CLIP with its weights changed by a function of their dictionary."""

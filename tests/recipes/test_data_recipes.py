@@ -14,7 +14,6 @@ from hpt.hub.folder import ModelFolder
 from hpt.hub.leaderboard import column_of, title_columns
 from hpt.hub.measurements import limits
 from hpt.hub.sections import training
-from hpt.models.loading import save_finished
 
 
 SHORT = """
@@ -32,18 +31,11 @@ use_cpu: true
 """
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models") / "target"
-    save_finished(*make_clip(0), folder)
-    return folder
-
-
 @pytest.fixture
-def train(tmp_path, model):
+def train(tmp_path, saved):
     """Runs `hpt train` on more arguments, and gives the folder of the robust model."""
     (tmp_path / "short.yaml").write_text(SHORT)
-    arguments = ["--config", tmp_path / "short.yaml", "--target", model, "--output_dir", tmp_path / "run"]
+    arguments = ["--config", tmp_path / "short.yaml", "--target", saved, "--output_dir", tmp_path / "run"]
 
     def run(*more, refused=False):
         if refused:
@@ -104,8 +96,8 @@ def test_rows_of_a_part_are_rows_of_another_set(tmp_path):
     assert set(right) == {1, 3, 7}
 
 
-def test_hpt_evaluate_takes_a_set_and_parts_of_it(tmp_path, model, capsys):
-    arguments = ["--models", f"mine={model}", "--attacks", "fgsm", "--eps", "1/255", "--max_samples", 20, "--use_cpu"]
+def test_hpt_evaluate_takes_a_set_and_parts_of_it(tmp_path, saved, capsys):
+    arguments = ["--models", f"mine={saved}", "--attacks", "fgsm", "--eps", "1/255", "--max_samples", 20, "--use_cpu"]
     arguments += ["--output_dir", tmp_path / "results", "--benchmarks", "digits", "digits:classes=1|3"]
     run_recipe("evaluate.py", *arguments, "digits:without_classes=one|three")
     table = capsys.readouterr().out
@@ -161,10 +153,10 @@ def test_what_images_without_labels_cant_do_is_said_in_a_line(folder, train, mor
     assert re.search(line, message), message
 
 
-def test_pretraining_and_rankings_need_labels(folder, model, tmp_path):
+def test_pretraining_and_rankings_need_labels(folder, saved, tmp_path):
     pretraining = ["--train_dataset", f"mine={folder}", "--output_dir", tmp_path / "run", "--use_cpu"]
     assert "no folders by class" in refusal_of("pretrain_clip.py", "--config", "digits_target", *pretraining)
-    ranking = ["--target", model, "--proxies", f"other={model}", "--output_dir", tmp_path / "ranking", "--use_cpu"]
+    ranking = ["--target", saved, "--proxies", f"other={saved}", "--output_dir", tmp_path / "ranking", "--use_cpu"]
     assert "Labels are needed by a classifier" in refusal_of(
         "rank_proxies.py", *ranking, "--dataset", f"mine={folder}", "--validation_size", 8
     )
