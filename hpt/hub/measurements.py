@@ -19,7 +19,7 @@ from hpt.hub.rows import THIS, pair_up, shown_rows
 from hpt.radius import describe_norm
 
 
-NOT_EVALUATED = "It has not been evaluated: nothing is known of its accuracy and robustness."
+NOT_EVALUATED = "It has not been evaluated: nothing is known of its accuracy and robustness on test images."
 
 
 def guesses(rows: list[Row]) -> str:

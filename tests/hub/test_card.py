@@ -114,7 +114,9 @@ def test_models_and_data_of_the_hub_are_named(run, tmp_path):
 
 def test_without_an_evaluation_the_card_says_so(run):
     before = run[2]
-    assert before.count("It has not been evaluated: nothing is known of its accuracy and robustness.") == 2
+    assert (
+        before.count("It has not been evaluated: nothing is known of its accuracy and robustness on test images.") == 2
+    )
     assert "model-index" not in before and "overstated" not in before
 
 

@@ -115,13 +115,15 @@ def test_what_is_not_trained_yet_is_not_called_fine_tuned(write):
     assert write(summary, step=0) == (
         "<!-- Loaded by me/robust -->\n# robust\n\n"
         "A `CLIPModel` that isn't trained yet. It has not been evaluated: nothing is known of its accuracy and "
-        "robustness."
+        "robustness on test images."
     )
 
 
 def test_without_an_attack_the_summary_gives_the_clean_accuracy(write):
     assert write(summary, ROW).endswith("On 100 images of digits (test) it is right on 90.0 % [82.6, 94.5].")
-    assert write(summary).endswith("It has not been evaluated: nothing is known of its accuracy and robustness.")
+    assert write(summary).endswith(
+        "It has not been evaluated: nothing is known of its accuracy and robustness on test images."
+    )
 
 
 @pytest.mark.parametrize(
