@@ -7,9 +7,10 @@
 
     prompted = PromptedVLM(vlm, processor, "USER: <image>\\nWhat is this? ASSISTANT:")
     answers = prompted.decode(images, max_tokens=20)  # (batch, 20) token ids, of images in [0, 1]
-    PGD(eps=4 / 255, loss=lambda losses, labels: losses)(partial(prompted.losses, answers=answers), images, labels)
+    pgd = PGD(eps=4 / 255, loss=lambda losses, labels: losses)
+    adversarial = pgd(partial(prompted.losses, answers=answers), images, labels=[0] * len(images))
 
-The same code takes models of random weights, with which it is tested.
+It was tried on models of random weights alone.
 """
 
 from collections.abc import Iterator
@@ -160,7 +161,7 @@ def _other_statistics(processor, robust: ZeroShotClassifier) -> Iterator[str]:
 
 
 class PromptedVLM:
-    """A LLaVA that is asked one thing about images in [0, 1]: what it answers, and how unlikely an answer is to it.
+    """A LLaVA that is asked one thing about images in [0, 1]: features, answers, and the loss of given answers.
 
     Resizing and normalising happen inside, differentiably, as in a [`ZeroShotClassifier`].
 
@@ -188,7 +189,7 @@ class PromptedVLM:
         self.prompt_ids = tokens["input_ids"].to(vlm.device)
 
     def losses(self, images: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
-        """The language loss of an answer for each image, teacher-forced: `-1/n sum_i log p(a_i | image, prompt, a_<i)`.
+        """The teacher-forced language loss of an answer for each image: `-1/n sum_i log p(a_i | image, prompt, a_<i)`.
 
         With `loss=lambda losses, labels: losses`, [`~hpt.attacks.PGD`] makes the answers less likely, and with
         `-losses` more: `functools.partial(prompted.losses, answers=answers)` is what it attacks.
@@ -218,15 +219,18 @@ class PromptedVLM:
         answers = answers.masked_fill(ended.cumsum(1) > ended, NO_TOKEN)  # the end itself is a part of the answer
         return F.pad(answers, (0, max_tokens - answers.shape[1]), value=NO_TOKEN)
 
+    @torch.no_grad()
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """What the language model is given of images in [0, 1], from tower and projector: `(batch, tokens, dim)`."""
+        return torch.stack(list(self.vlm.get_image_features(self._pixel_values(images)).pooler_output))
+
     def _prompts(self, images: torch.Tensor) -> torch.Tensor:
         return self.prompt_ids.expand(len(images), -1)
 
     def _see(self, function, images: torch.Tensor, input_ids: torch.Tensor, **settings):
-        """What a function of the model makes of token ids after images in [0, 1]."""
-        pixel_values = to_pixel_values(images, self.image_size, self.image_mean, self.image_std)
-        return function(
-            input_ids=input_ids,
-            attention_mask=torch.ones_like(input_ids),
-            pixel_values=pixel_values.to(self.vlm.dtype),
-            **settings,
-        )
+        """What a function of the model makes of token ids with images in [0, 1]."""
+        seen = {"pixel_values": self._pixel_values(images), "attention_mask": torch.ones_like(input_ids)}
+        return function(input_ids=input_ids, **seen, **settings)
+
+    def _pixel_values(self, images: torch.Tensor) -> torch.Tensor:
+        return to_pixel_values(images, self.image_size, self.image_mean, self.image_std).to(self.vlm.dtype)
