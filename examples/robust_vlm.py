@@ -1,7 +1,7 @@
 """A robust vision tower in a vision-language model, and a white-box attack on what that model says.
 
-    python examples/robust_vlm.py                                                  # the quickstart's models
-    python examples/robust_vlm.py --vlm llava-hf/llava-1.5-7b-hf --robust ROBUST --benchmark cifar10=PATH --eps 4/255
+    python examples/robust_vlm.py                                  # the quickstart's models
+    python examples/robust_vlm.py --vlm llava-hf/llava-1.5-7b-hf --robust robust=PATH --benchmark cifar10=PATH
 
 Without `--vlm`, the model is a LLaVA of random weights around the vanilla CLIP's tower. PGD changes pixels in [0, 1],
 and follows the loss of the language model through the processor's normalisation. Untargeted, it raises the loss of
@@ -26,14 +26,15 @@ from transformers import (
     LlavaProcessor,
 )
 
-from hpt import PGD, load_benchmark, load_proxy
+from hpt import PGD, load_benchmark
 from hpt.cli import check_quickstart, parse_config, run_recipe
 from hpt.data.images import collate, to_unit_range
 from hpt.errors import explain_hub_error
 from hpt.evaluation.report import markdown_table
+from hpt.models.loading import load_named
 from hpt.models.vlm import NO_TOKEN, PromptedVLM, swap_vision_tower
 from hpt.radius import Fraction
-from hpt.references import parse_model
+from hpt.references import Reference, parse_model
 from hpt.training.speed import peak_memory
 
 
@@ -55,38 +56,40 @@ class RobustVLM:
     target: str = field(default="a dog", metadata={"help": "What the targeted attack wants as an answer."})
 
 
-def build_llava(clip, image_processor) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """A LLaVA of random weights for the tower of a CLIP, and its processor; its tokens are bytes."""
+def build_llava(vanilla: Reference) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """A LLaVA of random weights around the tower of a CLIP, and its processor; its tokens are bytes."""
+    _, clip = load_named(vanilla, "cpu")
+    vision = clip.model.config.vision_config
     vocab = {entry: index for index, entry in enumerate([*sorted(ByteLevel.alphabet()), "<|endoftext|>", "<image>"])}
     tokenizer = GPT2Tokenizer(vocab=vocab, merges=[], extra_special_tokens={"image_token": "<image>"})
-    vision, end = clip.config.vision_config, tokenizer.eos_token_id
     text = {"model_type": "llama", "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4}
     text |= {"num_attention_heads": 4, "initializer_range": 128**-0.5, "vocab_size": len(vocab)}
-    text |= {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+    text |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eos_token_id)
     config = LlavaConfig(
         vision_config=vision.to_dict(),
         text_config=text,
         image_token_index=vocab["<image>"],
         image_seq_length=(vision.image_size // vision.patch_size) ** 2,
     )
-    tokens = {"patch_size": vision.patch_size, "num_additional_image_tokens": 1}
-    tokens["vision_feature_select_strategy"] = config.vision_feature_select_strategy
+    processor = LlavaProcessor(
+        clip.processor.image_processor,
+        tokenizer,
+        patch_size=vision.patch_size,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        num_additional_image_tokens=1,  # the class token
+    )
     torch.manual_seed(0)
-    return LlavaForConditionalGeneration(config), LlavaProcessor(image_processor, tokenizer, **tokens)
+    return swap_vision_tower(LlavaForConditionalGeneration(config), clip, processor=processor), processor
 
 
-def load_llava(settings: RobustVLM) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    if settings.vlm:
-        # Not in float16, in which small gradients of pixels would become 0
-        dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float32
-        load = partial(AutoModelForImageTextToText.from_pretrained, use_safetensors=True, dtype=dtype)
-        try:
-            return [part(settings.vlm, trust_remote_code=False) for part in (load, AutoProcessor.from_pretrained)]
-        except (OSError, ValueError) as error:
-            raise explain_hub_error("model", settings.vlm, error) from error
-    vanilla = load_proxy(settings.vanilla)
-    vlm, processor = build_llava(vanilla.model, vanilla.processor.image_processor)
-    return swap_vision_tower(vlm, vanilla, processor=processor), processor
+def load_llava(name: str) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """A saved LLaVA and its processor; not in float16, in which small gradients of pixels would become 0."""
+    dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float32
+    load = partial(AutoModelForImageTextToText.from_pretrained, use_safetensors=True, dtype=dtype)
+    try:
+        return [part(name, trust_remote_code=False) for part in (load, AutoProcessor.from_pretrained)]
+    except (OSError, ValueError) as error:
+        raise explain_hub_error("model", name, error) from error
 
 
 def measure(attack: PGD, prompted: PromptedVLM, images: torch.Tensor, answers: torch.Tensor) -> list[str]:
@@ -106,18 +109,19 @@ def measure(attack: PGD, prompted: PromptedVLM, images: torch.Tensor, answers: t
 
 def main():
     settings, _ = parse_config((RobustVLM,))
-    check_quickstart(parse_model(name) for name in (settings.robust, settings.vlm or settings.vanilla))
+    vanilla, robust = (parse_model(text, loaded=True) for text in (settings.vanilla, settings.robust))
+    check_quickstart([robust] if settings.vlm else [vanilla, robust])
     raise_loss = PGD(eps=settings.eps, steps=settings.steps, loss=lambda losses, labels: losses)
     lower_loss = PGD(eps=settings.eps, steps=settings.steps, loss=lambda losses, labels: -losses)
     benchmark = load_benchmark(settings.benchmark).subset(settings.max_samples)
     batch = next(iter(DataLoader(benchmark, len(benchmark), collate_fn=collate)))
     images = to_unit_range(batch["pixel_values"].to(DEVICE))
-    vlm, processor = load_llava(settings)
+    vlm, processor = load_llava(settings.vlm) if settings.vlm else build_llava(vanilla)
     prompted = PromptedVLM(vlm.to(DEVICE).eval().requires_grad_(False), processor, settings.prompt)
     target = processor.tokenizer(settings.target, add_special_tokens=False, return_tensors="pt")["input_ids"]
     target = target.to(DEVICE).expand(len(images), -1)
 
-    towers = {"its own": copy.deepcopy(vlm.model.vision_tower), "robust": load_proxy(settings.robust)}
+    towers = {"its own": copy.deepcopy(vlm.model.vision_tower), "robust": load_named(robust, DEVICE)[1]}
     features = []
     for tower in towers.values():  # before the attacks, which take long: what doesn't fit is refused here
         swap_vision_tower(vlm, tower, processor=processor)

@@ -17,7 +17,7 @@ from hpt.attacks import AttackResult
 from hpt.evaluation.subject import Subject
 from hpt.hub.folder import ModelFolder
 from hpt.models.loading import save_finished
-from hpt.models.vlm import swap_vision_tower
+from hpt.references import parse_model
 from hpt.training.step import TrainingStep
 
 
@@ -154,16 +154,15 @@ def test_robust_vlm(folder, monkeypatch, capsys):
 
 def test_robust_vlm_takes_a_saved_llava(folder, monkeypatch, capsys):
     """Loaded, it is what the example built itself; and the same tower again changes nothing."""
-    cosine, expected = run_robust_vlm(monkeypatch, capsys, "--robust", "target")
+    resized = ["--vanilla", "target=target:image_size=24", "--robust", "target=target:image_size=24"]
+    cosine, expected = run_robust_vlm(monkeypatch, capsys, *resized)
     assert cosine == 1
     assert expected["robust", "untargeted"] == expected["its own", "untargeted"]
-    target = load_proxy("target")
-    vlm, processor = run_path(str(EXAMPLES / "robust_vlm.py"))["build_llava"](
-        target.model, target.processor.image_processor
-    )
-    swap_vision_tower(vlm, target).save_pretrained("llava")
+    target = parse_model("target:image_size=24", loaded=True)
+    vlm, processor = run_path(str(EXAMPLES / "robust_vlm.py"))["build_llava"](target)
+    vlm.save_pretrained("llava")
     processor.save_pretrained("llava")
-    assert run_robust_vlm(monkeypatch, capsys, "--robust", "target", "--vlm", "llava") == (cosine, expected)
+    assert run_robust_vlm(monkeypatch, capsys, *resized, "--vlm", "llava") == (cosine, expected)
 
 
 ROBUST_VLM_REFUSES = {
