@@ -11,13 +11,15 @@ statistic, which both sides take from the same place: so each of these facts say
 """
 
 from hpt.models.conversion.facts import Base, Fact, Stated
+from hpt.models.conversion.knowledge import NOT_COMPARED
 from hpt.models.conversion.open_clip_folder import write_open_clip
 from hpt.models.conversion.parity import Parity
-from hpt.models.conversion.sources import Checkpoint, read_checkpoint
+from hpt.models.conversion.sources import Checkpoint, is_source, read_checkpoint
 from hpt.models.conversion.to_transformers import Converted, convert
 
 
 __all__ = [
+    "NOT_COMPARED",
     "Base",
     "Checkpoint",
     "Converted",
@@ -25,6 +27,7 @@ __all__ = [
     "Parity",
     "Stated",
     "convert",
+    "is_source",
     "read_checkpoint",
     "write_open_clip",
 ]

@@ -1,9 +1,18 @@
 """What is known of a checkpoint beside its weights, and from where: an option, its configuration, or a named base."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+
+from hpt.errors import InputError, check_known
+
+
+GIVEN = "given"  # the source of what whoever converts says
+# Facts that the option of another says
+OPTIONS = {"text_activation": "activation"}
 
 
 @dataclass(frozen=True)
@@ -11,9 +20,10 @@ class Fact:
     """Something that a model computes with, and where it was taken from.
 
     Args:
-        name (`str`): Such as `"activation"` or `"vision heads"`.
-        value: A text, a number, or a list of numbers.
-        source (`str`): As a card says it, such as `"shapes of the weights"`, `"open_clip_config.json"`, `"--heads"`.
+        name (`str`): Such as `"activation"` or `"text_heads"`.
+        value: A text, a number, a list of numbers, or settings by name.
+        source (`str`): As a card says it, such as `"shapes of the weights"`, `"open_clip_config.json"`, `"given"`, or
+            the name of a base.
     """
 
     name: str
@@ -41,7 +51,7 @@ class Stated:
     """What whoever converts says of a checkpoint; it goes before what its configuration or a base says.
 
     Args:
-        activation (`str`, *optional*): `"gelu"` or `"quick_gelu"`, of both towers.
+        activation (`str`, *optional*): `"gelu"` or `"quick_gelu"`, of all towers that the checkpoint has.
         heads, text_heads (`int`, *optional*): Attention heads in each layer of the vision and the text tower.
         image_mean, image_std (`tuple[float, float, float]`, *optional*): Normalisation of [0, 1] pixels per channel.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): That of the text tower.
@@ -53,3 +63,63 @@ class Stated:
     image_mean: tuple[float, ...] | None = None
     image_std: tuple[float, ...] | None = None
     tokenizer: Any = None
+
+    @classmethod
+    def parse(cls, texts: dict[str, str], tokenizer: Any = None) -> "Stated":
+        """From texts by the names of its fields, as command lines have them: `{"image_mean": "0.48|0.46|0.41"}`.
+
+        Raises:
+            InputError: for a text that doesn't stand for such a value.
+        """
+        check = {"activation": str, "heads": int, "text_heads": int, "image_mean": _numbers, "image_std": _numbers}
+        values = {}
+        for name, text in texts.items():
+            check_known("option", name, check)
+            try:
+                values[name] = check[name](text)
+            except ValueError as error:
+                wanted = "a whole number" if check[name] is int else "three numbers, such as 0.48|0.46|0.41"
+                raise InputError(f"{name} is {text!r}, but must be {wanted}.") from error
+        return cls(**values, tokenizer=tokenizer)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    values = tuple(float(part) for part in text.split("|"))
+    if len(values) != 3 or not all(map(math.isfinite, values)):
+        raise ValueError
+    return values
+
+
+Said = dict[str, Fact]  # what one source says, by the fact's name
+
+
+def say(source: str, **values) -> Said:
+    """Facts from one source; what it says nothing of is `None`."""
+    return {name: Fact(name, value, source) for name, value in values.items() if value is not None}
+
+
+def choose(name: str, names: Iterable[str], said: list[Said]) -> Said:
+    """Of each fact the first that is said; its source tells whether a later one says something else.
+
+    Args:
+        name (`str`): The checkpoint's, for messages.
+        names (`Iterable[str]`): Those of the facts that are needed.
+        said (`list[Said]`): What each source says, the one that goes before the others first.
+
+    Raises:
+        InputError: for what no source says.
+    """
+    by_name = {fact: [facts[fact] for facts in said if fact in facts] for fact in names}
+    if unsaid := [OPTIONS.get(fact, fact) for fact, facts in by_name.items() if not facts]:
+        names = list(dict.fromkeys(unsaid))
+        raise InputError(
+            f"{name!r} doesn't say its {', '.join(names)}, nor do the shapes of its weights: give the model that it was "
+            f"made from, base=ID, or each by its name, {names[0]}=... (of hpt convert, --base ID, --{names[0]} ...)."
+        )
+    return {fact: _first(facts) for fact, facts in by_name.items()}
+
+
+def _first(facts: list[Fact]) -> Fact:
+    first = facts[0]
+    others = [f"; {fact.source} says {fact.value}" for fact in facts[1:] if fact.value != first.value]
+    return Fact(first.name, first.value, first.source + "".join(others))
