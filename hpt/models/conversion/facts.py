@@ -113,8 +113,9 @@ def choose(name: str, names: Iterable[str], said: list[Said]) -> Said:
     if unsaid := [OPTIONS.get(fact, fact) for fact, facts in by_name.items() if not facts]:
         names = list(dict.fromkeys(unsaid))
         raise InputError(
-            f"{name!r} doesn't say its {', '.join(names)}, nor do the shapes of its weights: give the model that it was "
-            f"made from, base=ID, or each by its name, {names[0]}=... (of hpt convert, --base ID, --{names[0]} ...)."
+            f"{name!r} doesn't say its {', '.join(names)}, nor do the shapes of its weights: give the model that it "
+            f"was made from, base=ID, or each by its name, {names[0]}=... (of hpt convert, --base ID, or "
+            f"--{names[0]} ...)."
         )
     return {fact: _first(facts) for fact, facts in by_name.items()}
 

@@ -91,11 +91,12 @@ class Examples:
         noise = torch.rand(IMAGES // 2, 3, side, side, generator=generator)
         smooth = F.interpolate(torch.rand(IMAGES // 2, 3, 4, 4, generator=generator), (side, side), mode="bilinear")
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in pixel_statistics(processor.image_processor))
-        tokenizer, longest = processor.tokenizer, model.config.text_config.max_position_embeddings
-        options = {"padding": "max_length", "truncation": True, "max_length": longest, "return_tensors": "pt"}
-        prompts = tokenizer([*PROMPTS], **options)["input_ids"]
-        end = tokenizer.eos_token_id
-        random = torch.randint(min(end, model.config.text_config.vocab_size), prompts.shape, generator=generator)
+        text = model.config.text_config
+        options = {"padding": "max_length", "truncation": True, "max_length": text.max_position_embeddings}
+        prompts = processor.tokenizer([*PROMPTS], **options, return_tensors="pt")["input_ids"]
+        end = text.eos_token_id
+        below = text.vocab_size if end in (0, LEGACY_END) else end  # that the end is the highest, as in OpenAI's code
+        random = torch.randint(below, prompts.shape, generator=generator)
         random[:, -1] = end
         return cls((torch.cat([noise, smooth]) - mean) / std, torch.cat([prompts, random]))
 

@@ -14,6 +14,8 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -104,38 +106,44 @@ def read_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
 
 def _read_folder(source: str, name: str, revision: str | None) -> Checkpoint:
     """A folder, or what is needed of a repository on the Hub, by its id."""
-    with _hub_explained(name):
-        config, *rest = (find_file(name, file, revision) for file in (CONFIG, CARD, *TOKENIZER))
-        found = (path for file in WEIGHTS if config and (path := find_file(name, file, revision)))
-        weights_file = next(found, None)
-    if config is None:
-        raise InputError(
-            f"Can't convert {source!r}: there is no {CONFIG}. Give a model of open_clip, or a file of weights; one "
-            "in the format of transformers needs no conversion."
-        )
-    if weights_file is None:
+    with _failures_explained(name):
+        config = _find_config(source, name, revision)
+        settings = OpenClipConfig(read_json(config), source)
+        commit = config.parent.name if source.startswith(HUB) else None  # all other files are of the same
+        card, *tokenizer = (find_file(name, file, commit) for file in (CARD, *TOKENIZER))
+        file = next(filter(None, (find_file(name, file, commit) for file in WEIGHTS)), None)
+    if file is None:
         raise InputError(f"Can't convert {source!r}: it has none of {', '.join(WEIGHTS)}. Take a complete copy.")
-    settings = OpenClipConfig(read_json(config), source)
-    weights, layout = _read_weights(source, weights_file)
+    weights, layout = _read_weights(source, file)
     settings.check_weights(weights)
-    card, tokenizer = rest[0], [path for path in rest[1:] if path]
-    return Checkpoint(
-        source,
-        layout,
-        weights,
-        settings,
-        _hashes([weights_file, config, *tokenizer]),
-        config.parent if tokenizer else None,
-        card and _licence(card),
-        config.parent.name if source.startswith(HUB) else None,
+    tokenizer = [*filter(None, tokenizer)]
+    hashes = _hashes([file, config, *tokenizer])
+    licence = card and _licence(card)
+    return Checkpoint(source, layout, weights, settings, hashes, config.parent if tokenizer else None, licence, commit)
+
+
+def _find_config(source: str, name: str, revision: str | None) -> Path:
+    try:
+        path = Path(hf_hub_download(name, CONFIG, revision=revision) if source.startswith(HUB) else f"{name}/{CONFIG}")
+        if path.is_file():
+            return path
+    except LocalEntryNotFoundError:  # no answer from the Hub
+        raise
+    except EntryNotFoundError:
+        pass
+    raise InputError(
+        f"Can't convert {source!r}: there is no {CONFIG}. Give a model of open_clip, or a file of weights; one in the "
+        "format of transformers needs no conversion."
     )
 
 
 @contextmanager
-def _hub_explained(name: str):
+def _failures_explained(name: str):
     try:
         yield
-    except OSError as error:  # which transformers raises whatever the Hub answers
+    except InputError:
+        raise
+    except Exception as error:  # whatever the Hub answers
         raise explain_hub_error("model", name, error) from error
 
 
