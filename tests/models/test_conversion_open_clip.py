@@ -13,7 +13,11 @@ import torch
 from conversion_sources import OpenAIClip, below_text, config_of, save_open_clip
 from helpers import make_clip
 
+from hpt import InputError
 from hpt.models.conversion import Stated, convert, read_checkpoint, write_open_clip
+from hpt.models.conversion.layouts import find_weights
+from hpt.models.open_clip import OpenClipClassifier
+from hpt.training.pretraining import byte_tokenizer
 
 
 TORCHVISION = ["torchvision", "torchvision.transforms", "torchvision.transforms.functional"]
@@ -90,3 +94,20 @@ def test_what_an_option_changes_is_compared_as_changed(open_clip, tmp_path):
     folder = save_open_clip(tmp_path / "clip", OpenAIClip("gelu").state_dict(), config_of("quick_gelu"))
     made = convert(read_checkpoint(str(folder)), stated=Stated(activation="gelu"))
     assert len(made.parity) == 2 and made.model.config.vision_config.hidden_act == "gelu"
+
+
+def test_a_resnet_of_open_clip_is_a_classifier_as_it_is(open_clip):
+    vision = {"layers": [1, 1, 1, 1], "width": 8, "image_size": 32, "patch_size": None}
+    model = open_clip.CLIP(8, vision, {"layers": 1, "vocab_size": 514}).eval()
+    model.visual.image_mean, model.visual.image_std = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
+
+    def tokenize(prompts):
+        return byte_tokenizer()(prompts, padding="max_length", return_tensors="pt")["input_ids"]
+
+    classifier = OpenClipClassifier(model, tokenize).with_classes(["cat", "dog"], "{}")
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    normalised = (images - classifier.image_mean) / classifier.image_std
+    with torch.no_grad():
+        torch.testing.assert_close(classifier(images), model.get_logits(normalised, tokenize(["cat", "dog"]))[0])
+    with pytest.raises(InputError, match="it is a CLIP with a ResNet, .* hpt.models.open_clip.OpenClipClassifier"):
+        find_weights("RN50.pt", model.state_dict())

@@ -17,11 +17,12 @@ MARKS = ("conv1.weight", "class_embedding")
 VISUAL, TEXT = "visual.", "text."
 NO_WEIGHTS = {"input_resolution", "context_length", "vocab_size"}  # what OpenAI's state dicts also hold
 # What else a file can hold, by a part of a name: what it is, and what to do
+AS_IT_IS = "evaluate it, or learn from it, as open_clip computes it, by hpt.models.open_clip.OpenClipClassifier"
 OTHERS = {
     "attnpool.positional_embedding": "it is a CLIP with a ResNet, which transformers has no class for. Give one with "
-    "a ViT, or evaluate it through open_clip, as any function of images.",
+    f"a ViT, or {AS_IT_IS}.",
     "visual.trunk.": "its vision tower is one of timm, such as a ConvNeXt or SigLIP's, and no ViT of CLIP. Give a "
-    "SigLIP in the format of transformers; evaluate others through open_clip, as any function of images.",
+    f"SigLIP in the format of transformers, or {AS_IT_IS}.",
     "embeddings.patch_embedding.weight": "its weights have the names of transformers, which needs no conversion. Save "
     "it with its configuration and processor, by save_pretrained, and give that folder.",
 }
