@@ -5,7 +5,7 @@
     HPTTrainer(..., proxy=resnet)
     evaluator(classifier=resnet, name="RN50", benchmarks=benchmarks)
 
-CLIPs with a ResNet, a ConvNeXt or an EVA are such. One with CLIP's ViT is better converted, by `hpt.models.conversion`.
+CLIPs with a ResNet, a ConvNeXt or an EVA are such. One with CLIP's ViT is better converted (`hpt.models.conversion`).
 """
 
 import copy

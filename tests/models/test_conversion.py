@@ -18,7 +18,7 @@ from conversion_sources import (
     config_of,
     save_open_clip,
 )
-from helpers import make_clip
+from helpers import make_clip, make_family
 from safetensors.torch import load_file, save_file
 
 from hpt import InputError
@@ -28,6 +28,7 @@ from hpt.models.conversion.open_clip_config import model_config
 from hpt.models.conversion.parity import Arithmetic, Examples, embed_by_own_arithmetic
 from hpt.models.conversion.shapes import TextShape, VisionShape
 from hpt.models.loading import load_dual_encoder, save_finished
+from hpt.models.lora import add_lora
 from hpt.training.pretraining import byte_tokenizer
 
 
@@ -99,7 +100,7 @@ def test_folders_of_open_clip_compute_as_their_source(tmp_path, layout, activati
 
 @pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("kind", [".pt", ".safetensors", "training checkpoint", "fp16"])
+@pytest.mark.parametrize("kind", [".pt", ".safetensors", "training checkpoint", "fp16", "a scale with a dimension"])
 def test_state_dicts_compute_as_their_source(tmp_path, kind, layout, activation):
     reference = OpenAIClip(activation)
     if kind == "fp16":
@@ -114,6 +115,8 @@ def test_state_dicts_compute_as_their_source(tmp_path, kind, layout, activation)
     elif kind == "training checkpoint":
         state = {f"module.{name}": weight for name, weight in weights.items()}
         saved(path, {"epoch": 3, "state_dict": state, "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}})
+    elif kind == "a scale with a dimension":  # open_clip's nonscalar_logit_scale
+        saved(path, weights | {"logit_scale": weights["logit_scale"][None]})
     else:
         saved(path, weights)
     made = converted(path, activation=activation)
@@ -156,6 +159,17 @@ def test_an_option_goes_before_the_configuration_and_that_before_a_base(tmp_path
     source = "given; open_clip_config.json says quick_gelu"
     assert facts_of(made)["activation"] == ("gelu", source)
     assert made.model.config.text_config.hidden_act == made.model.config.vision_config.hidden_act == "gelu"
+
+
+def test_a_clip_that_pools_elsewhere_than_at_its_highest_token_says_so(tmp_path):
+    """Its own configuration in transformers may name any token, and open_clip's `pool_type` says the same."""
+    model, processor = make_clip(0)
+    for module in (model.config.text_config, model.text_model):
+        module.eos_token_id = 512
+    write_open_clip(model, processor, tmp_path / "clip")
+    made = convert(read_checkpoint(str(tmp_path / "clip")))
+    assert made.model.config.text_config.eos_token_id == 512
+    assert facts_of(made)["end"] == (512, "open_clip_config.json")
 
 
 def test_what_a_configuration_leaves_out_is_open_clips_default(tmp_path):
@@ -233,6 +247,7 @@ def test_a_clip_of_transformers_goes_to_open_clip_and_back(tmp_path):
     write_open_clip(model, processor, tmp_path / "clip")
     content = json.loads((tmp_path / "clip" / "open_clip_config.json").read_text())
     assert content["model_cfg"]["text_cfg"]["hf_tokenizer_name"] == "clip"  # OpenAI's vocabulary is another
+    assert "pool_type" not in content["model_cfg"]["text_cfg"]  # for its end is its highest token
     made = convert(read_checkpoint(str(tmp_path / "clip")))
     assert all(torch.equal(weight, made.model.state_dict()[name]) for name, weight in model.state_dict().items())
 
@@ -242,7 +257,7 @@ def test_hidden_units_come_back_from_their_ratio(width, mlp_width):
     """Of g and bigG they are no multiple of the width, and open_clip computes `int(width * ratio)`."""
     vision, text = VisionShape(width, 2, mlp_width, 8, 14, 16), TextShape(width, 2, mlp_width, 8, 514, 77)
     how = Arithmetic(1, 1, "gelu", "gelu", 1e-5, 1e-5, None)
-    towers = model_config("x", vision, 224, text, how)
+    towers = model_config("x", vision, 224, text, how, TOKENIZER)
     for tower in ("vision_cfg", "text_cfg"):
         assert int(width * json.loads(json.dumps(towers[tower]["mlp_ratio"]))) == mlp_width
 
@@ -264,6 +279,18 @@ def test_what_open_clip_cannot_hold_is_refused(tmp_path, change, line):
     change(model)
     with pytest.raises(InputError, match=line):
         write_open_clip(model, processor, tmp_path / "clip")
+    assert not (tmp_path / "clip").exists()
+
+
+def test_only_a_clip_in_float32_is_written(tmp_path):
+    model, processor = make_family("Siglip")
+    with pytest.raises(InputError, match="'SiglipModel', is a SiglipModel, but must be a CLIPModel"):
+        write_open_clip(model, processor, tmp_path / "clip")
+    model, processor = make_clip(0)
+    with pytest.raises(InputError, match="is in torch.bfloat16, but must be in float32"):
+        write_open_clip(model.bfloat16(), processor, tmp_path / "clip")
+    with pytest.raises(InputError, match="is a PeftModel, but must be a CLIPModel, with its adapters merged"):
+        write_open_clip(add_lora(make_clip(0)[0], rank=2), processor, tmp_path / "clip")
     assert not (tmp_path / "clip").exists()
 
 

@@ -77,6 +77,7 @@ def embed_by_open_clip(
     weights = {name: weight.float() for name, weight in weights.items()}
     with torch.random.fork_rng():  # which the weights that are replaced are drawn from
         model = (open_clip.CustomTextCLIP if below_text else open_clip.CLIP)(**settings).eval()
+    model = model.to(examples.pixel_values.device)
     weights["logit_scale"] = weights["logit_scale"].reshape(model.logit_scale.shape)
     model.load_state_dict({_name(name, below_text): weight for name, weight in weights.items()})
     images, texts = model.encode_image(examples.pixel_values), model.encode_text(examples.input_ids)

@@ -5,8 +5,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from hpt.errors import InputError, check_at_least, check_known
 from hpt.models.conversion.facts import GIVEN, Base, Fact, Said, Stated, choose, say
 from hpt.models.conversion.images import resizing, resizing_settings
-from hpt.models.conversion.parity import ACTIVATIONS, Arithmetic
-from hpt.models.conversion.shapes import TextShape, VisionShape, differences
+from hpt.models.conversion.parity import ACTIVATIONS, Arithmetic, highest_token
+from hpt.models.conversion.shapes import TextShape, VisionShape, check_clip, differences
 from hpt.models.conversion.sources import Checkpoint
 from hpt.models.processors import pixel_statistics
 
@@ -70,8 +70,7 @@ def _check_given(checkpoint: Checkpoint, base: Base | None, stated: Stated) -> N
         )
     if base is None:
         return
-    if base.model.config.model_type != "clip":
-        raise InputError(f"The base {base.name!r} is a {type(base.model).__name__}, but must be a CLIPModel.")
+    check_clip(f"The base {base.name!r}", base.model)
     pairs = {"vision": VisionShape}
     if not checkpoint.is_vision_only:
         pairs["text"] = TextShape
@@ -101,7 +100,9 @@ def _said_by_base(base: Base | None) -> Said:
     how, image_processor = Arithmetic.of_config(base.model.config), base.processor.image_processor
     values = {name: value for name, value in vars(how).items() if name != "end"}
     mean, std = pixel_statistics(image_processor)
-    return say(base.name, **values, image_mean=mean, image_std=std, resizing=resizing_settings(image_processor))
+    image_size = base.model.config.vision_config.image_size
+    images = say(base.name, image_mean=mean, image_std=std, resizing=resizing_settings(image_processor))
+    return images | say(base.name, **values, image_size=image_size)
 
 
 def _said_by_code(vision: VisionShape) -> Said:
@@ -136,7 +137,7 @@ def _end(checkpoint: Checkpoint, base: Base | None, tokenizer: Fact) -> Fact:
     if checkpoint.config and "end" in (said := checkpoint.config.said()):
         return said["end"]
     end = tokenizer.value.eos_token_id
-    is_highest = end == max(tokenizer.value.get_vocab().values())
+    is_highest = end == highest_token(tokenizer.value)
     reason = "pools at the highest token" + ", which is the tokenizer's end" * is_highest
     return Fact("end", end if is_highest else None, f"{THE_CODE}, which {reason}")
 

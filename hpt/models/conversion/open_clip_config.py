@@ -12,7 +12,7 @@ from hpt.errors import InputError
 from hpt.json_files import check_kinds
 from hpt.models.conversion.facts import Fact, Said
 from hpt.models.conversion.images import RESAMPLING, resizing, resizing_of
-from hpt.models.conversion.parity import LEGACY_END, Arithmetic
+from hpt.models.conversion.parity import LEGACY_END, Arithmetic, highest_token
 from hpt.models.conversion.shapes import TextShape, VisionShape, differences
 from hpt.models.processors import input_size, pixel_statistics
 
@@ -191,8 +191,10 @@ def _flat(section: dict[str, Any], before: str = "") -> dict[str, Any]:
     return flat
 
 
-def model_config(name: str, vision: VisionShape, image_size: int, text: TextShape, how: Arithmetic) -> dict[str, Any]:
-    """`model_cfg` of a CLIP.
+def model_config(
+    name: str, vision: VisionShape, image_size: int, text: TextShape, how: Arithmetic, tokenizer
+) -> dict[str, Any]:
+    """`model_cfg` of a CLIP, whose tokenizer tells whether the end at which it pools is a prompt's highest token.
 
     Raises:
         InputError: for one that open_clip can't compute.
@@ -202,7 +204,8 @@ def model_config(name: str, vision: VisionShape, image_size: int, text: TextShap
             f"open_clip has no architecture for {name!r}: both towers must have the activation gelu, or both "
             f"quick_gelu, but it has {how.activation} for images and {how.text_activation} for texts."
         )
-    pooling = {} if how.end is None else {"pool_type": "eos", "eos_id": how.end}
+    at_highest = how.end in (None, highest_token(tokenizer))
+    pooling = {} if at_highest else {"pool_type": "eos", "eos_id": how.end}
     return {
         "embed_dim": vision.embed_dim,
         "quick_gelu": how.activation == "quick_gelu",

@@ -13,7 +13,7 @@ from hpt.models.conversion.comparison import compare_all
 from hpt.models.conversion.names import to_openai
 from hpt.models.conversion.open_clip_config import CONFIG, MODEL, PREPROCESSING, model_config, preprocessing_config
 from hpt.models.conversion.parity import Arithmetic, Parity
-from hpt.models.conversion.shapes import TextShape, VisionShape
+from hpt.models.conversion.shapes import TextShape, VisionShape, check_clip
 from hpt.models.weights import check_finite
 
 
@@ -42,10 +42,7 @@ def write_open_clip(model, processor, folder: str | Path) -> list[Parity]:
         WriteFailed: if the folder can't be written; nothing half-written is left.
     """
     folder, name = Path(folder), model.name_or_path or type(model).__name__
-    if model.config.model_type != "clip":
-        raise InputError(
-            f"Can't write {name!r} for open_clip: it is a {type(model).__name__}, but must be a CLIPModel."
-        )
+    check_clip(f"What is to be written for open_clip, {name!r},", model)
     if (folder / CONFIG).exists():
         raise InputError(f"{folder} holds a model of open_clip: give another folder, or delete that one.")
     check_folder(folder)
@@ -53,17 +50,14 @@ def write_open_clip(model, processor, folder: str | Path) -> list[Parity]:
     check_finite(name, state)
     weights, how = to_openai(state), Arithmetic.of_config(model.config)
     vision, text = VisionShape.of_config(model.config), TextShape.of_config(model.config)
-    config = {MODEL: model_config(name, vision, model.config.vision_config.image_size, text, how)}
+    image_size, tokenizer = model.config.vision_config.image_size, processor.tokenizer
+    config = {MODEL: model_config(name, vision, image_size, text, how, tokenizer)}
     config[PREPROCESSING] = preprocessing_config(name, processor.image_processor)
-    if not _is_openais(processor.tokenizer):
-        config[MODEL]["text_cfg"]["hf_tokenizer_name"] = folder.name
+    if tokenizer(TEXT)["input_ids"] != TOKENS:
+        config[MODEL]["text_cfg"]["hf_tokenizer_name"] = folder.absolute().name
     parity = compare_all(name, weights, how, config[MODEL], model, processor)
-    _write(folder, config, weights, processor.tokenizer)
+    _write(folder, config, weights, tokenizer)
     return parity
-
-
-def _is_openais(tokenizer) -> bool:
-    return tokenizer(TEXT)["input_ids"] == TOKENS
 
 
 def _write(folder: Path, config: dict, weights: dict, tokenizer) -> None:

@@ -54,6 +54,11 @@ class Arithmetic:
         return cls(*heads, *activations, vision.layer_norm_eps, text.layer_norm_eps, end)
 
 
+def highest_token(tokenizer) -> int:
+    """The highest token that a tokenizer gives, at which OpenAI's code pools a prompt: its end, of CLIP's own."""
+    return max(tokenizer.get_vocab().values())
+
+
 @dataclass(frozen=True)
 class Parity:
     """How far the logits of the same images and prompts are apart, from the source and from what it was made into.
@@ -98,7 +103,8 @@ class Examples:
         below = text.vocab_size if end in (0, LEGACY_END) else end  # that the end is the highest, as in OpenAI's code
         random = torch.randint(below, prompts.shape, generator=generator)
         random[:, -1] = end
-        return cls((torch.cat([noise, smooth]) - mean) / std, torch.cat([prompts, random]))
+        pixel_values = (torch.cat([noise, smooth]) - mean) / std
+        return cls(pixel_values.to(model.device), torch.cat([prompts, random]).to(model.device))
 
 
 @dataclass(frozen=True)

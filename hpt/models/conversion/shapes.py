@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import torch
+from torch import nn
+from transformers import CLIPModel
 
 from hpt.errors import InputError
 from hpt.models.weights import describe_names
@@ -179,6 +181,15 @@ def _check_layout(source: str, weights: dict[str, torch.Tensor], layout: Layout)
         raise InputError(
             f"Can't convert {source!r}: of the {len(layout)} weights that such a CLIP has, {'; '.join(listed)}."
         )
+
+
+def check_clip(what: str, model: nn.Module) -> None:
+    """Refuse anything but a plain CLIP of transformers in float32, in which logits are compared."""
+    if not isinstance(model, CLIPModel):
+        hint = ", with its adapters merged" * hasattr(model, "peft_config")
+        raise InputError(f"{what} is a {type(model).__name__}, but must be a CLIPModel{hint}.")
+    if model.dtype != torch.float32:
+        raise InputError(f"{what} is in {model.dtype}, but must be in float32, in which logits are compared.")
 
 
 def differences(one: Tower, other: Tower) -> str:

@@ -115,7 +115,7 @@ def _open_clip_config(
         return checkpoint.config.model_cfg
     if how.activation != how.text_activation:
         return None
-    return model_config(checkpoint.source, vision, facts["image_size"].value, text, how)
+    return model_config(checkpoint.source, vision, facts["image_size"].value, text, how, facts["tokenizer"].value)
 
 
 def _described(tokenizer: Fact) -> Fact:
