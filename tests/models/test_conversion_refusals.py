@@ -65,6 +65,15 @@ def given(**changes):
         ),
         (WEIGHTS | {"visual.proj": torch.zeros(24)}, r"no CLIP has weights of these shapes: visual.proj \(24,\)"),
         (WEIGHTS | {"ln_final.bias": torch.zeros(16, dtype=torch.int8)}, "ln_final.bias is kept as torch.int8"),
+        (
+            WEIGHTS | {"ln_final.bias": torch.zeros(16).to_sparse()},
+            "ln_final.bias is kept as torch.float32 of torch.spa",
+        ),
+        (
+            WEIGHTS | {"ln_final.bias": torch.zeros(1).expand(16)},
+            "ln_final.bias is kept .* or not in full, but weights",
+        ),
+        (WEIGHTS | {"ln_final.bias": torch.zeros(16, device="meta")}, "ln_final.bias is kept .* or not in full"),
     ],
 )
 def test_weights_of_no_clip_are_refused(tmp_path, content, line):

@@ -54,7 +54,8 @@ def find_weights(source: str, content: object) -> tuple[dict[str, torch.Tensor],
 
 
 def _tensors(entry: dict) -> dict[str, torch.Tensor]:
-    return {name: value for name, value in entry.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
+    by_name = {name: value for name, value in entry.items() if isinstance(name, str)}
+    return {name: value.detach() for name, value in by_name.items() if isinstance(value, torch.Tensor)}
 
 
 def _vision_prefix(names) -> str | None:

@@ -162,10 +162,17 @@ def check_weights(source: str, weights: dict[str, torch.Tensor]) -> None:
     if not is_vision_only(weights):
         layout |= TextShape.of_weights(weights).layout() | {"logit_scale": ()}
     _check_layout(source, weights, layout)
-    if other := sorted(name for name in layout if not weights[name].is_floating_point()):
+    for name in layout:
+        _check_numbers(source, name, weights[name])
+
+
+def _check_numbers(source: str, name: str, weight: torch.Tensor) -> None:
+    """Refuse what is no table of floating-point numbers that the file holds: a pickle can claim to have far more."""
+    is_table = weight.layout == torch.strided and weight.is_floating_point() and not weight.is_meta
+    if not is_table or weight.numel() * weight.element_size() > weight.untyped_storage().nbytes():
         raise InputError(
-            f"Can't convert {source!r}: {other[0]} is kept as {weights[other[0]].dtype}, but weights must be "
-            "floating-point numbers."
+            f"Can't convert {source!r}: {name} is kept as {weight.dtype} of {weight.layout}, or not in full, but "
+            "weights must be floating-point numbers, each of them in the file."
         )
 
 
