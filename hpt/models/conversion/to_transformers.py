@@ -110,7 +110,7 @@ def _open_clip_config(
     checkpoint: Checkpoint, facts: Said, vision: VisionShape, text: TextShape, how: Arithmetic
 ) -> dict[str, Any] | None:
     """The checkpoint's own where nothing went before it, else one made of the facts; `None` if there can be none."""
-    said = checkpoint.config.said() if checkpoint.config else {}
+    said = checkpoint.config.said() if checkpoint.config and not checkpoint.is_vision_only else {}
     if said and all(facts[name].value == fact.value for name, fact in said.items()):
         return checkpoint.config.model_cfg
     if how.activation != how.text_activation:
