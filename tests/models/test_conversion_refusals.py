@@ -265,28 +265,6 @@ def test_a_tokenizer_that_is_too_large_is_refused(tmp_path):
         convert(read_checkpoint(str(tmp_path / "x.pt")), stated=given(tokenizer=tokenizer))
 
 
-@pytest.mark.parametrize(
-    ("texts", "line"),
-    [
-        ({"heads": "x"}, "heads is 'x', but must be a whole number"),
-        (
-            {"image_mean": "0.5,0.5,0.5"},
-            "image_mean is '0.5,0.5,0.5', but must be three numbers, such as 0.48|0.46|0.41",
-        ),
-        ({"image_std": "1|nan|1"}, "image_std is '1|nan|1', but must be three numbers"),
-        ({"headz": "3"}, "Unknown option 'headz'; known: .* Did you mean heads"),
-    ],
-)
-def test_texts_that_stand_for_no_value_are_refused(texts, line):
-    with pytest.raises(InputError, match=line.replace("|", r"\|")):
-        Stated.parse(texts)
-
-
-def test_texts_stand_for_values():
-    texts = {"activation": "gelu", "heads": "12", "image_mean": "0.5|0.4|0.3"}
-    assert Stated.parse(texts) == Stated(activation="gelu", heads=12, image_mean=(0.5, 0.4, 0.3))
-
-
 # Vision towers and bases
 
 

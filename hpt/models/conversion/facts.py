@@ -1,13 +1,12 @@
 """What is known of a checkpoint beside its weights, and from where: an option, its configuration, or a named base."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from hpt.errors import InputError, check_known
+from hpt.errors import InputError
 
 
 GIVEN = "given"  # the source of what whoever converts says
@@ -63,31 +62,6 @@ class Stated:
     image_mean: tuple[float, ...] | None = None
     image_std: tuple[float, ...] | None = None
     tokenizer: Any = None
-
-    @classmethod
-    def parse(cls, texts: dict[str, str], tokenizer: Any = None) -> "Stated":
-        """From texts by the names of its fields, as command lines have them: `{"image_mean": "0.48|0.46|0.41"}`.
-
-        Raises:
-            InputError: for a text that doesn't stand for such a value.
-        """
-        check = {"activation": str, "heads": int, "text_heads": int, "image_mean": _numbers, "image_std": _numbers}
-        values = {}
-        for name, text in texts.items():
-            check_known("option", name, check)
-            try:
-                values[name] = check[name](text)
-            except ValueError as error:
-                wanted = "a whole number" if check[name] is int else "three numbers, such as 0.48|0.46|0.41"
-                raise InputError(f"{name} is {text!r}, but must be {wanted}.") from error
-        return cls(**values, tokenizer=tokenizer)
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    values = tuple(float(part) for part in text.split("|"))
-    if len(values) != 3 or not all(map(math.isfinite, values)):
-        raise ValueError
-    return values
 
 
 Said = dict[str, Fact]  # what one source says, by the fact's name

@@ -1,7 +1,5 @@
 """All that a checkpoint computes with beside its weights, from options, its configuration and a named base."""
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
-
 from hpt.errors import InputError, check_at_least, check_known
 from hpt.models.conversion.facts import GIVEN, Base, Fact, Said, Stated, choose, say
 from hpt.models.conversion.images import resizing, resizing_settings
@@ -120,7 +118,9 @@ def _tokenizer(checkpoint: Checkpoint, base: Base | None, stated: Stated) -> Sai
     return {} if base is None else say(base.name, tokenizer=base.processor.tokenizer)
 
 
-def _load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+def _load_tokenizer(checkpoint: Checkpoint):
+    from transformers import AutoTokenizer
+
     try:
         return AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
     except Exception as error:  # over damaged files, tokenizers raise errors of any kind

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
-from transformers import CLIPModel
 
 from hpt.errors import InputError
 from hpt.models.weights import describe_names
@@ -192,6 +191,8 @@ def _check_layout(source: str, weights: dict[str, torch.Tensor], layout: Layout)
 
 def check_clip(what: str, model: nn.Module) -> None:
     """Refuse anything but a plain CLIP of transformers in float32, in which logits are compared."""
+    from transformers import CLIPModel
+
     if not isinstance(model, CLIPModel):
         hint = ", with its adapters merged" * hasattr(model, "peft_config")
         raise InputError(f"{what} is a {type(model).__name__}, but must be a CLIPModel{hint}.")

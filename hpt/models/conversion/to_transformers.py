@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor
+from torch import nn
 
 from hpt.models.conversion.comparison import compare_all
 from hpt.models.conversion.facts import Base, Fact, Said, Stated
@@ -30,8 +30,8 @@ class Converted:
             installed.
     """
 
-    model: CLIPModel
-    processor: CLIPProcessor
+    model: nn.Module
+    processor: Any
     facts: list[Fact]
     parity: list[Parity]
 
@@ -71,7 +71,9 @@ def _with_text(checkpoint: Checkpoint, base: Base | None) -> dict[str, torch.Ten
     return checkpoint.weights | to_openai(of_texts)
 
 
-def _configuration(facts: Said, how: Arithmetic, vision: VisionShape, text: TextShape) -> CLIPConfig:
+def _configuration(facts: Said, how: Arithmetic, vision: VisionShape, text: TextShape):
+    from transformers import CLIPConfig
+
     tokenizer = facts["tokenizer"].value
     of_vision = _tower(vision, how.heads, how.activation, how.layer_norm_eps)
     of_vision |= {"image_size": facts["image_size"].value, "patch_size": vision.patch_size}
@@ -94,14 +96,18 @@ def _tower(shape: Tower, heads: int, activation: str, eps: float) -> dict[str, A
     }
 
 
-def _build(name: str, config: CLIPConfig, weights: dict[str, torch.Tensor]) -> CLIPModel:
+def _build(name: str, config, weights: dict[str, torch.Tensor]) -> nn.Module:
+    from transformers import CLIPModel
+
     state = to_transformers(weights)
     model = CLIPModel.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32).eval()
     model.name_or_path = name
     return model
 
 
-def _processor(facts: Said) -> CLIPProcessor:
+def _processor(facts: Said):
+    from transformers import CLIPImageProcessorPil, CLIPProcessor
+
     statistics = {name: facts[name].value for name in ("image_mean", "image_std")}
     return CLIPProcessor(CLIPImageProcessorPil(**statistics, **facts["resizing"].value), facts["tokenizer"].value)
 
