@@ -12,6 +12,7 @@ from hpt.attacks.batch import Batch
 from hpt.attacks.fab import project_onto_hyperplane
 from hpt.attacks.losses import difference_of_logits_ratio, margin, targeted_difference_of_logits_ratio
 from hpt.attacks.passes import watch_passes
+from hpt.attacks.queries import float_logits
 from hpt.attacks.square import square_side
 
 
@@ -251,9 +252,9 @@ def test_attempts_go_on_with_what_is_still_right():
 
     images, labels = torch.full((4, 1, 1, 1), 0.2), torch.tensor([0, 0, 0, 1])  # the last is wrong from the start
     batch = Batch(images, labels, None, torch.ones(4, 1, 1, 1))
-    result = attack_until_broken(
-        lambda x: torch.cat([0.5 - x, x - 0.5], 1).flatten(1), batch, [attempt(1), attempt(0), attempt(3)]
-    )
+    classifier = float_logits(lambda x: torch.cat([0.5 - x, x - 0.5], 1).flatten(1))
+    attempts = [attempt(1), attempt(0), attempt(3)]
+    result = attack_until_broken(classifier, batch, attempts, lambda samples, step: [None])
     assert seen == [[0, 1, 2], [0, 2], [2]]
     assert result.broken_by.tolist() == [1, 0, -1, -1]
     assert result.zero_gradient.tolist() == [True, True, False, False]
@@ -302,8 +303,8 @@ def test_apgd_equals_its_algorithm(norm, eps, steps):
     images, labels = torch.rand(6, 3, 4, 4).double(), torch.arange(6) % 5
 
     class Unbreakable(APGDCE):
-        def _evaluate(self, classifier, batch, point):
-            loss, gradient, right = super()._evaluate(classifier, batch, point)
+        def _evaluate(self, classifier, batch, point, step):
+            loss, gradient, right = super()._evaluate(classifier, batch, point, step)
             return loss, gradient, torch.ones_like(right)
 
     adversarial = Unbreakable(eps=eps, steps=steps, norm=norm)(net, images, labels, torch.arange(6))
