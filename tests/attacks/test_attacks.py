@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import reference_pgd
+from helpers import reference_apgd, reference_pgd
 from torch import nn
 
 from hpt import ATTACKS, FGSM, PGD, InputError
@@ -259,39 +259,6 @@ def test_attempts_go_on_with_what_is_still_right():
     assert result.broken_by.tolist() == [1, 0, -1, -1]
     assert result.zero_gradient.tolist() == [True, True, False, False]
     assert result.images.flatten().tolist() == pytest.approx([1, 1, 0.21, 0.2])
-
-
-def reference_apgd(loss, x, start, eps, steps, norm):
-    """Algorithm 1 of arXiv 2003.01690 for one sample; x_max."""
-
-    def project(z):
-        delta = z - x
-        delta = delta.clamp(-eps, eps) if norm == "linf" else delta * min(1, eps / (delta.norm().item() or 1))
-        return (x + delta).clamp(0, 1)
-
-    def gradient(z):
-        (g,) = torch.autograd.grad(loss(z := z.clone().requires_grad_()), z)
-        return g.sign() if norm == "linf" else g / g.norm()
-
-    def f(z):
-        return loss(z).item()
-
-    eta, current = 2 * eps, start
-    previous = best = start
-    raised, best_before, halved_before = [], f(start), False
-    for k in range(1, steps + 1):
-        alpha = 0.75 if k > 1 else 1
-        z = project(current + eta * gradient(current))
-        previous, last = current, previous
-        current = project(previous + alpha * (z - previous) + (1 - alpha) * (previous - last))
-        raised.append(f(current) > f(previous))
-        best = current if f(current) > f(best) else best
-        if k in checkpoint_steps(steps):
-            halve = sum(raised) < 0.75 * len(raised) or (not halved_before and f(best) == best_before)
-            raised, best_before, halved_before = [], f(best), halve
-            if halve:
-                eta, current = eta / 2, best
-    return best
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 0.5)])
