@@ -24,7 +24,7 @@ from hpt.attacks.losses import (
     targeted_difference_of_logits_ratio,
 )
 from hpt.attacks.passes import passes_until_broken
-from hpt.attacks.queries import mean_logits, mean_over
+from hpt.attacks.queries import mean_logits, mean_over, unbroken
 
 
 MOMENTUM = 0.75  # alpha of Algorithm 1
@@ -68,8 +68,9 @@ class _Search:
 class AutoPGD(Attack):
     """Auto-PGD, Algorithm 1 of Croce & Hein, 2020 (arXiv 2003.01690), in l_inf and l_2; samples leave when broken.
 
-    Over several draws, the rule for the step size goes by the mean loss, and a sample is broken when no draw is right;
-    AutoAttack's "rand" version averages the gradient alone, and goes by the last draw for both.
+    Over several draws, the rule for the step size goes by the mean loss, as does the choice of the point: no sample of
+    a randomised classifier leaves. AutoAttack's "rand" version averages the gradient alone, goes by the last draw's
+    loss, and takes a point that one draw gets wrong.
 
     Args:
         eps (`float`): Radius in [0, 1] pixels.
@@ -123,17 +124,17 @@ class AutoPGD(Attack):
         return _Search(batch, place, *state), right
 
     def _evaluate(self, classifier, batch: Batch, point: torch.Tensor, step: int):
-        """Loss and its gradient, over the draws of a step their means, and whether some draw is right, per sample."""
+        """Loss and its gradient, over the draws of a step their means, and whether it is unbroken, of each sample."""
         point = point.detach().requires_grad_()
 
         def draw(seeds: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             logits = classifier(point, seeds)
             loss = self._losses(logits, batch)
             (gradient,) = torch.autograd.grad(loss.sum(), point)
-            return loss.detach(), gradient, (logits.detach().argmax(-1) == batch.labels).float()
+            return loss.detach(), gradient, unbroken(classifier, logits.detach(), batch.labels).float()
 
-        loss, gradient, share_right = mean_over(map(draw, self.seeds(batch, step)))
-        return loss, gradient, share_right > 0
+        loss, gradient, right = mean_over(map(draw, self.seeds(batch, step)))
+        return loss, gradient, right > 0
 
     def _advance(self, classifier, search: _Search, step: int) -> torch.Tensor:
         """One step of each sample, in place; returns which are still right."""

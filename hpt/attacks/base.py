@@ -198,7 +198,7 @@ def attack_until_broken(
     """Attempts in turn, each on the samples that are still classified right: the worst case per sample.
 
     Args:
-        classifier: What decides whether a sample is still right.
+        classifier: What decides whether a sample is still right; of a randomised one, no sample is ever broken.
         batch ([`Batch`]): All samples; those misclassified from the start stay as they are.
         attempts: Callables from the samples left, and their places in `batch`, to an [`AttackResult`].
         seeds: [`Attack.seeds`] of the attack that they are attempts of; its judgements are steps from -1 downwards.

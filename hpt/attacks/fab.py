@@ -6,7 +6,7 @@ from hpt.attacks.base import Attack, AttackResult, attack_until_broken, check_co
 from hpt.attacks.batch import Batch
 from hpt.attacks.losses import likeliest_targets
 from hpt.attacks.passes import passes_until_broken
-from hpt.attacks.queries import mean_logits
+from hpt.attacks.queries import mean_logits, unbroken
 
 
 MAX_BIAS = 0.1  # alpha_max: how far a step leans towards the clean image
@@ -62,11 +62,12 @@ class FABT(Attack):
             gap, gradient = _gap_to_target(classifier, batch, point, *self.seeds(batch, step))
             zero_gradient[place] |= is_zero(gradient)
             point = _approach(batch.images, point, gap, gradient)
-            wrong = mean_logits(classifier, point, self.seeds(batch, -1 - step)).argmax(-1) != batch.labels
+            logits = mean_logits(classifier, point, self.seeds(batch, -1 - step))
+            wrong = logits.argmax(-1) != batch.labels
             distance = _linf(point - batch.images)
             broken = wrong & (distance <= batch.eps).flatten()
             adversarial[place[broken]] = point[broken]
-            kept = ~broken
+            kept = ~broken | unbroken(classifier, logits, batch.labels)
             if not kept.any():
                 break
             # Back towards the clean image, to reach the boundary again nearer to it.

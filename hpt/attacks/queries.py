@@ -2,7 +2,8 @@
 
 A deterministic classifier is asked once. Of a randomised one `f_t`, a step makes `eot` draws of `t` and climbs the
 mean of their losses, which estimates `E_t L(f_t(x), y)`: expectation over transformation (Athalye et al., 2018, arXiv
-1707.07397; arXiv 1802.00420, section 4.2). An image counts as broken where no draw of a step is right.
+1707.07397; arXiv 1802.00420, section 4.2). None of its images ever counts as broken, for its next draw may be right:
+each is attacked to the end, and the point or attempt with the largest mean is kept.
 """
 
 from collections.abc import Iterable, Sequence
@@ -49,15 +50,20 @@ def _check_logits(output: torch.Tensor, images: torch.Tensor, highest_label: int
 
 
 def judge(classifier, images: torch.Tensor, labels: torch.Tensor, seeds: Seeds) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean margin of each image, and whether some draw classifies it as its label; without gradients."""
+    """The margin of each image, over draws the mean, and whether it is [`unbroken`]; without gradients."""
 
     def draw(drawn: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         logits = classifier(images, drawn)
-        return margin(logits, labels), (logits.argmax(-1) == labels).float()
+        return margin(logits, labels), unbroken(classifier, logits, labels).float()
 
     with torch.no_grad():
-        margins, share_right = mean_over(map(draw, seeds))
-    return margins, share_right > 0
+        margins, right = mean_over(map(draw, seeds))
+    return margins, right > 0
+
+
+def unbroken(classifier, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Of which images, `(batch,)`, the attack goes on: those classified right, and of a randomised classifier all."""
+    return (logits.argmax(-1) == labels) | is_randomised(classifier)
 
 
 def mean_logits(classifier, images: torch.Tensor, seeds: Seeds) -> torch.Tensor:

@@ -223,15 +223,42 @@ def test_most_passes_count_every_draw(images, name, eot):
     assert sum(passes) == attack.most_passes(5)
 
 
-def test_an_image_is_broken_where_no_draw_is_right():
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_draw_that_is_wrong_by_chance_ends_no_attack(images, name):
+    """Clean, each image is wrong in about half of the draws; attacked to the end, it is wrong in all."""
+    passes = []
+
+    class Hesitant:
+        randomised = True
+
+        def __call__(self, images, seeds):
+            darkness = 1 - 2 * images.mean((1, 2, 3))  # 0 of grey images, and an eps of 0.4 moves it by 0.8
+            chance = 0.6 * draw_uniform(seeds, 1).squeeze(1) - 0.3
+            logits = torch.stack([darkness + chance, -darkness - chance], 1)
+            return torch.cat([logits, logits.new_full((len(images), 3), -4) + darkness[:, None] / 10], 1)
+
+    grey, labels = torch.full((8, 3, 8, 8), 0.5), torch.tensor([0, 1] * 4)
+    attack = make_attack(name, 0.4, proxy=Hesitant())
+    with watch_passes(passes.append):
+        found = attack.perturb(Hesitant(), grey, labels, torch.arange(8))
+    if name not in ("fab-t", "square"):  # which go by single draws, and aren't made for chance
+        right = [Hesitant()(found.images, draw_seeds(0, torch.arange(8), VERDICTS, draw)) for draw in range(20)]
+        assert not any((logits.argmax(1) == labels).any() for logits in right)
+    assert sum(passes) >= 8 * (attack.most_passes(5) - 1)  # a suite asks one image for the number of classes
+    assert found.broken_by is None or (found.broken_by == -1).all()
+
+
+def test_what_is_judged_of_draws_is_their_mean_margin():
     drawn = [torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1])]  # of three images in two draws, the class
 
     def classifier(images, seeds):
         return 2.0 * F.one_hot(seeds, 2) * torch.tensor([[1.0], [1.0], [3.0]])
 
-    margins, right = judge(classifier, torch.zeros(3, 3, 2, 2), torch.zeros(3).long(), drawn)
-    assert right.tolist() == [True, True, False]
-    assert margins.tolist() == [-2, 0, 6]
+    labels = torch.zeros(3).long()
+    margins, right = judge(classifier, torch.zeros(3, 3, 2, 2), labels, drawn)
+    assert margins.tolist() == [-2, 0, 6] and right.tolist() == [True, True, False]
+    classifier.randomised = True
+    assert judge(classifier, torch.zeros(3, 3, 2, 2), labels, drawn)[1].all()
 
 
 def test_the_mean_of_one_draw_is_that_draw():
