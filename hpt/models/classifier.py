@@ -16,7 +16,7 @@ from torch import nn
 
 from hpt.errors import InputError
 from hpt.models.families import check_dual_encoder, family_of
-from hpt.models.processors import check_processor, input_size, pixel_statistics
+from hpt.models.processors import check_processor, input_size, pixel_statistics, to_pixel_values
 from hpt.models.tokens import check_told_apart, tokenize
 from hpt.models.weights import in_eval_mode, plain_weights
 from hpt.prompts import DEFAULT_TEMPLATE, check_class_names, check_templates, make_prompts
@@ -157,9 +157,7 @@ class ZeroShotClassifier(nn.Module):
 
     def _see(self, images: torch.Tensor):
         """What the model's `get_image_features` gives for images in [0, 1]."""
-        if images.shape[-2:] != (self.image_size, self.image_size):
-            images = F.interpolate(images, (self.image_size, self.image_size), mode="bicubic", antialias=True)
-        pixel_values = (images - self.image_mean) / self.image_std
+        pixel_values = to_pixel_values(images, self.image_size, self.image_mean, self.image_std)
         return self.family.image_features(self.model, pixel_values.to(self.model.dtype))
 
     def _patches(self, seen) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,6 +7,7 @@ import math
 from numbers import Real
 
 import torch
+import torch.nn.functional as F
 
 from hpt.errors import InputError
 from hpt.models.families import family_of, has_positions
@@ -50,6 +51,19 @@ def pixel_statistics(image_processor) -> tuple[list[float], list[float]]:
     offset = 1.0 if getattr(image_processor, "rescale_offset", False) else 0.0
     scale = 255 * _rescale_factor(image_processor) if _switch(image_processor, "do_rescale") else 255.0
     return [(offset + m) / scale for m in mean], [s * a / scale for s, a in zip(std, again, strict=True)]
+
+
+def to_pixel_values(images: torch.Tensor, side: int, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """What a model takes, of images in [0, 1]: resized and normalised as its processor does it, but differentiably.
+
+    Args:
+        images (`torch.Tensor` of shape `(batch, 3, height, width)`): Pixels in [0, 1], any size.
+        side (`int`): Side of the model's input, from [`input_size`].
+        mean, std (`torch.Tensor` of shape `(3, 1, 1)`): Normalisation, from [`pixel_statistics`].
+    """
+    if images.shape[-2:] != (side, side):
+        images = F.interpolate(images, (side, side), mode="bicubic", antialias=True)
+    return (images - mean) / std
 
 
 def check_processor(model, processor) -> None:

@@ -1,5 +1,6 @@
 """The short examples, run as they stand, on tiny models and a few images."""
 
+import re
 import subprocess
 import sys
 from runpy import run_path
@@ -17,6 +18,7 @@ from hpt.classifiers import VERDICTS, draw_seeds, draw_uniform
 from hpt.evaluation.subject import Subject
 from hpt.hub.folder import ModelFolder
 from hpt.models.loading import save_finished
+from hpt.references import parse_model
 from hpt.training.step import TrainingStep
 
 
@@ -125,6 +127,61 @@ def test_own_images(folder, capsys):
 def test_own_images_refuses_a_folder_that_is_not_there(folder):
     with pytest.raises(InputError, match="There is no folder or file 'nowhere'"):
         run("own_images", "birds=nowhere", "target", "proxy", "own", **TWO_EPOCHS)
+
+
+def run_robust_vlm(monkeypatch, capsys, *arguments) -> tuple[float, dict]:
+    """The mean cosine that it prints, and by tower and attack the numbers of its table."""
+    settings = ["--vanilla", "target", "--max_samples", "10", "--steps", "5", *arguments]
+    monkeypatch.setattr(sys, "argv", ["robust_vlm.py", *settings])
+    run("robust_vlm")
+    printed = capsys.readouterr().out
+    lines = [line.strip("| ").split("|") for line in printed.splitlines() if line.startswith("|")][2:]
+    measured = {(line[0].strip(), line[1].strip()): [float(cell) for cell in line[2:-1]] for line in lines}
+    assert re.search(r"^PGD-5 at 16/255 on \w+: peak memory \d+\.\d\d GiB$", printed, re.MULTILINE)
+    return float(re.search(r"mean cosine (-?\d\.\d+)", printed)[1]), measured
+
+
+def test_robust_vlm(folder, monkeypatch, capsys):
+    save_finished(*make_clip(seed=1, patch_size=8), folder / "robust")
+    cosine, measured = run_robust_vlm(monkeypatch, capsys, "--robust", "robust")
+    assert list(measured) == [(tower, name) for tower in ("its own", "robust") for name in ("untargeted", "targeted")]
+    assert abs(cosine) < 0.9
+    assert measured["its own", "untargeted"] != measured["robust", "untargeted"]
+    for (_, name), (clean_loss, clean_share, loss, share, moved) in measured.items():
+        assert (loss > clean_loss) if name == "untargeted" else (loss < clean_loss)
+        assert (clean_share == 100 > share) if name == "untargeted" else share >= clean_share
+        assert moved > 0
+
+
+def test_robust_vlm_takes_a_saved_llava(folder, monkeypatch, capsys):
+    """Loaded, it is what the example built itself; and the same tower again changes nothing."""
+    resized = ["--vanilla", "target=target:image_size=24", "--robust", "target=target:image_size=24"]
+    cosine, expected = run_robust_vlm(monkeypatch, capsys, *resized)
+    assert cosine == 1
+    assert expected["robust", "untargeted"] == expected["its own", "untargeted"]
+    target = parse_model("target:image_size=24", loaded=True)
+    vlm, processor = run_path(str(EXAMPLES / "robust_vlm.py"))["build_llava"](target)
+    vlm.save_pretrained("llava")
+    processor.save_pretrained("llava")
+    assert run_robust_vlm(monkeypatch, capsys, *resized, "--vlm", "llava") == (cosine, expected)
+
+
+ROBUST_VLM_REFUSES = {
+    "a tower that doesn't fit": (
+        ["--robust", "proxy"],
+        "doesn't fit LlavaForConditionalGeneration:\n- its patch_size is 4, but the host's 8",
+    ),
+    "a model that isn't there": (["--vlm", "nowhere"], "Can't load the model 'nowhere': "),
+    "a model that is none": (["--vlm", "proxy"], "Can't load the model 'proxy': ValueError: "),
+    "an eps of 255": (["--eps", "16"], "eps is 16, but pixels are in .0, 1.*: did you mean 16/255?"),
+}
+
+
+@pytest.mark.parametrize("what", ROBUST_VLM_REFUSES)
+def test_robust_vlm_refuses(what, folder, monkeypatch, capsys):
+    arguments, message = ROBUST_VLM_REFUSES[what]
+    with pytest.raises(InputError, match=message):
+        run_robust_vlm(monkeypatch, capsys, "--robust", "target", *arguments)
 
 
 def test_classify(folder):
