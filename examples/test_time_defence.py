@@ -34,6 +34,7 @@ class Settings:
     adaptive: str = field(default="pgd:eot=10", metadata={"help": "Attack through the defence."})
     max_samples: int = field(default=120, metadata={"help": "Attack so many images, stratified by class."})
     batch_size: int = field(default=60, metadata={"help": "Images at once: unrolling takes memory."})
+    output_dir: str | None = field(default=None, metadata={"help": "Folder in which a killed evaluation goes on."})
 
 
 class Defence(nn.Module):
@@ -108,14 +109,16 @@ def main():
         "counter-perturbation": CounterPerturbation(model, eps=eps, unrolled=True),
         "counter-perturbation, not unrolled": CounterPerturbation(model, eps=eps, unrolled=False),
     }
-    sampling = {"eps": eps, "max_samples": settings.max_samples, "batch_size": settings.batch_size}
-    naive = RobustnessEvaluator(attacks=settings.naive, **sampling)
-    adaptive = RobustnessEvaluator(attacks=settings.adaptive, **sampling)
+    common = {"eps": eps, "max_samples": settings.max_samples, "batch_size": settings.batch_size}
+    common["output_dir"] = settings.output_dir
+    naive = RobustnessEvaluator(attacks=settings.naive, **common)
+    adaptive = RobustnessEvaluator(attacks=settings.adaptive, **common)
     benchmark = load_benchmark(settings.benchmark)
     rows = naive(classifier=model, benchmarks=benchmark, name="undefended")
     for name, defence in defences.items():
-        rows += naive(classifier=defence, attacked=model, benchmarks=benchmark, name=name, attacked_name="undefended")
-        rows += adaptive(classifier=defence, benchmarks=benchmark, name=name)
+        defended = {"classifier": defence, "benchmarks": benchmark, "name": name}
+        rows += naive(**defended, attacked=model, attacked_name="undefended")
+        rows += adaptive(**defended)
     print(f"\n{format_accuracies(rows)}\n\n{format_flags(find_flags(rows))}")
 
 

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from functools import partial
 from runpy import run_path
 
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, ResNetConfig, ResNetForImageClassification
 
 from hpt import OBJECTIVES, InputError, load_proxy
-from hpt.attacks import AttackResult
+from hpt.attacks import APGDCE, AttackResult
 from hpt.classifiers import VERDICTS, draw_seeds, draw_uniform
 from hpt.evaluation.subject import Subject
 from hpt.hub.folder import ModelFolder
@@ -275,6 +276,7 @@ def test_attacks_see_more_of_an_unrolled_counter_perturbation(defences, images):
 def test_test_time_defence(folder, capsys, monkeypatch):
     few = "--max_samples 10 --batch_size 10 --naive pgd:steps=1 --adaptive pgd:steps=1,eot=2"
     monkeypatch.setattr(sys, "argv", ["test_time_defence.py", "--model", "target", *few.split()])
+    monkeypatch.setattr("hpt.evaluation.plan.APGDCE", partial(APGDCE, steps=1))  # of the large-eps checks
     run("test_time_defence")
     printed = capsys.readouterr().out
     for name in ("random resize", "counter-perturbation", "counter-perturbation, not unrolled"):
