@@ -28,7 +28,8 @@ class AttackResult(NamedTuple):
         zero_gradient (`torch.Tensor` of shape `(batch,)`, bool):
             Whether the gradient of an image was exactly zero, or not finite, at some step: a sign of gradient masking.
         broken_by (`torch.Tensor` of shape `(batch,)`, int64, *optional*):
-            Of attacks made of several attempts, the number of the one after which the image was misclassified, or -1.
+            Of attacks made of several attempts, the number of the one after which the image was misclassified, or -1,
+            as always of a randomised classifier.
     """
 
     images: torch.Tensor
