@@ -22,6 +22,7 @@ from transformers import CLIPImageProcessorPil, CLIPProcessor, TrainerCallback
 
 from hpt import HPTConfig, HPTTrainer, InputError, Objective, ZeroShotClassifier
 from hpt.attacks import AttackResult
+from hpt.attacks.apgd import checkpoint_steps
 from hpt.data.benchmark import Benchmark
 from hpt.data.geometry import ImageTransform
 from hpt.evaluation.rows import LARGE_EPS, WORST_CASE, Row, measured_accuracy
@@ -146,6 +147,39 @@ def reference_pgd(classifier, images, labels, eps, steps, step_size):
         adversarial = torch.max(torch.min(adversarial, images + eps), images - eps)
         adversarial = torch.clip(adversarial, 0, 1)
     return adversarial
+
+
+def reference_apgd(loss, x, start, eps, steps, norm):
+    """Algorithm 1 of arXiv 2003.01690 for one sample; x_max."""
+
+    def project(z):
+        delta = z - x
+        delta = delta.clamp(-eps, eps) if norm == "linf" else delta * min(1, eps / (delta.norm().item() or 1))
+        return (x + delta).clamp(0, 1)
+
+    def gradient(z):
+        (g,) = torch.autograd.grad(loss(z := z.clone().requires_grad_()), z)
+        return g.sign() if norm == "linf" else g / g.norm()
+
+    def f(z):
+        return loss(z).item()
+
+    eta, current = 2 * eps, start
+    previous = best = start
+    raised, best_before, halved_before = [], f(start), False
+    for k in range(1, steps + 1):
+        alpha = 0.75 if k > 1 else 1
+        z = project(current + eta * gradient(current))
+        previous, last = current, previous
+        current = project(previous + alpha * (z - previous) + (1 - alpha) * (previous - last))
+        raised.append(f(current) > f(previous))
+        best = current if f(current) > f(best) else best
+        if k in checkpoint_steps(steps):
+            halve = sum(raised) < 0.75 * len(raised) or (not halved_before and f(best) == best_before)
+            raised, best_before, halved_before = [], f(best), halve
+            if halve:
+                eta, current = eta / 2, best
+    return best
 
 
 ALWAYS = {"README.md", "config.json", "model.safetensors", "processor_config.json", "run.yaml", "tokenizer.json"}

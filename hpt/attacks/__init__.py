@@ -1,6 +1,7 @@
 """Adversarial attacks on any `images -> logits` callable, in [0, 1] pixels; a file per family over one base."""
 
 from hpt.attacks.apgd import APGDCE, APGDDLR, APGDT
+from hpt.attacks.backward import straight_through
 from hpt.attacks.base import Attack, AttackResult
 from hpt.attacks.fab import FABT
 from hpt.attacks.gradient import CW, FGSM, PGD, Adaptive, ReverseTransfer, Transfer
@@ -29,4 +30,5 @@ __all__ = [
     "Suite",
     "Transfer",
     "get_attack",
+    "straight_through",
 ]

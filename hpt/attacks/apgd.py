@@ -24,7 +24,7 @@ from hpt.attacks.losses import (
     targeted_difference_of_logits_ratio,
 )
 from hpt.attacks.passes import passes_until_broken
-from hpt.classifiers import Classifier
+from hpt.attacks.queries import mean_logits, mean_over, unbroken
 
 
 MOMENTUM = 0.75  # alpha of Algorithm 1
@@ -68,28 +68,35 @@ class _Search:
 class AutoPGD(Attack):
     """Auto-PGD, Algorithm 1 of Croce & Hein, 2020 (arXiv 2003.01690), in l_inf and l_2; samples leave when broken.
 
+    Over several draws, the rule for the step size goes by the mean loss, as does the choice of the point: no sample of
+    a randomised classifier leaves. AutoAttack's "rand" version averages the gradient alone, goes by the last draw's
+    loss, and takes a point that one draw gets wrong.
+
     Args:
         eps (`float`): Radius in [0, 1] pixels.
         steps (`int`, *optional*, defaults to `100`): Gradient steps, at least 1.
+        eot (`int`, *optional*, defaults to `1`): Draws of a randomised classifier at each step, over which loss and
+            gradient are averaged; see `hpt.attacks.queries`.
         norm, seed: see [`Attack`].
     """
 
     norms = ("linf", "l2")
     reported = ("steps",)
 
-    def __init__(self, *, eps: float, steps: int = 100, norm: str = "linf", seed: int = 0):
+    def __init__(self, *, eps: float, steps: int = 100, eot: int = 1, norm: str = "linf", seed: int = 0):
         super().__init__(eps=eps, norm=norm, seed=seed)
         check_count(steps, "steps")
-        self.steps = steps
+        check_count(eot, "draws at each step (eot)")
+        self.steps, self.eot = steps, eot
 
     def most_passes(self, num_classes: int) -> int:
-        return 2 * (1 + self.steps)
+        return 2 * (1 + self.steps) * self.eot
 
     @abstractmethod
     def _losses(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         """What is maximised, per sample, `(batch,)`."""
 
-    def _run(self, classifier: Classifier, batch: Batch) -> AttackResult:
+    def _run(self, classifier, batch: Batch) -> AttackResult:
         images = batch.images.clone()
         zero_gradient = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         search, right = self._start(classifier, batch)
@@ -101,38 +108,43 @@ class AutoPGD(Attack):
                 search = search.take(right)
             if len(search.place) == 0:
                 return AttackResult(images, zero_gradient)
-            right = self._advance(classifier, search, MOMENTUM if step > 1 else 1.0)
+            right = self._advance(classifier, search, step)
             if step in checkpoints:
                 self._adjust_steps(search, step - last)
                 last = step
         images[search.place] = torch.where(_per_sample(right, images), search.best, search.point)
         return AttackResult(images, zero_gradient)
 
-    def _start(self, classifier: Classifier, batch: Batch) -> tuple[_Search, torch.Tensor]:
+    def _start(self, classifier, batch: Batch) -> tuple[_Search, torch.Tensor]:
         start = random_start(batch, self.norm, self.seed)
-        loss, gradient, right = self._evaluate(classifier, batch, start)
+        loss, gradient, right = self._evaluate(classifier, batch, start, 0)
         none = torch.zeros(len(start), dtype=torch.long, device=start.device)
         place, eta = torch.arange(len(start), device=start.device), 2 * batch.eps
         state = (start, start, loss, gradient, start, loss, gradient, eta, none, loss, none.bool())
         return _Search(batch, place, *state), right
 
-    def _evaluate(self, classifier: Classifier, batch: Batch, point: torch.Tensor):
-        """Loss, its gradient, and whether the label is still predicted, of each sample."""
+    def _evaluate(self, classifier, batch: Batch, point: torch.Tensor, step: int):
+        """Loss and its gradient, over the draws of a step their means, and whether it is unbroken, of each sample."""
         point = point.detach().requires_grad_()
-        logits = classifier(point)
-        loss = self._losses(logits, batch)
-        (gradient,) = torch.autograd.grad(loss.sum(), point)
-        return loss.detach(), gradient, logits.detach().argmax(-1) == batch.labels
 
-    def _advance(self, classifier: Classifier, search: _Search, momentum: float) -> torch.Tensor:
+        def draw(seeds: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            logits = classifier(point, seeds)
+            loss = self._losses(logits, batch)
+            (gradient,) = torch.autograd.grad(loss.sum(), point)
+            return loss.detach(), gradient, unbroken(classifier, logits.detach(), batch.labels).float()
+
+        loss, gradient, right = mean_over(map(draw, self.seeds(batch, step)))
+        return loss, gradient, right > 0
+
+    def _advance(self, classifier, search: _Search, step: int) -> torch.Tensor:
         """One step of each sample, in place; returns which are still right."""
-        s = search
+        s, momentum = search, MOMENTUM if step > 1 else 1.0
         # z = P(x_k + eta * direction(grad f(x_k)))
         z = project(s.point + s.step * steepest(s.gradient, self.norm), s.batch, self.norm)
         # x_{k+1} = P(x_k + alpha (z - x_k) + (1 - alpha) (x_k - x_{k-1}))
         moved = s.point + momentum * (z - s.point) + (1 - momentum) * (s.point - s.previous)
         s.previous, s.point = s.point, project(moved, s.batch, self.norm)
-        loss, s.gradient, right = self._evaluate(classifier, s.batch, s.point)
+        loss, s.gradient, right = self._evaluate(classifier, s.batch, s.point, step)
         s.increases = s.increases + (loss > s.loss)
         s.loss, better = loss, loss > s.best_loss
         s.best_loss = torch.where(better, loss, s.best_loss)
@@ -181,31 +193,33 @@ class APGDT(AutoPGD):
 
     Args:
         num_targets (`int`, *optional*, defaults to `9`): Target classes, at most all the others.
-        eps, steps, norm, seed: see [`AutoPGD`].
+        eps, steps, eot, norm, seed: see [`AutoPGD`].
     """
 
     name = "apgd-t"
     min_classes = 4
     reported = ("steps", "num_targets")
 
-    def __init__(self, *, eps: float, steps: int = 100, num_targets: int = 9, norm: str = "linf", seed: int = 0):
-        super().__init__(eps=eps, steps=steps, norm=norm, seed=seed)
+    def __init__(
+        self, *, eps: float, steps: int = 100, num_targets: int = 9, eot: int = 1, norm: str = "linf", seed: int = 0
+    ):
+        super().__init__(eps=eps, steps=steps, eot=eot, norm=norm, seed=seed)
         check_count(num_targets, "target classes")
         self.num_targets = num_targets
 
     def most_passes(self, num_classes: int) -> int:
         targets = min(self.num_targets, num_classes - 1)
-        return 1 + passes_until_broken([super().most_passes(num_classes)] * targets)
+        return self.eot + passes_until_broken([super().most_passes(num_classes)] * targets, self.eot)
 
     def _losses(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         return targeted_difference_of_logits_ratio(logits, batch.labels, batch.targets)
 
-    def _run(self, classifier: Classifier, batch: Batch) -> AttackResult:
-        with torch.no_grad():
-            targets = likeliest_targets(classifier(batch.images), batch.labels, self.num_targets)
+    def _run(self, classifier, batch: Batch) -> AttackResult:
+        logits = mean_logits(classifier, batch.images, self.seeds(batch, -1))
+        targets = likeliest_targets(logits, batch.labels, self.num_targets)
         run = super()._run
         attempts = [
             lambda samples, left, towards=towards: run(classifier, samples._replace(targets=towards[left]))
             for towards in targets.T
         ]
-        return attack_until_broken(classifier, batch, attempts)._replace(broken_by=None)
+        return attack_until_broken(classifier, batch, attempts, self.seeds)._replace(broken_by=None)

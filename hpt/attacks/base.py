@@ -10,9 +10,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from hpt.attacks.batch import Batch, make_batch
-from hpt.attacks.losses import margin
-from hpt.attacks.passes import note_passes
-from hpt.classifiers import Classifier, check_logits
+from hpt.attacks.queries import Seeds, float_logits, judge
+from hpt.classifiers import Classifier, RandomisedClassifier, draw_seeds, is_randomised
 from hpt.errors import InputError
 from hpt.radius import Radius
 
@@ -29,7 +28,8 @@ class AttackResult(NamedTuple):
         zero_gradient (`torch.Tensor` of shape `(batch,)`, bool):
             Whether the gradient of an image was exactly zero, or not finite, at some step: a sign of gradient masking.
         broken_by (`torch.Tensor` of shape `(batch,)`, int64, *optional*):
-            Of attacks made of several attempts, the number of the one after which the image was misclassified, or -1.
+            Of attacks made of several attempts, the number of the one after which the image was misclassified, or -1,
+            as always of a randomised classifier.
     """
 
     images: torch.Tensor
@@ -60,6 +60,7 @@ class Attack(ABC):
         uses_gradients (`bool`): Whether it follows gradients of the model that is scored.
         needs_proxy (`bool`): Whether it is made with a second model, given as `proxy`.
         scored_on_proxy (`bool`): Whether it is made on the model under evaluation and scored on its proxy.
+        eot (`int`): Draws of a randomised classifier at each step; see `hpt.attacks.queries`.
 
     Raises:
         InputError: if eps isn't above 0 or, in l_inf, not below 1; if the attack doesn't have the norm.
@@ -71,6 +72,7 @@ class Attack(ABC):
     uses_gradients = True
     needs_proxy = False
     scored_on_proxy = False
+    eot = 1
     reported: tuple[str, ...] = ()  # attributes that say how strong it is
 
     def __init__(self, *, eps: float, norm: str = "linf", seed: int = 0):
@@ -88,7 +90,8 @@ class Attack(ABC):
         It may be called under `torch.no_grad` and `torch.inference_mode`, and with no images.
 
         Args:
-            classifier: Any callable from images `(batch, 3, height, width)` in [0, 1] to logits `(batch, classes)`.
+            classifier: Any callable from images `(batch, 3, height, width)` in [0, 1] to logits `(batch, classes)`;
+                one that is randomised gets seeds too, from (seed, sample id, step, draw): see [`draw_seeds`].
             images (`torch.Tensor` of shape `(batch, 3, height, width)`): Clean images in [0, 1], float32 or float64.
             labels (`torch.Tensor` of shape `(batch,)`): True classes, integers from 0.
             sample_ids (`torch.Tensor` of shape `(batch,)`, *optional*): Integer ids of the samples. With them, noise
@@ -99,18 +102,51 @@ class Attack(ABC):
 
         Raises:
             InputError: if there are fewer classes than the attack is defined for; for images out of [0, 1] or in
-                another dtype, what isn't one for each image, labels that aren't classes, and what isn't logits.
+                another dtype, what isn't one for each image, labels that aren't classes, and what isn't logits; for
+                more than one draw of a classifier that isn't randomised.
         """
+        self.check_draws(classifier)
         # The batch is made inside, since what is made under inference mode can't enter autograd
         with torch.inference_mode(False), torch.enable_grad(), batch_norm_untouched(classifier):
             batch = make_batch(images, labels, sample_ids, eps, self.radius)
             if len(batch.images) == 0:
                 return AttackResult(batch.images, batch.labels.bool(), batch.labels)
+            if any(map(is_randomised, [classifier, *self.followed(classifier)])):
+                batch = batch.with_draws()
             return self._run(float_logits(classifier, int(batch.labels.max())), batch)
 
     @abstractmethod
-    def _run(self, classifier: Classifier, batch: Batch) -> AttackResult:
-        """The attack itself, with gradients enabled; returns detached images."""
+    def _run(self, classifier, batch: Batch) -> AttackResult:
+        """The attack itself, with gradients enabled; returns detached images.
+
+        Args:
+            classifier: From images and their seeds in a draw to logits; see [`float_logits`] and [`seeds`].
+            batch ([`Batch`]): The samples.
+        """
+
+    def followed(self, classifier) -> list[Classifier | RandomisedClassifier]:
+        """The models whose losses it climbs when it attacks a classifier."""
+        return [classifier]
+
+    def check_draws(self, classifier: Classifier | RandomisedClassifier) -> None:
+        """Refuse several draws of what draws nothing, or doesn't say so; [`InputError`]."""
+        if self.eot > 1 and not any(map(is_randomised, self.followed(classifier))):
+            raise InputError(
+                f"{self.label} averages gradients over {self.eot} draws of a randomised classifier, but what it "
+                "attacks doesn't say `randomised = True`, so that all draws would be the same: leave eot out, or let "
+                "a classifier that draws random numbers say so and take them from `seeds`, as hpt.classifiers has it."
+            )
+
+    def seeds(self, batch: Batch, step: int) -> Seeds:
+        """What each draw of a step hands a randomised classifier.
+
+        Args:
+            batch ([`Batch`]): The samples that it is shown.
+            step (`int`): Number of the step, from 0, or, of a judgement in between, from -1 downwards.
+        """
+        if batch.draw_ids is None:
+            return [None]
+        return [draw_seeds(self.seed, batch.draw_ids, step, draw) for draw in range(self.eot)]
 
     def most_passes(self, num_classes: int) -> int:
         """Most passes through models for an image, forward or backward: fewer if it breaks early; 0 if not known."""
@@ -130,13 +166,15 @@ class Attack(ABC):
 
     @property
     def label(self) -> str:
-        """What tables call it: `PGD-10`, `CW-50 x 5`, `square`."""
-        return make_label(self.name, self.parameters.get("steps"), self.parameters.get("restarts"))
+        """What tables call it: `PGD-10`, `CW-50 x 5`, `apgd-ce-100 (eot=20)`, `square`."""
+        others = [f"eot={self.eot}"] if self.eot > 1 else []
+        return make_label(self.name, self.parameters.get("steps"), self.parameters.get("restarts"), others)
 
     @property
     def parameters(self) -> dict:
         """What says how strong the attack is, beside eps, norm and seed, as JSON has it."""
-        return {name: getattr(self, name) for name in self.reported}
+        draws = {"eot": self.eot} if self.eot > 1 else {}  # rows of earlier versions don't say it
+        return {name: getattr(self, name) for name in self.reported} | draws
 
 
 def make_label(name: str, steps: int | None, restarts: int | None, others: Sequence[str] = ()) -> str:
@@ -152,40 +190,19 @@ def make_label(name: str, steps: int | None, restarts: int | None, others: Seque
     return f"{label} ({', '.join(others)})" if others else label
 
 
-def float_logits(classifier: Classifier, highest_label: int = 0) -> Classifier:
-    """The classifier with logits in float32 or wider; [`InputError`] if it gives what can't be logits of the images.
-
-    Args:
-        classifier: From images to logits, or, for an attack with a loss of its own, to anything with a row for each.
-        highest_label (`int`, *optional*, defaults to 0): Of the images' labels, a class that it must have.
-    """
-
-    def logits(images: torch.Tensor) -> torch.Tensor:
-        output = classifier(images)
-        _check_logits(output, images, highest_label)
-        note_passes(images)
-        return output.to(torch.promote_types(output.dtype, torch.float32))
-
-    return logits
-
-
-def _check_logits(output: torch.Tensor, images: torch.Tensor, highest_label: int) -> None:
-    check_logits(output, images)
-    if output.dim() == 2 and output.shape[1] <= highest_label:
-        raise InputError(f"A label is {highest_label}, but the classifier's classes go to {output.shape[1] - 1}.")
-    if images.requires_grad and not output.requires_grad:
-        raise InputError("The classifier's logits have no gradient: it mustn't detach them or run under no_grad.")
-
-
 def attack_until_broken(
-    classifier: Classifier, batch: Batch, attempts: Sequence[Callable[[Batch, torch.Tensor], AttackResult]]
+    classifier,
+    batch: Batch,
+    attempts: Sequence[Callable[[Batch, torch.Tensor], AttackResult]],
+    seeds: Callable[[Batch, int], Seeds],
 ) -> AttackResult:
     """Attempts in turn, each on the samples that are still classified right: the worst case per sample.
 
     Args:
-        classifier: What decides whether a sample is still right.
+        classifier: What decides whether a sample is still right; of a randomised one, no sample is ever broken.
         batch ([`Batch`]): All samples; those misclassified from the start stay as they are.
         attempts: Callables from the samples left, and their places in `batch`, to an [`AttackResult`].
+        seeds: [`Attack.seeds`] of the attack that they are attempts of; its judgements are steps from -1 downwards.
 
     Returns:
         [`AttackResult`]: with the image of the largest margin where no attempt succeeded.
@@ -193,7 +210,7 @@ def attack_until_broken(
     images = batch.images.clone()
     zero_gradient = torch.zeros(len(images), dtype=torch.bool, device=images.device)
     broken_by = torch.full((len(images),), -1, device=images.device)
-    worst, right = judge(classifier, batch.images, batch.labels)
+    worst, right = judge(classifier, batch.images, batch.labels, seeds(batch, -1))
     left = right.nonzero().squeeze(1)
     for number, attempt in enumerate(attempts):
         if len(left) == 0:
@@ -201,19 +218,12 @@ def attack_until_broken(
         samples = batch.take(left)
         result = attempt(samples, left)
         zero_gradient[left] |= result.zero_gradient
-        reached, right = judge(classifier, result.images, samples.labels)
+        reached, right = judge(classifier, result.images, samples.labels, seeds(samples, -2 - number))
         worse = (reached > worst[left]) | ~right
         images[left[worse]], worst[left[worse]] = result.images[worse], reached[worse]
         broken_by[left[~right]] = number
         left = left[right]
     return AttackResult(images, zero_gradient, broken_by)
-
-
-def judge(classifier: Classifier, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The margin of each image, and whether it is classified as its label; without gradients."""
-    with torch.no_grad():
-        logits = classifier(images)
-    return margin(logits, labels), logits.argmax(-1) == labels
 
 
 def is_zero(gradient: torch.Tensor) -> torch.Tensor:

@@ -22,6 +22,8 @@ class Batch(NamedTuple):
         sample_ids (`torch.Tensor` of shape `(batch,)`, *optional*): What fixes their noise.
         eps (`torch.Tensor` of shape `(batch, 1, 1, 1)`): Radii.
         targets (`torch.Tensor` of shape `(batch,)`, *optional*): Classes that a targeted attack moves towards.
+        draw_ids (`torch.Tensor` of shape `(batch,)`, *optional*): What fixes the draws of a randomised classifier,
+            if one is attacked.
     """
 
     images: torch.Tensor
@@ -29,10 +31,16 @@ class Batch(NamedTuple):
     sample_ids: torch.Tensor | None
     eps: torch.Tensor
     targets: torch.Tensor | None = None
+    draw_ids: torch.Tensor | None = None
 
     def take(self, index: torch.Tensor) -> "Batch":
         """The samples at `index`, integers or a bool mask."""
         return Batch(*(None if field is None else field[index.to(field.device)] for field in self))
+
+    def with_draws(self) -> "Batch":
+        """For a randomised classifier: its draws follow from the ids; without, from torch's global generator."""
+        ids = torch.randint(2**62, (len(self.images),)) if self.sample_ids is None else self.sample_ids.cpu()
+        return self._replace(draw_ids=ids)
 
 
 def make_batch(images, labels, sample_ids, eps, radius: Radius) -> Batch:

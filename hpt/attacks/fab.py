@@ -6,7 +6,7 @@ from hpt.attacks.base import Attack, AttackResult, attack_until_broken, check_co
 from hpt.attacks.batch import Batch
 from hpt.attacks.losses import likeliest_targets
 from hpt.attacks.passes import passes_until_broken
-from hpt.classifiers import Classifier
+from hpt.attacks.queries import mean_logits, unbroken
 
 
 MAX_BIAS = 0.1  # alpha_max: how far a step leans towards the clean image
@@ -44,30 +44,30 @@ class FABT(Attack):
             [3 * self.steps] * targets
         )  # to the boundary and back, and to see whether it is
 
-    def _run(self, classifier: Classifier, batch: Batch) -> AttackResult:
-        with torch.no_grad():
-            targets = likeliest_targets(classifier(batch.images), batch.labels, self.num_targets)
+    def _run(self, classifier, batch: Batch) -> AttackResult:
+        logits = mean_logits(classifier, batch.images, self.seeds(batch, -1))
+        targets = likeliest_targets(logits, batch.labels, self.num_targets)
         attempts = [
             lambda samples, left, towards=towards: self._search(classifier, samples._replace(targets=towards[left]))
             for towards in targets.T
         ]
-        return attack_until_broken(classifier, batch, attempts)._replace(broken_by=None)
+        return attack_until_broken(classifier, batch, attempts, self.seeds)._replace(broken_by=None)
 
-    def _search(self, classifier: Classifier, batch: Batch) -> AttackResult:
+    def _search(self, classifier, batch: Batch) -> AttackResult:
         """Approach one class's boundary; where no point within eps is adversarial, the image stays clean."""
         adversarial = batch.images.clone()
         zero_gradient = torch.zeros(len(adversarial), dtype=torch.bool, device=adversarial.device)
         place, point = torch.arange(len(adversarial), device=adversarial.device), batch.images
-        for _ in range(self.steps):
-            gap, gradient = _gap_to_target(classifier, batch, point)
+        for step in range(self.steps):
+            gap, gradient = _gap_to_target(classifier, batch, point, *self.seeds(batch, step))
             zero_gradient[place] |= is_zero(gradient)
             point = _approach(batch.images, point, gap, gradient)
-            with torch.no_grad():
-                wrong = classifier(point).argmax(-1) != batch.labels
+            logits = mean_logits(classifier, point, self.seeds(batch, -1 - step))
+            wrong = logits.argmax(-1) != batch.labels
             distance = _linf(point - batch.images)
             broken = wrong & (distance <= batch.eps).flatten()
             adversarial[place[broken]] = point[broken]
-            kept = ~broken
+            kept = ~broken | unbroken(classifier, logits, batch.labels)
             if not kept.any():
                 break
             # Back towards the clean image, to reach the boundary again nearer to it.
@@ -77,10 +77,10 @@ class FABT(Attack):
         return AttackResult(adversarial, zero_gradient)
 
 
-def _gap_to_target(classifier: Classifier, batch: Batch, point: torch.Tensor):
+def _gap_to_target(classifier, batch: Batch, point: torch.Tensor, seeds: torch.Tensor | None):
     """`f = z_t - z_y`, negative on the label's side of the boundary, and its gradient."""
     point = point.detach().requires_grad_()
-    logits = classifier(point)
+    logits = classifier(point, seeds)
     gap = (logits.gather(1, batch.targets[:, None]) - logits.gather(1, batch.labels[:, None])).squeeze(1)
     (gradient,) = torch.autograd.grad(gap.sum(), point)
     return gap.detach(), gradient

@@ -9,7 +9,6 @@ from hpt.attacks.base import (
     AttackResult,
     attack_until_broken,
     check_count,
-    float_logits,
     is_zero,
     project,
     random_start,
@@ -18,7 +17,8 @@ from hpt.attacks.base import (
 from hpt.attacks.batch import Batch
 from hpt.attacks.losses import cross_entropy, margin
 from hpt.attacks.passes import passes_until_broken
-from hpt.classifiers import Classifier
+from hpt.attacks.queries import float_logits, mean_over
+from hpt.classifiers import Classifier, RandomisedClassifier
 from hpt.errors import InputError
 from hpt.radius import check_step_size
 
@@ -36,6 +36,8 @@ class PGD(Attack):
         random_start (`bool`, *optional*, defaults to `True`): Start at a uniform point of the ball.
         restarts (`int`, *optional*, defaults to `1`): Runs from other random points, each on the samples that are
             still classified right.
+        eot (`int`, *optional*, defaults to `1`): Draws of a randomised classifier at each step, over which the
+            gradient is averaged, each as expensive as a step; see `hpt.attacks.queries`.
         loss (`Callable`, *optional*, defaults to cross-entropy): What is maximised: logits `(batch, classes)` in
             float32 and labels `(batch,)` to losses `(batch,)`.
         norm, seed: see [`Attack`].
@@ -57,6 +59,7 @@ class PGD(Attack):
         step_size: float | None = None,
         random_start: bool = True,
         restarts: int = 1,
+        eot: int = 1,
         loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = cross_entropy,
         norm: str = "linf",
         seed: int = 0,
@@ -64,41 +67,51 @@ class PGD(Attack):
         super().__init__(eps=eps, norm=norm, seed=seed)
         check_count(steps, "steps")
         check_count(restarts, "restarts")
+        check_count(eot, "draws at each step (eot)")
         if restarts > 1 and not random_start:
             raise InputError(f"The attack has {restarts} restarts without a random start, which are all the same run.")
-        self.steps, self.random_start, self.restarts, self.loss = steps, random_start, restarts, loss
+        self.steps, self.random_start, self.restarts, self.eot, self.loss = steps, random_start, restarts, eot, loss
         self.step_size = eps / 4 if step_size is None else step_size
         check_step_size(self.step_size, eps)
 
     def most_passes(self, num_classes: int) -> int:
-        run = 2 * self.steps * self.num_models
-        return run if self.restarts == 1 else passes_until_broken([run] * self.restarts)
+        run = 2 * self.steps * self.num_models * self.eot
+        return run if self.restarts == 1 else passes_until_broken([run] * self.restarts, self.eot)
 
-    def _run(self, classifier: Classifier, batch: Batch) -> AttackResult:
+    def _run(self, classifier, batch: Batch) -> AttackResult:
         if self.restarts == 1:
             return self._descend(classifier, batch, 0)
         attempts = [
             lambda samples, _, restart=restart: self._descend(classifier, samples, restart)
             for restart in range(self.restarts)
         ]
-        return attack_until_broken(classifier, batch, attempts)
+        return attack_until_broken(classifier, batch, attempts, self.seeds)
 
-    def _descend(self, classifier: Classifier, batch: Batch, restart: int) -> AttackResult:
+    def _descend(self, classifier, batch: Batch, restart: int) -> AttackResult:
         step = self.step_size / self.eps * batch.eps
         adversarial = random_start(batch, self.norm, self.seed, restart) if self.random_start else batch.images
         zero_gradient = torch.zeros(len(adversarial), dtype=torch.bool, device=adversarial.device)
-        for _ in range(self.steps):
-            adversarial = adversarial.detach().requires_grad_()
-            # Summed, not averaged: the batch size must not push small gradients into underflow.
-            loss = self._losses(classifier, adversarial, batch.labels).sum() * _loss_scale(adversarial.device.type)
-            (gradient,) = torch.autograd.grad(loss, adversarial)  # of the image alone, none for the weights
+        for number in range(restart * self.steps, (restart + 1) * self.steps):
+            gradient = self._gradient(classifier, batch, adversarial, number)
             zero_gradient |= is_zero(gradient)
-            adversarial = project(adversarial.detach() + step * steepest(gradient, self.norm), batch, self.norm)
+            adversarial = project(adversarial + step * steepest(gradient, self.norm), batch, self.norm)
         return AttackResult(adversarial, zero_gradient)
 
-    def _losses(self, classifier: Classifier, adversarial: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """What is maximised, per sample."""
-        return self.loss(classifier(adversarial), labels)
+    def _gradient(self, classifier, batch: Batch, point: torch.Tensor, step: int) -> torch.Tensor:
+        """The gradient of each sample's loss at a point, over the draws of a step its mean."""
+        point = point.detach().requires_grad_()
+
+        def draw(seeds: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+            # Summed, not averaged: the batch size must not push small gradients into underflow.
+            loss = self._losses(classifier, point, batch.labels, seeds).sum() * _loss_scale(point.device.type)
+            return torch.autograd.grad(loss, point)  # of the image alone, none for the weights
+
+        (gradient,) = mean_over(map(draw, self.seeds(batch, step)))
+        return gradient
+
+    def _losses(self, classifier, point: torch.Tensor, labels: torch.Tensor, seeds: torch.Tensor | None):
+        """What is maximised in a draw, per sample."""
+        return self.loss(classifier(point, seeds), labels)
 
 
 class FGSM(PGD):
@@ -122,7 +135,7 @@ class CW(PGD):
 
     Args:
         steps (`int`, *optional*, defaults to `50`): Gradient steps.
-        eps, step_size, random_start, restarts, norm, seed: see [`PGD`].
+        eps, step_size, random_start, restarts, eot, norm, seed: see [`PGD`].
     """
 
     name = "cw"
@@ -137,19 +150,22 @@ class Transfer(PGD):
     Args:
         proxy (`Callable`): The proxy `P`, from images to logits over the same classes, such as a
             [`ZeroShotClassifier`].
-        eps, steps, step_size, random_start, restarts, norm, seed: see [`PGD`].
+        eps, steps, step_size, random_start, restarts, eot, norm, seed: see [`PGD`].
     """
 
     name = "transfer"
     uses_gradients = False  # of the model scored
     needs_proxy = True
 
-    def __init__(self, *, eps: float, proxy: Classifier, **settings):
+    def __init__(self, *, eps: float, proxy: Classifier | RandomisedClassifier, **settings):
         super().__init__(eps=eps, **settings)
         self.proxy = float_logits(proxy)
 
-    def _losses(self, classifier: Classifier, adversarial: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return self.loss(self.proxy(adversarial), labels)  # CE(P)
+    def followed(self, classifier) -> list[Classifier | RandomisedClassifier]:
+        return [self.proxy]
+
+    def _losses(self, classifier, point: torch.Tensor, labels: torch.Tensor, seeds: torch.Tensor | None):
+        return self.loss(self.proxy(point, seeds), labels)  # CE(P)
 
 
 class ReverseTransfer(Transfer):
@@ -157,7 +173,7 @@ class ReverseTransfer(Transfer):
 
     Args:
         proxy (`Callable`): The model that the images are made on: here, the one under evaluation.
-        eps, steps, step_size, random_start, restarts, norm, seed: see [`Transfer`].
+        eps, steps, step_size, random_start, restarts, eot, norm, seed: see [`Transfer`].
     """
 
     name = "transfer-to-proxy"
@@ -170,16 +186,19 @@ class Adaptive(Transfer):
     What an attacker does who knows the proxy; arXiv 2601.12865 reports it.
 
     Args:
-        proxy, eps, steps, step_size, random_start, restarts, norm, seed: see [`Transfer`].
+        proxy, eps, steps, step_size, random_start, restarts, eot, norm, seed: see [`Transfer`].
     """
 
     name = "adaptive"
     num_models = 2
     uses_gradients = True
 
-    def _losses(self, classifier: Classifier, adversarial: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        own = self.loss(classifier(adversarial), labels)  # CE(T)
-        return own + super()._losses(classifier, adversarial, labels)  # + CE(P)
+    def followed(self, classifier) -> list[Classifier | RandomisedClassifier]:
+        return [classifier, self.proxy]
+
+    def _losses(self, classifier, point: torch.Tensor, labels: torch.Tensor, seeds: torch.Tensor | None):
+        own = self.loss(classifier(point, seeds), labels)  # CE(T)
+        return own + super()._losses(classifier, point, labels, seeds)  # + CE(P)
 
 
 def _loss_scale(device_type: str) -> float:

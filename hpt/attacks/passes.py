@@ -27,6 +27,11 @@ def note_passes(images: torch.Tensor) -> None:
         note(len(images) * (2 if images.requires_grad else 1))
 
 
-def passes_until_broken(attempts: Iterable[int]) -> int:
-    """Most passes of [`~hpt.attacks.base.attack_until_broken`]: those of its attempts, each judged, and the first."""
-    return 1 + sum(passes + 1 for passes in attempts)
+def passes_until_broken(attempts: Iterable[int], draws: int = 1) -> int:
+    """Most passes of [`~hpt.attacks.base.attack_until_broken`]: those of its attempts, each judged, and the first.
+
+    Args:
+        attempts: Most passes of each.
+        draws (`int`, *optional*, defaults to 1): Of a randomised classifier, in a judgement.
+    """
+    return draws + sum(passes + draws for passes in attempts)

@@ -4,9 +4,9 @@ import math
 
 import torch
 
-from hpt.attacks.base import Attack, AttackResult, check_count, judge, project, uniform_noise
+from hpt.attacks.base import Attack, AttackResult, check_count, project, uniform_noise
 from hpt.attacks.batch import Batch
-from hpt.classifiers import Classifier
+from hpt.attacks.queries import judge
 
 
 # Share of the pixels that a square covers, as a multiple of its first value, from each of these queries in 10,000 on.
@@ -38,12 +38,12 @@ class Square(Attack):
     def most_passes(self, num_classes: int) -> int:
         return self.queries
 
-    def _run(self, classifier: Classifier, batch: Batch) -> AttackResult:
+    def _run(self, classifier, batch: Batch) -> AttackResult:
         channels, height, width = batch.images.shape[1:]
         adversarial = batch.images.clone()
         stripes, draws = self._draw(batch)
         point = project(batch.images + batch.eps * stripes, batch, self.norm)
-        loss, right = judge(classifier, point, batch.labels)
+        loss, right = judge(classifier, point, batch.labels, self.seeds(batch, 0))
         place = torch.arange(len(adversarial), device=adversarial.device)
         for query in range(1, self.queries + 1):
             adversarial[place] = point
@@ -62,7 +62,7 @@ class Square(Attack):
             )
             moved = point + 2 * batch.eps * square * colours[:, :, None, None]
             moved = project(moved, batch, self.norm)
-            moved_loss, right = judge(classifier, moved, batch.labels)
+            moved_loss, right = judge(classifier, moved, batch.labels, self.seeds(batch, query))
             better = (moved_loss > loss) | ~right
             point = torch.where(better[:, None, None, None], moved, point)
             loss = torch.where(better, moved_loss, loss)

@@ -1,12 +1,13 @@
 """Suites of attacks in turn, each on the samples that are still classified right: the worst case per sample."""
 
+import torch
+
 from hpt.attacks.apgd import APGDCE, APGDDLR, APGDT
 from hpt.attacks.base import Attack, AttackResult, attack_until_broken
 from hpt.attacks.batch import Batch
 from hpt.attacks.fab import FABT
 from hpt.attacks.passes import passes_until_broken
 from hpt.attacks.square import Square
-from hpt.classifiers import Classifier
 
 
 class Suite(Attack):
@@ -16,13 +17,14 @@ class Suite(Attack):
 
     Args:
         eps, norm, seed: see [`Attack`]; handed to every part.
+        settings: Handed to every part too.
     """
 
     parts: tuple[type[Attack], ...] = ()
 
-    def __init__(self, *, eps: float, norm: str = "linf", seed: int = 0):
+    def __init__(self, *, eps: float, norm: str = "linf", seed: int = 0, **settings):
         super().__init__(eps=eps, norm=norm, seed=seed)
-        self.attacks = {part.name: part(eps=eps, norm=norm, seed=seed) for part in self.parts}
+        self.attacks = {part.name: part(eps=eps, norm=norm, seed=seed, **settings) for part in self.parts}
 
     def running(self, num_classes: int) -> list[str]:
         """Names of the parts that run with so many classes, in order."""
@@ -33,15 +35,16 @@ class Suite(Attack):
 
     def most_passes(self, num_classes: int) -> int:
         parts = (self.attacks[name] for name in self.running(num_classes))
-        return 1 + passes_until_broken(part.most_passes(num_classes) for part in parts)
+        return 1 + passes_until_broken((part.most_passes(num_classes) for part in parts), self.eot)
 
-    def _run(self, classifier: Classifier, batch: Batch) -> AttackResult:
-        num_classes = classifier(batch.images[:1]).shape[1]
+    def _run(self, classifier, batch: Batch) -> AttackResult:
+        first = batch.take(torch.tensor([0]))
+        num_classes = classifier(first.images, self.seeds(first, -1)[0]).shape[1]
         attempts = [
             lambda samples, _, attack=self.attacks[name]: attack._run(classifier, samples)
             for name in self.running(num_classes)
         ]
-        return attack_until_broken(classifier, batch, attempts)
+        return attack_until_broken(classifier, batch, attempts, self.seeds)
 
     @property
     def parameters(self) -> dict:
@@ -49,11 +52,22 @@ class Suite(Attack):
 
 
 class APGD(Suite):
-    """APGD-CE, then APGD-DLR: what the HPT-GPD and PMG-AFT papers call AutoAttack; see [`Suite`]."""
+    """APGD-CE, then APGD-DLR: what the HPT-GPD and PMG-AFT papers call AutoAttack; see [`Suite`].
+
+    With `eot=20`, the attacks of AutoAttack's "rand" version, for randomised classifiers.
+
+    Args:
+        eot (`int`, *optional*, defaults to `1`): Draws of a randomised classifier at each step; see [`AutoPGD`].
+        eps, norm, seed: see [`Attack`].
+    """
 
     name = "apgd"
     norms = ("linf", "l2")
     parts = (APGDCE, APGDDLR)
+
+    def __init__(self, *, eps: float, eot: int = 1, norm: str = "linf", seed: int = 0):
+        super().__init__(eps=eps, norm=norm, seed=seed, eot=eot)
+        self.eot = eot
 
 
 class AutoAttack(Suite):

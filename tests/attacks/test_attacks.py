@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import reference_pgd
+from helpers import reference_apgd, reference_pgd
 from torch import nn
 
 from hpt import ATTACKS, FGSM, PGD, InputError
@@ -12,6 +12,7 @@ from hpt.attacks.batch import Batch
 from hpt.attacks.fab import project_onto_hyperplane
 from hpt.attacks.losses import difference_of_logits_ratio, margin, targeted_difference_of_logits_ratio
 from hpt.attacks.passes import watch_passes
+from hpt.attacks.queries import float_logits
 from hpt.attacks.square import square_side
 
 
@@ -251,46 +252,13 @@ def test_attempts_go_on_with_what_is_still_right():
 
     images, labels = torch.full((4, 1, 1, 1), 0.2), torch.tensor([0, 0, 0, 1])  # the last is wrong from the start
     batch = Batch(images, labels, None, torch.ones(4, 1, 1, 1))
-    result = attack_until_broken(
-        lambda x: torch.cat([0.5 - x, x - 0.5], 1).flatten(1), batch, [attempt(1), attempt(0), attempt(3)]
-    )
+    classifier = float_logits(lambda x: torch.cat([0.5 - x, x - 0.5], 1).flatten(1))
+    attempts = [attempt(1), attempt(0), attempt(3)]
+    result = attack_until_broken(classifier, batch, attempts, lambda samples, step: [None])
     assert seen == [[0, 1, 2], [0, 2], [2]]
     assert result.broken_by.tolist() == [1, 0, -1, -1]
     assert result.zero_gradient.tolist() == [True, True, False, False]
     assert result.images.flatten().tolist() == pytest.approx([1, 1, 0.21, 0.2])
-
-
-def reference_apgd(loss, x, start, eps, steps, norm):
-    """Algorithm 1 of arXiv 2003.01690 for one sample; x_max."""
-
-    def project(z):
-        delta = z - x
-        delta = delta.clamp(-eps, eps) if norm == "linf" else delta * min(1, eps / (delta.norm().item() or 1))
-        return (x + delta).clamp(0, 1)
-
-    def gradient(z):
-        (g,) = torch.autograd.grad(loss(z := z.clone().requires_grad_()), z)
-        return g.sign() if norm == "linf" else g / g.norm()
-
-    def f(z):
-        return loss(z).item()
-
-    eta, current = 2 * eps, start
-    previous = best = start
-    raised, best_before, halved_before = [], f(start), False
-    for k in range(1, steps + 1):
-        alpha = 0.75 if k > 1 else 1
-        z = project(current + eta * gradient(current))
-        previous, last = current, previous
-        current = project(previous + alpha * (z - previous) + (1 - alpha) * (previous - last))
-        raised.append(f(current) > f(previous))
-        best = current if f(current) > f(best) else best
-        if k in checkpoint_steps(steps):
-            halve = sum(raised) < 0.75 * len(raised) or (not halved_before and f(best) == best_before)
-            raised, best_before, halved_before = [], f(best), halve
-            if halve:
-                eta, current = eta / 2, best
-    return best
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 0.5)])
@@ -302,8 +270,8 @@ def test_apgd_equals_its_algorithm(norm, eps, steps):
     images, labels = torch.rand(6, 3, 4, 4).double(), torch.arange(6) % 5
 
     class Unbreakable(APGDCE):
-        def _evaluate(self, classifier, batch, point):
-            loss, gradient, right = super()._evaluate(classifier, batch, point)
+        def _evaluate(self, classifier, batch, point, step):
+            loss, gradient, right = super()._evaluate(classifier, batch, point, step)
             return loss, gradient, torch.ones_like(right)
 
     adversarial = Unbreakable(eps=eps, steps=steps, norm=norm)(net, images, labels, torch.arange(6))

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from functools import partial
 from runpy import run_path
 
 import pytest
@@ -13,7 +14,8 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil, ResNetConfig, ResNetForImageClassification
 
 from hpt import OBJECTIVES, InputError, load_proxy
-from hpt.attacks import AttackResult
+from hpt.attacks import APGDCE, AttackResult
+from hpt.classifiers import VERDICTS, draw_seeds, draw_uniform
 from hpt.evaluation.subject import Subject
 from hpt.hub.folder import ModelFolder
 from hpt.models.loading import save_finished
@@ -197,3 +199,86 @@ def test_classify(folder):
     classifier = load_proxy("target").with_classes(CLASSES)
     expected = classifier(pixels.permute(0, 3, 1, 2) / 255).softmax(-1)[0].tolist()
     assert list(printed) == CLASSES and list(printed.values()) == pytest.approx(expected, abs=1e-3)
+
+
+# test_time_defence.py
+
+
+@pytest.fixture
+def defences(classifier) -> dict:
+    """The example's defences of the tiny classifier, by name."""
+    names = run_path(str(EXAMPLES / "test_time_defence.py"))
+    counter = {"eps": 0.1, "unrolled": True}
+    return {
+        "resize": names["RandomResize"](classifier),
+        "whole": names["RandomResize"](classifier, least=1.0),
+        "unrolled": names["CounterPerturbation"](classifier, **counter),
+        "given": names["CounterPerturbation"](classifier, **counter | {"unrolled": False}),
+    }
+
+
+def changed(defence, images, seeds):
+    return defence.change(images, seeds, **defence.settings)
+
+
+SEEDS = draw_seeds(0, torch.arange(4), VERDICTS, 0)
+
+
+@pytest.mark.parametrize("name", ["resize", "unrolled"])
+def test_defences_draw_from_the_seed_of_each_image_alone(defences, images, name):
+    defence = defences[name]
+    together = changed(defence, images, SEEDS)
+    for place in range(4):
+        alone = changed(defence, images[place : place + 1], SEEDS[place : place + 1])
+        torch.testing.assert_close(alone, together[place : place + 1], rtol=0, atol=1e-5)
+    assert not torch.allclose(changed(defence, images, SEEDS + 1), together, atol=1e-2)
+    for mode in (torch.no_grad, torch.enable_grad):  # scored and attacked, it is the same function
+        with mode():
+            given = images.clone().requires_grad_(torch.is_grad_enabled())
+            torch.testing.assert_close(changed(defence, given, SEEDS).detach(), together, rtol=0, atol=1e-5)
+    logits = defence.with_classes(CLASSES[:2], "{}")(images, SEEDS)
+    torch.testing.assert_close(logits, defence.model.with_classes(CLASSES[:2], "{}")(together))
+
+
+def test_random_resize_shows_the_whole_image_somewhere(defences, images):
+    torch.testing.assert_close(changed(defences["whole"], images, SEEDS), images, rtol=0, atol=1e-5)
+    white = torch.ones(200, 3, 32, 32)
+    seen = changed(defences["resize"], white, draw_seeds(0, torch.arange(200), VERDICTS, 0))
+    sides = seen[:, 0].sum((1, 2)).sqrt() / 32  # of the square that is white
+    assert 0.74 < sides.min() < 0.78 and 0.97 < sides.max() < 1.01
+    assert seen[:, :, 0].amax() > 0.9 and (seen[:, :, 0].amax((1, 2)) == 0).any()  # at the upper edge, and below it
+
+
+def test_counter_perturbations_move_the_embedding_away_within_their_ball(defences, images):
+    counter = defences["unrolled"]
+    moved = changed(counter, images, SEEDS)
+    assert (moved - images).abs().max() <= 0.1 + 1e-6 and moved.min() >= 0 and moved.max() <= 1
+    noisy = (images + 0.1 * (2 * draw_uniform(SEEDS, *images.shape[1:]) - 1)).clamp(0, 1)
+    embeds = counter.model.image_embeds
+    far, near = ((embeds(x) - embeds(images)).norm(dim=1) for x in (moved, noisy))
+    assert (far > near).all()
+
+
+def test_attacks_see_more_of_an_unrolled_counter_perturbation(defences, images):
+    """Both are the same function; without unrolling the image's gradient is that of the moved image."""
+    gradients = {}
+    for name in ("unrolled", "given"):
+        x = images.clone().requires_grad_()
+        logits = defences[name](x, SEEDS)
+        (gradients[name],) = torch.autograd.grad(logits[:, 0].sum(), x)
+    x = changed(defences["given"], images, SEEDS).detach().requires_grad_()
+    (at_moved,) = torch.autograd.grad(defences["given"].model(x)[:, 0].sum(), x)
+    inside = (x > 0) & (x < 1)  # where it isn't clipped
+    torch.testing.assert_close(gradients["given"][inside], at_moved[inside])
+    assert not torch.allclose(gradients["unrolled"], gradients["given"], rtol=0.1, atol=0)
+
+
+def test_test_time_defence(folder, capsys, monkeypatch):
+    few = "--max_samples 10 --batch_size 10 --naive pgd:steps=1 --adaptive pgd:steps=1,eot=2"
+    monkeypatch.setattr(sys, "argv", ["test_time_defence.py", "--model", "target", *few.split()])
+    monkeypatch.setattr("hpt.evaluation.plan.APGDCE", partial(APGDCE, steps=1))  # of the large-eps checks
+    run("test_time_defence")
+    printed = capsys.readouterr().out
+    for name in ("random resize", "counter-perturbation", "counter-perturbation, not unrolled"):
+        assert f"| {name} " in printed and f"attack-did-not-see-defence: {name} on digits" in printed
+    assert "PGD-1 made on undefended" in printed and "PGD-1 (eot=2)" in printed
