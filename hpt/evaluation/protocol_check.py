@@ -19,7 +19,7 @@ from hpt.attacks import Attack, NamedAttack
 from hpt.attacks.passes import watch_passes
 from hpt.classifiers import Classifier
 from hpt.data.benchmark import Benchmark
-from hpt.errors import check_at_least
+from hpt.errors import InputError, check_at_least, message_of
 from hpt.escaping import one_line
 from hpt.evaluation.attack_checks import (
     SMALL_BATCH,
@@ -34,6 +34,7 @@ from hpt.evaluation.findings import Finding
 from hpt.evaluation.masking_checks import MOST_PASSES, check_robustness
 from hpt.evaluation.model_checks import (
     ALONE,
+    VERSIONS,
     check_batch_size,
     check_determinism,
     check_normalisation,
@@ -58,7 +59,7 @@ def check_protocol(
     attack: Attack | AnyAttack | str | Iterable = "pgd",
     eps: float | str | Iterable[float | str] | None = None,
     *,
-    norm: str = "linf",
+    norm: str | None = None,
     proxy: Classifier | None = None,
     name: str = "the classifier",
     max_samples: int = IMAGES,
@@ -76,7 +77,7 @@ def check_protocol(
             also by name, and functions `(classifier, images, labels) -> images` of any other library.
         eps (`float`, `str` or a list of them, *optional*): The radii that are meant, in [0, 1] pixels. Attacks are
             held against the largest; defaults to the one of the first attack that says its own, or `4/255`.
-        norm (`str`, *optional*, defaults to `"linf"`): Of the radii.
+        norm (`str`, *optional*): Of the radii; defaults to that of the first attack that says its own, or `"linf"`.
         proxy (`Callable`, *optional*): A classifier over the benchmark's classes, for attacks that are made with one.
         name (`str`, *optional*): What findings call a classifier that has no name.
         max_samples (`int`, *optional*, defaults to 128): About so many images, of at most 16 classes; of the order of
@@ -94,7 +95,8 @@ def check_protocol(
     """
     check_at_least(2, max_samples=max_samples, batch_size=batch_size)
     listed = list(attack) if isinstance(attack, Iterable) and not isinstance(attack, str) else [attack]
-    radii = as_radii(_claimed(listed) if eps is None else eps, norm)
+    claimed = next((one.radius for one in listed if isinstance(one, Attack)), SANITY)
+    radii = [claimed] if eps is None else as_radii(eps, norm or claimed.norm)
     attacks = [_as_attack(one, radii[-1], seed, proxy) for one in listed]
     classifier, benchmark, name = _on(subject, benchmark, name)
     probe = Probe(classifier, benchmark, max_samples, batch_size, seed, device)
@@ -102,8 +104,35 @@ def check_protocol(
     return [replace(finding, model=name, benchmark=benchmark.name) for finding in findings]
 
 
-def _claimed(attacks: list) -> Radius:
-    return next((attack.radius for attack in attacks if isinstance(attack, Attack)), SANITY)
+def check_protocols(
+    subjects: Iterable[Subject],
+    benchmarks: Iterable[Benchmark],
+    attacks: Iterable[str],
+    radii: Iterable[Radius],
+    proxy: Subject | None,
+    failures: list[str],
+    **settings,
+) -> list[Finding]:
+    """[`check_protocol`] of each subject on each benchmark, with attacks by name.
+
+    Attacks that are scored on the proxy instead of the subject are left out.
+
+    Args:
+        subjects, benchmarks, attacks, radii: What an evaluation has.
+        proxy ([`Subject`], *optional*): For attacks that are made with one.
+        failures (`list[str]`): Takes a line for each subject and benchmark that can't be checked.
+        settings: `norm`, `max_samples`, `batch_size` and `seed` of [`check_protocol`].
+    """
+    attacks = [text for text in attacks if not NamedAttack.parse(text).scored_on_proxy]
+    findings = []
+    for subject in subjects:
+        for benchmark in benchmarks:
+            try:
+                helper = None if proxy is None else proxy.on(benchmark)
+                findings += check_protocol(subject, benchmark, attacks, radii, proxy=helper, **settings)
+            except InputError as error:
+                failures.append(f"{subject.name}, {benchmark.name}: {message_of(error)}")
+    return findings
 
 
 def _as_attack(given: Attack | AnyAttack | str, radius: Radius, seed: int, proxy: Classifier | None) -> Attack:
@@ -133,7 +162,7 @@ def _plan(
     plan = [
         ("determinism", probe.batch_size, lambda: [check_determinism(probe)]),
         ("batch size", number + probe.batch_size + ALONE, lambda: [check_batch_size(probe)]),
-        ("normalisation", number * len(other_pixels()), lambda: [check_normalisation(probe)]),
+        ("normalisation", number * VERSIONS * (1 + len(other_pixels())), lambda: [check_normalisation(probe)]),
         ("precision", 2, lambda: [check_precision(probe, largest)]),
         ("layout", 0, lambda: [check_layout(probe.benchmark)]),
         ("class order", many, lambda: [check_class_order(probe)]),
