@@ -163,6 +163,7 @@ def check(settings: Evaluation, subjects: list[Subject], benchmarks, proxy, miss
             max_samples=settings.max_samples or IMAGES,
             batch_size=settings.batch_size,
             seed=settings.seed,
+            device=state.device,
         )
         report_findings(findings, Path(settings.output_dir), failures)
     state.wait_for_everyone()

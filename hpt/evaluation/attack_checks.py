@@ -7,7 +7,7 @@ import torch
 from hpt.attacks import Attack
 from hpt.attacks.base import AttackResult, batch_norm_untouched
 from hpt.errors import InputError, message_of
-from hpt.evaluation.findings import DOUBTFUL, Finding, better_by_chance, cant_tell, fine, percent, wrong
+from hpt.evaluation.findings import DECIDED, Finding, better_by_chance, cant_tell, fine, percent, wrong
 from hpt.evaluation.model_checks import STATISTICS, enough
 from hpt.evaluation.probe import Probe
 from hpt.radius import Radius, describe_length
@@ -84,18 +84,14 @@ def check_attack(probe: Probe, attack: Attack, radius: Radius) -> list[Finding]:
     rows = torch.arange(min(number_of_images(attack, probe.logits.shape[1]), len(probe)), device=probe.device)
     try:
         given = probe.attack(attack, rows).images
-        in_small = probe.attack(attack, rows, batch_size=SMALL_BATCH).images
+        in_small = probe.attack(attack, rows, batch_size=SMALL_BATCH).images if len(rows) > SMALL_BATCH else None
     except InputError as error:
         return [cant_tell(units, f"the attack can't be made: {message_of(error)}")]
     clean = probe.images[rows]
-    change = given - clean
-    if not change.isfinite().all():
+    if not given.isfinite().all():
         return [wrong(ball, f"{int((~given.isfinite()).sum())} pixels that it gives aren't finite.")]
-    return [
-        check_units(units, change, radius),
-        _check_ball(ball, probe, clean, given, radius),
-        _check_batches(batches, probe, rows, given, in_small),
-    ]
+    findings = [check_units(units, given - clean, radius), _check_ball(ball, probe, clean, given, radius)]
+    return findings if in_small is None else [*findings, _check_batches(batches, probe, rows, given, in_small)]
 
 
 # Units
@@ -217,7 +213,7 @@ def _check_batches(
     )
     differ = int((left != left_small).sum())
     chance = min(better_by_chance(left, left_small), better_by_chance(left_small, left))
-    if enough(differ, len(rows)) and chance < DOUBTFUL / 10:
+    if enough(differ, len(rows)) and chance < DECIDED:
         return wrong(
             check,
             f"{seen}: a loss that is averaged over the batch underflows, or the classifier looks at the whole batch.",

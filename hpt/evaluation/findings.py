@@ -82,7 +82,7 @@ def more_by_chance(number: int, of: int, share: float) -> float:
 
 def sees_something(predicted: np.ndarray, labels: np.ndarray) -> bool:
     """Whether predictions say more of the labels than predicting each class as often, but blindly, would."""
-    return more_by_chance(int((predicted == labels).sum()), len(labels), _blind(predicted, labels)) < DECIDED
+    return more_by_chance(int((predicted == labels).sum()), len(labels), _blind(predicted, labels)) < DOUBTFUL
 
 
 def skill(predicted: np.ndarray, labels: np.ndarray) -> float:

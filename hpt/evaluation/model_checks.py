@@ -12,8 +12,11 @@ from torch import nn
 from hpt.attacks import PGD
 from hpt.classifiers import Classifier
 from hpt.evaluation.findings import (
+    CANT_TELL,
     DECIDED,
     DOUBTFUL,
+    FINE,
+    WRONG,
     Finding,
     better_by_chance,
     cant_tell,
@@ -27,9 +30,9 @@ from hpt.evaluation.probe import Probe
 from hpt.radius import Radius
 
 
-# How far logits may move, as a share of their spread over the classes
-ROUNDING = 1e-3  # float32's, also where TensorFloat-32 helps
-REAL = 0.05  # more than 16 bits explain
+# How far logits move, as a share of their spread over the classes: at most by rounding, and at least by more than that
+IN_FLOAT32 = (0.01, 0.05)  # also where TensorFloat-32 helps
+IN_16_BITS = (0.1, 0.5)
 ENOUGH = 0.05  # share of the images on which something has to be seen, to be more than an accident of a few
 ALONE = 16  # images that are shown by themselves
 SMALLER, NOISE = 6, 0.3  # of images made harder: part of their size, and deviation of noise in [0, 1] pixels
@@ -55,20 +58,25 @@ def moved(first: torch.Tensor, second: torch.Tensor) -> np.ndarray:
     return ((first - second).abs().amax(1) / spread).numpy()
 
 
+def _verdict(probe: Probe, change: np.ndarray) -> str:
+    """What to say of logits that have [`moved`] so far: rounding, more than that on enough images, or can't tell."""
+    rounding, real = IN_16_BITS if probe.low_precision() else IN_FLOAT32
+    if change.max() <= rounding:
+        return FINE
+    return WRONG if enough(int((change > real).sum()), len(change)) else CANT_TELL
+
+
 def check_determinism(probe: Probe) -> Finding:
     """Whether a second call, after other images were shown, gives the same logits."""
     check, number = "determinism", min(probe.batch_size, len(probe))
-    again = probe.see(probe.images[:number])
-    change = moved(probe.logits[:number], again)
-    if change.max() <= ROUNDING:
-        how = (
-            "the same logits, bit for bit" if torch.equal(again, probe.logits[:number]) else "logits that round alike"
-        )
-        return fine(check, f"a second call on {number} images gives {how}.")
-    real, other = int((change > REAL).sum()), int((again.argmax(1) != probe.logits[:number].argmax(1)).sum())
+    before, again = probe.logits[:number], probe.see(probe.images[:number])
+    change = moved(before, again)
+    verdict, other = _verdict(probe, change), int((again.argmax(1) != before.argmax(1)).sum())
     seen = f"a second call on the same {number} images moves logits by up to {percent(change.max())} of their spread"
-    if not enough(real, number):
-        return cant_tell(check, f"{seen}: little, and more than rounding in float32.")
+    if verdict == FINE:
+        return fine(check, f"{seen}{', and is the same bit for bit' if torch.equal(again, before) else ''}.")
+    if verdict == CANT_TELL:
+        return cant_tell(check, f"{seen}: little, and more than rounding.")
     meaning = (
         f"{seen}, and changes {other} predictions: it is in training mode (dropout), keeps something of earlier "
         "calls, or draws random numbers. One that is meant to draw them takes its draws from seeds (randomised = "
@@ -81,8 +89,7 @@ def check_batch_size(probe: Probe) -> Finding:
     """Whether an image's logits depend on the images beside it."""
     check, alone = "batch size", min(ALONE, len(probe))
     published = "github.com/yaodongyu/TRADES, issue 3; github.com/Harry24k/adversarial-attacks-pytorch, issue 124"
-    number = min(probe.batch_size, len(probe))
-    if moved(probe.logits[:number], probe.see(probe.images[:number])).max() > REAL:
+    if check_determinism(probe).verdict == WRONG:
         return cant_tell(check, "two calls on the same batch differ already.")
     try:
         by_itself = probe.see(probe.images[:alone], batch_size=1)
@@ -91,16 +98,16 @@ def check_batch_size(probe: Probe) -> Finding:
     smaller = max(2, probe.batch_size // 3)
     in_smaller = probe.see(probe.images, batch_size=smaller)
     change = np.concatenate([moved(probe.logits[:alone], by_itself), moved(probe.logits, in_smaller)])
+    verdict = _verdict(probe, change)
     seen = (
         f"logits of {alone} images alone, and of {len(probe)} in batches of {smaller}, differ from those in batches "
         f"of {probe.batch_size} by up to {percent(change.max())} of their spread"
     )
-    if change.max() <= ROUNDING:
-        return fine(check, f"{seen}, which is rounding.")
-    if not enough(int((change > REAL).sum()), len(change)):
-        if low := probe.low_precision():
-            return fine(check, f"{seen}, which is rounding in {low}.")
-        return cant_tell(check, f"{seen}: little, and more than rounding.", "github.com/openai/CLIP, issue 198")
+    if verdict == FINE:
+        return fine(check, f"{seen}, as rounding makes them.")
+    if verdict == CANT_TELL:
+        meaning = f"{seen}: little, and more than rounding makes them, or only a few."
+        return cant_tell(check, meaning, "github.com/openai/CLIP, issue 198, on rounding")
     singly = percent(by_itself.argmax(1).numpy() == probe.labels[:alone].cpu().numpy())
     meaning = (
         f"{seen}; of the {alone}, {singly} are right alone, {percent(probe.right[:alone])} in the batch. It is in "

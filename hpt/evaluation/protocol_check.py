@@ -121,7 +121,7 @@ def check_protocols(
         subjects, benchmarks, attacks, radii: What an evaluation has.
         proxy ([`Subject`], *optional*): For attacks that are made with one.
         failures (`list[str]`): Takes a line for each subject and benchmark that can't be checked.
-        settings: `norm`, `max_samples`, `batch_size` and `seed` of [`check_protocol`].
+        settings: `norm`, `max_samples`, `batch_size`, `seed` and `device` of [`check_protocol`].
     """
     attacks = [text for text in attacks if not NamedAttack.parse(text).scored_on_proxy]
     findings = []
@@ -170,7 +170,8 @@ def _plan(
         ("eps", 0, lambda: [check_number(radius) for radius in radii]),
     ]
     for attack in attacks:
-        passes = 2 * number_of_images(attack, classes) * max(attack.most_passes(classes), SMALL_BATCH)
+        images = number_of_images(attack, classes)
+        passes = (1 + (images > SMALL_BATCH)) * images * attack.most_passes(classes)
         plan.append((attack.label, passes, lambda attack=attack: check_attack(probe, attack, radii[-1])))
     return plan
 

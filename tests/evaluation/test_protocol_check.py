@@ -15,6 +15,7 @@ from torch import nn
 
 from hpt import ATTACKS, FGSM, PGD, InputError, ZeroShotClassifier, load_benchmark
 from hpt.attacks import Suite
+from hpt.attacks.losses import margin
 from hpt.data.benchmark import Benchmark
 from hpt.data.classes import wordnet_names
 from hpt.data.geometry import ImageTransform
@@ -146,11 +147,11 @@ FEW = {"apgd-t": {"steps": 3}, "fab-t": {"steps": 3}, "square": {"queries": 50},
 FEW |= {"apgd-ce": {"steps": 10}, "apgd-dlr": {"steps": 10}}
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("name", [name for name, kind in ATTACKS.items() if not issubclass(kind, Suite)])
+ALONE = {name: kind for name, kind in ATTACKS.items() if not issubclass(kind, Suite)}  # and not several in turn
+
+
+@pytest.mark.parametrize(("name", "norm"), [(name, norm) for name, kind in ALONE.items() for norm in kind.norms])
 def test_no_attack_of_hpt_is_wrong(name, norm, vanilla, robust, probe_of):
-    if norm not in ATTACKS[name].norms:
-        pytest.skip("not defined in l_2")
     radius = EPS if norm == "linf" else Radius(1, "l2")
     proxy = {"proxy": robust} if ATTACKS[name].needs_proxy else {}
     attack = ATTACKS[name](eps=radius, norm=norm, **FEW.get(name, {}), **proxy)
@@ -215,6 +216,17 @@ def test_a_classifier_that_depends_on_the_batch_is_found(kind, vanilla, probe_of
     found = check_batch_size(probe_of(model))
     assert found.verdict == "wrong" and "TRADES" in found.published
     assert ("fails on a batch of one" if kind == "no batch of one" else "of their spread") in found.message
+
+
+@pytest.mark.parametrize(("dtype", "verdict"), [(torch.float32, "wrong"), (torch.bfloat16, "can't tell")])
+def test_rounding_in_16_bits_is_not_taken_for_the_batch(dtype, verdict, vanilla, probe_of):
+    """A fifth of the logits' spread, by the size of the batch."""
+    model = copy.deepcopy(vanilla).to(dtype)
+    spread = probe_of(model).logits.std(1).mean()
+    found = check_batch_size(
+        probe_of(lambda images: model(images) + 0.2 * spread * (len(images) < 30) * torch.eye(10)[0])
+    )
+    assert found.verdict == verdict
 
 
 def test_statistics_of_batch_norm_in_training_mode_stay(vanilla, digits):
@@ -357,18 +369,20 @@ def test_an_attack_written_by_anyone_is_fine(vanilla, digits):
 
 
 def test_a_mean_loss_that_underflows_in_large_batches_is_found(vanilla, probe_of):
-    """In float16, which a typical pixel's gradient of the mean over 4 images still reaches, and over 32 doesn't."""
-    probe, eps = probe_of(vanilla), Radius("48/255")
-    images = probe.images[:32].clone().requires_grad_()
-    sizes = torch.autograd.grad(F.cross_entropy(vanilla(images), probe.labels[:32], reduction="sum"), images)[0].abs()
-    scale = 8 * 2.0**-24 / sizes.flatten(1).amax(1).median()
+    """In float16, where the gradient of the mean over 32 images is zero, and over 4 images isn't."""
+    probe, eps = probe_of(vanilla), 96 / 255
+
+    def mean_margin(classifier, images, labels):
+        return torch.autograd.grad(margin(classifier(images), labels).mean(), images)[0]
+
+    largest = 32 * mean_margin(vanilla, probe.images[:32].clone().requires_grad_(), probe.labels[:32]).abs().max()
+    scale = 32 * 2.0**-25 / largest  # half of the least number of float16 is rounded to zero
 
     def underflowing(classifier, images, labels):
-        images = images.requires_grad_()
-        (gradient,) = torch.autograd.grad(scale * F.cross_entropy(classifier(images), labels), images)
-        return (images + eps * gradient.half().sign()).clamp(0, 1).detach()
+        gradient = (scale * mean_margin(classifier, images.requires_grad_(), labels)).half()
+        return (images + eps * gradient.sign()).clamp(0, 1).detach()
 
-    *_, batches = check_attack(probe, ForeignAttack(underflowing, eps=eps), eps)
+    *_, batches = check_attack(probe, ForeignAttack(underflowing, eps=eps), Radius(eps))
     assert batches.verdict == "wrong" and "averaged over the batch underflows" in batches.message
 
 
@@ -508,6 +522,7 @@ def test_the_command_checks_and_measures_nothing(tmp_path, capsys):
 def test_the_command_names_what_it_cannot_check(tmp_path, capsys):
     save_finished(*make_clip(0), tmp_path / "model")
     arguments = ["--models", tmp_path / "model", "--benchmarks", "digits", "cifar10=no/where", "--use_cpu", "--check"]
+    arguments += ["--attacks", "fgsm"]
     with pytest.raises(SystemExit, match="1"):
         run_recipe("evaluate.py", *arguments, "--max_samples", 40, "--output_dir", tmp_path / "results")
     assert "Missing: cifar10: Can't load the dataset 'no/where'" in capsys.readouterr().out
