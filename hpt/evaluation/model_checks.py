@@ -72,9 +72,11 @@ def check_determinism(probe: Probe) -> Finding:
     before, again = probe.logits[:number], probe.see(probe.images[:number])
     change = moved(before, again)
     verdict, other = _verdict(probe, change), int((again.argmax(1) != before.argmax(1)).sum())
+    if torch.equal(again, before):
+        return fine(check, f"a second call on {number} images gives the same logits, bit for bit.")
     seen = f"a second call on the same {number} images moves logits by up to {percent(change.max())} of their spread"
     if verdict == FINE:
-        return fine(check, f"{seen}{', and is the same bit for bit' if torch.equal(again, before) else ''}.")
+        return fine(check, f"{seen}, as rounding does.")
     if verdict == CANT_TELL:
         return cant_tell(check, f"{seen}: little, and more than rounding.")
     meaning = (
