@@ -1,11 +1,13 @@
 """Checks of an attack by the images that it gives: the units of its eps, its ball, and what the batch does to it."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from hpt.attacks import Attack
 from hpt.attacks.base import AttackResult, batch_norm_untouched
+from hpt.classifiers import draw_seeds, is_randomised
 from hpt.errors import InputError, message_of
 from hpt.evaluation.findings import DECIDED, Finding, better_by_chance, cant_tell, fine, percent, wrong
 from hpt.evaluation.model_checks import STATISTICS, enough
@@ -48,13 +50,16 @@ class ForeignAttack(Attack):
         return getattr(self.function, "__name__", type(self.function).__name__)
 
     def perturb(self, classifier, images, labels, sample_ids=None, eps=None) -> AttackResult:
-        """See [`Attack`]; the classifier is handed over as it is, and so are the images.
+        """See [`Attack`]; the function is handed the classifier as it is, of a randomised one the first draw.
 
         Raises:
             InputError: for anything but as many images of the same size.
         """
+        attacked = classifier
+        if is_randomised(classifier):
+            attacked = partial(classifier, seeds=draw_seeds(self.seed, sample_ids, 0, 0))
         with torch.enable_grad(), batch_norm_untouched(classifier):
-            given = self.function(classifier, images.clone(), labels.clone())
+            given = self.function(attacked, images.clone(), labels.clone())
         if not isinstance(given, torch.Tensor) or given.shape != images.shape:
             what = f"of shape {tuple(given.shape)}" if isinstance(given, torch.Tensor) else f"a {type(given).__name__}"
             raise InputError(f"The attack {self.label} gives {what}, but must give images {tuple(images.shape)}.")
@@ -63,7 +68,7 @@ class ForeignAttack(Attack):
         )
 
     def _run(self, classifier, batch) -> AttackResult:
-        return self.perturb(classifier, batch.images, batch.labels)
+        return self.perturb(classifier, batch.images, batch.labels, batch.sample_ids)
 
 
 def number_of_images(attack: Attack, num_classes: int) -> int:

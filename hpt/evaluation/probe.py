@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterator
-from functools import partial
 
 import numpy as np
 import torch
@@ -12,8 +11,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from hpt.attacks import Attack, AttackResult
-from hpt.attacks.base import batch_norm_untouched, float_logits
-from hpt.classifiers import Classifier
+from hpt.attacks.base import batch_norm_untouched
+from hpt.attacks.queries import float_logits
+from hpt.classifiers import VERDICTS, Classifier, draw_seeds
 from hpt.data.benchmark import Benchmark
 from hpt.data.images import collate, read_labels, to_unit_range
 from hpt.errors import InputError
@@ -102,9 +102,9 @@ class Probe:
         return values[: len(images)] if rows is None else values[rows]
 
     def _see_batch(self, images: torch.Tensor, sample_ids: torch.Tensor) -> torch.Tensor:
-        seeds = {"seeds": sample_ids.cpu()} if getattr(self.classifier, "randomised", False) else {}  # the same draw
+        seeds = draw_seeds(self.seed, sample_ids, VERDICTS, 0)  # for a randomised classifier, the same each time
         with torch.no_grad(), batch_norm_untouched(self.classifier):
-            return finite(float_logits(partial(self.classifier, **seeds))(images)).cpu()
+            return finite(float_logits(self.classifier)(images, seeds)).cpu()
 
     def predict_more(self, classes: int, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Predictions and labels of further images, of more classes: see [`choose`]."""

@@ -16,6 +16,7 @@ from torch import nn
 from hpt import ATTACKS, FGSM, PGD, InputError, ZeroShotClassifier, load_benchmark
 from hpt.attacks import Suite
 from hpt.attacks.losses import margin
+from hpt.classifiers import draw_uniform
 from hpt.data.benchmark import Benchmark
 from hpt.data.classes import wordnet_names
 from hpt.data.geometry import ImageTransform
@@ -250,16 +251,23 @@ def test_a_classifier_that_does_not_repeat_itself_is_found(kind, vanilla, probe_
     assert check_batch_size(probe).verdict == "can't tell"
 
 
-def test_a_classifier_that_takes_its_draws_from_seeds_repeats_itself(vanilla, probe_of):
-    class Noisy:
-        randomised = True
+class Noisy:
+    """A model on images with noise, which it takes from seeds."""
 
-        def __call__(self, images, seeds):
-            noise = [torch.rand(images.shape[1:], generator=torch.Generator().manual_seed(s)) for s in seeds.tolist()]
-            return vanilla(images + 0.2 * (torch.stack(noise) - 0.5))
+    randomised = True
 
-    probe = probe_of(Noisy())
+    def __init__(self, model):
+        self.model = model
+
+    def __call__(self, images, seeds):
+        return self.model(images + 0.2 * (draw_uniform(seeds, *images.shape[1:]) - 0.5))
+
+
+def test_a_classifier_that_takes_its_draws_from_seeds_is_fine(vanilla, probe_of):
+    probe = probe_of(Noisy(vanilla))
     assert check_determinism(probe).verdict == check_batch_size(probe).verdict == "fine"
+    for attack in (PGD(eps=EPS, eot=2), ForeignAttack(signed_gradient, eps=EPS)):
+        assert {*verdicts(check_attack(probe, attack, EPS)).values()} == {"fine"}
 
 
 class Saturating(nn.Module):
