@@ -1,7 +1,6 @@
 """Checks of a benchmark: do its labels name what its images show, and does it have the images that it should?"""
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from hpt.data.benchmark import Benchmark
 from hpt.data.classes import wordnet_names
@@ -111,6 +110,8 @@ def _explained(predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def _best_order(predicted: np.ndarray, labels: np.ndarray) -> dict[int, int]:
     """The class as which each label's images are predicted, one for each, so that most predictions are explained."""
+    from scipy.optimize import linear_sum_assignment  # slow to import
+
     present = np.unique(labels)
     counts = np.zeros((len(present), 1 + max(predicted.max(), labels.max())))
     np.add.at(counts, (np.searchsorted(present, labels), predicted), 1)
