@@ -3,6 +3,7 @@
     hpt evaluate                                    # the quickstart's models on digits
     hpt evaluate --config evaluate_cifar10 --benchmarks cifar10=PATH
     hpt evaluate --plan                             # lists the rows to be, with an estimate of the time; runs nothing
+    hpt evaluate --check                            # looks for known mistakes on a few images; measures nothing
     hpt evaluate --models openai/clip-vit-base-patch32 mine=outputs/robust \
         --benchmarks tiny_imagenet cifar10 --attacks pgd:steps=50,restarts=5 autoattack --eps 1/255 4/255 \
         --max_samples 1000 --output_dir outputs/evaluation
@@ -24,9 +25,11 @@ from hpt.data.names import expand_all
 from hpt.data.subsets import call_before_loading
 from hpt.escaping import markdown
 from hpt.evaluation.evaluator import check_sampling
+from hpt.evaluation.findings import WRONG, report_findings
 from hpt.evaluation.outputs import report_evaluation
 from hpt.evaluation.plan import Task
 from hpt.evaluation.progress import format_plan
+from hpt.evaluation.protocol_check import IMAGES, check_protocols
 from hpt.evaluation.subject import Subject
 from hpt.files import check_folder
 from hpt.models.loading import load_named
@@ -72,6 +75,10 @@ class Evaluation:
     )
     use_cpu: bool = field(default=False, metadata={"help": "Leave a GPU alone."})
     plan: bool = field(default=False, metadata={"help": "Print the rows and an estimate of the time; run nothing."})
+    check: bool = field(
+        default=False,
+        metadata={"help": "Look for known mistakes on about 128 images, or max_samples; measure nothing."},
+    )
 
     def __post_init__(self):
         self.eps = as_radii(self.eps, self.norm)
@@ -105,6 +112,8 @@ def evaluate(settings: Evaluation, datasets: list[Reference], models: list[Refer
         raise InputError(" ".join(missing.values()))
     subjects = [load_subject(model, state.device) for model in models]
     proxy = load_subject(proxy_model, state.device) if proxy_model else None
+    if settings.check:
+        return check(settings, subjects, benchmarks, proxy, missing, state)
 
     # Evaluate
     evaluator = RobustnessEvaluator(
@@ -136,6 +145,29 @@ def evaluate(settings: Evaluation, datasets: list[Reference], models: list[Refer
         report_evaluation(evaluator, planned, missing, failures)
     state.wait_for_everyone()  # or the launcher would end a process that is still drawing
     if failures:
+        sys.exit(1)
+
+
+def check(settings: Evaluation, subjects: list[Subject], benchmarks, proxy, missing, state) -> None:
+    """Look for the mistakes that numbers of robustness were published with; exits with 1 if there are some."""
+    findings, failures = [], [f"{name}: {reason}" for name, reason in missing.items()]
+    if state.is_main_process:
+        findings = check_protocols(
+            subjects,
+            benchmarks,
+            settings.attacks,
+            settings.eps,
+            proxy,
+            failures,
+            norm=settings.norm,
+            max_samples=settings.max_samples or IMAGES,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            device=state.device,
+        )
+        report_findings(findings, Path(settings.output_dir), failures)
+    state.wait_for_everyone()
+    if failures or any(finding.verdict == WRONG for finding in findings):
         sys.exit(1)
 
 
