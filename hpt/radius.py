@@ -21,8 +21,8 @@ class Fraction(float):
         return super().__new__(cls, float(numerator) / float(denominator or 1))
 
 
-def read_number(text: str, what: str, *, whole: bool) -> int | float:
-    """The number that a text sets something to: a whole one, or any, which may be a fraction.
+def read_number(text: str | float, what: str, *, whole: bool) -> int | float:
+    """The number that a text, or a number, sets something to: a whole one, or any, which may be a fraction.
 
     Raises:
         InputError: for any other text; it begins with `what`, such as `"objective_args sets temperature"`.

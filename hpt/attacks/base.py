@@ -49,7 +49,7 @@ class Attack(ABC):
     A further attack is a class with a name, and a line in [`ATTACKS`].
 
     Args:
-        eps (`float`): Radius of the ball around each image, in [0, 1] pixels, such as `8/255`.
+        eps (`float` or `str`): Radius of the ball around each image, in [0, 1] pixels: `8/255` or `"8/255"`.
         norm (`str`, *optional*, defaults to `"linf"`): Norm of the ball, `"linf"` or, where the attack has it, `"l2"`.
         seed (`int`, *optional*, defaults to `0`): With a sample's id, fixes that sample's noise.
 

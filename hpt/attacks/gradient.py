@@ -20,7 +20,7 @@ from hpt.attacks.passes import passes_until_broken
 from hpt.attacks.queries import float_logits, mean_over
 from hpt.classifiers import Classifier, RandomisedClassifier
 from hpt.errors import InputError
-from hpt.radius import check_step_size
+from hpt.radius import check_step_size, read_number
 
 
 class PGD(Attack):
@@ -30,9 +30,9 @@ class PGD(Attack):
     direction is the gradient's sign in l_inf, the gradient at unit length in l_2.
 
     Args:
-        eps (`float`): Radius in [0, 1] pixels.
+        eps (`float` or `str`): Radius in [0, 1] pixels, such as `8/255` or `"8/255"`.
         steps (`int`, *optional*, defaults to `10`): Gradient steps, at least 1.
-        step_size (`float`, *optional*, defaults to `eps / 4`): Step in [0, 1] pixels, at most `2 * eps`.
+        step_size (`float` or `str`, *optional*, defaults to `eps / 4`): Step in [0, 1] pixels, at most `2 * eps`.
         random_start (`bool`, *optional*, defaults to `True`): Start at a uniform point of the ball.
         restarts (`int`, *optional*, defaults to `1`): Runs from other random points, each on the samples that are
             still classified right.
@@ -71,8 +71,9 @@ class PGD(Attack):
         if restarts > 1 and not random_start:
             raise InputError(f"The attack has {restarts} restarts without a random start, which are all the same run.")
         self.steps, self.random_start, self.restarts, self.eot, self.loss = steps, random_start, restarts, eot, loss
-        self.step_size = eps / 4 if step_size is None else step_size
-        check_step_size(self.step_size, eps)
+        step = self.eps / 4 if step_size is None else step_size
+        self.step_size = read_number(step, "The attack's step size is set", whole=False)
+        check_step_size(self.step_size, self.eps)
 
     def most_passes(self, num_classes: int) -> int:
         run = 2 * self.steps * self.num_models * self.eot

@@ -511,6 +511,7 @@ def test_logits_in_bfloat16_are_compared_in_float32(images):
         ({"eps": 1}, "did you mean 1/255?"),
         ({"eps": 0.1, "step_size": 0.3}, r"at most 2 \* eps = 0.2"),
         ({"eps": 0.1, "step_size": 0}, "must be above 0"),
+        ({"eps": "1/255", "step_size": "a quarter"}, "step size is set to 'a quarter', which isn't a number"),
         ({"eps": 0.1, "steps": 0}, "at least 1"),
         ({"eps": 0.1, "restarts": 0}, "at least 1"),
         ({"eps": 0.1, "restarts": 2, "random_start": False}, "all the same run"),
@@ -520,6 +521,17 @@ def test_logits_in_bfloat16_are_compared_in_float32(images):
 def test_refuses_what_cannot_be_meant(settings, message):
     with pytest.raises(InputError, match=message):
         PGD(**settings)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_eps_may_be_a_text(classifier, images, labels, name):
+    attacks = [make_attack(name, eps) for eps in ("8/255", 8 / 255)]
+    from_text, from_number = (attack(classifier, images, labels, range(len(images))) for attack in attacks)
+    assert torch.equal(from_text, from_number)
+
+
+def test_step_size_may_be_a_text():
+    assert PGD(eps="8/255", step_size="2/255").step_size == PGD(eps=8 / 255, step_size=2 / 255).step_size
 
 
 def test_an_unknown_attack_lists_all_that_are_known_and_suggests_the_closest():
