@@ -55,7 +55,7 @@ def predict(
     benchmark = subjects[0].see(benchmark)
     scored = {subject.name: subject.on(benchmark) for subject in subjects}
     shown = attacked or next(iter(scored))  # the first to score each batch
-    device = scored[shown].model.device
+    device = next(subject for subject in subjects if subject.name == shown).device(benchmark)
     loader = DataLoader(benchmark, batch_size, collate_fn=collate, num_workers=num_workers)
     predicted = {name: [] for name in scored}
     what = "clean" if attack is None else f"eps {attack.radius} against the {attacked}"
