@@ -218,6 +218,7 @@ class RobustnessEvaluator:
         for radius in self.radii:
             for named in attacks:
                 attack = named.make(radius, seed=self.seed, proxy=clean.scored if named.scored_on_proxy else proxy)
+                attack.check_draws((attacked or subject).on(benchmark))
                 if attacked is not None:
                     tasks.append(plan_attack_on(clean, str(named), attack, attacked))
                 elif named.scored_on_proxy:

@@ -5,7 +5,7 @@ Most flags don't say that a model isn't robust; they say why the number may be w
 """
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hpt.attacks import FGSM, PGD, Attack, Square
 from hpt.evaluation.rows import CLEAN, LARGE_EPS, WORST_CASE, Row
@@ -112,13 +112,23 @@ def _few_samples(rows: list[Row]) -> list[Flag]:
 
 def _stochastic(rows: list[Row]) -> list[Flag]:
     row = next((row for row in rows if row.stochastic), None)
-    if row is None:
+    if row is not None:
+        message = (
+            "The same images gave other logits the second time: average gradients over its randomness (EOT), which a "
+            "classifier allows that has `randomised = True` and draws from `seeds`."
+        )
+        return _flag("stochastic-model", row, message, masking=True)
+    climbed = [row for row in rows if row.evaluations is not None and row.named_attack.uses_gradients]
+    if not climbed or any(_averages(row.parameters) for row in climbed):
         return []
-    message = (
-        "The same images gave other logits the second time: average gradients over its randomness (EOT), which a "
-        "classifier allows that has `randomised = True` and draws from `seeds`."
-    )
-    return _flag("stochastic-model", row, message, masking=True)
+    message = "It is randomised, and no attack averages its gradient over draws (EOT): attack by apgd:eot=20 or more."
+    return _flag("stochastic-model", replace(climbed[0], eps=None), message, masking=True)
+
+
+def _averages(parameters: dict) -> bool:
+    """Whether an attack, or a part of a suite, averages gradients over draws of a randomised classifier."""
+    parts = [part for part in parameters.values() if isinstance(part, dict)]
+    return parameters.get("eot", 1) > 1 or any(map(_averages, parts))
 
 
 def _unseen(rows: list[Row]) -> list[Flag]:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 
 from hpt.attacks import Attack
-from hpt.attacks.base import AttackResult, float_logits
+from hpt.attacks.base import AttackResult
+from hpt.attacks.queries import float_logits
 from hpt.classifiers import VERDICTS, Classifier, draw_seeds, is_randomised
 from hpt.data.images import to_unit_range
 
@@ -90,4 +91,4 @@ def evaluate_images(
 def score_images(classifier: Classifier, images: torch.Tensor, seeds: torch.Tensor | None = None) -> torch.Tensor:
     """Logits of images in [0, 1], in float32 and without gradients; of a randomised classifier, with these seeds."""
     with torch.no_grad():
-        return float_logits(classifier)(images, *([] if seeds is None else [seeds]))
+        return float_logits(classifier)(images, seeds)
