@@ -21,7 +21,7 @@ from hpt.evaluation.rows import (
     predicted_shares,
     sample_settings,
 )
-from hpt.evaluation.scoring import score_batch, score_images
+from hpt.evaluation.scoring import evaluate_images, score_batch
 from hpt.evaluation.subject import Subject
 from hpt.processes import dead_workers_explained
 
@@ -64,8 +64,8 @@ def predict(
         batch = {name: values.to(device) for name, values in batch.items()}
         seen = score_batch(scored[shown], attack, batch)
         for name, classifier in scored.items():
-            logits = seen.logits if name == shown else score_images(classifier, seen.images)
-            predicted[name].append(logits.argmax(-1))
+            own = seen.evaluations if name == shown else evaluate_images(classifier, seen.images, batch["sample_ids"])
+            predicted[name].append(own[0].argmax(-1))
     return {name: torch.cat(classes).cpu().numpy() for name, classes in predicted.items()}
 
 

@@ -64,9 +64,9 @@ class FunctionSubject:
         self._is_open = isinstance(classifier, OpenClassifier)
         if isinstance(classifier, nn.Module):
             classifier.eval()
-        identity = identify(classifier)
-        self.weights = identity.weights
-        self.configuration = digest([identity.configuration, file])
+        self._identity = identify(classifier)
+        self.weights = self._identity.weights
+        self.configuration = digest([self._identity.configuration, file])
         self._views: dict[str, _View] = {}  # by classes and templates
 
     def see(self, benchmark: Benchmark) -> Benchmark:
@@ -122,7 +122,7 @@ class FunctionSubject:
             )
         if isinstance(classifier, nn.Module):
             classifier.eval()
-        identity = identify(classifier)
+        identity = identify(classifier) if self._is_open else self._identity
         device = identity.device or self._default_device
         return _View(classifier, identity, try_out(classifier, benchmark, device, self.name))
 

@@ -23,7 +23,6 @@ from hpt.json_files import digest
 
 
 LARGE_RADIUS, LARGE_SAMPLES = 0.5, 128  # every image can become grey: nothing may withstand that
-LARGE_DRAWS = 10  # over which that attack averages the gradients of a randomised classifier
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,8 +110,7 @@ def plan_large_eps(clean: Task) -> Task:
     """An attack that has to break everything, on the first batches of the samples."""
     batch_size = clean.settings["batch_size"]
     number = min(len(clean.benchmark), batch_size * math.ceil(LARGE_SAMPLES / batch_size))
-    draws = LARGE_DRAWS if is_randomised(clean.scored) else 1
-    attack = APGDCE(eps=LARGE_RADIUS, seed=clean.settings["seed"], eot=draws)
+    attack = APGDCE(eps=LARGE_RADIUS, seed=clean.settings["seed"])
     task = plan_attack(clean, LARGE_EPS, attack, clean.settings["model"])
     few = clean.benchmark.rows(range(number))
     return replace(task, settings=task.settings | {"n": number}, benchmark=few)

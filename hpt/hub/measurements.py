@@ -137,7 +137,7 @@ def limits(folder: ModelFolder, model_id: str) -> str:
     lines.append("Nothing is certified: a proxy gives no guarantee, and an attack that fails proves nothing.")
     for flag in find_flags(own):
         if flag.name == UNSEEN:
-            lines.append(markdown(f"Not attacked itself on {flag.benchmark} by {flag.message}"))
+            lines.append(markdown(f"On {flag.benchmark}, {flag.message}"))
             continue
         radius = "" if flag.radius is None else f" at {flag.radius.title}"
         lines.append(f"Doubt (`{flag.name}`) on {markdown(f'{flag.benchmark}{radius}: {flag.message}')}")

@@ -72,9 +72,7 @@ def test_no_model_is_doubted_for_its_benchmark(clean):
 def test_flags_of_many_rows_are_those_of_each_model_and_samples_in_order():
     draw = random.Random(0)
     rows = [
-        of_model(
-            row, draw.choice("xyz"), benchmark=draw.choice("ab"), accuracy=draw.random(), n=draw.choice([9, 10])
-        )
+        of_model(row, draw.choice("xyz"), benchmark=draw.choice("ab"), accuracy=draw.random(), n=draw.choice([9, 10]))
         for row in draw.choices(SOUND, k=400)
     ]
     rows = [

@@ -1,10 +1,12 @@
 """Classifiers out of Python files: what `make` is given, what is said, and what is refused before and after that."""
 
 import json
+import re
 
 import pytest
 import torch
-from helpers import make_benchmark, make_clip, make_dataset, refusal_of, run_recipe
+import torch.nn.functional as F
+from helpers import CLASSES, ROOT, make_benchmark, make_clip, make_dataset, refusal_of, run_recipe
 
 from hpt import InputError, ZeroShotClassifier
 from hpt.evaluation.functions import FunctionSubject
@@ -106,6 +108,20 @@ def test_a_dual_encoder_that_it_loads_is_itself(tmp_path):
     subject = load(file)
     assert isinstance(subject, Subject)
     assert subject.weights == Subject(ZeroShotClassifier(*make_clip(0))).weights
+
+
+def test_the_defence_of_the_documents_is_one(tmp_path, monkeypatch):
+    save_finished(*make_clip(0), tmp_path / "outputs" / "quickstart" / "robust")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "recipes" / "README.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    (block,) = [block for block in blocks if "def make(" in block]
+    (tmp_path / "my_defence.py").write_text(block)
+    subject, benchmark, images = load("my_defence.py"), make_benchmark(), torch.rand(2, 3, 16, 16)
+    expected = ZeroShotClassifier(*make_clip(0), CLASSES, "{}").eval()(F.avg_pool2d(images, 2))
+    torch.testing.assert_close(subject.on(benchmark)(images), expected)
+    assert subject.why_no_gradient(benchmark) is None
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,23 @@ def write(tmp_path):
     return write
 
 
+TRANSFER = with_accuracy(PGD, 0.8, attack="transfer", attacked="proxy", parameters={"proxy": "proxy"})
+
+
+@pytest.mark.parametrize(
+    ("row", "made"),
+    [(TRANSFER, "transfer from proxy"), (with_accuracy(PGD, 0.8, attacked=VANILLA), "PGD-10 made on vanilla")],
+    ids=["transfer", "comparison"],
+)
+def test_the_card_says_which_attacks_did_not_see_the_model(write, row, made):
+    assert "the attack has seen" not in write(limits, ROW, PGD)
+    text = write(limits, ROW, PGD, row)
+    assert (
+        f"- On digits, {made} at 4/255: the attack has seen another function than the one scored, so this doesn't say "
+        "what this model withstands of an attacker who knows it."
+    ) in text.replace("\\_", "_")
+
+
 # Summary
 
 
