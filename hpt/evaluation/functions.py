@@ -124,7 +124,7 @@ class FunctionSubject:
             classifier.eval()
         identity = identify(classifier) if self._is_open else self._identity
         device = identity.device or self._default_device
-        return _View(classifier, identity, try_out(classifier, benchmark, device, self.name))
+        return _View(classifier, identity, try_out(classifier, self.see(benchmark), device, self.name))
 
 
 def as_subject(

@@ -157,6 +157,7 @@ def test_images_come_at_their_own_size_or_as_the_benchmark_says():
         return images.flatten(1)[:, :3]
 
     own = Benchmark("mine", "test", make_dataset(6, size=20), CLASSES, None)
+    assert FunctionSubject(classifier, "mine").on(own) is classifier
     (row,) = evaluate(classifier, own, attacks=[])
     assert row.attack_space == "native" and set(seen) == {(20, 20)}
 
