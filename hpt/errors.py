@@ -4,7 +4,8 @@ import difflib
 import os
 import re
 import textwrap
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
 
@@ -82,6 +83,18 @@ def check_at_least(least: int, **settings: int) -> None:
     for name, value in settings.items():
         if not isinstance(value, Integral) or value < least:
             raise InputError(f"{name} is {value!r}, but must be a whole number of at least {least}.")
+
+
+@contextmanager
+def failures_explained(what: str) -> Iterator[None]:
+    """Within, what a user's own code raises, which may be anything, becomes a line that begins with `what`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" ...").rstrip(".")
+        raise InputError(f"{what}: {reason}.") from error
 
 
 def causes(error: BaseException) -> list[BaseException]:

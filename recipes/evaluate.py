@@ -8,6 +8,9 @@
         --benchmarks tiny_imagenet cifar10 --attacks pgd:steps=50,restarts=5 autoattack --eps 1/255 4/255 \
         --max_samples 1000 --output_dir outputs/evaluation
 
+`--models my_defence.py:make` evaluates any function of images to logits, which a function in a file of yours makes:
+`hpt.evaluation.user_code` says what it is given. The code in that file is run.
+
 Fields of `Evaluation` below stand in the YAML, or follow as `--field value`; evaluate.yaml is read where neither a
 config nor models are given. Started again, it goes on where it was cut off. Several processes share the work, and
 every sample gets the same verdict as with one.
@@ -30,7 +33,8 @@ from hpt.evaluation.outputs import report_evaluation
 from hpt.evaluation.plan import Task
 from hpt.evaluation.progress import format_plan
 from hpt.evaluation.protocol_check import IMAGES, check_protocols
-from hpt.evaluation.subject import Subject
+from hpt.evaluation.subject import Evaluated, Subject
+from hpt.evaluation.user_code import check_code, describe_code, is_code, load_code
 from hpt.files import check_folder
 from hpt.models.loading import load_named
 from hpt.models.sources import check_source
@@ -50,7 +54,8 @@ class Evaluation:
 
     models: list[str] = field(
         metadata={
-            "help": "Hub ids or paths; NAME=PATH names one, ID@REVISION pins one, PATH:image_size=336 resizes one."
+            "help": "Hub ids or paths; NAME=PATH names one, ID@REVISION pins one, PATH:image_size=336 resizes one; "
+            "FILE.py:FUNCTION runs code of yours, which makes one."
         }
     )
     benchmarks: list[str] = field(
@@ -66,6 +71,9 @@ class Evaluation:
     proxy: str | None = field(default=None, metadata={"help": "Proxy for adaptive and transfer attacks."})
     protocol: str = field(default="hpt", metadata={"help": "hpt or pmg: the resolution at which images are attacked."})
     max_samples: int | None = field(default=None, metadata={"help": "So many samples a benchmark, stratified."})
+    evaluations: int = field(
+        default=10, metadata={"help": "How often a randomised classifier is asked about each image."}
+    )
     batch_size: int = field(default=64, metadata={"help": "Samples per batch."})
     num_workers: int = field(default=0, metadata={"help": "Processes that decode images."})
     seed: int = field(default=0, metadata={"help": "Of the noise and the choice of samples."})
@@ -92,12 +100,16 @@ def main():
     proxy_model = parse_model(settings.proxy, loaded=True) if settings.proxy else None
     check_quickstart([*models, proxy_model] if proxy_model else models)
     parse_attacks(settings.attacks, settings.eps, settings.proxy)
-    check_sampling(settings.max_samples, settings.batch_size, settings.num_workers, settings.seed)
+    check_sampling(
+        settings.max_samples, settings.batch_size, settings.num_workers, settings.seed, settings.evaluations
+    )
     check_folder(Path(settings.output_dir))
     check_names(map(call_before_loading, datasets))
     check_names(model.name for model in {*models, proxy_model} - {None})
-    for model in {*models, proxy_model} - {None}:
-        check_source(model.source)
+    for model in models:
+        check_code(model) if is_code(model) else check_source(model.source)
+    if proxy_model:
+        check_source(proxy_model.source)
     set_cpu_threads(settings.cpu_threads)
     state = join_processes(settings.use_cpu)
     with hold_together(None if settings.plan else settings.output_dir):
@@ -110,6 +122,8 @@ def evaluate(settings: Evaluation, datasets: list[Reference], models: list[Refer
     benchmarks, missing = load_available(datasets, settings.protocol)
     if not benchmarks:
         raise InputError(" ".join(missing.values()))
+    for model in filter(is_code, models if state.is_main_process else []):
+        print(describe_code(model))
     subjects = [load_subject(model, state.device) for model in models]
     proxy = load_subject(proxy_model, state.device) if proxy_model else None
     if settings.check:
@@ -123,6 +137,7 @@ def evaluate(settings: Evaluation, datasets: list[Reference], models: list[Refer
         proxy=proxy and proxy.classifier,
         proxy_name=proxy and proxy.name,
         max_samples=settings.max_samples,
+        evaluations=settings.evaluations,
         batch_size=settings.batch_size,
         num_workers=settings.num_workers,
         seed=settings.seed,
@@ -180,8 +195,10 @@ def print_what_is_there(evaluator: RobustnessEvaluator, planned: list[list[Task]
         print(f"The evaluation in {evaluator.results.folder} {left}: {sum(there)} of {len(there)} rows are there.")
 
 
-def load_subject(model: Reference, device) -> Subject:
+def load_subject(model: Reference, device) -> Evaluated:
     """A model that `--models` names."""
+    if is_code(model):
+        return load_code(model, device)
     name, classifier = load_named(model, device)
     return Subject(classifier, name)
 

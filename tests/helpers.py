@@ -323,6 +323,11 @@ def make_row(attack, accuracy, eps=0.1, n=1000, **more):
     )
 
 
+def of_model(row: Row, name: str, **changes) -> Row:
+    """The row of another model, made against that if it was made against its own."""
+    return replace(row, model=name, attacked=row.attacked and name, **changes)
+
+
 def with_accuracy(row: Row, accuracy: float, **changes) -> Row:
     """A row with other values, and the accuracy that is nearest to one with its interval."""
     row = replace(row, **changes)

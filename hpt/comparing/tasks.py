@@ -196,7 +196,7 @@ def _test(grid: Grid, records: Records, run: Run, t: float, test: str, name: str
     samples = tasks[0].benchmark
     labels = np.asarray(samples.dataset["label"][:])
     right = {
-        task.settings["attack"]: evaluator.results.predicted(task.key) == labels
+        task.settings["attack"]: evaluator.results.predicted(task.key)[0] == labels
         for task in tasks
         if task.settings["attack"] != LARGE_EPS
     }

@@ -15,6 +15,7 @@ from PIL import Image
 from hpt.data.augmentation import CropFlip
 from hpt.data.geometry import ImageTransform, geometry_of
 from hpt.data.images import (
+    check_images,
     check_labels,
     decode_image,
     encoded_images,
@@ -36,11 +37,13 @@ class SeenByModels:
         """It as a model sees it: without augmentation and, if it has no transform, with that of the model's processor.
 
         Args:
-            image_processor (`BaseImageProcessor`): The model's, `processor.image_processor`.
+            image_processor (`BaseImageProcessor`, *optional*): The model's, `processor.image_processor`; what has
+                none sees images at their own size.
         """
         if self.transform is not None and self.augmentation is None:
             return self
-        return replace(self, transform=self.transform or geometry_of(image_processor), augmentation=None)
+        own = ImageTransform() if image_processor is None else geometry_of(image_processor)
+        return replace(self, transform=self.transform or own, augmentation=None)
 
     @property
     def has_labels(self) -> bool:
@@ -116,9 +119,15 @@ class Benchmark(SeenByModels, torch.utils.data.Dataset):
     part_of: str | None = field(default=None, repr=False)
 
     def for_model(self, image_processor) -> "Benchmark":
-        """See [`SeenByModels`]; a warning says that small images are enlarged."""
+        """See [`SeenByModels`]; a warning says that small images are enlarged.
+
+        Raises:
+            InputError: where images keep their own size for want of a processor, if that isn't the same for all.
+        """
         seen = super().for_model(image_processor)
-        if self.transform is None:
+        if self.transform is None and image_processor is None:
+            check_images(self.dataset, self.name, same_size=True)
+        if self.transform is None and not seen.is_native:
             seen._warn_if_enlarged()
         return seen
 

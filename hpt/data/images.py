@@ -119,7 +119,7 @@ def check_images(dataset: datasets.Dataset, name: str, same_size: bool = False) 
         if same_size and len(sizes) > 1:
             raise InputError(
                 f"The images of {name} have different sizes, such as {sorted(sizes)}, and can't be attacked at native "
-                "resolution: leave that out."
+                "resolution: give geometry=256-224, or leave geometry=native out."
             )
 
 

@@ -21,7 +21,7 @@ from hpt.evaluation.rows import (
     predicted_shares,
     sample_settings,
 )
-from hpt.evaluation.scoring import score_batch, score_images
+from hpt.evaluation.scoring import evaluate_images, score_batch
 from hpt.evaluation.subject import Subject
 from hpt.processes import dead_workers_explained
 
@@ -55,7 +55,7 @@ def predict(
     benchmark = subjects[0].see(benchmark)
     scored = {subject.name: subject.on(benchmark) for subject in subjects}
     shown = attacked or next(iter(scored))  # the first to score each batch
-    device = scored[shown].model.device
+    device = next(subject for subject in subjects if subject.name == shown).device(benchmark)
     loader = DataLoader(benchmark, batch_size, collate_fn=collate, num_workers=num_workers)
     predicted = {name: [] for name in scored}
     what = "clean" if attack is None else f"eps {attack.radius} against the {attacked}"
@@ -64,8 +64,8 @@ def predict(
         batch = {name: values.to(device) for name, values in batch.items()}
         seen = score_batch(scored[shown], attack, batch)
         for name, classifier in scored.items():
-            logits = seen.logits if name == shown else score_images(classifier, seen.images)
-            predicted[name].append(logits.argmax(-1))
+            own = seen.evaluations if name == shown else evaluate_images(classifier, seen.images, batch["sample_ids"])
+            predicted[name].append(own[0].argmax(-1))
     return {name: torch.cat(classes).cpu().numpy() for name, classes in predicted.items()}
 
 

@@ -2,6 +2,7 @@
 
 evaluator = RobustnessEvaluator(attacks=["pgd", "cw", "apgd"], eps=[1 / 255, 4 / 255], output_dir="outputs/evaluation")
 rows = evaluator(clip, processor, [load_benchmark("cifar10"), load_benchmark("digits")], name="my clip")
+rows = evaluator(classifier=defence, benchmarks="digits", name="my defence")  # any function of images to logits
 
 Each row is worked off in batches fixed by the samples' order, with noise from (seed, sample id), so that every sample
 gets the same verdict whatever the number of processes, and however often the evaluation was killed and continued.
@@ -17,16 +18,26 @@ from accelerate.utils import broadcast_object_list
 
 from hpt.attacks import NamedAttack
 from hpt.attacks.registry import parse_attacks
+from hpt.classifiers import Classifier, OpenClassifier
 from hpt.data.benchmark import Benchmark
 from hpt.data.given import as_benchmarks
 from hpt.data.images import check_images, collate, to_unit_range
 from hpt.errors import InputError, check_at_least, message_of
-from hpt.evaluation.plan import Task, plan_attack, plan_clean, plan_large_eps
+from hpt.evaluation.functions import as_subject
+from hpt.evaluation.plan import (
+    Task,
+    check_attacked,
+    check_gradients,
+    plan_attack,
+    plan_attack_on,
+    plan_clean,
+    plan_large_eps,
+)
 from hpt.evaluation.progress import Progress
 from hpt.evaluation.results import ResultsFolder
 from hpt.evaluation.rows import LARGE_EPS, Row, Rows
 from hpt.evaluation.scoring import score_batch
-from hpt.evaluation.subject import Subject
+from hpt.evaluation.subject import Evaluated, Subject
 from hpt.evaluation.summary import (
     counts_against_model,
     find_worst_case,
@@ -43,11 +54,13 @@ from hpt.references import check_names
 logger = logging.getLogger(__name__)
 
 
-def check_sampling(max_samples: int | None, batch_size: int, num_workers: int, seed: int) -> None:
+def check_sampling(
+    max_samples: int | None, batch_size: int, num_workers: int, seed: int, evaluations: int = 1
+) -> None:
     """Refuse numbers that no evaluation can have; [`InputError`] naming the first."""
     if max_samples is not None:
         check_at_least(1, max_samples=max_samples)
-    check_at_least(1, batch_size=batch_size)
+    check_at_least(1, batch_size=batch_size, evaluations=evaluations)
     check_at_least(0, num_workers=num_workers, seed=seed)
 
 
@@ -58,6 +71,12 @@ class RobustnessEvaluator:
     `"worst case"`. Samples that are wrong without an attack aren't attacked. A `"large-eps check"` on about 128
     samples, whose images may become all grey, shows whether attacks work at all; see `hpt.evaluation.flags`.
 
+    A classifier that says that it is `randomised` is asked `evaluations` times about each image, clean or attacked,
+    with draws that no attack has seen. Its accuracy is the mean: the chance that it is right once the attacker has
+    chosen the image, which is what the risk of a randomised classifier is defined by (arXiv 2002.11565). Rows have
+    the accuracy in each evaluation too, and the share of images that are right in all of them. Under several attacks,
+    an image counts by the one that leaves it right the least often. Images are attacked that are right at least once.
+
     Args:
         attacks (`str` or `list[str]`): Names in [`ATTACKS`], with settings behind a colon where they differ from the
             attack's defaults, such as `"pgd:steps=50,restarts=5"`; or `"transfer-to-proxy"`, made on the model,
@@ -67,6 +86,7 @@ class RobustnessEvaluator:
         proxy ([`ZeroShotClassifier`], *optional*): From [`load_proxy`], for `"adaptive"` and the transfer attacks.
         proxy_name (`str`, *optional*): What rows call it, instead of its Hub id or path.
         max_samples (`int`, *optional*): Evaluate on so many samples of each benchmark, stratified.
+        evaluations (`int`, *optional*, defaults to 10): How often a randomised classifier is asked about each image.
         batch_size, num_workers (`int`, *optional*): Of the data loader.
         seed (`int`, *optional*, defaults to 0): Of the noise and the choice of samples.
         output_dir (`str`, *optional*): Folder for the results, continued if it holds some; without, nothing is kept.
@@ -86,6 +106,7 @@ class RobustnessEvaluator:
         proxy: ZeroShotClassifier | None = None,
         proxy_name: str | None = None,
         max_samples: int | None = None,
+        evaluations: int = 10,
         batch_size: int = 64,
         num_workers: int = 0,
         seed: int = 0,
@@ -94,7 +115,7 @@ class RobustnessEvaluator:
         self.radii = as_radii(eps, norm)
         self.attacks = parse_attacks(attacks, self.radii, proxy)
         self.seed = seed
-        check_sampling(max_samples, batch_size, num_workers, seed)
+        check_sampling(max_samples, batch_size, num_workers, seed, evaluations)
         if proxy is not None and not isinstance(proxy, ZeroShotClassifier):
             raise InputError(
                 f"The proxy is a {type(proxy).__name__}, but must be a classifier: give load_proxy(name), or "
@@ -102,6 +123,8 @@ class RobustnessEvaluator:
             )
         self.proxy = None if proxy is None else Subject(proxy, proxy_name)
         self.max_samples, self.batch_size, self.num_workers = max_samples, batch_size, num_workers
+        self.evaluations = evaluations
+        self._unknown: set[str] = set()  # names of functions of which a warning has said that they aren't identified
         self.undefined: dict[tuple[NamedAttack, str], str] = {}  # attacks left out on benchmarks, and why
         self.state = join_processes()
         self.results = ResultsFolder(output_dir, self.state.process_index)
@@ -121,25 +144,43 @@ class RobustnessEvaluator:
                 self._read_results()
             yield
 
-    def __call__(self, model, processor, benchmarks, name: str | None = None) -> Rows:
-        """Evaluate a model.
+    def __call__(
+        self,
+        model=None,
+        processor=None,
+        benchmarks=None,
+        name: str | None = None,
+        *,
+        classifier: Classifier | OpenClassifier | None = None,
+        attacked: Classifier | OpenClassifier | None = None,
+        attacked_name: str | None = None,
+    ) -> Rows:
+        """Evaluate a model, or any other function of images to logits.
 
         Args:
             model (`PreTrainedModel`): A dual encoder, on its device; it is put into eval mode.
             processor (`ProcessorMixin`): Its processor.
             benchmarks: What to classify: a [`Benchmark`], or what [`load_benchmark`] calls one; a dataset with class
                 names, as [`HPTTrainer`] takes it; a list of these, or a dict, whose keys are what rows call them.
-            name (`str`, *optional*): What rows call it, instead of its Hub id or path.
+            name (`str`, *optional*): What rows call it, instead of its Hub id or path; a function needs one.
+            classifier ([`Classifier`] or [`OpenClassifier`], *optional*): Instead of model and processor, a function
+                of images in [0, 1] to logits over the classes of every benchmark, or what gives one by
+                `with_classes(class_names, template)`. Images come to it as the benchmark says, or at their own size.
+            attacked ([`Classifier`] or [`OpenClassifier`], *optional*): What attacks see instead of it, such as a
+                defence's model without the defence: rows say so, and are flagged, for such an attack doesn't see what
+                is scored.
+            attacked_name (`str`, *optional*): What rows call that.
 
         Returns:
             [`Rows`]: a list of [`Row`], in the order of the benchmarks, then of eps, then of the attacks.
             `rows.to_pandas()` makes a table of them, and `print(format_accuracies(rows))` shows them as one.
 
         Raises:
-            InputError: for images that can't be read, logits that aren't finite, or an `output_dir` with results from
-                other settings, or in which another run is under way.
+            InputError: for images that can't be read, logits that aren't finite or have no gradient that an attack
+                follows, or an `output_dir` with results from other settings, or in which another run is under way.
         """
-        subject = Subject(ZeroShotClassifier(model, processor).eval(), name)
+        subject = self._subject(model, processor, name, classifier)
+        seen = None if attacked is None else as_subject(attacked, attacked_name, self.state.device, what="attacked")
         benchmarks = as_benchmarks(benchmarks)
         if not benchmarks:
             raise InputError("There is nothing to evaluate on: give benchmarks.")
@@ -147,32 +188,63 @@ class RobustnessEvaluator:
         for benchmark in benchmarks:
             check_images(benchmark.dataset, benchmark.name, same_size=benchmark.is_native)
         with self._holding_results():
-            return self.run_all([self.plan(subject, benchmark) for benchmark in benchmarks])
+            return self.run_all([self.plan(subject, benchmark, seen) for benchmark in benchmarks])
 
-    def plan(self, subject: Subject, benchmark: Benchmark) -> list[Task]:
-        """The rows to be of a model on one benchmark, checked against the results that are there; nothing is run."""
+    def _subject(self, model, processor, name: str | None, classifier) -> Evaluated:
+        if classifier is not None and model is None and processor is None:
+            return as_subject(classifier, name, self.state.device)
+        if classifier is not None or model is None or processor is None:
+            raise InputError(
+                "Give a model with its processor, or classifier=..., a function of images in [0, 1] to logits."
+            )
+        return Subject(ZeroShotClassifier(model, processor).eval(), name)
+
+    def plan(self, subject: Evaluated, benchmark: Benchmark, attacked: Evaluated | None = None) -> list[Task]:
+        """The rows to be of a model on one benchmark, checked against the results that are there; nothing is run.
+
+        Attacks see `attacked`, if it is given, instead of the model.
+        """
+        check_attacked(subject, attacked, self.attacks)
         benchmark = subject.see(benchmark).subset(self.max_samples, self.seed)
         clean = self._plan_clean(subject, benchmark)
-        tasks = [clean, plan_large_eps(clean)] if self.attacks else [clean]
+        attacks = self._defined_on(benchmark)
+        check_gradients(attacked or subject, benchmark, attacks)
+        tasks = [clean]
+        if self.attacks and attacked is None and subject.why_no_gradient(benchmark) is None:
+            tasks.append(plan_large_eps(clean))
         proxy = None if self.proxy is None else self.proxy.on(benchmark)
         if any(attack.scored_on_proxy for attack in self.attacks):
             tasks.append(proxy_clean := self._plan_clean(self.proxy, benchmark))
         for radius in self.radii:
-            for named in self._defined_on(benchmark):
+            for named in attacks:
                 attack = named.make(radius, seed=self.seed, proxy=clean.scored if named.scored_on_proxy else proxy)
-                if named.scored_on_proxy:
+                attack.check_draws((attacked or subject).on(benchmark))
+                if attacked is not None:
+                    tasks.append(plan_attack_on(clean, str(named), attack, attacked))
+                elif named.scored_on_proxy:
                     more = {"attacked_weights": subject.weights}
                     tasks.append(plan_attack(proxy_clean, str(named), attack, subject.name, subject, **more))
                 elif named.needs_proxy:
-                    attacked = self.proxy if named.is_transfer else subject
+                    made_on = self.proxy if named.is_transfer else subject
                     tasks.append(
-                        plan_attack(clean, str(named), attack, attacked.name, self.proxy, **self.proxy.as_proxy())
+                        plan_attack(clean, str(named), attack, made_on.name, self.proxy, **self.proxy.as_proxy())
                     )
                 else:
                     tasks.append(plan_attack(clean, str(named), attack, subject.name))
         self._expect(tasks)
         self._warn_of_lost_predictions(tasks)
+        self._warn_if_unknown(clean)
         return tasks
+
+    def _warn_if_unknown(self, clean: Task) -> None:
+        """Say that a model which goes on under a name can't be told from another one."""
+        name = clean.settings["model"]
+        if clean.settings.get("identified_by") == "name" and self.results.folder and name not in self._unknown:
+            self._unknown.add(name)
+            logger.warning(
+                f"{name} has no weights that were found: whether results in {self.results.folder} that are gone on "
+                "with are of the same function can be checked by its name and settings alone."
+            )
 
     def _expect(self, tasks: list[Task]) -> None:
         """Refuse tasks that contradict results that are there, or those expected, and expect theirs."""
@@ -182,7 +254,9 @@ class RobustnessEvaluator:
             self.results.expect(task.settings)
         self._check_kept(tasks)
 
-    def plan_all(self, subjects: list[Subject], benchmarks: list[Benchmark], failures: list[str]) -> list[list[Task]]:
+    def plan_all(
+        self, subjects: list[Evaluated], benchmarks: list[Benchmark], failures: list[str]
+    ) -> list[list[Task]]:
         """What [`plan`] gives for each model on each benchmark; `failures` takes a line for each that is refused."""
         planned = []
         for subject in subjects:
@@ -193,8 +267,8 @@ class RobustnessEvaluator:
                     failures.append(f"{subject.name}, {benchmark.name}: {error}")
         return planned
 
-    def _plan_clean(self, subject: Subject, benchmark: Benchmark) -> Task:
-        task = plan_clean(subject, benchmark, self.seed, self.batch_size, self.max_samples)
+    def _plan_clean(self, subject: Evaluated, benchmark: Benchmark) -> Task:
+        task = plan_clean(subject, benchmark, self.seed, self.batch_size, self.max_samples, self.evaluations)
         return replace(task, settings=self.results.as_said_there(task.settings))
 
     def _check_kept(self, tasks: list[Task]) -> None:
@@ -260,11 +334,11 @@ class RobustnessEvaluator:
                 continue  # whose failure stands among the failures
             with _noting(failures):
                 rows.append(self._work.finish(task, progress))
-        own = {row.radius for row in rows if counts_against_model(row)}
+        attacked = {row.radius: row.against for row in rows if counts_against_model(row)}
         for radius in self.radii:
-            if radius in own:
+            if radius in attacked:
                 with _noting(failures):
-                    rows.append(find_worst_case(self.results, tasks[0], radius))
+                    rows.append(find_worst_case(self.results, tasks[0], radius, attacked[radius]))
         return rows
 
     def examples(self, tasks: list[Task], number: int = 5) -> list[dict]:
@@ -276,16 +350,16 @@ class RobustnessEvaluator:
         if not attacked:
             return []
         task = attacked[0]
-        before = self.results.predicted(task.clean.key)
+        before = self.results.predicted(task.clean.key)[0]
         if len(before) < len(task.benchmark):
             return []  # lost, which stands among the failures
         right = np.flatnonzero(before == np.asarray(task.benchmark.dataset["label"][:]))[:number]
         if len(right) == 0:
             return []
         inputs = collate([task.benchmark[row] for row in right.tolist()])
-        inputs = {name: values.to(task.scored.model.device) for name, values in inputs.items()}
+        inputs = {name: values.to(task.device) for name, values in inputs.items()}
         images = to_unit_range(inputs["pixel_values"])
-        scores = score_batch(task.scored, task.attack, inputs)
+        scores = score_batch(task.scored, task.attack, inputs, attacked=task.attacked, seed=self.seed)
         after, names = finite(scores.logits).argmax(-1).tolist(), task.benchmark.class_names
         return [
             {

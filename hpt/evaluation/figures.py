@@ -167,7 +167,7 @@ def draw_robustness_curves(rows: list[Row], benchmark: str, norm: str, path: str
     figure = Figure(figsize=(6, 3.8))
     axes = figure.subplots()
     rows = [row for row in latest(rows) if row.benchmark == benchmark and row.norm in (None, norm)]
-    rows = [row for row in rows if not row.named_attack.scored_on_proxy]
+    rows = [row for row in rows if row.against in (None, row.model) and not row.named_attack.scored_on_proxy]
     models = list(dict.fromkeys(row.model for row in rows if row.attack == WORST_CASE))
     for model, color in zip(models, cycle(COLORS), strict=False):
         own = sorted((row for row in rows if row.model == model), key=lambda row: row.eps or 0)
@@ -195,7 +195,7 @@ def draw_clean_against_robust(rows: list[Row], radius: Radius, path: str | Path)
     """Clean accuracy of each model on each benchmark against its worst case at a radius, with 95 % intervals."""
     rows = latest(rows)
     clean = {(row.model, row.benchmark): row for row in rows if row.attack == CLEAN}
-    worst = [row for row in rows if row.attack == WORST_CASE and row.radius == radius]
+    worst = [row for row in rows if row.attack == WORST_CASE and row.radius == radius and not row.made_on_other]
     figure = Figure(figsize=(6, 4.8) if len(worst) < 16 else (9, 7.5))  # names need room
     axes = figure.subplots()
     named = []

@@ -5,7 +5,7 @@ Most flags don't say that a model isn't robust; they say why the number may be w
 """
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hpt.attacks import FGSM, PGD, Attack, Square
 from hpt.evaluation.rows import CLEAN, LARGE_EPS, WORST_CASE, Row
@@ -19,6 +19,7 @@ SQUARE_ALONE = 0.01  # share of the samples that Square may break after gradient
 FEWEST_SAMPLES = 1000
 FEWEST_OTHERS = 0.01  # share of other predictions, of the images that aren't of the most frequent class
 COLLAPSED, AT_CHANCE = GUESSING = ("collapsed", "at-chance")
+UNSEEN = "attack-did-not-see-defence"
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Flag:
 
     Args:
         name (`str`): `"pgd-too-weak"`, `"large-eps-survivors"`, `"square-beats-gradients"`, `"zero-gradients"`,
-            `"stochastic-model"`, `"collapsed"`, `"at-chance"` or `"few-samples"`.
+            `"stochastic-model"`, `"attack-did-not-see-defence"`, `"collapsed"`, `"at-chance"` or `"few-samples"`.
         model, benchmark (`str`): What it is about.
         eps (`float`), norm (`str`), *optional*: The radius that it is about.
         message (`str`): What was seen and what to do.
@@ -49,11 +50,12 @@ class Flag:
 
 def find_flags(rows: list[Row]) -> list[Flag]:
     """All flags that rows raise, by model, samples and eps; rows on different samples aren't compared."""
-    rows = [row for row in rows if not row.named_attack.scored_on_proxy]
     flags = []
-    for own in _group(rows, lambda row: (row.model, row.sample_set)).values():
+    for every in _group(rows, lambda row: (row.model, row.sample_set)).values():
+        own = [row for row in every if row.against in (None, row.model) and not row.named_attack.scored_on_proxy]
         for check in (_guessing, _few_samples, _stochastic, _large_eps, _zero_gradients):
             flags += check(own)
+        flags += _unseen(every)
         at_radius = _group(own, lambda row: row.radius)
         for radius in dict.fromkeys(row.radius for row in own if row.attack not in (CLEAN, LARGE_EPS)):
             flags += _pgd_too_weak(at_radius[radius]) + _square_beats_gradients(at_radius[radius])
@@ -110,10 +112,37 @@ def _few_samples(rows: list[Row]) -> list[Flag]:
 
 def _stochastic(rows: list[Row]) -> list[Flag]:
     row = next((row for row in rows if row.stochastic), None)
-    if row is None:
+    if row is not None:
+        message = (
+            "The same images gave other logits the second time: average gradients over its randomness (EOT), which a "
+            "classifier allows that has `randomised = True` and draws from `seeds`."
+        )
+        return _flag("stochastic-model", row, message, masking=True)
+    climbed = [row for row in rows if row.evaluations is not None and row.named_attack.uses_gradients]
+    if not climbed or any(_averages(row.parameters) for row in climbed):
         return []
-    message = "The same images gave other logits the second time: average gradients over its randomness (EOT)."
-    return _flag("stochastic-model", row, message, masking=True)
+    message = "It is randomised, and no attack averages its gradient over draws (EOT): attack by apgd:eot=20 or more."
+    return _flag("stochastic-model", replace(climbed[0], eps=None), message, masking=True)
+
+
+def _averages(parameters: dict) -> bool:
+    """Whether an attack, or a part of a suite, averages gradients over draws of a randomised classifier."""
+    parts = [part for part in parameters.values() if isinstance(part, dict)]
+    return parameters.get("eot", 1) > 1 or any(map(_averages, parts))
+
+
+def _unseen(rows: list[Row]) -> list[Flag]:
+    """Where images were made on another function than the one scored, as those of transfer attacks are."""
+    made_on_others = [row for row in rows if row.made_on_other and row.attack != WORST_CASE]
+    if not made_on_others:
+        return []
+    model = made_on_others[0].model
+    attacks = dict.fromkeys(f"{row.whole_label} at {row.radius}" for row in made_on_others)
+    message = (
+        f"{', '.join(attacks)}: the attack has seen another function than the one scored, so this doesn't say what "
+        f"{model} withstands of an attacker who knows it."
+    )
+    return [Flag(UNSEEN, model, made_on_others[0].benchmark, None, None, message, masking=False)]
 
 
 def _large_eps(rows: list[Row]) -> list[Flag]:

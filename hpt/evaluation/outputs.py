@@ -119,7 +119,7 @@ def report_comparison(
 
 def draw_rows(rows: list[Row], folder: Path) -> None:
     """Draw accuracy over eps of each benchmark, and clean against robust accuracy at each radius."""
-    worst = [row for row in rows if row.attack == WORST_CASE]
+    worst = [row for row in rows if row.attack == WORST_CASE and not row.made_on_other]
     for benchmark, norm in dict.fromkeys((row.benchmark, row.norm) for row in worst):
         draw_robustness_curves(rows, benchmark, norm, folder / f"robustness_{file_name(benchmark)}_{norm}.png")
     for radius in dict.fromkeys(row.radius for row in worst):

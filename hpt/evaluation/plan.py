@@ -3,9 +3,13 @@
 import math
 from dataclasses import dataclass, replace
 
-from hpt.attacks import Attack
+import torch
+
+from hpt.attacks import Attack, NamedAttack
 from hpt.attacks.apgd import APGDCE
+from hpt.classifiers import Classifier, is_randomised
 from hpt.data.benchmark import Benchmark
+from hpt.errors import InputError
 from hpt.escaping import one_line
 from hpt.evaluation.rows import (
     LARGE_EPS,
@@ -14,9 +18,8 @@ from hpt.evaluation.rows import (
     hash_benchmark,
     sample_settings,
 )
-from hpt.evaluation.subject import Subject
+from hpt.evaluation.subject import Evaluated
 from hpt.json_files import digest
-from hpt.models.classifier import ZeroShotClassifier
 
 
 LARGE_RADIUS, LARGE_SAMPLES = 0.5, 128  # every image can become grey: nothing may withstand that
@@ -28,17 +31,21 @@ class Task:
 
     Args:
         settings (`dict`): The row's settings, as [`Row.settings`] has them.
-        scored ([`ZeroShotClassifier`]): Over the benchmark's classes.
+        scored ([`Classifier`]): Over the benchmark's classes.
+        device (`torch.device`): Where it wants its images.
         benchmark ([`Benchmark`]): The samples.
         attack ([`Attack`], *optional*): `None` for clean images.
         clean (`Task`, *optional*): The task that says which of the samples are right without an attack.
+        attacked ([`Classifier`], *optional*): What the attack sees instead of the classifier that is scored.
     """
 
     settings: dict
-    scored: ZeroShotClassifier
+    scored: Classifier
+    device: torch.device
     benchmark: Benchmark
     attack: Attack | None = None
     clean: "Task | None" = None
+    attacked: Classifier | None = None
 
     @property
     def key(self) -> str:
@@ -50,9 +57,16 @@ class Task:
         return math.ceil(len(self.benchmark) / self.settings["batch_size"])
 
     @property
+    def evaluations(self) -> int:
+        """How often each image is classified: once, unless the classifier is randomised."""
+        return self.settings.get("evaluations", 1)
+
+    @property
     def most_passes(self) -> int:
-        """Most passes through models, forward or backward, for a sample: those of its attack, and the one scored."""
-        return 1 + (0 if self.attack is None else self.attack.most_passes(len(self.benchmark.class_names)))
+        """Most passes through models, forward or backward, for a sample: those of its attack, and those scored."""
+        return self.evaluations + (
+            0 if self.attack is None else self.attack.most_passes(len(self.benchmark.class_names))
+        )
 
     def __str__(self) -> str:
         row = self.settings
@@ -61,16 +75,20 @@ class Task:
         return one_line(f"{model}, {row['benchmark']}, {row['attack']}{eps}")
 
 
-def plan_clean(subject: Subject, benchmark: Benchmark, seed: int, batch_size: int, max_samples: int | None) -> Task:
-    """The task of a model's clean accuracy."""
+def plan_clean(
+    subject: Evaluated, benchmark: Benchmark, seed: int, batch_size: int, max_samples: int | None, evaluations: int = 1
+) -> Task:
+    """The task of a subject's clean accuracy; `evaluations` are those of a randomised one."""
+    scored = subject.on(benchmark)
     settings = subject.settings(benchmark) | sample_settings(benchmark, hash_benchmark(benchmark)) | clean_settings()
     settings |= {"seed": seed, "batch_size": batch_size, "max_samples": max_samples}
+    settings |= {"evaluations": evaluations} if is_randomised(scored) else {}
     settings["hpt_version"] = subject.measured_since
-    return Task(settings, subject.on(benchmark), benchmark)
+    return Task(settings, scored, subject.device(benchmark), benchmark)
 
 
 def plan_attack(
-    clean: Task, text: str, attack: Attack, attacked: str, other: Subject | None = None, **parameters
+    clean: Task, text: str, attack: Attack, attacked: str, other: Evaluated | None = None, **parameters
 ) -> Task:
     """The task of an attack on the samples of a clean one, for which it may use another model than the one scored.
 
@@ -82,6 +100,12 @@ def plan_attack(
     return replace(clean, settings=clean.settings | settings, attack=attack, clean=clean)
 
 
+def plan_attack_on(clean: Task, text: str, attack: Attack, attacked: Evaluated) -> Task:
+    """The task of an attack that sees another function than the one scored, on the samples of a clean one."""
+    task = plan_attack(clean, text, attack, attacked.name, attacked, attacked_weights=attacked.weights)
+    return replace(task, attacked=attacked.on(clean.benchmark))
+
+
 def plan_large_eps(clean: Task) -> Task:
     """An attack that has to break everything, on the first batches of the samples."""
     batch_size = clean.settings["batch_size"]
@@ -90,3 +114,26 @@ def plan_large_eps(clean: Task) -> Task:
     task = plan_attack(clean, LARGE_EPS, attack, clean.settings["model"])
     few = clean.benchmark.rows(range(number))
     return replace(task, settings=task.settings | {"n": number}, benchmark=few)
+
+
+def check_attacked(subject: Evaluated, attacked: Evaluated | None, attacks: list[NamedAttack]) -> None:
+    """Refuse what attacks are to see instead of a subject, if rows couldn't say what they have seen."""
+    if attacked is None:
+        return
+    if attacked.name == subject.name:
+        raise InputError(f"What is attacked and what is scored are both called {subject.name!r}: name one otherwise.")
+    for attack in attacks:
+        if attack.needs_proxy:
+            raise InputError(f"{attack} is made with the proxy, and not on {attacked.name} alone: leave it out.")
+
+
+def check_gradients(attacked: Evaluated, benchmark: Benchmark, attacks: list[NamedAttack]) -> None:
+    """Refuse attacks that follow gradients of what has none."""
+    reason = attacked.why_no_gradient(benchmark)
+    for attack in attacks:
+        if reason is not None and (attack.uses_gradients or attack.scored_on_proxy):
+            raise InputError(
+                f"{attacked.name} gives logits without a gradient for the image ({reason}), which {attack} follows: "
+                "let it through, for a step that has none by hpt.attacks.straight_through, or give attacks that need "
+                "none, such as square."
+            )

@@ -14,6 +14,12 @@ from hpt.files import write_file
 from hpt.radius import describe_length, describe_norm
 
 
+OF_RANDOMISED = (
+    "Of a randomised classifier, accuracy is the mean over evaluations with draws that no attack has seen; behind it "
+    "stand the least and the most of them, and the share of images that are right in all."
+)
+
+
 def latest(rows: list[Row]) -> list[Row]:
     """Without checks, and of a worst case, which grows with the attacks that ran, the last."""
     last = {
@@ -39,10 +45,11 @@ def format_accuracies(rows: list[Row], benchmarks: list[str] | None = None) -> s
         title = f"{describe_norm(radius.norm)} eps = {radius}"
         shown = [row for row in rows if row.attack == CLEAN or row.radius == radius]
         ran = sorted({text for row in shown if row.attack == WORST_CASE for text in row.parameters["attacks"]})
-        worst = f"Worst case over {', '.join(ran)}."
-        sections.append(f"{title}\n\n{_accuracy_table(shown, benchmarks)}\n\n{markdown(worst)}")
+        sections.append(f"{title}\n\n{_accuracy_table(shown, benchmarks)}")
+        sections += [markdown(f"Worst case over {', '.join(ran)}.")] if ran else []
     if not sections:
         sections.append(_accuracy_table(rows, benchmarks))
+    sections += [OF_RANDOMISED] if any(row.accuracies for row in rows) else []
     return "\n\n".join(sections)
 
 
@@ -74,10 +81,12 @@ def describe_resolution(attack_space: str) -> str:
 def _accuracy_table(rows: list[Row], benchmarks: list[str]) -> str:
     cells: dict[tuple, dict[str, Row]] = {}
     for row in rows:
-        cells.setdefault((row.model, row.label), {})[row.benchmark] = row
+        cells.setdefault((row.model, row.whole_label), {})[row.benchmark] = row
     places = {model: place for place, model in enumerate(dict.fromkeys(model for model, _ in cells))}
     lines = [["model", "attack", *map(markdown, benchmarks), "mean"]]
-    for model, attack in sorted(cells, key=lambda key: (places[key[0]], key[1] != CLEAN, key[1] == WORST_CASE)):
+    for model, attack in sorted(
+        cells, key=lambda key: (places[key[0]], key[1] != CLEAN, key[1].startswith(WORST_CASE))
+    ):
         measured = cells[model, attack]
         values = [_accuracy(measured[name]) for name in benchmarks if name in measured]
         mean = f"{100 * sum(values) / len(values):.1f}" if len(values) == len(benchmarks) else "-"
@@ -120,10 +129,16 @@ def _accuracy(row: Row) -> float:
 
 
 def format_accuracy(row: Row | None) -> str:
-    """Accuracy in % with its interval, as a table's cell; a dash for what wasn't measured."""
+    """Accuracy in % with its interval, as a table's cell; a dash for what wasn't measured.
+
+    Of a randomised classifier, also the range over its evaluations, and the share of images right in all of them.
+    """
     if row is None:
         return "-"
     cell = f"{100 * row.accuracy:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]"
+    if row.accuracies:
+        ends = f"{100 * min(row.accuracies):.1f} to {100 * max(row.accuracies):.1f}"
+        cell += f", {ends} in {row.evaluations} evaluations, {100 * row.always_right:.1f} in all"
     if row.mean_per_class_accuracy is not None:  # which has no Wilson interval
         cell = f"{100 * row.mean_per_class_accuracy:.1f} per class; {cell}"
     return f"{cell}, without {markdown(', '.join(row.left_out))}" if row.left_out else cell

@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 # Settings that have one value in a whole file, per model, per benchmark and per attack.
 DETERMINED_BY = {
     (): ("seed", "batch_size", "max_samples"),
-    ("model",): ("revision", "weights", "configuration", "dtype", "image_mean", "image_std", "hpt_version"),
+    ("model",): ("revision", "weights", "configuration", "dtype", "image_mean", "image_std", "hpt_version")
+    + ("identified_by", "evaluations"),
     ("benchmark",): ("split", "attack_space", "templates", "samples"),
     ("model", "benchmark"): ("tokens",),
     ("attack", "model", "attacked", "eps", "norm"): ("parameters", "other_model"),
@@ -37,6 +38,7 @@ DETERMINED_BY = {
 # What a line of predictions has, and what it may have besides
 PREDICTIONS = {"row": str, "batch": int, "predictions": list[int], "seconds": float}
 NOTED = {"passes": int, "most_passes": int, "stochastic": bool, "zero_gradient": int, "broken_by": dict[str, int]}
+NOTED |= {"again": list[list[int]]}  # of a randomised classifier, what was predicted in each further evaluation
 
 
 class ResultsFolder:
@@ -123,9 +125,10 @@ class ResultsFolder:
         return record
 
     def predicted(self, row: str) -> np.ndarray:
-        """Predicted classes of the samples of the row with that digest, as far as they are there, in order."""
+        """Predicted classes `(evaluations, samples)` of the row with that digest, as far as they are there."""
         records = self.predictions.get(row, {})
-        return np.concatenate([np.empty(0, int), *(records[batch]["predictions"] for batch in sorted(records))])
+        batches = [predictions_of(records[batch]) for batch in sorted(records)]
+        return np.concatenate(batches, axis=1) if batches else np.empty((1, 0), int)
 
     def save_samples(self, benchmark: Benchmark) -> None:
         """Write the ids of a benchmark's samples, their numbers in the whole split, to `samples_BENCHMARK.json`.
@@ -161,8 +164,22 @@ class ResultsFolder:
                 )
 
 
+def as_record(predictions: list[list[int]]) -> dict:
+    """What a line of predictions says of the predicted classes in each evaluation, of which one is the rule."""
+    first, *further = predictions
+    return {"predictions": first} | ({"again": further} if further else {})
+
+
+def predictions_of(record: dict) -> np.ndarray:
+    """The predicted classes, `(evaluations, samples)`, of [`as_record`]."""
+    return np.array([record["predictions"], *record.get("again", [])], int)
+
+
 def _differs_by_model(name: str, there, here) -> bool:
-    """Whether a setting may have both values, since each model has images as its own processor brings them to it."""
+    """Whether a setting may have both values: images come to each model by its own processor, and a function may have
+    no prompts."""
+    if name == "templates":
+        return [] in (there, here)
     return name == "attack_space" and "native" not in (there, here) and not (there.isdigit() or here.isdigit())
 
 
@@ -206,7 +223,9 @@ def parse_predictions(line: object) -> dict:
     record = unsealed(line)
     _check_fields("one of predictions", record, set(PREDICTIONS), {*PREDICTIONS, *NOTED})
     check_kinds(record, PREDICTIONS | NOTED)
-    counts = [record["seconds"], record["batch"], record.get("zero_gradient", 0), *record["predictions"]]
+    if any(len(further) != len(record["predictions"]) for further in record.get("again", [])):
+        raise ValueError("its evaluations are of different numbers of samples")
+    counts = [record["seconds"], record["batch"], record.get("zero_gradient", 0), *predictions_of(record).flat]
     if min(counts) < 0:
         raise ValueError("it has a number below zero")
     if "passes" in record and not (record["passes"] >= 0 and record.get("most_passes", 0) > 0):

@@ -15,8 +15,9 @@ from hpt.json_files import check_kinds
 FIELDS = {field.name: field.type for field in fields(Row)}
 # The least that a number can be, if there is one
 LEAST = {"n": 1, "batch_size": 1, "max_samples": 1, "seed": 0, "steps": 0, "restarts": 0, "step_size": 0, "seconds": 0}
+LEAST |= {"evaluations": 1}
 SHARES_OF_SAMPLES = ("accuracy", "most_predicted", "chance")
-SHARES = (*SHARES_OF_SAMPLES, "mean_per_class_accuracy")
+SHARES = (*SHARES_OF_SAMPLES, "mean_per_class_accuracy", "always_right")
 
 
 def check_row(row: Row) -> None:
@@ -28,6 +29,7 @@ def check_row(row: Row) -> None:
     check_kinds(vars(row), FIELDS)
     _check_numbers(row)
     _check_interval(row)
+    _check_evaluations(row)
     _check_attack(row)
 
 
@@ -39,9 +41,10 @@ def _check_numbers(row: Row) -> None:
     for name in SHARES:
         if not 0 <= values.get(name, 0) <= 1:
             raise ValueError(f"{name} is {values[name]}, but must be in [0, 1]")
+    verdicts = row.n * (row.evaluations or 1)
     for name in SHARES_OF_SAMPLES:
-        if not _same(values.get(name, 0) * row.n, round(values.get(name, 0) * row.n)):
-            raise ValueError(f"{name} is {values[name]}, which isn't a share of {row.n} samples")
+        if not _is_share(values.get(name, 0), verdicts):
+            raise ValueError(f"{name} is {values[name]}, which isn't a share of {verdicts} samples")
     counts = {"zero_gradient": row.zero_gradient or 0} | row.broken_by
     for name, count in counts.items():
         if not 0 <= count <= row.n:
@@ -49,12 +52,30 @@ def _check_numbers(row: Row) -> None:
 
 
 def _check_interval(row: Row) -> None:
-    right = round(row.accuracy * row.n)
+    evaluations = row.evaluations or 1
+    right = round(row.accuracy * row.n * evaluations) / evaluations
     low, high = wilson_interval(right, row.n)
     if not (_same(row.low, low) and _same(row.high, high)):
         raise ValueError(
-            f"low and high are {row.low:.4g} and {row.high:.4g}, but of {right} right samples of {row.n} they are "
+            f"low and high are {row.low:.4g} and {row.high:.4g}, but of {right:g} right samples of {row.n} they are "
             f"{low:.4g} and {high:.4g}"
+        )
+
+
+def _check_evaluations(row: Row) -> None:
+    """Whether a randomised classifier's accuracy is the mean of those in its evaluations, and another has none."""
+    if row.evaluations is None and not row.accuracies and row.always_right is None:
+        return
+    shares = [*row.accuracies, row.always_right]
+    if row.always_right is None or len(row.accuracies) != row.evaluations:
+        raise ValueError(f"it has {row.evaluations} evaluations, but accuracies in {len(row.accuracies)} of them")
+    if not all(0 <= share <= 1 and _is_share(share, row.n) for share in shares):
+        raise ValueError(f"accuracies and always_right are {shares}, which aren't shares of {row.n} samples")
+    mean = sum(row.accuracies) / len(row.accuracies)
+    if not _same(row.accuracy, mean) or row.always_right > min(row.accuracies):
+        raise ValueError(
+            f"accuracy and always_right are {row.accuracy} and {row.always_right}, but the evaluations have a mean of "
+            f"{mean} and at least {min(row.accuracies)}"
         )
 
 
@@ -72,6 +93,10 @@ def _check_attack(row: Row) -> None:
         check_kinds(named, {"attacks": list[str]})
         if not named["attacks"]:
             raise ValueError("it is the worst case over no attack")
+
+
+def _is_share(value: float, number: int) -> bool:
+    return _same(value * number, round(value * number))
 
 
 def _same(first: float, second: float) -> bool:

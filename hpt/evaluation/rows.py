@@ -37,13 +37,17 @@ MEASURED = {
     "stochastic",
     "most_predicted",
     "chance",
+    "accuracies",
+    "always_right",
     "seconds",
 }
 SAID_SINCE = {"configuration", "tokens", "other_model"}  # settings that rows of 0.1.0 to 0.3.0 and of cards lack
-ADDED = {
-    "most_predicted",
-    "chance",
-} | SAID_SINCE  # what rows of earlier versions lack, the former two of 0.1.0 and 0.2.0
+OF_FUNCTIONS = {
+    "identified_by",
+    "evaluations",
+}  # settings that rows of dual encoders lack, whichever version wrote them
+# What rows of earlier versions lack: the former two of 0.1.0 and 0.2.0, the latter two of 0.1.0 to 0.5.0
+ADDED = {"most_predicted", "chance"} | SAID_SINCE | OF_FUNCTIONS | {"accuracies", "always_right"}
 
 UNSAID_BY_COMPARISONS = {"revision", "templates", "image_mean", "image_std"}  # of version 0.1.0
 OF_THE_ATTACK = {"attack", "attacked", "eps", "norm", "steps", "step_size", "restarts", "parameters", "left_out"}
@@ -60,6 +64,7 @@ class Row:
         accuracy, low, high (`float`): Share of correct samples and its 95 % Wilson interval, in [0, 1]. Of an
             evaluation, a sample that is wrong without an attack is wrong under every attack; a comparison, which
             scores several models on the same images, attacks them all: see `attacks_all_images`.
+            Of a randomised classifier, it is the mean over its `evaluations`: see `accuracies`.
         n (`int`): Samples.
         benchmark, split (`str`): What was classified.
         source (`str`, *optional*): `ID@COMMIT` of the dataset, if it was read from the Hub.
@@ -79,15 +84,24 @@ class Row:
             clean rows.
         chance (`float`, *optional*): Share of the samples in their most frequent class, which is the accuracy of
             naming it for every image; for clean rows.
+        accuracies (`list[float]`): Of a randomised classifier, the accuracy in each of its evaluations.
+        always_right (`float`, *optional*): Of a randomised classifier, share of the samples that are right in every
+            evaluation, as one asked over and over needs to be.
         dtype (`str`): Of the model's weights; logits and attacks are float32.
         templates (`list[str]`): Prompt templates.
-        image_mean, image_std (`list[float]`): Normalisation inside the model.
+        image_mean, image_std (`list[float]`): Normalisation inside the model; not known of other functions.
         seed, batch_size (`int`), max_samples (`int`, *optional*): Settings of the evaluation.
         samples (`str`): Hash of the sample ids, images, labels and class names.
         revision (`str`, *optional*): The model's commit on the Hub.
-        weights (`str`): Hash of the model's weights.
-        configuration (`str`, *optional*): Hash of how it computes with them, from [`hash_configuration`].
-        tokens (`str`, *optional*): Hash of the token ids of the class prompts.
+        weights (`str`, *optional*): Hash of the model's weights; `None` if it is a function without any.
+        configuration (`str`, *optional*): Hash of how it computes with them, from [`hash_configuration`]; of other
+            functions, of what [`~hpt.evaluation.identity.identify`] finds, and of the file that they came out of.
+        tokens (`str`, *optional*): Hash of the token ids of the class prompts; of other functions, of what they make
+            of the classes.
+        identified_by (`str`, *optional*): Of a function that is no dual encoder, what stands for it beside its
+            settings: `"weights"`, `"file"`, `"file and weights"`, or else only its `"name"`.
+        evaluations (`int`, *optional*): Of a randomised classifier, how often each image is classified, each time
+            with draws that no attack has seen.
         other_model (`str`, *optional*): Hash of configuration and tokens of the proxy that the attack uses, or of the
             model attacked if that isn't the one scored.
         seconds (`float`): Time spent, summed over processes.
@@ -117,6 +131,8 @@ class Row:
     stochastic: bool | None = None
     most_predicted: float | None = None
     chance: float | None = None
+    accuracies: list[float] = field(default_factory=list)
+    always_right: float | None = None
     dtype: str = "float32"
     templates: list[str] = field(default_factory=list)
     image_mean: list[float] = field(default_factory=list)
@@ -131,14 +147,15 @@ class Row:
     configuration: str | None = None
     tokens: str | None = None
     other_model: str | None = None
+    identified_by: str | None = None
+    evaluations: int | None = None
     seconds: float | None = None
     hpt_version: str | None = None
 
     def __repr__(self) -> str:
         """`Row(mine on digits test, PGD-10 at l_inf eps 16/255: 56.9 % [51.8, 62.0], n = 360)`"""
         what = self.label if self.radius is None else f"{self.label} at {self.radius.title}"
-        if self.attacked not in (None, self.model) and not self.named_attack.is_transfer:  # whose label says it
-            what += f" made on {self.attacked}"
+        what += self._made_on
         measured = f"{100 * self.accuracy:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}], n = {self.n}"
         return one_line(f"Row({self.model} on {self.benchmark} {self.split}, {what}: {measured})")
 
@@ -159,6 +176,26 @@ class Row:
         if attack.is_transfer:
             return f"made on {self.attacked}" if attack.scored_on_proxy else f"{attack.name} from {self.attacked}"
         return attack.label_with(self.steps, self.restarts)
+
+    @property
+    def whole_label(self) -> str:
+        """The label, with what images were made on where that isn't the model scored: `PGD-10 made on mine`."""
+        return self.label + self._made_on
+
+    @property
+    def _made_on(self) -> str:
+        is_said = not self.made_on_other or self.named_attack.is_transfer  # whose label says it
+        return "" if is_said else f" made on {self.attacked}"
+
+    @property
+    def made_on_other(self) -> bool:
+        """Whether its images were made on another function than the one scored, which the attack didn't see."""
+        return self.attacked not in (None, self.model)
+
+    @property
+    def against(self) -> str | None:
+        """Whose worst case it belongs to; transfer attacks to that of the model scored, which must withstand them."""
+        return self.model if self.named_attack.is_transfer else self.attacked
 
     @property
     def attacks_all_images(self) -> bool:
@@ -182,6 +219,7 @@ class Row:
     def settings(self) -> dict:
         """All that the number depends on, as far as rows of its version say it."""
         unsaid = MEASURED | (SAID_SINCE if self.configuration is None else set())
+        unsaid |= {name for name in OF_FUNCTIONS if getattr(self, name) is None}
         settings = {name: value for name, value in asdict(self).items() if name not in unsaid}
         return settings | {"parameters": self.strength}
 
@@ -252,15 +290,19 @@ def attack_settings(attack: Attack, text: str, attacked: str, num_classes: int, 
     }
 
 
-def measured_accuracy(right: int, n: int) -> dict[str, float]:
-    """The share of samples that are right, and its 95 % interval, as a row has them."""
+def measured_accuracy(right: float, n: int) -> dict[str, float]:
+    """The share of samples that are right, and its 95 % interval, as a row has them.
+
+    Of a randomised classifier, each sample counts by its share of evaluations that are right. Shares vary no more
+    between samples than verdicts with the same mean do, so that the interval is wide enough.
+    """
     low, high = wilson_interval(right, n)
     return {"accuracy": right / n, "low": low, "high": high}
 
 
 def predicted_shares(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """How much of the samples the most frequent predicted class takes, and the most frequent true one."""
-    shares = {"most_predicted": predictions, "chance": labels}
+    shares = {"most_predicted": predictions.ravel(), "chance": labels}
     return {name: np.bincount(classes).max().item() / len(classes) for name, classes in shares.items()}
 
 
@@ -278,7 +320,7 @@ def _unusual_pixels(benchmark: Benchmark) -> list[str]:
     return geometry if is_usual else [*geometry, f"mode {benchmark.mode}"]
 
 
-def wilson_interval(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson_interval(correct: float, total: int, z: float = 1.959964) -> tuple[float, float]:
     """Score interval of the share `correct / total` (Wilson, 1927, JASA 22:209-212); 95 % for the default `z`."""
     share = correct / total
     centre = (share + z**2 / (2 * total)) / (1 + z**2 / total)

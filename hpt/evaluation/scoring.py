@@ -1,12 +1,19 @@
-"""The one way to attack a batch and score a classifier on it, for evaluator, comparison and trainer."""
+"""The one way to attack a batch and score a classifier on it, for evaluator, comparison and trainer.
+
+A randomised classifier is scored several times, each time with draws that no attack has seen. Its accuracy is the mean
+over these evaluations. It estimates the probability of being right that is left when an attacker has chosen the image
+and chance comes after: the adversarial risk of a randomised classifier (Pinot et al., 2020, arXiv 2002.11565).
+AutoAttack's "rand" version decides by the draws of the attack itself.
+"""
 
 from typing import NamedTuple
 
 import torch
 
 from hpt.attacks import Attack
-from hpt.attacks.base import AttackResult, float_logits
-from hpt.classifiers import Classifier
+from hpt.attacks.base import AttackResult
+from hpt.attacks.queries import float_logits
+from hpt.classifiers import VERDICTS, Classifier, draw_seeds, is_randomised
 from hpt.data.images import to_unit_range
 
 
@@ -15,17 +22,29 @@ class Scores(NamedTuple):
 
     Args:
         images (`torch.Tensor` of shape `(n, 3, height, width)`): What it was shown, in [0, 1]: clean or adversarial.
-        logits (`torch.Tensor` of shape `(n, classes)`): What it said, in float32.
+        evaluations (`torch.Tensor` of shape `(evaluations, n, classes)`): What it said each time, in float32.
         result ([`AttackResult`], *optional*): What the attack found.
     """
 
     images: torch.Tensor
-    logits: torch.Tensor
+    evaluations: torch.Tensor
     result: AttackResult | None = None
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """What it said first, `(n, classes)`; all that a classifier has to say that isn't randomised."""
+        return self.evaluations[0]
 
 
 def score_batch(
-    classifier: Classifier, attack: Attack | None, batch: dict, *, only: torch.Tensor | None = None
+    classifier: Classifier,
+    attack: Attack | None,
+    batch: dict,
+    *,
+    only: torch.Tensor | None = None,
+    attacked: Classifier | None = None,
+    seed: int = 0,
+    evaluations: int = 1,
 ) -> Scores:
     """Attack a classifier on a batch, and score it on the adversarial images; without an attack, on the clean ones.
 
@@ -39,17 +58,37 @@ def score_batch(
             `(batch, 3, height, width)`, `labels` and `sample_ids` of shape `(batch,)`.
         only (`torch.Tensor` of shape `(batch,)`, bool, *optional*): Attack and score these images alone, at least one
             of them; the others are left alone. By default all.
+        attacked (`Callable`, *optional*): What the attack sees instead of the classifier that is scored.
+        seed, evaluations (`int`, *optional*): As of [`evaluate_images`].
     """
     images, labels, sample_ids = to_unit_range(batch["pixel_values"]), batch["labels"], batch["sample_ids"]
     if only is not None:
         images, labels, sample_ids = images[only], labels[only], sample_ids[only]
     if attack is None:
-        return Scores(images, score_images(classifier, images))
-    result = attack.perturb(classifier, images, labels, sample_ids)
-    return Scores(result.images, score_images(classifier, result.images), result)
+        return Scores(images, evaluate_images(classifier, images, sample_ids, seed, evaluations))
+    result = attack.perturb(attacked or classifier, images, labels, sample_ids)
+    return Scores(result.images, evaluate_images(classifier, result.images, sample_ids, seed, evaluations), result)
 
 
-def score_images(classifier: Classifier, images: torch.Tensor) -> torch.Tensor:
-    """Logits of images in [0, 1], in float32 and without gradients."""
+def evaluate_images(
+    classifier: Classifier, images: torch.Tensor, sample_ids: torch.Tensor, seed: int = 0, evaluations: int = 1
+) -> torch.Tensor:
+    """Logits of images in [0, 1], in float32 and without gradients, `(evaluations, n, classes)`.
+
+    Args:
+        classifier (`Callable`): One that isn't randomised says the same each time, and is asked once.
+        images (`torch.Tensor` of shape `(n, 3, height, width)`): What it is shown.
+        sample_ids (`torch.Tensor` of shape `(n,)`): What fixes, with `seed`, each image's draws.
+        seed (`int`, *optional*, defaults to 0): Of the evaluation.
+        evaluations (`int`, *optional*, defaults to 1): How often a randomised classifier is asked.
+    """
+    if not is_randomised(classifier):
+        return score_images(classifier, images)[None]
+    seeds = [draw_seeds(seed, sample_ids, VERDICTS, number) for number in range(evaluations)]
+    return torch.stack([score_images(classifier, images, drawn) for drawn in seeds])
+
+
+def score_images(classifier: Classifier, images: torch.Tensor, seeds: torch.Tensor | None = None) -> torch.Tensor:
+    """Logits of images in [0, 1], in float32 and without gradients; of a randomised classifier, with these seeds."""
     with torch.no_grad():
-        return float_logits(classifier)(images)
+        return float_logits(classifier)(images, seeds)

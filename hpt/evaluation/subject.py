@@ -1,7 +1,10 @@
-"""A model that is measured, by the name that rows call it, with what they say of it."""
+"""What is measured, by the name that rows call it, with what they say of it."""
+
+from typing import Protocol
 
 import torch
 
+from hpt.classifiers import Classifier
 from hpt.data.benchmark import Benchmark
 from hpt.evaluation.rows import LOWER_CASE_SINCE, MEASURED_SINCE
 from hpt.json_files import digest
@@ -11,8 +14,44 @@ from hpt.models.weights import hash_weights
 from hpt.references import check_names
 
 
+class Evaluated(Protocol):
+    """What can be measured: a dual encoder, as [`Subject`], or any other function of images, as
+    [`~hpt.evaluation.functions.FunctionSubject`].
+
+    Attributes:
+        name (`str`): What rows call it.
+        weights (`str`, *optional*): Hash of its weights; `None` if it has none.
+        measured_since (`str`): Version since which hpt measures it as it does now.
+    """
+
+    name: str
+    weights: str | None
+    measured_since: str
+
+    def see(self, benchmark: Benchmark) -> Benchmark:
+        """A benchmark as it sees the images, if the benchmark doesn't say how they come to models."""
+
+    def on(self, benchmark: Benchmark) -> Classifier:
+        """It as a classifier of a benchmark's classes, the same one each time, in eval mode."""
+
+    def device(self, benchmark: Benchmark) -> torch.device:
+        """Where that classifier wants its images."""
+
+    def why_no_gradient(self, benchmark: Benchmark) -> str | None:
+        """Why no attack can follow gradients of that classifier; `None` if one can."""
+
+    def settings(self, benchmark: Benchmark) -> dict:
+        """What a row says of it as a classifier of a benchmark's classes."""
+
+    def computes_with(self, benchmark: Benchmark) -> str:
+        """What a row says of how it computes if it is attacked, or helps to attack, another one."""
+
+    def as_proxy(self) -> dict:
+        """What a row of an attack says of it that is made with it."""
+
+
 class Subject:
-    """A model that is measured.
+    """A model that is measured; see [`Evaluated`].
 
     Args:
         classifier ([`ZeroShotClassifier`]): The model; its classes don't matter.
@@ -42,6 +81,12 @@ class Subject:
         if prompts not in self._views:
             self._views[prompts] = self.classifier.with_classes(benchmark.class_names, benchmark.template)
         return self._views[prompts]
+
+    def device(self, benchmark: Benchmark) -> torch.device:
+        return self.classifier.model.device
+
+    def why_no_gradient(self, benchmark: Benchmark) -> None:
+        return None
 
     def settings(self, benchmark: Benchmark) -> dict:
         """What a row says of it as a classifier of a benchmark's classes."""

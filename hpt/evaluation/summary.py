@@ -6,7 +6,7 @@ import numpy as np
 
 from hpt.errors import InputError
 from hpt.evaluation.plan import Task
-from hpt.evaluation.results import ResultsFolder
+from hpt.evaluation.results import ResultsFolder, predictions_of
 from hpt.evaluation.rows import CLEAN, LARGE_EPS, MEASURED, WORST_CASE, Row, measured_accuracy, predicted_shares
 from hpt.json_files import digest
 from hpt.radius import Radius
@@ -30,8 +30,10 @@ def summarise(results: ResultsFolder, task: Task) -> Row:
     return Row(**task.settings, **_measure(results, task.clean, task.settings["n"], [task.key]), **more)
 
 
-def find_worst_case(results: ResultsFolder, clean: Task, radius: Radius) -> Row:
+def find_worst_case(results: ResultsFolder, clean: Task, radius: Radius, against: str) -> Row:
     """The row of the samples that are right under every attack of that radius in the results, added to these.
+
+    `against` names what the attacks have seen: see [`Row.against`].
 
     Raises:
         InputError: if the predictions of one are missing, or don't give its row.
@@ -42,18 +44,18 @@ def find_worst_case(results: ResultsFolder, clean: Task, radius: Radius) -> Row:
         for key, row in results.rows.items()
         if row.model == subject["model"]
         and counts_against_model(row)
-        and row.radius == radius
+        and (row.radius, row.against) == (radius, against)
         and row.subject() == subject
     }
     for key, row in rows.items():
-        if len(results.predicted(key)) != row.n:
+        if results.predicted(key).shape[1] != row.n:
             raise InputError(
                 f"{results.folder} has the row of {row.attack} at {radius}, but not all of its predictions, without "
                 f"which there is no worst case: bring predictions-*.jsonl back, or add {row.attack} to the attacks, "
                 "which measures it again."
             )
         refuse_contradiction(results, key, _measure(results, clean, row.n, [key]))
-    settings = clean.settings | {"attack": WORST_CASE, "attacked": subject["model"]}
+    settings = clean.settings | {"attack": WORST_CASE, "attacked": against}
     settings |= {"eps": float(radius), "norm": radius.norm}
     settings |= {"parameters": {"attacks": sorted(row.attack for row in rows.values())}}
     key, measured = digest(settings), _measure(results, clean, settings["n"], list(rows))
@@ -66,24 +68,35 @@ def find_worst_case(results: ResultsFolder, clean: Task, radius: Radius) -> Row:
 
 
 def counts_against_model(row: Row) -> bool:
-    """Whether a row is of an attack that the model had to withstand itself."""
+    """Whether a row is of an attack that the model had to withstand."""
     return row.attack not in (CLEAN, WORST_CASE, LARGE_EPS) and not row.named_attack.scored_on_proxy
 
 
-def _measure(results: ResultsFolder, clean: Task, number: int, under_attack: list[str]) -> dict[str, float]:
+def _measure(results: ResultsFolder, clean: Task, number: int, under_attack: list[str]) -> dict:
     """The accuracy of the first samples without an attack and under all of the attacks whose rows have these digests.
 
     As [`~hpt.evaluation.metrics.RobustAccuracy`] has it, and `MeanPerClassAccuracy` where that is customary.
     """
     labels = np.asarray(clean.benchmark.dataset["label"][:number])
-    right = results.predicted(clean.key)[:number] == labels
-    for key in under_attack:
-        right &= results.predicted(key) == labels
-    measured = measured_accuracy(int(right.sum()), number)
+    right = weakest(np.stack([results.predicted(key)[:, :number] == labels for key in (clean.key, *under_attack)]))
+    measured = measured_accuracy(right.sum().item() / len(right), number)
+    if "evaluations" in clean.settings:
+        measured["accuracies"] = right.mean(1).tolist()
+        measured["always_right"] = right.all(0).mean().item()
     if clean.benchmark.mean_per_class:
-        per_class = [right[labels == label].mean() for label in np.unique(labels)]
+        per_class = [right[:, labels == label].mean() for label in np.unique(labels)]
         measured["mean_per_class_accuracy"] = float(np.mean(per_class))
     return measured
+
+
+def weakest(right: np.ndarray) -> np.ndarray:
+    """Of each sample the verdicts under the attack that leaves the fewest of them right, `(evaluations, samples)`.
+
+    `right` has verdicts of shape `(attacks, evaluations, samples)`. Of a single evaluation, a sample stays right that
+    is right under every attack.
+    """
+    worst = right.sum(1).argmin(0)  # (samples,), the first of those that are equal
+    return np.take_along_axis(right, worst[None, None, :], 0)[0]
 
 
 # Of files whose lines carry no digest, as those of earlier versions
@@ -96,10 +109,11 @@ def refuse_odd_predictions(results: ResultsFolder, task: Task) -> None:
     for batch, record in results.predictions.get(task.key, {}).items():
         noted = {"zero_gradient", "broken_by"} if task.attack else {"stochastic"} if batch == 0 else set()
         samples = len(range(batch * size, min((batch + 1) * size, number)))
-        if not samples or len(record["predictions"]) != samples or not noted <= set(record):
+        predictions = predictions_of(record)
+        if not samples or predictions.shape != (task.evaluations, samples) or not noted <= set(record):
             problem = f"isn't of {samples} samples, or lacks what was noted of them"
-        elif max(record["predictions"]) >= classes:
-            problem = f"predicts class {max(record['predictions'])} of {classes}"
+        elif predictions.max() >= classes:
+            problem = f"predicts class {predictions.max()} of {classes}"
         else:
             continue
         raise InputError(

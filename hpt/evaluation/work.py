@@ -19,9 +19,9 @@ from hpt.data.images import collate, to_unit_range
 from hpt.errors import InputError, message_of
 from hpt.evaluation.plan import Task
 from hpt.evaluation.progress import PassCounter, Progress
-from hpt.evaluation.results import ResultsFolder
+from hpt.evaluation.results import ResultsFolder, as_record, predictions_of
 from hpt.evaluation.rows import Row
-from hpt.evaluation.scoring import score_batch, score_images
+from hpt.evaluation.scoring import evaluate_images, score_batch
 from hpt.evaluation.summary import refuse_altered_row, summarise
 
 
@@ -88,50 +88,56 @@ class Work:
 
     def _work_off(self, task: Task, batch: int, inputs: dict, bar: tqdm) -> dict:
         """What is predicted for a batch, kept, with what it took."""
-        attacked = len(inputs["labels"]) if task.clean is None else self._number_right(task.clean, batch, inputs)
+        labels = inputs["labels"]
+        attacked = len(labels) if task.clean is None else int(self._right(task.clean, batch, labels).any(0).sum())
         counter, start = PassCounter(bar, max(1, attacked * task.most_passes)), time.perf_counter()
-        inputs = {name: values.to(task.scored.model.device) for name, values in inputs.items()}
+        inputs = {name: values.to(task.device) for name, values in inputs.items()}
         # Attacks are in float32
-        with torch.autocast(task.scored.model.device.type, enabled=False), watch_passes(counter.note):
+        with torch.autocast(task.device.type, enabled=False), watch_passes(counter.note):
             record = self._attack_batch(task, batch, inputs)
         counter.finish()
         record |= {"seconds": time.perf_counter() - start}
         record |= {"passes": counter.passes, "most_passes": counter.most_passes}
         return self.results.add_predictions(task.key, batch, record)
 
-    def _number_right(self, task: Task, batch: int, inputs: dict) -> int:
-        """How many samples of a batch that is done are predicted right."""
-        predictions = torch.tensor(self.results.predictions[task.key][batch]["predictions"])
-        return int((predictions == inputs["labels"]).sum())
+    def _right(self, task: Task, batch: int, labels: torch.Tensor) -> torch.Tensor:
+        """Which samples of a batch that is done are predicted right, `(evaluations, samples)`."""
+        predicted = torch.from_numpy(predictions_of(self.results.predictions[task.key][batch]))
+        return predicted == labels.cpu()
+
+    def _number_right(self, task: Task, batch: int, inputs: dict) -> float:
+        """How many samples of a batch that is done are predicted right, on average over the evaluations."""
+        right = self._right(task, batch, inputs["labels"])
+        return right.sum().item() / len(right)
 
     def _attack_batch(self, task: Task, batch: int, inputs: dict) -> dict:
         """What is predicted for a batch, clean or adversarial, and what the attack noticed."""
+        drawn = {"seed": task.settings["seed"], "evaluations": task.evaluations}
         if task.attack is None:
-            logits = finite(score_batch(task.scored, None, inputs).logits)
-            record = {"predictions": logits.argmax(-1).tolist()}
+            logits = finite(score_batch(task.scored, None, inputs, **drawn).evaluations)
+            record = as_record(logits.argmax(-1).tolist())
             if batch == 0:
-                again = finite(score_batch(task.scored, None, inputs).logits)
+                again = finite(score_batch(task.scored, None, inputs, **drawn).evaluations)
                 record["stochastic"] = not torch.allclose(again, logits, rtol=1e-3, atol=1e-3)
             return record
-        predictions = torch.tensor(
-            self.results.predictions[task.clean.key][batch]["predictions"], device=inputs["labels"].device
-        )
-        right = predictions == inputs["labels"]  # the others aren't attacked
-        record = {"zero_gradient": 0, "broken_by": {}}
+        predictions = predictions_of(self.results.predictions[task.clean.key][batch])
+        predictions = torch.tensor(predictions, device=task.device)
+        right = (predictions == inputs["labels"]).any(0)  # the others aren't attacked
+        noticed = {"zero_gradient": 0, "broken_by": {}}
         if right.any():
-            images = to_unit_range(inputs["pixel_values"])[right]
+            images, ids = to_unit_range(inputs["pixel_values"])[right], inputs["sample_ids"][right]
             if task.attack.needs_proxy:
-                finite(score_images(task.attack.proxy, images))
-            scores = score_batch(task.scored, task.attack, inputs, only=right)
+                finite(evaluate_images(task.attack.proxy, images, ids, drawn["seed"]))
+            scores = score_batch(task.scored, task.attack, inputs, only=right, attacked=task.attacked, **drawn)
             _check_within_ball(task, images, scores.images)
-            predictions[right] = finite(scores.logits).argmax(-1)
-            record["zero_gradient"] = int(scores.result.zero_gradient.sum())
+            predictions[:, right] = finite(scores.evaluations).argmax(-1)
+            noticed["zero_gradient"] = int(scores.result.zero_gradient.sum())
             if isinstance(task.attack, Suite):
                 names = task.attack.running(len(task.benchmark.class_names))
-                record["broken_by"] = {
+                noticed["broken_by"] = {
                     name: int((scores.result.broken_by == place).sum()) for place, name in enumerate(names)
                 }
-        return {"predictions": predictions.tolist()} | record
+        return as_record(predictions.tolist()) | noticed
 
 
 def finite(logits: torch.Tensor) -> torch.Tensor:

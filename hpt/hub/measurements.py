@@ -5,7 +5,7 @@ from collections import Counter
 from hpt.attacks import ATTACKS, Suite
 from hpt.data.subsets import name_for_command
 from hpt.escaping import address, code, markdown, shell
-from hpt.evaluation.flags import GUESSING, find_flags
+from hpt.evaluation.flags import GUESSING, UNSEEN, find_flags
 from hpt.evaluation.report import (
     attack_with_step,
     describe_resolution,
@@ -136,6 +136,9 @@ def limits(folder: ModelFolder, model_id: str) -> str:
     lines.append("Other perturbations, such as patches, rotations, blur or changed texts, were not tried.")
     lines.append("Nothing is certified: a proxy gives no guarantee, and an attack that fails proves nothing.")
     for flag in find_flags(own):
+        if flag.name == UNSEEN:
+            lines.append(markdown(f"On {flag.benchmark}, {flag.message}"))
+            continue
         radius = "" if flag.radius is None else f" at {flag.radius.title}"
         lines.append(f"Doubt (`{flag.name}`) on {markdown(f'{flag.benchmark}{radius}: {flag.message}')}")
     return "\n".join(f"- {line}" for line in dict.fromkeys(lines))

@@ -7,26 +7,29 @@ from hpt.evaluation.rows import LARGE_EPS, WORST_CASE, Row
 from hpt.json_files import digest
 
 
-THIS, VANILLA, PROXY = "this model", "vanilla", "proxy"
+THIS, VANILLA, PROXY, OTHER = "this model", "vanilla", "proxy", "other"
 
 
 def publish_rows(rows: Iterable[Row], weights: str, vanilla_weights: str | None) -> list[Row]:
     """The rows measured on the weights of the model or of its vanilla original, renamed; others are left out.
 
+    So are those of functions that compute with these weights, such as a defence around the model.
+
     Args:
         rows (`Iterable[Row]`): Of any evaluations, each with the hash of the weights that it was measured on.
         weights, vanilla_weights (`str`): From [`hash_weights`]; `None` if the original isn't known.
     """
-    rows = list(rows)
+    rows = [row for row in rows if row.identified_by is None]
     roles = {weights: THIS} | ({vanilla_weights: VANILLA} if vanilla_weights else {})
     names = {row.model: roles[row.weights] for row in rows if row.weights in roles}
     return [_renamed(row, names) for row in rows if row.weights in roles]
 
 
 def _renamed(row: Row, names: dict[str, str]) -> Row:
-    """A row whose models are named by what they are: the only other one that can be attacked is the proxy."""
+    """A row whose models are named by what they are: of others that are attacked, the proxy is known as one."""
     parameters = row.parameters | ({"proxy": PROXY} if "proxy" in row.parameters else {})
-    attacked = row.attacked and names.get(row.attacked, PROXY)
+    other = OTHER if "attacked_weights" in parameters and not row.named_attack.needs_proxy else PROXY
+    attacked = row.attacked and names.get(row.attacked, other)
     return replace(row, model=names[row.model], attacked=attacked, parameters=parameters)
 
 

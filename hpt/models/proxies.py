@@ -8,9 +8,7 @@ outputs.log_probabilities(temperature=2)
 
 import inspect
 import math
-import textwrap
 from collections.abc import Iterable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hpt.classifiers import Classifier, OpenClassifier, check_logits
-from hpt.errors import InputError
+from hpt.errors import InputError, failures_explained
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.prompts import check_templates
 from hpt.references import Reference, check_names
@@ -164,7 +162,7 @@ def over_classes(proxy, class_names: list[str], template: str | list[str] | None
     What a user's own text side makes stays with it, whatever that is: asked about other classes, it makes another.
     """
     model = proxy if isinstance(proxy, OpenClassifier) else None
-    with _failures_explained(f"The proxy {name_function(proxy)} gives no classifier by with_classes(names, template)"):
+    with failures_explained(f"The proxy {name_function(proxy)} gives no classifier by with_classes(names, template)"):
         classifier = proxy.with_classes(class_names, template) if model else proxy
     if not isinstance(proxy, ZeroShotClassifier):
         classifier = FunctionProxy(classifier, name_function(proxy), model)
@@ -236,7 +234,7 @@ def try_out(proxy: nn.Module, images: torch.Tensor, num_classes: int) -> None:
         if type(part) is ZeroShotClassifier:  # over the classes by how it was made; prompts needn't be encoded yet
             continue
         name = f"The proxy {name_proxy(part)}" if len(parts) == 1 else f"Proxy {number}, {name_proxy(part)},"
-        with _failures_explained(f"{name} can't take an image of shape {tuple(images.shape)} in [0, 1]"):
+        with failures_explained(f"{name} can't take an image of shape {tuple(images.shape)} in [0, 1]"):
             logits = ask(part, images).logits
         check_logits(logits, images, name)
         if logits.shape[1:] != (num_classes,):
@@ -250,18 +248,6 @@ def try_out(proxy: nn.Module, images: torch.Tensor, num_classes: int) -> None:
             )
         if not logits.isfinite().all():
             raise InputError(f"{name} gives NaN or infinite logits for an image: give a sound model.")
-
-
-@contextmanager
-def _failures_explained(what: str):
-    """Within, what a user's own code raises, which may be anything, becomes a line."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" ...").rstrip(".")
-        raise InputError(f"{what}: {reason}.") from error
 
 
 def name_proxy(proxy: nn.Module) -> str:

@@ -13,9 +13,9 @@ from hpt import PGD, InputError, RobustnessEvaluator, ZeroShotClassifier
 from hpt.attacks import NamedAttack
 from hpt.data.benchmark import Benchmark
 from hpt.data.geometry import ImageTransform
-from hpt.evaluation.plan import Subject
 from hpt.evaluation.report import format_samples
 from hpt.evaluation.rows import LARGE_EPS, WORST_CASE
+from hpt.evaluation.subject import Subject
 from hpt.evaluation.work import Work
 from hpt.json_files import digest
 from hpt.models.weights import hash_weights

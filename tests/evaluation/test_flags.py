@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import SOUND, make_benchmark, make_clip, make_row
+from helpers import SOUND, make_benchmark, make_clip, make_row, of_model
 from torch import nn
 
 from hpt import RobustnessEvaluator
@@ -51,7 +51,7 @@ def test_each_reason_for_doubt_raises_its_flag(changed, name, message):
     (flag,) = find_flags(rows)
     assert flag.name == name and message in flag.message
     assert format_flags([flag]).startswith(f"- {name}: m on b")
-    others = [replace(row, model="other") for row in SOUND]
+    others = [of_model(row, "other") for row in SOUND]
     assert find_flags(others + rows) == [flag]
 
 
@@ -72,9 +72,7 @@ def test_no_model_is_doubted_for_its_benchmark(clean):
 def test_flags_of_many_rows_are_those_of_each_model_and_samples_in_order():
     draw = random.Random(0)
     rows = [
-        replace(
-            row, model=draw.choice("xyz"), benchmark=draw.choice("ab"), accuracy=draw.random(), n=draw.choice([9, 10])
-        )
+        of_model(row, draw.choice("xyz"), benchmark=draw.choice("ab"), accuracy=draw.random(), n=draw.choice([9, 10]))
         for row in draw.choices(SOUND, k=400)
     ]
     rows = [
@@ -89,6 +87,28 @@ def test_flags_of_many_rows_are_those_of_each_model_and_samples_in_order():
 def test_on_images_of_one_class_no_model_has_collapsed():
     (flag,) = find_flags([make_row("clean", 1.0, most_predicted=1.0, chance=1.0)])
     assert flag.name == "at-chance" and "isn't above the 100.0 %" in flag.message
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        replace(make_row("transfer", 0.85), attacked="p"),
+        replace(make_row("pgd", 0.85), attacked="bare"),
+        replace(make_row("pgd:steps=50", 0.85, steps=50), attacked="bare"),
+    ],
+    ids=["transfer", "another function", "another attack"],
+)
+def test_what_was_attacked_without_the_defence_is_flagged_once_for_all_radii(row):
+    rows = [*SOUND, row, replace(row, eps=0.2)]
+    (flag,) = find_flags(rows)
+    assert (flag.name, flag.model, flag.benchmark, flag.radius) == ("attack-did-not-see-defence", "m", "b", None)
+    assert flag.message.startswith(f"{row.whole_label} at 25.5/255, {row.whole_label} at 51/255: the attack has seen")
+    assert not flag.masking and row.attacked in flag.message
+
+
+def test_no_flag_of_a_model_comes_from_attacks_on_another_function():
+    naive = [replace(row, attacked="bare", zero_gradient=900) for row in SOUND if row.attacked]
+    assert {flag.name for flag in find_flags([*SOUND, *naive])} == {"attack-did-not-see-defence"}
 
 
 def test_a_collapsed_model_is_flagged(benchmark):

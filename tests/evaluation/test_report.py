@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import SOUND, make_row
+from helpers import SOUND, make_row, of_model
 from matplotlib.text import Text
 
 from hpt.evaluation.figures import draw_adversarial_images, draw_clean_against_robust, draw_robustness_curves
@@ -20,7 +20,7 @@ def cells(table):
 
 def test_table_has_models_down_benchmarks_across_and_the_mean_last():
     second = [replace(row, benchmark="c", accuracy=row.accuracy / 2) for row in SOUND]
-    other = [replace(row, model="other") for row in SOUND]
+    other = [of_model(row, "other") for row in SOUND]
     table = cells(format_accuracies(SOUND + second + other, ["b", "c"]))
     assert table["model", "attack"] == ["b", "c", "mean"]
     assert table["m", "clean"] == ["90.0 [87.0, 93.0]", "45.0 [87.0, 93.0]", "67.5"]
@@ -76,7 +76,7 @@ def test_csv_has_every_field_of_every_row(tmp_path):
 
 
 def test_pictures_are_drawn(tmp_path):
-    other = [replace(row, model="other", accuracy=0, low=0) for row in SOUND]
+    other = [of_model(row, "other", accuracy=0, low=0) for row in SOUND]
     draw_robustness_curves(SOUND + other, "b", "linf", tmp_path / "curves.png")
     draw_clean_against_robust(SOUND + other, Radius(0.1), tmp_path / "scatter.png")
     image = torch.full((3, 8, 8), 0.5)
@@ -110,7 +110,7 @@ def test_names_of_points_cover_neither_each_other_nor_the_points(drawn, spread):
         ):
             clean, worst = 0.95 - spread * generator.random(), 0.05 + spread * generator.random()
             worst = make_row(WORST_CASE, worst, benchmark=benchmark, parameters={"attacks": ["pgd"]})
-            rows += [replace(row, model=model) for row in (make_row("clean", clean, benchmark=benchmark), worst)]
+            rows += [of_model(row, model) for row in (make_row("clean", clean, benchmark=benchmark), worst)]
     draw_clean_against_robust(rows, Radius(0.1), "unused")
     (figure,) = drawn
     (axes,) = figure.axes

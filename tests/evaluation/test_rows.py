@@ -11,7 +11,20 @@ from hpt.evaluation.comparison import measure
 from hpt.evaluation.flags import find_flags
 from hpt.evaluation.plan import plan_attack, plan_clean
 from hpt.evaluation.report import describe_row, format_accuracies
-from hpt.evaluation.rows import ADDED, ALL_IMAGES, MEASURED, MEASURED_SINCE, WORST_CASE, Row, Rows, hash_benchmark
+from hpt.evaluation.results import parse_predictions, predictions_of
+from hpt.evaluation.row_check import check_row
+from hpt.evaluation.rows import (
+    ADDED,
+    ALL_IMAGES,
+    MEASURED,
+    MEASURED_SINCE,
+    OF_FUNCTIONS,
+    WORST_CASE,
+    Row,
+    Rows,
+    hash_benchmark,
+    measured_accuracy,
+)
 from hpt.json_files import digest
 from hpt.models.weights import hash_weights
 from hpt.radius import Radius
@@ -61,6 +74,44 @@ def test_the_number_of_steps_is_the_rows_own():
     assert make_row("pgd", 0.5, steps=2).label == "PGD-2"
 
 
+RANDOMISED = replace(
+    make_row("clean", 0.5, n=10), **measured_accuracy(5, 10), evaluations=2, accuracies=[0.4, 0.6], always_right=0.3
+)
+
+
+def test_evaluations_of_a_randomised_classifier_are_said_and_checked():
+    check_row(RANDOMISED)
+    check_row(replace(RANDOMISED, **measured_accuracy(4.5, 10), accuracies=[0.3, 0.6]))
+    assert "| 50.0 [23.7, 76.3], 40.0 to 60.0 in 2 evaluations, 30.0 in all |" in format_accuracies([RANDOMISED])
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"accuracies": [0.5, 0.6]}, "but the evaluations have a mean of 0.55"),
+        ({"accuracies": [0.5]}, "it has 2 evaluations, but accuracies in 1 of them"),
+        ({"accuracies": [0.45, 0.55]}, "aren't shares of 10 samples"),
+        ({"always_right": 0.5}, "and at least 0.4"),
+        ({"always_right": None}, "it has 2 evaluations"),
+        ({"evaluations": None}, "it has None evaluations, but accuracies in 2 of them"),
+        ({"evaluations": 0}, "evaluations is 0, but must be at least 1"),
+        ({"evaluations": None, "accuracies": []}, "it has None evaluations"),
+    ],
+)
+def test_evaluations_that_cannot_be_are_refused(changes, problem):
+    with pytest.raises(ValueError, match=problem):
+        check_row(replace(RANDOMISED, **changes))
+
+
+def test_predictions_of_evaluations_have_the_same_samples():
+    line = {"row": "x", "batch": 0, "predictions": [0, 1], "again": [[1, 1]], "seconds": 1.0}
+    assert predictions_of(parse_predictions(line)).tolist() == [[0, 1], [1, 1]]
+    with pytest.raises(ValueError, match="its evaluations are of different numbers of samples"):
+        parse_predictions(line | {"again": [[1]]})
+    with pytest.raises(ValueError, match="a number below zero"):
+        parse_predictions(line | {"again": [[1, -1]]})
+
+
 def test_attacks_of_other_versions_stand_in_tables():
     later = make_row("later:momentum=1", 0.2, steps=3)
     assert "| later-3 (momentum=1) |" in format_accuracies([*SOUND, later])
@@ -71,7 +122,8 @@ def test_attacks_of_other_versions_stand_in_tables():
 def test_a_task_has_every_setting_of_its_row(subject, benchmark):
     clean = plan_clean(subject, benchmark, 0, 64, None)
     attacked = plan_attack(clean, "pgd", PGD(eps=4 / 255), "mine")
-    assert set(clean.settings) == set(attacked.settings) == {field.name for field in fields(Row)} - MEASURED
+    every = {field.name for field in fields(Row)} - MEASURED
+    assert set(clean.settings) == set(attacked.settings) == every - OF_FUNCTIONS
 
 
 def test_results_folders_of_the_first_version_are_gone_on_with():

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers import HOSTILE, SOUND, with_accuracy
+from helpers import HOSTILE, SOUND, of_model, with_accuracy
 from huggingface_hub import ModelCardData
 
 from hpt import InputError
@@ -198,7 +198,7 @@ def test_a_leaderboard_and_an_evaluation_have_the_same_elements(ordinary, tmp_pa
 def test_pictures_and_tables_stay_in_their_folder(tmp_path, name):
     folder = tmp_path / "a" / "b" / "c" / "out"
     folder.mkdir(parents=True)
-    rows = [replace(row, model=HOSTILE[name], benchmark=HOSTILE[name]) for row in SOUND]
+    rows = [of_model(row, HOSTILE[name], benchmark=HOSTILE[name]) for row in SOUND]
     draw_rows(rows, folder)
     assert all(file.parent == folder for file in tmp_path.rglob("*") if file.is_file())
     assert len(list(folder.glob("*.png"))) == 2

@@ -13,7 +13,7 @@ from hpt.evaluation.rows import CLEAN, LARGE_EPS, WORST_CASE, Row
 from hpt.hub import card
 from hpt.hub.folder import ModelFolder
 from hpt.hub.measurements import limits, results
-from hpt.hub.rows import THIS, VANILLA, shown_rows
+from hpt.hub.rows import THIS, VANILLA, publish_rows, shown_rows
 from hpt.hub.sections import SECTIONS, Section, reproduction, summary, training
 from hpt.recipes.evaluate import Evaluation
 
@@ -77,6 +77,31 @@ def write(tmp_path):
         return section(ModelFolder(tmp_path), "me/robust")
 
     return write
+
+
+TRANSFER = with_accuracy(PGD, 0.8, attack="transfer", attacked="proxy", parameters={"proxy": "proxy"})
+
+
+@pytest.mark.parametrize(
+    ("row", "made"),
+    [(TRANSFER, "transfer from proxy"), (with_accuracy(PGD, 0.8, attacked=VANILLA), "PGD-10 made on vanilla")],
+    ids=["transfer", "comparison"],
+)
+def test_the_card_says_which_attacks_did_not_see_the_model(write, row, made):
+    assert "the attack has seen" not in write(limits, ROW, PGD)
+    text = write(limits, ROW, PGD, row)
+    assert (
+        f"- On digits, {made} at 4/255: the attack has seen another function than the one scored, so this doesn't say "
+        "what this model withstands of an attacker who knows it."
+    ) in text.replace("\\_", "_")
+
+
+def test_what_was_attacked_is_called_what_it_is():
+    """The proxy of a transfer attack, the vanilla model, and another function that attacks were made to see."""
+    rows = [of_vanilla(PGD), TRANSFER, with_accuracy(PGD, 0.8, attacked="bare", parameters={"attacked_weights": "w"})]
+    published = publish_rows(rows, "own", "vanilla")
+    assert [(row.model, row.attacked) for row in published] == [(VANILLA, VANILLA), (THIS, "proxy"), (THIS, "other")]
+    assert publish_rows([replace(ROW, identified_by="weights")], "own", None) == []
 
 
 # Summary

@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from hpt import InputError, Mixture, RobustnessEvaluator, ZeroShotClassifier
+from hpt.classifiers import draw_uniform
 from hpt.cli import run_recipe
 from hpt.evaluation.results import read_result_rows
 from hpt.processes import hold_together, join_processes
@@ -279,6 +280,15 @@ def test_gradients_agree_and_what_stops_one_rank_stops_both(tmp_path):
     run_in_two_processes(tmp_path, compare_gradients, *stops, timeout=240)  # rather than wait for ever
 
 
+class Noisy:
+    """A randomised classifier by the mean colours."""
+
+    randomised = True
+
+    def __call__(self, images, seeds):
+        return 20 * images.mean((2, 3)) + 2 * draw_uniform(seeds, 3).to(images)
+
+
 def evaluate(folder: Path) -> None:
     """Evaluate robustness; the rows land in the folder, and each rank checks that it was given them all."""
     benchmark = make_benchmark(26)
@@ -294,13 +304,16 @@ def evaluate(folder: Path) -> None:
         *2 * ["pgd:steps=2", "apgd"],
         *2 * ["worst case"],
     ]
+    evaluator = RobustnessEvaluator(attacks="pgd:steps=2", evaluations=3, batch_size=4, output_dir=folder)
+    rows = evaluator(classifier=Noisy(), benchmarks=benchmark, name="noisy")
+    assert [len(row.accuracies) for row in rows] == [3, 3, 3, 3]
 
 
 def read_results(folder: Path) -> tuple[list, dict]:
     """The rows without their times, and what was predicted in each batch of each row."""
     rows = [replace(row, seconds=None) for row in read_result_rows(folder)]
     lines = [json.loads(line) for file in folder.glob("predictions-*") for line in file.read_text().splitlines()]
-    return rows, {(line["row"], line["batch"]): line["predictions"] for line in lines}
+    return rows, {(line["row"], line["batch"]): (line["predictions"], line.get("again")) for line in lines}
 
 
 def go_on_evaluating(folder: Path) -> None:

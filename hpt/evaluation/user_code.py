@@ -1,0 +1,152 @@
+"""A classifier out of a Python file of the user's, as `--models my_defence.py:make` names it.
+
+    def make(class_names, template, device):  # each of them where it is wanted, by its name
+        return lambda images: ...  # (batch, 3, height, width) in [0, 1] -> (batch, len(class_names))
+
+A function that takes `class_names` is called for the classes of each benchmark, and gives a [`Classifier`]. Without,
+it is called once, and gives a [`Classifier`] over the classes of every benchmark, or an [`OpenClassifier`]. `template`
+is the benchmark's prompt template, or several, or `None`; `device` is where the evaluation computes.
+
+Only files on this machine are read, and to read one is to run its code: [`describe_code`] says so before.
+"""
+
+import hashlib
+import inspect
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from hpt.classifiers import Classifier
+from hpt.errors import InputError, did_you_mean_path, failures_explained, list_known
+from hpt.escaping import one_line
+from hpt.evaluation.functions import as_subject
+from hpt.evaluation.subject import Evaluated
+from hpt.references import Reference
+
+
+CODE = re.compile(r"(.+\.py):(\w+)")
+
+
+def is_code(model: Reference) -> bool:
+    """Whether a model is named as a function in a Python file."""
+    return model.source is not None and CODE.fullmatch(model.source) is not None
+
+
+def check_code(model: Reference) -> None:
+    """Refuse what can't be run, without running it.
+
+    Raises:
+        InputError: for a file that isn't there or isn't Python, and for settings and revisions, which it can't have.
+    """
+    file, _ = _place(model)
+    if model.revision or model.settings:
+        raise InputError(f"{str(model)!r} is a function in a local file, which has no revision and no settings.")
+    if not file.is_file():
+        raise InputError(f"Can't load the model {model.source!r}: there is no file {file}{did_you_mean_path(file)}")
+    _compile(file, file.read_bytes())
+
+
+def describe_code(model: Reference) -> str:
+    """What is said before a file's code runs."""
+    file, function = _place(model)
+    return one_line(f"{model.name} is made by {function} in {file}: the code in that file is run.")
+
+
+def load_code(model: Reference, device: torch.device) -> Evaluated:
+    """Run a Python file, and give the classifier that its function makes.
+
+    The folder of the file is where Python looks last for what it imports. Of the file itself, exactly the bytes run
+    whose hash identifies the classifier.
+
+    Raises:
+        InputError: for what can't be run, with the line of the file at fault; a function that isn't there; and what it
+            gives that is no classifier.
+    """
+    file, function = _place(model)
+    content = file.read_bytes()
+    make = _find(_run(file, content), function, file)
+    identity = hashlib.sha256(content + function.encode()).hexdigest()[:16]
+    over_classes = OverClasses(make, device, file)
+    made = over_classes if over_classes.takes_classes else over_classes.call()
+    return as_subject(made, model.name, device, identity, what=f"result of {model.source}")
+
+
+@dataclass
+class OverClasses:
+    """A user's function as an [`OpenClassifier`]."""
+
+    make: Callable
+    device: torch.device
+    file: Path
+
+    @property
+    def takes_classes(self) -> bool:
+        return "class_names" in self._parameters
+
+    @property
+    def _parameters(self) -> set[str]:
+        return set(inspect.signature(self.make).parameters)
+
+    def with_classes(self, class_names: list[str], template: str | list[str] | None = None) -> Classifier:
+        return self.call(class_names=class_names, template=template)
+
+    def call(self, **offered):
+        """What the function gives for those of its arguments that it takes."""
+        offered |= {"device": self.device}
+        with _failures_located(f"The code in {self.file} fails", self.file):
+            return self.make(**{name: value for name, value in offered.items() if name in self._parameters})
+
+
+def _place(model: Reference) -> tuple[Path, str]:
+    """The file that a model is named by, and its function."""
+    file, function = CODE.fullmatch(model.source).groups()
+    return Path(file), function
+
+
+def _compile(file: Path, content: bytes):
+    try:
+        return compile(content, str(file), "exec")
+    except (SyntaxError, ValueError) as error:  # the latter of zeros
+        where = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        raise InputError(f"{file}{where} isn't Python: {getattr(error, 'msg', error)}.") from error
+
+
+def _run(file: Path, content: bytes) -> dict:
+    """What a file's code defines, by name."""
+    module = ModuleType(f"user_code_{file.stem}")  # a name that hides no other module
+    module.__file__ = str(file)
+    sys.modules[module.__name__] = module  # where dataclasses and pickles look it up
+    folder = str(file.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    with _failures_located(f"The code in {file} fails", file):
+        exec(_compile(file, content), vars(module))
+    return vars(module)
+
+
+def _find(defined: dict, function: str, file: Path) -> Callable:
+    if not callable(defined.get(function)):
+        own = [name for name, value in defined.items() if callable(value) and value.__module__ == defined["__name__"]]
+        raise InputError(f"{file} has no function {function!r}; {list_known(function, own)}")
+    return defined[function]
+
+
+@contextmanager
+def _failures_located(what: str, file: Path) -> Iterator[None]:
+    """Within, what the code in a file raises becomes a line that says where it did."""
+    try:
+        with failures_explained(what):
+            yield
+    except InputError as error:
+        frames = [] if error.__cause__ is None else traceback.extract_tb(error.__cause__.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(file)]
+        if not lines:
+            raise
+        raise InputError(f"{str(error).rstrip('.')}, in line {lines[-1]}.") from error.__cause__
