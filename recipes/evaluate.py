@@ -32,8 +32,8 @@ from hpt.evaluation.progress import format_plan
 from hpt.evaluation.protocol_check import IMAGES, check_protocols
 from hpt.evaluation.subject import Subject
 from hpt.files import check_folder
+from hpt.models.converted import check_model
 from hpt.models.loading import load_named
-from hpt.models.sources import check_source
 from hpt.processes import hold_together, join_processes, set_cpu_threads
 from hpt.radius import Fraction, as_radii
 from hpt.references import Reference, check_names, parse_model
@@ -50,7 +50,8 @@ class Evaluation:
 
     models: list[str] = field(
         metadata={
-            "help": "Hub ids or paths; NAME=PATH names one, ID@REVISION pins one, PATH:image_size=336 resizes one."
+            "help": "Hub ids or paths; NAME=PATH names one, ID@REVISION pins one, PATH:image_size=336 resizes one; "
+            "hf-hub:OWNER/NAME and FILE.pt:base=ID are converted."
         }
     )
     benchmarks: list[str] = field(
@@ -97,7 +98,7 @@ def main():
     check_names(map(call_before_loading, datasets))
     check_names(model.name for model in {*models, proxy_model} - {None})
     for model in {*models, proxy_model} - {None}:
-        check_source(model.source)
+        check_model(model)
     set_cpu_threads(settings.cpu_threads)
     state = join_processes(settings.use_cpu)
     with hold_together(None if settings.plan else settings.output_dir):
