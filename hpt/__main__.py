@@ -29,6 +29,7 @@ COMMANDS = {
     ),
     "rank-proxies": ("rank_proxies", True, "find out which proxy to take for a target"),
     "interpolate": ("interpolate", True, "choose a point between a vanilla and a trained model, by a rule"),
+    "convert": ("convert", False, "convert checkpoints of open_clip and OpenAI's format, or write for open_clip"),
     "publish": ("publish", False, "push a finished run to the Hub, with its model card"),
     "leaderboard": ("leaderboard", False, "compare checkpoints by their model cards"),
     "benchmark": ("benchmark", False, "time training, attacks and loading at real size"),

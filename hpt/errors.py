@@ -149,7 +149,7 @@ def explain_hub_error(kind: str, name: str, error: BaseException) -> InputError:
         )
     elif "HFValidationError" in names:
         hint = "there is no such local folder, and it is no Hub id, which is OWNER/NAME"
-    elif names & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError"}:
+    elif names & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "TransportError"}:
         from huggingface_hub.constants import ENDPOINT
 
         hint = (

@@ -4,6 +4,7 @@ write_file(folder / "table.md", text)  # replaces the file in one step
 """
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ from hpt.errors import InputError, WriteFailed
 
 
 LONGEST_TEXT = 16_000_000  # bytes of a card, or of a list of names
+INCOMPLETE = "incomplete"  # the folder in which what is to be in another is prepared
 
 
 @contextmanager
@@ -54,6 +56,26 @@ def write_file(path: Path, content: str | bytes) -> None:
             with suppress(OSError):
                 incomplete.unlink()
             raise
+
+
+@contextmanager
+def filled_at_once(folder: Path, last: str) -> Iterator[Path]:
+    """A folder within `folder` to write into: at the end, what is in it moves up, the file `last` after all others.
+
+    So `folder` holds that file only once everything else is in it. Whoever fails before leaves nothing behind; what a
+    kill has left is taken away by the next.
+    """
+    incomplete = folder / INCOMPLETE
+    shutil.rmtree(incomplete, ignore_errors=True)
+    with named_if_it_fails(folder):
+        incomplete.mkdir(parents=True)
+    try:
+        yield incomplete
+        with named_if_it_fails(folder):
+            for file in sorted(incomplete.iterdir(), key=lambda file: file.name == last):
+                os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(incomplete, ignore_errors=True)
 
 
 def read_blocks(path: str | Path) -> Iterator[bytes]:

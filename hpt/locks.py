@@ -35,10 +35,14 @@ _held: dict[Path, tuple[int, int]] = {}  # of this process: the folder's lock fi
 
 
 @contextmanager
-def hold_folder(folder: str | Path) -> Iterator[bool]:
+def hold_folder(folder: str | Path, wait: bool = False) -> Iterator[bool]:
     """Within, no other process works in a folder, and no other thread of this one.
 
     A folder that isn't there is made, and deleted again if nothing was written into it.
+
+    Args:
+        folder (`str` or `Path`): The folder.
+        wait (`bool`, *optional*, defaults to `False`): Whether to wait until another lets go of it, as of a cache.
 
     Returns:
         `bool`: whether the folder is held from here on; not if the same thread holds it already, or on Windows.
@@ -53,7 +57,7 @@ def hold_folder(folder: str | Path) -> Iterator[bool]:
         return
     is_new = not folder.exists()
     try:
-        descriptor = _lock(folder / LOCK_FILE)
+        descriptor = _lock(folder / LOCK_FILE, wait)
     except OSError as error:
         if is_new:
             with suppress(OSError):
@@ -72,7 +76,7 @@ def hold_folder(folder: str | Path) -> Iterator[bool]:
             os.close(descriptor)
 
 
-def _lock(file: Path) -> int:
+def _lock(file: Path, wait: bool) -> int:
     """A folder's lock file, opened and locked, with this process's name in it."""
     while True:
         try:
@@ -86,7 +90,7 @@ def _lock(file: Path) -> int:
         except FileNotFoundError:  # whoever made the folder has just deleted it
             continue
         try:
-            has_locks = _try_lock(descriptor, file)
+            has_locks = _try_lock(descriptor, file, wait)
             if _is_at(descriptor, file):
                 try:
                     _write_holder(descriptor, file, has_locks)
@@ -108,10 +112,10 @@ def _is_in_the_way(path: Path) -> bool:
         return False
 
 
-def _try_lock(descriptor: int, file: Path) -> bool:
+def _try_lock(descriptor: int, file: Path, wait: bool) -> bool:
     """Lock an opened file, or refuse, naming who has it; whether its file system has locks."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         raise InputError(
             f"{file.parent} is in use by {_read_holder(descriptor) or 'another process'}: wait until that ends, or "

@@ -12,7 +12,9 @@ from hpt.escaping import one_line
 
 WITH_SETTINGS = re.compile(r"(.*?)(?::(\w+=.*))?", re.DOTALL)
 LONGEST_NAME = 255
-IMAGE_SIZE = "image_size"  # the setting of a model
+IMAGE_SIZE = "image_size"  # the setting of any model
+# What can be said of a model that is converted, as `hpt.models.conversion.options` reads it
+STATED = ("base", "activation", "heads", "text_heads", "image_mean", "image_std", "tokenizer")
 BETWEEN_SETTINGS = re.compile(r",(?=\w+=)")  # a comma may stand in a prompt template too
 
 
@@ -92,7 +94,8 @@ def parse_model(text: str, loaded: bool = False) -> Reference:
 
     Args:
         text (`str`): What names it.
-        loaded (`bool`): Whether it will be loaded, and so can have another input size, as in `PATH:image_size=336`.
+        loaded (`bool`): Whether it will be loaded, and so can have another input size, as in `PATH:image_size=336`,
+            and what a checkpoint of another format doesn't say, as in `PATH.pt:base=ID,activation=gelu`.
 
     Raises:
         InputError: for a setting that it can't have, or a size that is no number.
@@ -101,9 +104,10 @@ def parse_model(text: str, loaded: bool = False) -> Reference:
     for key, value in model.settings.items():
         if not loaded:
             raise InputError(f"{text!r} sets {key!r}, but a model has no settings.")
-        if key != IMAGE_SIZE:
-            raise InputError(f"{text!r} sets {key!r}, but of a model only {IMAGE_SIZE} can be set.")
-        if not value.isdecimal() or int(value) == 0:
+        if key not in (IMAGE_SIZE, *STATED):
+            known = f"{IMAGE_SIZE} can be set, and of one that is converted {', '.join(STATED)}"
+            raise InputError(f"{text!r} sets {key!r}, but of a model only {known}.")
+        if key == IMAGE_SIZE and (not value.isdecimal() or int(value) == 0):
             raise InputError(f"{text!r} sets {IMAGE_SIZE} to {value!r}, but must say a number of pixels.")
     check_names([model.name])
     return model

@@ -36,8 +36,8 @@ from hpt.evaluation.protocol_check import IMAGES, check_protocols
 from hpt.evaluation.subject import Evaluated, Subject
 from hpt.evaluation.user_code import check_code, describe_code, is_code, load_code
 from hpt.files import check_folder
+from hpt.models.converted import check_model
 from hpt.models.loading import load_named
-from hpt.models.sources import check_source
 from hpt.processes import hold_together, join_processes, set_cpu_threads
 from hpt.radius import Fraction, as_radii
 from hpt.references import Reference, check_names, parse_model
@@ -55,7 +55,7 @@ class Evaluation:
     models: list[str] = field(
         metadata={
             "help": "Hub ids or paths; NAME=PATH names one, ID@REVISION pins one, PATH:image_size=336 resizes one; "
-            "FILE.py:FUNCTION runs code of yours, which makes one."
+            "hf-hub:OWNER/NAME and FILE.pt:base=ID are converted; FILE.py:FUNCTION runs code of yours, which makes one."
         }
     )
     benchmarks: list[str] = field(
@@ -107,9 +107,9 @@ def main():
     check_names(map(call_before_loading, datasets))
     check_names(model.name for model in {*models, proxy_model} - {None})
     for model in models:
-        check_code(model) if is_code(model) else check_source(model.source)
+        check_code(model) if is_code(model) else check_model(model)
     if proxy_model:
-        check_source(proxy_model.source)
+        check_model(proxy_model)
     set_cpu_threads(settings.cpu_threads)
     state = join_processes(settings.use_cpu)
     with hold_together(None if settings.plan else settings.output_dir):

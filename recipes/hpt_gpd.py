@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from os.path import expanduser
 from pathlib import Path
 
-from hpt import PGD, HPTConfig, InputError, load_benchmark, load_proxy
+from hpt import PGD, HPTConfig, InputError, load_benchmark
 from hpt.cli import parse_config, run_recipe
 from hpt.data.mixtures import choose_sets
 from hpt.data.names import expand_all
@@ -26,20 +26,21 @@ from hpt.escaping import shell
 from hpt.evaluation.outputs import report_comparison
 from hpt.evaluation.subject import Subject
 from hpt.hub.evaluations import add_comparison
+from hpt.models.converted import check_model
 from hpt.models.endpoints import ENDPOINTS
 from hpt.models.families import plain_model
+from hpt.models.loading import load_named
 from hpt.models.lora import check_lora
 from hpt.models.positions import check_image_size
-from hpt.models.proxies import ORIGINAL, check_original, parse_proxies
-from hpt.models.sources import check_source
+from hpt.models.proxies import check_original, parse_proxies
 from hpt.processes import hold_together, on_main_process, set_cpu_threads
 from hpt.radius import Fraction, Radius
-from hpt.references import Reference
+from hpt.references import IMAGE_SIZE, Reference
 from hpt.training.config import DTYPES
 from hpt.training.data_inputs import check_sets
 from hpt.training.pretraining import pretrain_missing
 from hpt.training.record import refuse_other_run
-from hpt.training.run import load_data, make_trainer, model_sources, places_of, train_and_save
+from hpt.training.run import load_data, make_trainer, named_models, refer_to, train_and_save, without_original
 
 
 HERE = Path(__file__).parent
@@ -161,7 +162,12 @@ class Recipe:
         """The proxies by name; the only one, which has none, is called proxy."""
         if self.proxies:
             return parse_proxies(self.proxies)
-        return [Reference("proxy", self.proxy, self.proxy_revision)]
+        return [refer_to(self.proxy, self.proxy_revision, "proxy")]
+
+    def target_reference(self) -> Reference:
+        """The vanilla target, at the size that it is trained at."""
+        size = {} if self.image_size is None else {IMAGE_SIZE: str(self.image_size)}
+        return refer_to(self.target, self.target_revision, "vanilla", **size)
 
 
 def main():
@@ -175,9 +181,9 @@ def run(recipe: Recipe, args: HPTConfig, config: Path | None) -> None:
     output = Path(args.output_dir)
     set_cpu_threads(recipe.cpu_threads)
     files = {"target": recipe.pretrain_target, "proxy": recipe.pretrain_proxy}
-    for name, sources in model_sources(recipe, args).items():
-        for source in sources if files[name] is None else []:
-            check_source(source)
+    for name, models in named_models(recipe, args).items():
+        for model in models if files[name] is None else []:
+            check_model(model)
     if not recipe.overwrite:
         refuse_other_run(output / "robust", args, vars(recipe))
 
@@ -222,32 +228,27 @@ def default_config() -> str | None:
 def delete_run(output: Path, recipe: Recipe) -> None:
     """Delete the models and checkpoints that a run has left in a folder."""
     folders = [output / "robust", output / "adapter", output / ENDPOINTS, *output.glob("checkpoint-*")]
-    for name in (recipe.target, *places_of(recipe.proxy_references())):
-        if Path(name).resolve() in [folder.resolve() for folder in folders]:
-            raise InputError(f"--overwrite would delete {name}, which the run needs: give another output_dir.")
+    for model in (recipe.target_reference(), *without_original(recipe.proxy_references())):
+        if Path(model.source).resolve() in [folder.resolve() for folder in folders]:
+            raise InputError(f"--overwrite would delete {model.source}, which the run needs: give another output_dir.")
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def load_subjects(recipe: Recipe, args: HPTConfig) -> list[Subject]:
     """The vanilla target, the proxies if the run had some, and the robust target, by what tables call them."""
-    vanilla = load_proxy(recipe.target, recipe.target_revision, image_size=recipe.image_size)
-    models = {"vanilla target": vanilla}
-    for reference in recipe.proxy_references() if args.needs_proxy else []:
-        if reference.place != ORIGINAL:
-            name = f"proxy {reference.name}" if recipe.proxies else "proxy"
-            models[name] = load_proxy(reference.source, reference.revision)
-    models["robust target"] = load_proxy(f"{args.output_dir}/robust")
-    return [Subject(model.to(args.device), name) for name, model in models.items()]
+    models = {"vanilla target": recipe.target_reference()}
+    for reference in without_original(recipe.proxy_references()) if args.needs_proxy else []:
+        models[f"proxy {reference.name}" if recipe.proxies else "proxy"] = reference
+    models["robust target"] = Reference("robust", f"{args.output_dir}/robust")
+    return [Subject(load_named(model, args.device)[1], name) for name, model in models.items()]
 
 
 def evaluate_command(recipe: Recipe, args: HPTConfig) -> str:
     """What attacks this run's models by stronger attacks, on what it was tested on."""
     if args.output_dir == "outputs/quickstart":
         return "hpt evaluate"  # whose own settings those are
-    target = recipe.target if recipe.target_revision is None else f"{recipe.target}@{recipe.target_revision}"
-    target += "" if recipe.image_size is None else f":image_size={recipe.image_size}"
-    command = ["hpt", "evaluate", "--models", f"vanilla={target}", f"robust={args.output_dir}/robust"]
+    command = ["hpt", "evaluate", "--models", str(recipe.target_reference()), f"robust={args.output_dir}/robust"]
     command += ["--benchmarks", *recipe.eval_datasets, "--attacks", "pgd:steps=50", "cw", "apgd"]
     command += ["--eps", str(Radius(args.attack_eps)), "--output_dir", f"{args.output_dir}/evaluation"]
     if recipe.max_eval_samples is not None:

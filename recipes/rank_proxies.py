@@ -23,8 +23,8 @@ from hpt.evaluation.evaluator import check_sampling
 from hpt.evaluation.outputs import report_ranking
 from hpt.evaluation.ranking import TransferMatrix
 from hpt.files import check_folder
+from hpt.models.converted import check_model
 from hpt.models.loading import load_named
-from hpt.models.sources import check_source
 from hpt.processes import hold_together, join_processes
 from hpt.radius import Fraction, as_radii
 from hpt.references import Reference, check_names, parse_model
@@ -89,7 +89,7 @@ def check(settings: Ranking, dataset: Reference, models: list[Reference]) -> Non
         raise InputError("The dataset names its split, so nothing is held out: leave out validation_size.")
     check_names(model.name for model in models)
     for model in models:
-        check_source(model.source)
+        check_model(model)
     if not settings.proxies or not settings.eps:
         raise InputError("There are no proxies, or no eps: give one or several of each.")
     check_sampling(settings.max_samples, settings.batch_size, settings.num_workers, settings.seed)

@@ -93,6 +93,7 @@ def hub(tmp_path, monkeypatch):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         sleep = time.sleep  # between attempts to reach a Hub that is gone
         monkeypatch.setattr(time, "sleep", lambda seconds: sleep(min(seconds, 0.05)))

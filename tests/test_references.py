@@ -95,7 +95,7 @@ def test_a_model_has_no_settings():
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ("split=val", "sets 'split', but of a model only image_size can be set"),
+        ("split=val", "sets 'split', but of a model only image_size can be set, and of one that is converted base, "),
         ("image_size=big", "sets image_size to 'big', but must say a number of pixels"),
         ("image_size=-8", "sets image_size to '-8', but must say a number of pixels"),
         ("image_size=0", "sets image_size to '0', but must say a number of pixels"),

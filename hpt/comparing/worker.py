@@ -15,9 +15,9 @@ from hpt.comparing.records import Records, keep_settings
 from hpt.comparing.tasks import PHASES, Plan, Task, budget_task, plan_budgets, plan_runs, read_given
 from hpt.errors import InputError, list_known, message_of
 from hpt.files import check_folder
-from hpt.models.sources import check_source
+from hpt.models.converted import check_model
 from hpt.training.data_inputs import check_sets
-from hpt.training.run import model_sources
+from hpt.training.run import named_models
 
 
 WAIT = 5  # seconds until a process that has nothing to do looks again
@@ -35,8 +35,8 @@ def check(grid: Grid) -> None:
     check_folder(grid.folder)
     runs = [grid.first_run(method) for method in grid.methods]
     for run in runs:
-        for source in sum(model_sources(*grid.settings(run)).values(), []):
-            check_source(source)
+        for model in sum(named_models(*grid.settings(run)).values(), []):
+            check_model(model)
     checked = []
     for run in runs:
         train, held_out = images = grid.choosing_images(run)

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from hpt.errors import InputError
 from hpt.hub.card_text import NOTE, mark, merge_cards, read_model_id
-from hpt.hub.folder import CHOICE_FILE, EVALUATION_FILE, TRAINING_FILE, ModelFolder
+from hpt.hub.folder import CHOICE_FILE, CONVERSION_FILE, EVALUATION_FILE, TRAINING_FILE, ModelFolder
 from hpt.hub.index import TASK, as_eval_result
 from hpt.hub.rows import THIS
 from hpt.hub.run_check import NO_ATTACK
@@ -24,8 +24,8 @@ def write_card(folder: ModelFolder, model_id: str | None = None, old: str | None
     """Write the card of a model's folder, or write it anew.
 
     Args:
-        folder ([`ModelFolder`]): With a model and its run, as [`HPTTrainer`] saves it; or with an evaluation alone, of
-            a model that hpt didn't train.
+        folder ([`ModelFolder`]): With a model and its run, as [`HPTTrainer`] saves it; or, of a model that hpt didn't
+            train, with an evaluation or a conversion alone.
         model_id (`str`, *optional*): Hub id that it will be loaded by; otherwise what the old card says, or the
             folder's name.
         old (`str`, *optional*): The card whose hand-written parts are kept, instead of the one in the folder.
@@ -34,7 +34,8 @@ def write_card(folder: ModelFolder, model_id: str | None = None, old: str | None
     Raises:
         InputError: if there is nothing to tell, or the old card's metadata can't be read.
     """
-    if all(folder.text(name) is None for name in (TRAINING_FILE, EVALUATION_FILE, CHOICE_FILE)):
+    described = (TRAINING_FILE, EVALUATION_FILE, CHOICE_FILE, CONVERSION_FILE)
+    if all(folder.text(name) is None for name in described):
         raise InputError(f"{folder} has no {TRAINING_FILE} and no evaluation: there is nothing to write a card of.")
     old = folder.card if old is None else old
     model_id = model_id or read_model_id(old or "") or folder.path.resolve().name
@@ -62,8 +63,8 @@ def card_metadata(folder: ModelFolder, model_id: str, license: str | None = None
 
     Base model and datasets are named where they are on the Hub, and left out where they are local.
     """
-    run, architecture = folder.run, folder.model["architecture"]
-    base = run["target"]["hub_id"] if run else None
+    run, conversion, architecture = folder.run, folder.conversion, folder.model["architecture"]
+    base = run["target"]["hub_id"] if run else conversion and conversion["hub_id"]
     sets = run["data"].get("sets", [run["data"]]) if run else []
     sources = [part["source"].partition("@")[0] for part in sets if part["source"]]
     results = [as_eval_result(row) for row in folder.rows if row.model == THIS]
@@ -71,13 +72,19 @@ def card_metadata(folder: ModelFolder, model_id: str, license: str | None = None
         library_name="peft" if folder.is_adapter else "transformers",
         pipeline_tag=TASK,
         base_model=base,
-        base_model_relation=base and ("adapter" if folder.is_adapter else "finetune"),
+        base_model_relation=run and base and ("adapter" if folder.is_adapter else "finetune"),
         datasets=list(dict.fromkeys(sources)) or None,
-        license=license or (run and run["license"]),
-        tags=[*_tags_of_run(run), TAG_OF_ANY, *family_by_architecture(architecture).tags],
+        license=license or (run and run["license"]) or (conversion and conversion["license"]),
+        tags=[*_tags_of_run(run), *_tag_of_any(folder), *family_by_architecture(architecture).tags],
         model_name=model_id.split("/")[-1],
         eval_results=results or None,
     )
+
+
+def _tag_of_any(folder: ModelFolder) -> list[str]:
+    """What hpt's cards are found by; not that of a model which was converted, and never attacked."""
+    only_converted = folder.conversion is not None and not any(row.eps for row in folder.rows)
+    return [] if folder.run is None and only_converted else [TAG_OF_ANY]
 
 
 def _tags_of_run(run: dict | None) -> list[str]:

@@ -26,6 +26,7 @@ from hpt.hub.folder import (
     CARD_FILE,
     CHOICE_FILE,
     CONFIG_FILE,
+    CONVERSION_FILE,
     CURVES,
     DIAL,
     EVALUATION_FILE,
@@ -41,7 +42,7 @@ from hpt.models.endpoints import ENDPOINTS, INDEX, read_index
 CONFIGS = (CONFIG_FILE, ADAPTER_FILE)
 PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 TOKENIZERS = ("tokenizer_config.json",)
-DESCRIPTIONS = (TRAINING_FILE, EVALUATION_FILE, CHOICE_FILE)
+DESCRIPTIONS = (TRAINING_FILE, EVALUATION_FILE, CHOICE_FILE, CONVERSION_FILE)
 # What hpt or transformers wrote: a push deletes those on the Hub that the folder doesn't have
 WRITTEN = (
     *(*CONFIGS, *WEIGHTS, *PROCESSORS, *TOKENIZERS, *DESCRIPTIONS, "model.safetensors.index.json"),
@@ -136,6 +137,7 @@ def _check_complete(folder: ModelFolder, names: list[str]) -> None:
             )
     described = {TRAINING_FILE: folder.run and folder.run["weights"]}
     described[CHOICE_FILE] = folder.choice and folder.choice["saved_weights"]
+    described[CONVERSION_FILE] = folder.conversion and folder.conversion.get("saved_weights")
     for name, weights in described.items():
         if weights is not None and weights != folder.saved_weights:
             raise InputError(

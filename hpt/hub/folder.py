@@ -5,6 +5,7 @@ run.yaml              settings that start it again, for `recipes/hpt_gpd.py --co
 evaluation.jsonl      a row for each accuracy that was measured on these weights, or on the vanilla model's
 processor_check.json  how far the saved processor is from what was measured
 interpolation.json    of a point between vanilla and trained weights, which it is, and why it was chosen
+conversion.json       of a model that was converted, from what, and what was taken from where
 README.md             the model card
 figures/              training curves, accuracy over eps, and the dial that a point was chosen on
 """
@@ -27,6 +28,7 @@ from hpt.evaluation.rows import Row
 from hpt.files import as_text, read_blocks, refuse_large, write_file
 from hpt.hub.run_check import parse_run
 from hpt.json_files import DIGEST, as_line, check_kinds, parse_file, parse_json, parse_lines, sealed
+from hpt.models.origin import CONVERSION_FILE, parse_conversion
 from hpt.models.sources import BASE_FILE
 
 
@@ -72,7 +74,8 @@ class ModelFolder:
         """
         names = ["robust", "adapter"] if merged else ["adapter", "robust"]
         paths = [run, *(run / name for name in names)]
-        paths = [path for path in paths if any((path / name).is_file() for name in (TRAINING_FILE, CHOICE_FILE))]
+        described = (TRAINING_FILE, CHOICE_FILE, CONVERSION_FILE)
+        paths = [path for path in paths if any((path / name).is_file() for name in described)]
         if not paths and evaluated and (run / CONFIG_FILE).is_file():
             return cls(run)
         if not paths and not run.is_dir():
@@ -167,9 +170,9 @@ class ModelFolder:
         self._write(RUN_FILE, note + settings)
 
     def _delete_measurements(self) -> None:
-        """Delete what was measured on other weights that were here, and why those were chosen."""
+        """Delete what was measured on other weights that were here, and where those came from."""
         pictures = (f"{FIGURES}/{name}" for name in (*self.robustness_pictures, DIAL))
-        for name in (EVALUATION_FILE, AGREEMENT_FILE, CHOICE_FILE, *pictures):
+        for name in (EVALUATION_FILE, AGREEMENT_FILE, CHOICE_FILE, CONVERSION_FILE, *pictures):
             self._delete(name)
 
     def _name_base(self, target: dict) -> None:
@@ -231,6 +234,21 @@ class ModelFolder:
         if not self.has_weights_of_choice:
             self._delete_measurements()
         self._write(CHOICE_FILE, json.dumps(sealed(choice | {"saved_weights": self.saved_weights}), indent=1))
+
+    # Where it comes from
+
+    @property
+    def conversion(self) -> dict | None:
+        """Of a model that was converted, from what and how, or `None` for any other model.
+
+        Raises:
+            InputError: if it was damaged.
+        """
+        return self._parsed(CONVERSION_FILE, _parse_conversion)
+
+    def write_conversion(self, conversion: dict) -> None:
+        """Keep beside a model that is saved here what [`~hpt.models.converted.describe_conversion`] says of it."""
+        self._write(CONVERSION_FILE, json.dumps(sealed(conversion | {"saved_weights": self.saved_weights}), indent=1))
 
     # Card and pictures
 
@@ -325,6 +343,10 @@ def _parse_agreement(text: str, file: Path) -> dict:
 
 def _parse_choice(text: str, file: Path) -> dict:
     return parse_file(text, file, parse_choice, "choose and save the point again")
+
+
+def _parse_conversion(text: str, file: Path) -> dict:
+    return parse_file(text, file, parse_conversion, "convert the checkpoint again")
 
 
 def _parse_config(text: str, file: Path) -> dict:

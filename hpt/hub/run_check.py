@@ -17,6 +17,7 @@ MODEL = {
 }
 # What some versions don't say of a model, and of a proxy
 MODEL_SINCE = {"wrapper": str | None, "vision_tower": str, "templates": list[str] | None, "original": bool}
+MODEL_SINCE |= {"converted_from": str}
 FUNCTION = {"function": str, "parameters": int, "weights": str | None}  # a proxy that is no dual encoder
 DATA = {
     "name": str,

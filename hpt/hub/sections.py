@@ -10,6 +10,7 @@ from hpt.hub.card_text import loaded_by
 from hpt.hub.choice import again, describe_place, interpolation
 from hpt.hub.folder import CURVES, FIGURES, MAY_BE_LOCAL, RUN_FILE, ModelFolder
 from hpt.hub.measurements import guesses, limits, results, strongest_result
+from hpt.hub.origin import conversion, describe_origin
 from hpt.hub.run_check import NO_ATTACK
 from hpt.hub.usage import usage
 from hpt.prompts import list_templates
@@ -40,6 +41,8 @@ def summary(folder: ModelFolder, model_id: str) -> str:
 
 def _of_untrained(folder: ModelFolder) -> str:
     state = "isn't trained yet" if folder.run else "hpt has measured; how it was trained isn't recorded"
+    if folder.conversion is not None and folder.run is None:
+        state = f"was converted from {describe_origin(folder.conversion)}, and not trained here"
     sentences = [f"A {code(folder.model['architecture'])} that {state}.", describe_place(folder.choice)]
     return " ".join(filter(None, [*sentences, strongest_result(folder.rows, None)]))
 
@@ -293,7 +296,8 @@ def citation(folder: ModelFolder, model_id: str) -> str:
 def _name(model: dict) -> str:
     if model["hub_id"]:
         return f"[{markdown(model['name'])}](https://huggingface.co/{address(model['hub_id'])})"
-    return f"{code(model['name'])}, a local model" if model["name"] else "a local model"
+    converted = f", converted from {code(model['converted_from'])}" if "converted_from" in model else ""
+    return f"{code(model['name'])}, a local model{converted}" if model["name"] else "a local model"
 
 
 def _origin(model: dict) -> str:
@@ -375,6 +379,7 @@ SECTIONS = [
     Section("summary", None, summary),
     Section("use", "How to use it", usage),
     Section("results", "Results", results),
+    Section("conversion", "What it was converted from", conversion),
     Section("training", "How it was trained", training),
     Section("interpolation", "Where its weights lie, and why", interpolation),
     Section("limits", "Limits", limits),

@@ -17,6 +17,8 @@ import torch
 from hpt.errors import InputError, TrainingStopped, explain_hub_error
 from hpt.files import named_if_it_fails
 from hpt.models.classifier import ZeroShotClassifier
+from hpt.models.conversion.options import ConversionOptions
+from hpt.models.converted import cached_conversion, check_options
 from hpt.models.families import check_dual_encoder, family_of
 from hpt.models.files import (
     CONFIG,
@@ -32,7 +34,7 @@ from hpt.models.files import (
 from hpt.models.positions import with_image_size
 from hpt.models.processors import check_processor, input_size
 from hpt.models.proxies import ORIGINAL
-from hpt.models.sources import check_source, similar_folder
+from hpt.models.sources import check_source, is_checkpoint, similar_folder
 from hpt.models.tokens import check_tokenizer
 from hpt.models.weights import check_complete, check_finite, find_non_finite
 from hpt.references import IMAGE_SIZE, Reference
@@ -45,52 +47,72 @@ OF_PROCESSOR = {"processor_config.json", "preprocessor_config.json"}  # an adapt
 
 
 def load_proxy(
-    name: str, revision: str | None = None, dtype: torch.dtype = torch.float32, image_size: int | None = None
+    name: str,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    image_size: int | None = None,
+    conversion: ConversionOptions | None = None,
 ) -> ZeroShotClassifier:
     """Load a proxy `P` as a frozen classifier in eval mode; whoever uses it gives it classes with `with_classes`.
 
     Args:
-        name (`str`): Hub id or local path of any dual encoder of transformers, or of an adapter on one.
+        name (`str`): Hub id or local path of any dual encoder of transformers, or of an adapter on one; or of a
+            checkpoint that is converted, as of [`load_dual_encoder`].
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
         dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): dtype of its weights.
         image_size (`int`, *optional*): Side of the images that it takes in pixels, instead of its own, as of
             [`~hpt.models.positions.with_image_size`].
+        conversion ([`ConversionOptions`], *optional*): Of a checkpoint that is converted, what it doesn't say itself.
 
     Raises:
         InputError: when it can't be loaded whole or isn't a dual encoder.
     """
-    model, processor = load_dual_encoder(name, revision, dtype, image_size)
+    return _freeze(*load_dual_encoder(name, revision, dtype, image_size, conversion))
+
+
+def _freeze(model, processor) -> ZeroShotClassifier:
     return ZeroShotClassifier(model.requires_grad_(False).eval(), processor)
 
 
 def load_named(reference: Reference, device: torch.device) -> tuple[str, ZeroShotClassifier]:
     """A model as recipes name it, from [`~hpt.references.parse_model`]: its name, and it frozen on its device."""
+    return reference.name, _freeze(*load_reference(reference)).to(device)
+
+
+def load_reference(reference: Reference, dtype: torch.dtype = torch.float32):
+    """A model as recipes name it, with its settings, and its processor; see [`load_dual_encoder`]."""
     image_size = reference.settings.get(IMAGE_SIZE)
-    proxy = load_proxy(reference.source, reference.revision, image_size=image_size and int(image_size))
-    return reference.name, proxy.to(device)
+    options = ConversionOptions.parse(reference.settings)
+    return load_dual_encoder(reference.source, reference.revision, dtype, image_size and int(image_size), options)
 
 
 def load_teacher(reference: Reference, dtype: torch.dtype) -> ZeroShotClassifier | str:
     """A proxy as recipes name it, from [`parse_proxies`], in the form that `HPTTrainer` takes it."""
     if reference.place == ORIGINAL:
         return ORIGINAL
-    proxy = load_proxy(reference.source, reference.revision, dtype)
+    proxy = _freeze(*load_reference(reference, dtype))
     return proxy.with_template(template) if (template := reference.settings.get("template")) else proxy
 
 
 @torch.inference_mode(False)  # attacks follow gradients through what is loaded
 def load_dual_encoder(
-    name: str, revision: str | None = None, dtype: torch.dtype = torch.float32, image_size: int | None = None
+    name: str,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    image_size: int | None = None,
+    conversion: ConversionOptions | None = None,
 ):
     """Load a dual encoder and its processor from the Hub or a local folder, safetensors only.
 
-    An adapter of PEFT is merged into its base, which its `adapter_config.json` names.
+    An adapter of PEFT is merged into its base, which its `adapter_config.json` names. A CLIP of open_clip
+    (`hf-hub:OWNER/NAME`, or its folder) and a file with a state dict are converted first, into a cache, as of
+    [`~hpt.models.converted.cached_conversion`].
 
     Args:
         name (`str`): Hub id or local path.
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
         dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): dtype of the weights, whatever was saved.
-        image_size (`int`, *optional*): As of [`load_proxy`].
+        image_size, conversion (*optional*): As of [`load_proxy`].
 
     Returns:
         `tuple`: the model, in eval mode, and its processor; `model.config._commit_hash` tells the commit on the Hub.
@@ -98,14 +120,29 @@ def load_dual_encoder(
     Raises:
         InputError: when it can't be found or reached, is gated, isn't a dual encoder, or lacks weights.
     """
-    return _load(expanduser(name), revision, dtype, (), image_size)
+    name = expanduser(name)
+    conversion = conversion or ConversionOptions()
+    check_options(name, conversion)
+    return _load(name, revision, dtype, (), image_size, conversion)
 
 
-def _load(name: str, revision: str | None, dtype: torch.dtype, above: tuple[str, ...], image_size: int | None = None):
+def _load(
+    name: str,
+    revision: str | None,
+    dtype: torch.dtype,
+    above: tuple[str, ...],
+    image_size: int | None = None,
+    conversion: ConversionOptions | None = None,
+):
     """As [`load_dual_encoder`]; the base of adapters `above`, of which each is the base of the one before."""
     from transformers.utils import cached_file, find_adapter_config_file
 
     check_source(name)
+    if is_checkpoint(name):
+        name, revision = (
+            str(cached_conversion(name, revision, conversion or ConversionOptions(), load_dual_encoder)),
+            None,
+        )
     if name in above:
         raise InputError(f"Its base is {name}, an adapter whose base it is in turn.")
     with _failures_explained("model", name):

@@ -19,7 +19,7 @@ from hpt.classifiers import Classifier, OpenClassifier, check_logits
 from hpt.errors import InputError, failures_explained
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.prompts import check_templates
-from hpt.references import Reference, check_names
+from hpt.references import STATED, Reference, check_names
 
 
 ORIGINAL = "original"  # the target's own frozen vanilla copy, as a proxy by name
@@ -131,6 +131,8 @@ class FunctionProxy(nn.Module):
 def parse_proxies(texts: Iterable[str]) -> list[Reference]:
     """Proxies as recipes name them: `NAME=PATH`, `ID@REVISION` or `original`, with `:template=...` of their own.
 
+    Of one that is converted, what it doesn't say can stand there too, as of [`~hpt.references.parse_model`].
+
     Raises:
         InputError: for a setting that isn't known, a template that doesn't take a class name, or two of one name.
     """
@@ -138,8 +140,9 @@ def parse_proxies(texts: Iterable[str]) -> list[Reference]:
     check_names(reference.name for reference in references)
     for reference in references:
         for key in reference.settings:
-            if key != "template":
-                raise InputError(f"{str(reference)!r} sets {key!r}, but of a proxy only template can be set.")
+            if key not in ("template", *STATED):
+                known = f"template can be set, and of one that is converted {', '.join(STATED)}"
+                raise InputError(f"{str(reference)!r} sets {key!r}, but of a proxy only {known}.")
         if template := reference.settings.get("template"):
             check_templates(template)
         check_original(reference)

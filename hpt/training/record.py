@@ -23,6 +23,7 @@ from hpt.hub.run_check import NO_ATTACK
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.families import plain_model
 from hpt.models.lora import describe_adapter
+from hpt.models.origin import name_source
 from hpt.models.proxies import MOST_CONFIDENT, CombinedProxy, FunctionProxy, parts_of, zero_shot_parts
 from hpt.models.weights import hash_weights, without_adapters
 from hpt.radius import Fraction, Radius, describe_length
@@ -168,6 +169,7 @@ def describe_model(classifier: ZeroShotClassifier) -> dict:
     model = plain_model(classifier.model)
     name, vision = str(model.name_or_path), model.config.vision_config
     on_hub = _is_hub_id(name)
+    conversion = None if on_hub or not name else ModelFolder(name).conversion
     return {
         "name": name if on_hub else Path(name).name,
         "hub_id": name if on_hub else None,
@@ -180,7 +182,7 @@ def describe_model(classifier: ZeroShotClassifier) -> dict:
         "dtype": str(model.dtype).removeprefix("torch."),
         "image_mean": classifier.image_mean.flatten().tolist(),
         "image_std": classifier.image_std.flatten().tolist(),
-    }
+    } | ({"converted_from": name_source(conversion)} if conversion else {})
 
 
 def _is_hub_id(name: str) -> bool:

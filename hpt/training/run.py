@@ -17,9 +17,10 @@ from hpt.data.mixtures import load_mixture
 from hpt.errors import InputError
 from hpt.files import named_if_it_fails
 from hpt.hub.folder import ModelFolder
-from hpt.models.loading import load_dual_encoder, load_teacher, save_finished
+from hpt.models.loading import load_reference, load_teacher, save_finished
 from hpt.models.lora import add_lora, merged
 from hpt.models.proxies import ORIGINAL
+from hpt.models.sources import is_checkpoint
 from hpt.references import Reference
 from hpt.training.config import HPTConfig
 from hpt.training.mixed_sets import images_of_an_epoch
@@ -50,20 +51,35 @@ def _load_sets(recipe, args: HPTConfig) -> tuple:
     return train if recipe.streaming else train.subset(recipe.max_train_samples), validation
 
 
-def model_sources(recipe, args: HPTConfig) -> dict[str, list[str]]:
-    """Paths or Hub ids of the models that a run loads, by the fields of the recipe that name them."""
+def refer_to(text: str, revision: str | None, name: str, **settings: str) -> Reference:
+    """A model that a field of a recipe names: a path or Hub id as it stands, or one to convert and what is said of it.
+
+    Args:
+        text (`str`): What the field holds, such as `openai/clip-vit-base-patch32` or `fare.pt:base=ID`.
+        revision (`str`, *optional*): Branch, tag or commit on the Hub.
+        name (`str`): What messages call the model.
+        settings (`str`): Further settings of the reference.
+    """
+    stated = Reference.parse(text)
+    if not is_checkpoint(stated.source):
+        return Reference(name, text, revision, settings)
+    return Reference(name, stated.source, revision or stated.revision, stated.settings | settings)
+
+
+def named_models(recipe, args: HPTConfig) -> dict[str, list[Reference]]:
+    """The models that a run loads, by the fields of the recipe that name them."""
     proxies = recipe.proxy_references() if args.needs_proxy else []
-    return {"target": [recipe.target], "proxy": places_of(proxies)}
+    return {"target": [recipe.target_reference()], "proxy": without_original(proxies)}
 
 
-def places_of(proxies: list[Reference]) -> list[str]:
-    """Paths or Hub ids of proxies, but for the target's own copy."""
-    return [reference.source for reference in proxies if reference.place != ORIGINAL]
+def without_original(proxies: list[Reference]) -> list[Reference]:
+    """Proxies but for the target's own copy."""
+    return [reference for reference in proxies if reference.place != ORIGINAL]
 
 
 def load_target(recipe):
     """The vanilla target of a run, and its processor."""
-    return load_dual_encoder(recipe.target, recipe.target_revision, image_size=recipe.image_size)
+    return load_reference(recipe.target_reference())
 
 
 def make_trainer(recipe, args: HPTConfig, train, validation) -> HPTTrainer:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 
 import pytest
@@ -70,6 +71,20 @@ def test_a_refusal_names_the_process_its_machine_since_when_and_what_to_do(tmp_p
         with pytest.raises(InputError, match=line), hold_folder(tmp_path):
             pass
         assert (tmp_path / LOCK_FILE).exists()
+
+
+def test_who_waits_for_a_folder_has_it_once_the_other_ends(tmp_path):
+    with holder(tmp_path / "cache") as other, ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(hold_and_list, tmp_path / "cache")
+        assert not wait([waiting], timeout=0.5).done
+        other.kill()
+        assert waiting.result(timeout=30) == [LOCK_FILE]
+    assert not (tmp_path / "cache" / LOCK_FILE).exists()
+
+
+def hold_and_list(folder) -> list[str]:
+    with hold_folder(folder, wait=True):
+        return os.listdir(folder)
 
 
 @pytest.mark.parametrize("child", CHILDREN)

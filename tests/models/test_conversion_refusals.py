@@ -11,7 +11,8 @@ from conversion_sources import SAID, OpenAIClip, below_text, config_of, save_ope
 from safetensors.torch import save_file
 
 from hpt import InputError
-from hpt.models.conversion import Base, Stated, convert, is_source, read_checkpoint
+from hpt.models.conversion import Base, Stated, convert, read_checkpoint
+from hpt.models.sources import is_checkpoint
 from hpt.training.pretraining import byte_tokenizer
 
 
@@ -363,7 +364,7 @@ def test_sources_are_known_by_their_names(tmp_path):
         "tecoa.pth.tar",
         "x.safetensors",
     ):
-        assert is_source(text)
+        assert is_checkpoint(text)
     (folder / "config.json").touch()  # which transformers can load as it is
     for text in (str(folder), str(tmp_path), "openai/clip-vit-base-patch32", "fare"):
-        assert not is_source(text)
+        assert not is_checkpoint(text)

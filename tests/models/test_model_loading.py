@@ -117,13 +117,17 @@ def test_a_classifier_that_was_made_of_clip_is_refused(tmp_path):
         ("https://huggingface.co/openai/clip", "there is no such folder, and it is no Hub id, which is OWNER/NAME.$"),
         ("run", "there is no config.json in that folder: did you mean run/robust, run/target"),
         ("run/empty", "there is no config.json in that folder. Give a folder or Hub id in the format of transformers"),
-        ("run/of_open_clip", "it is a model of open_clip. Give a folder or Hub id in the format of transformers"),
-        ("run/vit.pt", "it is a pickle of torch, which can run any code, and isn't read. Give a folder or Hub id"),
+        (
+            "run/notes.txt",
+            "it is a file. Give a folder or Hub id in the format of transformers, with config.json and .*",
+        ),
+        ("run/vti.pt", "there is no such file or folder: did you mean run/vit.pt"),
+        ("local-dir:run/of_open_clp", "there is no such file or folder: did you mean run/of_open_clip"),
         (
             "run/target/model.safetensors",
-            "it is a file. Give .* config.json and model.safetensors, such as run/target",
+            "it is a file. Give the folder that it is in, run/target.",
         ),
-        ("hf-hub:laion/CLIP-ViT-B-32", "hf-hub: stands before models of open_clip. Give a folder or Hub id"),
+        ("hf-hub:CLIP-ViT-B-32", "hf-hub: must be followed by OWNER/NAME"),
     ],
 )
 def test_what_is_no_model_says_what_would_be(saved, tmp_path, monkeypatch, source, line):
@@ -134,6 +138,7 @@ def test_what_is_no_model_says_what_would_be(saved, tmp_path, monkeypatch, sourc
         (tmp_path / "run" / name).mkdir()
     (tmp_path / "run" / "of_open_clip" / "open_clip_config.json").write_text("{}")
     (tmp_path / "run" / "vit.pt").touch()
+    (tmp_path / "run" / "notes.txt").touch()
     with pytest.raises(InputError, match=f"Can't load the model .*{line}"):
         load_proxy(source)
 

@@ -14,7 +14,7 @@ from hpt.models.conversion.facts import Base, Fact, Stated
 from hpt.models.conversion.knowledge import NOT_COMPARED
 from hpt.models.conversion.open_clip_folder import write_open_clip
 from hpt.models.conversion.parity import Parity
-from hpt.models.conversion.sources import Checkpoint, is_source, read_checkpoint
+from hpt.models.conversion.sources import Checkpoint, read_checkpoint
 from hpt.models.conversion.to_transformers import Converted, convert
 
 
@@ -27,7 +27,6 @@ __all__ = [
     "Parity",
     "Stated",
     "convert",
-    "is_source",
     "read_checkpoint",
     "write_open_clip",
 ]

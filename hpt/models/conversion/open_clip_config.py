@@ -15,9 +15,9 @@ from hpt.models.conversion.images import RESAMPLING, resizing, resizing_of
 from hpt.models.conversion.parity import LEGACY_END, Arithmetic, highest_token
 from hpt.models.conversion.shapes import TextShape, VisionShape, differences
 from hpt.models.processors import input_size, pixel_statistics
+from hpt.models.sources import OPEN_CLIP_CONFIG as CONFIG
 
 
-CONFIG = "open_clip_config.json"
 MODEL, PREPROCESSING = "model_cfg", "preprocess_cfg"
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 

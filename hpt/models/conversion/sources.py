@@ -25,25 +25,14 @@ from hpt.models.conversion.layouts import find_weights
 from hpt.models.conversion.open_clip_config import CONFIG, OpenClipConfig
 from hpt.models.conversion.shapes import check_weights, is_vision_only
 from hpt.models.files import find_file, read_json
+from hpt.models.sources import FOLDER, HUB, SAFETENSORS
 from hpt.yaml_files import split_card
 
 
-HUB, FOLDER = "hf-hub:", "local-dir:"  # as open_clip writes them before an id and before a folder
-SAFETENSORS = ".safetensors"
-FILES = (SAFETENSORS, ".pt", ".pth", ".bin", ".ckpt", ".tar")  # TeCoA's end in .pth.tar
-OF_TRANSFORMERS = "config.json"
 # In this order, what open_clip itself looks for
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 TOKENIZER = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 CARD = "README.md"
-
-
-def is_source(text: str) -> bool:
-    """Whether a text looks like a checkpoint to convert, by names alone: nothing is opened or asked for."""
-    path = Path(expanduser(text.removeprefix(FOLDER)))
-    if path.is_dir():
-        return (path / CONFIG).is_file() and not (path / OF_TRANSFORMERS).is_file()
-    return text.startswith((HUB, FOLDER)) or path.suffix in FILES
 
 
 @dataclass(frozen=True)
