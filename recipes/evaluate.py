@@ -28,11 +28,11 @@ from hpt.data.names import expand_all
 from hpt.data.subsets import call_before_loading
 from hpt.escaping import markdown
 from hpt.evaluation.evaluator import check_sampling
-from hpt.evaluation.findings import WRONG, report_findings
 from hpt.evaluation.outputs import report_evaluation
 from hpt.evaluation.plan import Task
 from hpt.evaluation.progress import format_plan
-from hpt.evaluation.protocol_check import IMAGES, check_protocols
+from hpt.evaluation.protocol.check import IMAGES, check_protocols
+from hpt.evaluation.protocol.findings import WRONG, report_findings
 from hpt.evaluation.subject import Evaluated, Subject
 from hpt.evaluation.user_code import check_code, describe_code, is_code, load_code
 from hpt.files import check_folder
@@ -55,7 +55,7 @@ class Evaluation:
     models: list[str] = field(
         metadata={
             "help": "Hub ids or paths; NAME=PATH names one, ID@REVISION pins one, PATH:image_size=336 resizes one; "
-            "hf-hub:OWNER/NAME and FILE.pt:base=ID are converted; FILE.py:FUNCTION runs code of yours, which makes one."
+            "hf-hub:OWNER/NAME and FILE.pt:base=ID are converted; FILE.py:FUNCTION runs your code, which makes one."
         }
     )
     benchmarks: list[str] = field(

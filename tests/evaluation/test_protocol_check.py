@@ -21,19 +21,19 @@ from hpt.data.benchmark import Benchmark
 from hpt.data.classes import wordnet_names
 from hpt.data.geometry import ImageTransform
 from hpt.data.images import collate, to_unit_range
-from hpt.evaluation.attack_checks import ForeignAttack, check_attack, check_number
-from hpt.evaluation.data_checks import check_class_order, check_layout
-from hpt.evaluation.findings import better_by_chance, sees_something, skill
-from hpt.evaluation.masking_checks import check_robustness
-from hpt.evaluation.model_checks import (
+from hpt.evaluation.protocol.attack_checks import ForeignAttack, check_attack, check_number
+from hpt.evaluation.protocol.check import check_protocol
+from hpt.evaluation.protocol.data_checks import check_class_order, check_layout
+from hpt.evaluation.protocol.findings import better_by_chance, sees_something, skill
+from hpt.evaluation.protocol.masking_checks import check_robustness
+from hpt.evaluation.protocol.model_checks import (
     STATISTICS,
     check_batch_size,
     check_determinism,
     check_normalisation,
     check_precision,
 )
-from hpt.evaluation.probe import Probe
-from hpt.evaluation.protocol_check import check_protocol
+from hpt.evaluation.protocol.probe import Probe
 from hpt.models.loading import save_finished
 from hpt.radius import Radius
 

@@ -329,6 +329,18 @@ def test_of_a_repository_only_what_is_needed_is_downloaded(hub):
     assert local.sha256 == checkpoint.sha256 and local.commit is None
 
 
+def test_no_pickle_is_downloaded_but_that_of_a_folder_is_opened(hub, tmp_path):
+    folder = _repository(hub, "fare")
+    (folder / "open_clip_model.safetensors").unlink()
+    with pytest.raises(
+        InputError, match="No pickle is downloaded, .* hf download me/fare --local-dir FOLDER, and con"
+    ):
+        read_checkpoint("hf-hub:me/fare")
+    assert not [path for _, path in hub.requests if path.endswith(".bin")]
+    torch.save(WEIGHTS, folder / "open_clip_pytorch_model.bin")
+    assert read_checkpoint(str(folder)).weights.keys() == WEIGHTS.keys()
+
+
 def test_another_revision_is_another_checkpoint(hub):
     _repository(hub, "fare")
     folder = hub.root / "models" / "me" / "fare"

@@ -30,7 +30,8 @@ from hpt.yaml_files import split_card
 
 
 # In this order, what open_clip itself looks for
-WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
+PICKLE = "open_clip_pytorch_model.bin"  # only of a local folder: no pickle is downloaded
 TOKENIZER = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 CARD = "README.md"
 
@@ -100,9 +101,15 @@ def _read_folder(source: str, name: str, revision: str | None) -> Checkpoint:
         settings = OpenClipConfig(read_json(config), source)
         commit = config.parent.name if source.startswith(HUB) else None  # all other files are of the same
         card, *tokenizer = (find_file(name, file, commit) for file in (CARD, *TOKENIZER))
-        file = next(filter(None, (find_file(name, file, commit) for file in WEIGHTS)), None)
+        files = WEIGHTS if commit else (*WEIGHTS, PICKLE)
+        file = next(filter(None, (find_file(name, file, commit) for file in files)), None)
     if file is None:
-        raise InputError(f"Can't convert {source!r}: it has none of {', '.join(WEIGHTS)}. Take a complete copy.")
+        pickled = (
+            f" No pickle is downloaded, such as {PICKLE}: if it has one, and you trust it, copy it by hf download {name} "
+            "--local-dir FOLDER, and convert FOLDER."
+        )
+        complete = pickled if commit else " Take a complete copy."
+        raise InputError(f"Can't convert {source!r}: it has none of {', '.join(files)}.{complete}")
     weights, layout = _read_weights(source, file)
     settings.check_weights(weights)
     tokenizer = [*filter(None, tokenizer)]

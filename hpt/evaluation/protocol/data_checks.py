@@ -5,7 +5,7 @@ import numpy as np
 from hpt.data.benchmark import Benchmark
 from hpt.data.classes import wordnet_names
 from hpt.data.images import read_labels
-from hpt.evaluation.findings import (
+from hpt.evaluation.protocol.findings import (
     DECIDED,
     DOUBTFUL,
     Finding,
@@ -16,7 +16,7 @@ from hpt.evaluation.findings import (
     sees_something,
     wrong,
 )
-from hpt.evaluation.probe import Probe
+from hpt.evaluation.protocol.probe import Probe
 
 
 CLASSES, EACH = 128, 8  # at most, of the images by which the order of classes is checked

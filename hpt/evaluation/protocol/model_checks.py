@@ -11,7 +11,7 @@ from torch import nn
 
 from hpt.attacks import PGD
 from hpt.classifiers import Classifier
-from hpt.evaluation.findings import (
+from hpt.evaluation.protocol.findings import (
     CANT_TELL,
     DECIDED,
     DOUBTFUL,
@@ -26,7 +26,7 @@ from hpt.evaluation.findings import (
     skill,
     wrong,
 )
-from hpt.evaluation.probe import Probe
+from hpt.evaluation.protocol.probe import Probe
 from hpt.radius import Radius
 
 

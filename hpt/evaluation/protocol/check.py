@@ -21,7 +21,8 @@ from hpt.classifiers import Classifier
 from hpt.data.benchmark import Benchmark
 from hpt.errors import InputError, check_at_least, message_of
 from hpt.escaping import one_line
-from hpt.evaluation.attack_checks import (
+from hpt.evaluation.progress import PassCounter, describe_duration
+from hpt.evaluation.protocol.attack_checks import (
     SMALL_BATCH,
     AnyAttack,
     ForeignAttack,
@@ -29,10 +30,10 @@ from hpt.evaluation.attack_checks import (
     check_number,
     number_of_images,
 )
-from hpt.evaluation.data_checks import CLASSES, EACH, check_class_order, check_layout
-from hpt.evaluation.findings import Finding
-from hpt.evaluation.masking_checks import MOST_PASSES, check_robustness
-from hpt.evaluation.model_checks import (
+from hpt.evaluation.protocol.data_checks import CLASSES, EACH, check_class_order, check_layout
+from hpt.evaluation.protocol.findings import Finding
+from hpt.evaluation.protocol.masking_checks import MOST_PASSES, check_robustness
+from hpt.evaluation.protocol.model_checks import (
     ALONE,
     VERSIONS,
     check_batch_size,
@@ -41,8 +42,7 @@ from hpt.evaluation.model_checks import (
     check_precision,
     other_pixels,
 )
-from hpt.evaluation.probe import Probe
-from hpt.evaluation.progress import PassCounter, describe_duration
+from hpt.evaluation.protocol.probe import Probe
 from hpt.evaluation.subject import Subject
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.radius import Radius, as_radii

@@ -5,7 +5,7 @@ import torch
 
 from hpt.attacks import CW, PGD, Square
 from hpt.errors import InputError, message_of
-from hpt.evaluation.findings import (
+from hpt.evaluation.protocol.findings import (
     DECIDED,
     Finding,
     better_by_chance,
@@ -16,8 +16,8 @@ from hpt.evaluation.findings import (
     sees_something,
     wrong,
 )
-from hpt.evaluation.model_checks import STEPS, enough
-from hpt.evaluation.probe import Probe
+from hpt.evaluation.protocol.model_checks import STEPS, enough
+from hpt.evaluation.protocol.probe import Probe
 from hpt.radius import Radius
 
 

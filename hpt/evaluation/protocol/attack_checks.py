@@ -9,9 +9,9 @@ from hpt.attacks import Attack
 from hpt.attacks.base import AttackResult, batch_norm_untouched
 from hpt.classifiers import draw_seeds, is_randomised
 from hpt.errors import InputError, message_of
-from hpt.evaluation.findings import DECIDED, Finding, better_by_chance, cant_tell, fine, percent, wrong
-from hpt.evaluation.model_checks import STATISTICS, enough
-from hpt.evaluation.probe import Probe
+from hpt.evaluation.protocol.findings import DECIDED, Finding, better_by_chance, cant_tell, fine, percent, wrong
+from hpt.evaluation.protocol.model_checks import STATISTICS, enough
+from hpt.evaluation.protocol.probe import Probe
 from hpt.radius import Radius, describe_length
 
 
