@@ -105,8 +105,8 @@ def _read_folder(source: str, name: str, revision: str | None) -> Checkpoint:
         file = next(filter(None, (find_file(name, file, commit) for file in files)), None)
     if file is None:
         pickled = (
-            f" No pickle is downloaded, such as {PICKLE}: if it has one, and you trust it, copy it by hf download {name} "
-            "--local-dir FOLDER, and convert FOLDER."
+            f" No pickle is downloaded, such as {PICKLE}: if it has one, and you trust it, copy it by hf download "
+            f"{name} --local-dir FOLDER, and convert FOLDER."
         )
         complete = pickled if commit else " Take a complete copy."
         raise InputError(f"Can't convert {source!r}: it has none of {', '.join(files)}.{complete}")
