@@ -14,6 +14,7 @@ from os.path import expanduser
 from pathlib import Path
 
 from huggingface_hub import constants
+from safetensors import SafetensorError
 
 import hpt
 from hpt.environment import describe_versions
@@ -25,7 +26,7 @@ from hpt.locks import hold_folder
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.conversion import NOT_COMPARED, Base, Checkpoint, Converted, Stated, convert, read_checkpoint
 from hpt.models.conversion.options import ConversionOptions
-from hpt.models.files import CONFIG
+from hpt.models.files import CONFIG, read_weight_headers
 from hpt.models.identity import hash_configuration
 from hpt.models.origin import CONVERSION_FILE, describe_parity
 from hpt.models.processors import pixel_statistics
@@ -154,11 +155,19 @@ def cached_conversion(source: str, revision: str | None, options: ConversionOpti
     """
     parts = read_parts(source, revision, options, load)
     folder = Path(constants.HF_HOME, "hpt", "converted", f"{file_name(Path(source).name)}-{parts.hash()}")
-    if not (folder / CONFIG).is_file():
+    if not _is_whole(folder):
         with hold_folder(folder, wait=True):
-            if not (folder / CONFIG).is_file():
+            if not _is_whole(folder):
                 _convert_into(folder, parts)
     return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a model was kept there, and its weights are as long as they say, which a power cut may have undone."""
+    try:
+        return (folder / CONFIG).is_file() and read_weight_headers(str(folder), None) is not None
+    except SafetensorError:
+        return False
 
 
 def _convert_into(folder: Path, parts: Parts) -> None:

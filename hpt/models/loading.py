@@ -4,9 +4,7 @@ What is incomplete or doesn't fit is refused: transformers would fill the gaps w
 """
 
 import logging
-import os
 import re
-import shutil
 import warnings
 from contextlib import contextmanager, nullcontext
 from os.path import expanduser
@@ -15,7 +13,7 @@ from pathlib import Path
 import torch
 
 from hpt.errors import InputError, TrainingStopped, explain_hub_error
-from hpt.files import named_if_it_fails
+from hpt.files import filled_at_once, named_if_it_fails
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.conversion.options import ConversionOptions
 from hpt.models.converted import cached_conversion, check_options
@@ -309,16 +307,12 @@ def save_finished(model, processor, folder: str | Path) -> None:
     """
     if broken := find_non_finite(model.state_dict()):
         raise TrainingStopped(f"{folder} isn't written: weights of the model are NaN or infinite, {broken}.")
-    folder, incomplete = Path(folder), Path(folder) / "incomplete"
-    marker = "adapter_config.json" if hasattr(model, "peft_config") else "config.json"
-    with named_if_it_fails(folder, Exception):  # for a full disk, safetensors and tokenizers raise errors of their own
+    folder, marker = Path(folder), "adapter_config.json" if hasattr(model, "peft_config") else CONFIG
+    with named_if_it_fails(folder):
         (folder / marker).unlink(missing_ok=True)
-        try:
-            model.save_pretrained(incomplete)
-            processor.save_pretrained(incomplete)
-            drop_own_code(incomplete)
-            (incomplete / "README.md").unlink(missing_ok=True)  # PEFT's, which would replace the card that is there
-            for file in sorted(incomplete.iterdir(), key=lambda file: file.name == marker):
-                os.replace(file, folder / file.name)
-        finally:
-            shutil.rmtree(incomplete, ignore_errors=True)
+    # For a full disk, safetensors and tokenizers raise errors of their own
+    with filled_at_once(folder, last=marker) as incomplete, named_if_it_fails(folder, Exception):
+        model.save_pretrained(incomplete)
+        processor.save_pretrained(incomplete)
+        drop_own_code(incomplete)
+        (incomplete / "README.md").unlink(missing_ok=True)  # PEFT's, which would replace the card that is there

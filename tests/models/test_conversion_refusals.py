@@ -172,6 +172,10 @@ def test_a_file_that_is_not_there_names_the_nearest(tmp_path):
         ({"text_cfg.hf_model_name": "roberta-base"}, r"text_cfg.hf_model_name is 'roberta-base'"),
         ({"vision_cfg.act_kwargs": {"approximate": "tanh"}}, r"vision_cfg.act_kwargs.approximate isn't known here"),
         ({"init_logit_bias": -10}, r"init_logit_bias is -10"),
+        (
+            {"text_cfg.tokenizer_kwargs": {"clean": "canonicalize"}},
+            r"text_cfg.tokenizer_kwargs.clean isn't known here",
+        ),
         ({"vision_cfg.rope": True}, r"vision_cfg.rope isn't known here, and may change what is computed"),
         ({"vision_cfg.head_width": "64"}, r"vision_cfg.head_width is '64', but must be a whole number"),
         ({"vision_cfg.head_width": 0}, r"vision_cfg.head_width is 0, but must be above 0"),

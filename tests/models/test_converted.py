@@ -167,6 +167,15 @@ def test_what_a_kill_has_left_is_made_anew(sources, home, conversions):
     assert len(conversions) == 2 and not (folder / "incomplete").exists()
 
 
+def test_what_a_power_cut_has_shortened_is_made_anew(sources, home, conversions):
+    model = load_proxy(f"{sources}/open_clip").model
+    file, weights = Path(model.name_or_path, "model.safetensors"), hash_weights(model.state_dict())
+    half = file.read_bytes()[:-1000]
+    file.unlink()  # rather than shortened: the model maps it into memory
+    file.write_bytes(half)
+    assert hash_weights(load_proxy(f"{sources}/open_clip").model.state_dict()) == weights and len(conversions) == 2
+
+
 def test_what_cannot_be_converted_leaves_nothing_in_the_cache(sources, home, monkeypatch):
     rename = to_transformers.to_transformers
 

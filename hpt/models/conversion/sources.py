@@ -170,7 +170,7 @@ def _unpickle(path: Path) -> Any:
     except UnpicklingError as error:
         raise InputError(f"{path} isn't opened: {_why_not(error)}") from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:  # of a damaged archive
-        line = str(error).strip().partition("\n")[0]
+        line = str(error).strip().partition("\n")[0] or "it ends too early"
         raise InputError(f"{path} is damaged, or was not saved by torch ({line}): take a complete copy.") from error
 
 
