@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from os.path import expanduser
+from os.path import abspath, expanduser
 from pathlib import Path
 
 from huggingface_hub import constants
@@ -30,7 +30,7 @@ from hpt.models.files import CONFIG, read_weight_headers
 from hpt.models.identity import hash_configuration
 from hpt.models.origin import CONVERSION_FILE, describe_parity
 from hpt.models.processors import pixel_statistics
-from hpt.models.sources import HUB, check_source, is_checkpoint
+from hpt.models.sources import FOLDER, HUB, check_source, is_checkpoint
 from hpt.models.weights import hash_weights
 from hpt.references import Reference
 
@@ -119,7 +119,7 @@ def describe_conversion(parts: Parts, converted: Converted) -> dict:
     checkpoint = parts.checkpoint
     on_hub = checkpoint.source.startswith(HUB)
     return {
-        "source": checkpoint.source if on_hub else Path(checkpoint.source).name,
+        "source": checkpoint.source if on_hub else _short_name(checkpoint.source),
         "hub_id": checkpoint.source.removeprefix(HUB) if on_hub else None,
         "commit": checkpoint.commit,
         "sha256": checkpoint.sha256,
@@ -131,6 +131,11 @@ def describe_conversion(parts: Parts, converted: Converted) -> dict:
         "not_compared": list(NOT_COMPARED),
         "versions": describe_versions(),
     }
+
+
+def _short_name(source: str) -> str:
+    """The last part of a path or a Hub id; of `.`, the folder's own name."""
+    return Path(abspath(expanduser(source.removeprefix(FOLDER)))).name
 
 
 def save_converted(converted: Converted, folder: Path) -> None:
@@ -154,7 +159,7 @@ def cached_conversion(source: str, revision: str | None, options: ConversionOpti
         WriteFailed: if the cache can't be written, which holds nothing half-written then.
     """
     parts = read_parts(source, revision, options, load)
-    folder = Path(constants.HF_HOME, "hpt", "converted", f"{file_name(Path(source).name)}-{parts.hash()}")
+    folder = Path(constants.HF_HOME, "hpt", "converted", f"{file_name(_short_name(source))}-{parts.hash()}")
     if not _is_whole(folder):
         with hold_folder(folder, wait=True):
             if not _is_whole(folder):

@@ -117,6 +117,14 @@ def test_a_folder_of_open_clip_is_loaded_as_any_model_and_converted_once(sources
     assert record["source"] == "open_clip" and record["base"] is None and str(sources) not in json.dumps(record)
 
 
+@pytest.mark.parametrize("source", [".", "local-dir:.", "../open_clip", "{sources}/open_clip/"])
+def test_a_folder_has_its_own_name_however_it_is_given(sources, home, monkeypatch, source):
+    monkeypatch.chdir(sources / "open_clip")
+    folder = Path(load_proxy(source.format(sources=sources)).model.name_or_path)
+    assert folder.name.startswith("open_clip-")
+    assert json.loads((folder / "conversion.json").read_text())["source"] == "open_clip"
+
+
 def test_a_tower_needs_its_base_and_is_kept_by_all_that_it_is_made_of(sources, home, conversions):
     base = {"base": f"{sources}/open_clip"}
     with pytest.raises(InputError, match="tower.pt' holds a vision tower alone: give the model that it was made from"):

@@ -57,7 +57,7 @@ def write_open_clip(model, processor, folder: str | Path) -> list[Parity]:
     config = {MODEL: model_config(name, vision, image_size, text, how, tokenizer)}
     config[PREPROCESSING] = preprocessing_config(name, processor.image_processor)
     if not is_openais(tokenizer):
-        config[MODEL]["text_cfg"]["hf_tokenizer_name"] = folder.absolute().name
+        config[MODEL]["text_cfg"]["hf_tokenizer_name"] = folder.resolve().name
     parity = compare_all(name, weights, how, config[MODEL], model, processor)
     _write(folder, config, weights, tokenizer)
     return parity
