@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 import hpt
 from hpt.environment import describe_versions
-from hpt.errors import InputError, explain_hub_error
+from hpt.errors import InputError
 from hpt.escaping import file_name
 from hpt.files import filled_at_once, named_if_it_fails, write_file
 from hpt.json_files import digest, sealed
@@ -26,6 +26,7 @@ from hpt.locks import hold_folder
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.conversion import NOT_COMPARED, Base, Checkpoint, Converted, Stated, convert, read_checkpoint
 from hpt.models.conversion.options import ConversionOptions
+from hpt.models.failures import failures_explained
 from hpt.models.files import CONFIG, read_weight_headers
 from hpt.models.identity import hash_configuration
 from hpt.models.origin import CONVERSION_FILE, describe_parity
@@ -108,10 +109,8 @@ def read_parts(source: str, revision: str | None, options: ConversionOptions, lo
 def _load_tokenizer(place: Reference):
     from transformers import AutoTokenizer
 
-    try:
+    with failures_explained("tokenizer", place.source):
         return AutoTokenizer.from_pretrained(place.source, revision=place.revision, trust_remote_code=False)
-    except Exception as error:  # over damaged files, of any kind
-        raise explain_hub_error("tokenizer", place.source, error) from error
 
 
 def describe_conversion(parts: Parts, converted: Converted) -> dict:
