@@ -20,7 +20,7 @@ import hpt
 from hpt.environment import describe_versions
 from hpt.errors import InputError
 from hpt.escaping import file_name
-from hpt.files import filled_at_once, named_if_it_fails, write_file
+from hpt.files import check_folder, filled_at_once, named_if_it_fails, write_file
 from hpt.json_files import digest, sealed
 from hpt.locks import hold_folder
 from hpt.models.classifier import ZeroShotClassifier
@@ -160,10 +160,18 @@ def cached_conversion(source: str, revision: str | None, options: ConversionOpti
     parts = read_parts(source, revision, options, load)
     folder = Path(constants.HF_HOME, "hpt", "converted", f"{file_name(_short_name(source))}-{parts.hash()}")
     if not _is_whole(folder):
+        _check_cache(source, folder)
         with hold_folder(folder, wait=True):
             if not _is_whole(folder):
                 _convert_into(folder, parts)
     return folder
+
+
+def _check_cache(source: str, folder: Path) -> None:
+    try:
+        check_folder(folder)
+    except InputError as error:
+        raise InputError(f"{source} must be converted and kept. {error} Set HF_HOME to one that can.") from error
 
 
 def _is_whole(folder: Path) -> bool:

@@ -210,6 +210,13 @@ def test_a_full_disk_ends_it_with_a_line_and_nothing_half_written(sources, home,
     assert not list(home.glob("*")) and not (tmp_path / "clip").exists()
 
 
+def test_a_cache_that_cannot_be_written_is_said_with_what_to_set(sources, tmp_path, monkeypatch):
+    (tmp_path / "home").touch()
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
+    with pytest.raises(InputError, match=r"open_clip must be converted and kept\. .* Set HF_HOME to one that can\.$"):
+        load_proxy(f"{sources}/open_clip")
+
+
 # The Hub
 
 

@@ -159,9 +159,10 @@ def _unpickle(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except UnpicklingError as error:
         raise InputError(f"{path} isn't opened: {_why_not(error)}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:  # of a damaged archive
-        line = str(error).strip().partition("\n")[0] or "it ends too early"
-        raise InputError(f"{path} is damaged, or was not saved by torch ({line}): take a complete copy.") from error
+    except PermissionError as error:
+        raise InputError(f"{path} can't be read: {error.strerror}.") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise InputError(f"{path} is damaged, or was not saved by torch: take a complete copy.") from error
 
 
 def _is_program(archive: Path) -> bool:
