@@ -30,7 +30,6 @@ from hpt.models.failures import failures_explained
 from hpt.models.files import CONFIG, read_weight_headers
 from hpt.models.identity import hash_configuration
 from hpt.models.origin import CONVERSION_FILE, describe_parity
-from hpt.models.processors import pixel_statistics
 from hpt.models.sources import FOLDER, HUB, check_source, is_checkpoint
 from hpt.models.weights import hash_weights
 from hpt.references import Reference
@@ -84,12 +83,14 @@ class Parts:
 def _hash_base(base: Base) -> str:
     processor = base.processor
     configuration = hash_configuration(ZeroShotClassifier(base.model, processor))
-    said = [pixel_statistics(processor.image_processor), _hash_tokenizer(processor.tokenizer)]
+    said = [processor.image_processor.to_json_string(), _hash_tokenizer(processor.tokenizer)]
     return digest([hash_weights(base.model.state_dict()), configuration, *said])
 
 
 def _hash_tokenizer(tokenizer) -> str | None:
-    return None if tokenizer is None else digest(tokenizer.backend_tokenizer.to_str())
+    if tokenizer is None:
+        return None
+    return digest([tokenizer.backend_tokenizer.to_str(), tokenizer.special_tokens_map, tokenizer.model_max_length])
 
 
 def read_parts(source: str, revision: str | None, options: ConversionOptions, load: Load) -> Parts:

@@ -26,6 +26,7 @@ from hpt.models.origin import parse_conversion
 from hpt.models.proxies import parse_proxies
 from hpt.models.weights import hash_weights
 from hpt.references import STATED, parse_model
+from hpt.training.pretraining import byte_tokenizer
 
 
 @pytest.fixture
@@ -140,21 +141,24 @@ def test_a_tower_needs_its_base_and_is_kept_by_all_that_it_is_made_of(sources, h
     assert len({tower.name_or_path for tower in towers}) == 3 and len(conversions) == 4  # and the base, once
 
 
-def test_what_changes_beside_a_checkpoint_makes_it_another(sources, home, tmp_path, conversions):
-    folders = set()
-    for mean in (MEAN, [0.1, 0.2, 0.3]):
+@pytest.mark.parametrize("changed", [{"mean": [0.1, 0.2, 0.3]}, {"resize_mode": "squash"}, {}], ids=str)
+def test_what_changes_beside_a_checkpoint_makes_it_another(sources, home, tmp_path, changed):
+    def made_with_base(name: str, eos_token: str, **preprocessing):
         config = config_of()
-        config["preprocess_cfg"]["mean"] = mean
-        save_open_clip(tmp_path / "base", OpenAIClip().state_dict(), config)
-        model, processor = load_dual_encoder(
-            f"{sources}/tower.pt", conversion=ConversionOptions(base=f"{tmp_path}/base")
-        )
-        assert processor.image_processor.image_mean == pytest.approx(mean)
-        folders.add(model.name_or_path)
-        for file in (tmp_path / "base").iterdir():
-            file.unlink()
-        (tmp_path / "base").rmdir()
-    assert len(folders) == 2
+        config["preprocess_cfg"] |= preprocessing
+        folder = save_open_clip(tmp_path / name, OpenAIClip().state_dict(), config)
+        tokenizer = byte_tokenizer()
+        tokenizer.eos_token = eos_token
+        tokenizer.save_pretrained(folder)
+        return load_dual_encoder(f"{sources}/tower.pt", conversion=ConversionOptions(base=str(folder)))
+
+    before, _ = made_with_base("one", "<|endoftext|>")
+    after, processor = made_with_base("two", "<|endoftext|>" if changed else "!", **changed)
+    assert before.name_or_path != after.name_or_path
+    image_processor = processor.image_processor
+    assert image_processor.image_mean == pytest.approx(changed.get("mean", MEAN))
+    assert image_processor.do_center_crop == ("resize_mode" not in changed)
+    assert processor.tokenizer.eos_token == ("<|endoftext|>" if changed else "!")
 
 
 def test_processes_that_want_the_same_wait_for_the_one_that_converts_it(sources, home, conversions):
