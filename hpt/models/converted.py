@@ -179,7 +179,7 @@ def _is_whole(folder: Path) -> bool:
     """Whether a model was kept there, and its weights are as long as they say, which a power cut may have undone."""
     try:
         return (folder / CONFIG).is_file() and read_weight_headers(str(folder), None) is not None
-    except SafetensorError:
+    except (SafetensorError, InputError):  # the latter for a shard that is missing
         return False
 
 
