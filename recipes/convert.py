@@ -172,7 +172,7 @@ def write_for_open_clip(settings: Conversion, source: Reference, output: Path) -
     """Write a CLIP of transformers as open_clip loads it."""
     model, processor = load_dual_encoder(source.source, source.revision)
     license = settings.license or find_license(source.source, source.revision)
-    origin = Path(source.source).name if Path(source.source).is_dir() else source.place
+    origin = Path(source.source).resolve().name if Path(source.source).is_dir() else source.place
     print_saved_for_open_clip(output, save_for_open_clip(output, model, processor, origin, license))
 
 

@@ -115,6 +115,7 @@ def config_of(activation: str = "quick_gelu", **model_cfg) -> dict:
     """`open_clip_config.json` of an [`OpenAIClip`]; the further settings are `model_cfg`'s."""
     vision = {"image_size": SIDE, "layers": 2, "width": WIDTH, "head_width": WIDTH // HEADS, "patch_size": PATCH}
     text = {"context_length": LENGTH, "vocab_size": VOCABULARY, "width": TEXT_WIDTH, "heads": TEXT_HEADS, "layers": 2}
+    text |= {"hf_tokenizer_name": "me/clip"}  # OpenAI's, unless it is named
     towers = {"vision_cfg": vision | {"mlp_ratio": 3.0}, "text_cfg": text | {"mlp_ratio": 3.0}}
     model = {"embed_dim": DIM, "quick_gelu": activation == "quick_gelu"} | towers | model_cfg
     return {"model_cfg": model, "preprocess_cfg": {"mean": MEAN, "std": STD, "resize_mode": "shortest"}}

@@ -17,6 +17,7 @@ from hpt.hub.index import TASK
 from hpt.hub.origin import describe_conversion_in_full
 from hpt.hub.rows import publish_rows
 from hpt.models.conversion import Converted, write_open_clip
+from hpt.models.conversion.open_clip_config import is_openais
 from hpt.models.converted import save_converted
 from hpt.models.files import find_file
 from hpt.models.origin import describe_parity
@@ -37,6 +38,10 @@ tokenizer = open_clip.get_tokenizer({place})
 
 Its logits were compared with those of the model that it was written from: {parity}.{details}
 """
+# Of a model whose tokenizer open_clip hasn't built in
+OWN_TOKENIZER = """\
+Its tokenizer isn't OpenAI's. Of a folder, open_clip takes the one that lies in it; on the Hub, that of the repository
+which `hf_tokenizer_name` in `open_clip_config.json` names. Write this model's own id there before you push it."""
 
 
 def save_conversion(folder: Path, converted: Converted, record: dict, rows: Iterable[Row] = ()) -> None:
@@ -78,7 +83,8 @@ def save_for_open_clip(
     """
     parity = describe_parity([*map(asdict, write_open_clip(model, processor, folder))])
     name = folder.resolve().name
-    details = f"\n\n## What it was converted from\n\n{describe_conversion_in_full(record)}" if record else ""
+    details = "" if is_openais(processor.tokenizer) else f"\n\n{OWN_TOKENIZER}"
+    details += f"\n\n## What it was converted from\n\n{describe_conversion_in_full(record)}" if record else ""
     text = OPEN_CLIP_CARD.format(
         name=markdown(name),
         origin=code(origin),

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 
 import yaml
 
@@ -29,7 +30,7 @@ from hpt.files import as_text, read_blocks, refuse_large, write_file
 from hpt.hub.run_check import parse_run
 from hpt.json_files import DIGEST, as_line, check_kinds, parse_file, parse_json, parse_lines, sealed
 from hpt.models.origin import CONVERSION_FILE, parse_conversion
-from hpt.models.sources import BASE_FILE
+from hpt.models.sources import BASE_FILE, OPEN_CLIP_CONFIG
 
 
 TRAINING_FILE, RUN_FILE, EVALUATION_FILE = "training.json", "run.yaml", "evaluation.jsonl"
@@ -80,6 +81,11 @@ class ModelFolder:
             return cls(run)
         if not paths and not run.is_dir():
             raise InputError(f"There is no folder {str(run)!r}{did_you_mean_path(str(run))}")
+        if not paths and (run / OPEN_CLIP_CONFIG).is_file():
+            raise InputError(
+                f"{run} holds a model of open_clip, which isn't published by hpt: push it as it is, with its card, by "
+                f"hf upload OWNER/NAME {quote(str(run))}."
+            )
         if not paths:
             raise InputError(
                 f"{run} isn't a finished run: neither it nor its robust/ has a {TRAINING_FILE}, which "

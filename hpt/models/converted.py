@@ -10,26 +10,27 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from os.path import expanduser
+from os.path import abspath, expanduser
 from pathlib import Path
 
 from huggingface_hub import constants
+from safetensors import SafetensorError
 
 import hpt
 from hpt.environment import describe_versions
-from hpt.errors import InputError, explain_hub_error
+from hpt.errors import InputError
 from hpt.escaping import file_name
-from hpt.files import filled_at_once, named_if_it_fails, write_file
+from hpt.files import check_folder, filled_at_once, named_if_it_fails, write_file
 from hpt.json_files import digest, sealed
 from hpt.locks import hold_folder
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.conversion import NOT_COMPARED, Base, Checkpoint, Converted, Stated, convert, read_checkpoint
 from hpt.models.conversion.options import ConversionOptions
-from hpt.models.files import CONFIG
+from hpt.models.failures import failures_explained
+from hpt.models.files import CONFIG, read_weight_headers
 from hpt.models.identity import hash_configuration
 from hpt.models.origin import CONVERSION_FILE, describe_parity
-from hpt.models.processors import pixel_statistics
-from hpt.models.sources import HUB, check_source, is_checkpoint
+from hpt.models.sources import FOLDER, HUB, check_source, is_checkpoint
 from hpt.models.weights import hash_weights
 from hpt.references import Reference
 
@@ -82,12 +83,14 @@ class Parts:
 def _hash_base(base: Base) -> str:
     processor = base.processor
     configuration = hash_configuration(ZeroShotClassifier(base.model, processor))
-    said = [pixel_statistics(processor.image_processor), _hash_tokenizer(processor.tokenizer)]
+    said = [processor.image_processor.to_json_string(), _hash_tokenizer(processor.tokenizer)]
     return digest([hash_weights(base.model.state_dict()), configuration, *said])
 
 
 def _hash_tokenizer(tokenizer) -> str | None:
-    return None if tokenizer is None else digest(tokenizer.backend_tokenizer.to_str())
+    if tokenizer is None:
+        return None
+    return digest([tokenizer.backend_tokenizer.to_str(), tokenizer.special_tokens_map, tokenizer.model_max_length])
 
 
 def read_parts(source: str, revision: str | None, options: ConversionOptions, load: Load) -> Parts:
@@ -107,10 +110,8 @@ def read_parts(source: str, revision: str | None, options: ConversionOptions, lo
 def _load_tokenizer(place: Reference):
     from transformers import AutoTokenizer
 
-    try:
+    with failures_explained("tokenizer", place.source):
         return AutoTokenizer.from_pretrained(place.source, revision=place.revision, trust_remote_code=False)
-    except Exception as error:  # over damaged files, of any kind
-        raise explain_hub_error("tokenizer", place.source, error) from error
 
 
 def describe_conversion(parts: Parts, converted: Converted) -> dict:
@@ -118,7 +119,7 @@ def describe_conversion(parts: Parts, converted: Converted) -> dict:
     checkpoint = parts.checkpoint
     on_hub = checkpoint.source.startswith(HUB)
     return {
-        "source": checkpoint.source if on_hub else Path(checkpoint.source).name,
+        "source": checkpoint.source if on_hub else _short_name(checkpoint.source),
         "hub_id": checkpoint.source.removeprefix(HUB) if on_hub else None,
         "commit": checkpoint.commit,
         "sha256": checkpoint.sha256,
@@ -130,6 +131,11 @@ def describe_conversion(parts: Parts, converted: Converted) -> dict:
         "not_compared": list(NOT_COMPARED),
         "versions": describe_versions(),
     }
+
+
+def _short_name(source: str) -> str:
+    """The last part of a path or a Hub id; of `.`, the folder's own name."""
+    return Path(abspath(expanduser(source.removeprefix(FOLDER)))).name
 
 
 def save_converted(converted: Converted, folder: Path) -> None:
@@ -153,12 +159,28 @@ def cached_conversion(source: str, revision: str | None, options: ConversionOpti
         WriteFailed: if the cache can't be written, which holds nothing half-written then.
     """
     parts = read_parts(source, revision, options, load)
-    folder = Path(constants.HF_HOME, "hpt", "converted", f"{file_name(Path(source).name)}-{parts.hash()}")
-    if not (folder / CONFIG).is_file():
+    folder = Path(constants.HF_HOME, "hpt", "converted", f"{file_name(_short_name(source))}-{parts.hash()}")
+    if not _is_whole(folder):
+        _check_cache(source, folder)
         with hold_folder(folder, wait=True):
-            if not (folder / CONFIG).is_file():
+            if not _is_whole(folder):
                 _convert_into(folder, parts)
     return folder
+
+
+def _check_cache(source: str, folder: Path) -> None:
+    try:
+        check_folder(folder)
+    except InputError as error:
+        raise InputError(f"{source} must be converted and kept. {error} Set HF_HOME to one that can.") from error
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a model was kept there, and its weights are as long as they say, which a power cut may have undone."""
+    try:
+        return (folder / CONFIG).is_file() and read_weight_headers(str(folder), None) is not None
+    except (SafetensorError, InputError):  # the latter for a shard that is missing
+        return False
 
 
 def _convert_into(folder: Path, parts: Parts) -> None:

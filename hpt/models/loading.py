@@ -3,38 +3,34 @@
 What is incomplete or doesn't fit is refused: transformers would fill the gaps with random numbers.
 """
 
-import logging
-import os
 import re
-import shutil
 import warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from os.path import expanduser
 from pathlib import Path
 
 import torch
 
-from hpt.errors import InputError, TrainingStopped, explain_hub_error
-from hpt.files import named_if_it_fails
+from hpt.errors import InputError, TrainingStopped
+from hpt.files import filled_at_once, named_if_it_fails
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.conversion.options import ConversionOptions
 from hpt.models.converted import cached_conversion, check_options
+from hpt.models.failures import failures_explained, without_report
 from hpt.models.families import check_dual_encoder, family_of
 from hpt.models.files import (
     CONFIG,
     check_model_type,
     drop_own_code,
     find_file,
-    own_code,
     read_json,
     read_settings,
     read_weight_headers,
-    refuse_own_code,
 )
 from hpt.models.positions import with_image_size
 from hpt.models.processors import check_processor, input_size
 from hpt.models.proxies import ORIGINAL
-from hpt.models.sources import check_source, is_checkpoint, similar_folder
+from hpt.models.sources import check_source, is_checkpoint
 from hpt.models.tokens import check_tokenizer
 from hpt.models.weights import check_complete, check_finite, find_non_finite
 from hpt.references import IMAGE_SIZE, Reference
@@ -139,13 +135,11 @@ def _load(
 
     check_source(name)
     if is_checkpoint(name):
-        name, revision = (
-            str(cached_conversion(name, revision, conversion or ConversionOptions(), load_dual_encoder)),
-            None,
-        )
+        folder = cached_conversion(name, revision, conversion or ConversionOptions(), load_dual_encoder)
+        name, revision = str(folder), None
     if name in above:
         raise InputError(f"Its base is {name}, an adapter whose base it is in turn.")
-    with _failures_explained("model", name):
+    with failures_explained("model", name):
         adapter = find_adapter_config_file(name, revision=revision)
         if adapter is None:  # without a Hub, the first file that a model must have says so, after half a minute
             cached_file(name, CONFIG, revision=revision)
@@ -171,7 +165,7 @@ def _load_model(name: str, revision: str | None, dtype: torch.dtype, settings: d
     # Not by commit: of a repository without safetensors, the Hub's conversion is taken for a branch only
     options = {"revision": revision, "dtype": dtype, "use_safetensors": True}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # what doesn't fit is refused below
-    with _failures_explained("model", name, settings), _without_report():
+    with failures_explained("model", name, settings), without_report():
         headers = read_weight_headers(name, revision)
         with headers.bounding(name) if headers else nullcontext():
             model, report = AutoModel.from_pretrained(name, trust_remote_code=False, **options)
@@ -194,7 +188,7 @@ def _load_adapter(name: str, revision: str | None, dtype: torch.dtype, settings:
     """The base with an adapter merged into it, and the adapter's own processor, or else the base's."""
     from hpt.models.lora import merge_saved, read_adapter
 
-    with _failures_explained("adapter", name):
+    with failures_explained("adapter", name):
         config, weights = read_adapter(name, revision)
     try:
         model, processor = _load(config.base_model_name_or_path, config.revision, dtype, (*above, name))
@@ -203,7 +197,7 @@ def _load_adapter(name: str, revision: str | None, dtype: torch.dtype, settings:
             f"{name} is an adapter, and its base can't be had. {error} Write the base's path or Hub id into its "
             "adapter_config.json, as base_model_name_or_path."
         ) from error
-    with _failures_explained("adapter", name):
+    with failures_explained("adapter", name):
         model = merge_saved(name, model, config, weights)
     check_finite(name, model.state_dict())
     model.name_or_path = name
@@ -218,7 +212,7 @@ def _load_processor(name: str, revision: str | None, settings: dict[str, dict]):
             f"Can't load the processor {name!r}: it has neither {' nor '.join(sorted(OF_PROCESSOR))}. Take a complete "
             "copy."
         )
-    with _failures_explained("processor", name, settings):
+    with failures_explained("processor", name, settings):
         try:
             return AutoProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
         except Exception:
@@ -230,7 +224,7 @@ def _load_processor(name: str, revision: str | None, settings: dict[str, dict]):
 @torch.no_grad()
 def _check_use(name: str, model, processor) -> None:
     """Try a model on a grey image and a short text: some damage only shows there."""
-    with _failures_explained("model", name):
+    with failures_explained("model", name):
         check_processor(model, processor)
         check_tokenizer(name, model, processor.tokenizer)
         side = input_size(processor.image_processor)
@@ -251,24 +245,6 @@ def _check_use(name: str, model, processor) -> None:
         )
 
 
-@contextmanager
-def _failures_explained(kind: str, name: str, settings: dict[str, dict] | None = None):
-    """Within, what loading raises becomes a line, which names the folder that may be meant, or code that is missing.
-
-    Over damaged files, transformers and its libraries raise errors of any kind.
-    """
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        if not Path(name).is_dir() and (near := similar_folder(name)):
-            raise InputError(f"Can't load the {kind} {name!r}: no such folder; did you mean {near}?") from error
-        if code := own_code(settings or {}):
-            raise refuse_own_code(kind, name, code) from error
-        raise explain_hub_error(kind, name, error) from error
-
-
 def load_saved_weights(model, folder: str | Path) -> None:
     """Give a plain model the weights that were saved of it in a folder, whatever their names are in the file.
 
@@ -278,26 +254,11 @@ def load_saved_weights(model, folder: str | Path) -> None:
         InputError: if not all of its weights are there.
     """
     options = {"dtype": model.dtype, "use_safetensors": True, "output_loading_info": True}
-    with _without_report():
+    with without_report():
         saved, report = type(model).from_pretrained(folder, **options)
     weights = saved.state_dict()
     check_complete(str(folder), weights, report["missing_keys"], report["unexpected_keys"], {})
     model.load_state_dict(weights)
-
-
-@contextmanager
-def _without_report():
-    """Within, transformers prints no table of the weights that don't fit: they are refused in a line."""
-    logger = logging.getLogger("transformers.modeling_utils")
-    logger.addFilter(_is_no_report)
-    try:
-        yield
-    finally:
-        logger.removeFilter(_is_no_report)
-
-
-def _is_no_report(record: logging.LogRecord) -> bool:
-    return "LOAD REPORT" not in record.getMessage()
 
 
 def save_finished(model, processor, folder: str | Path) -> None:
@@ -309,16 +270,12 @@ def save_finished(model, processor, folder: str | Path) -> None:
     """
     if broken := find_non_finite(model.state_dict()):
         raise TrainingStopped(f"{folder} isn't written: weights of the model are NaN or infinite, {broken}.")
-    folder, incomplete = Path(folder), Path(folder) / "incomplete"
-    marker = "adapter_config.json" if hasattr(model, "peft_config") else "config.json"
-    with named_if_it_fails(folder, Exception):  # for a full disk, safetensors and tokenizers raise errors of their own
+    folder, marker = Path(folder), "adapter_config.json" if hasattr(model, "peft_config") else CONFIG
+    with named_if_it_fails(folder):
         (folder / marker).unlink(missing_ok=True)
-        try:
-            model.save_pretrained(incomplete)
-            processor.save_pretrained(incomplete)
-            drop_own_code(incomplete)
-            (incomplete / "README.md").unlink(missing_ok=True)  # PEFT's, which would replace the card that is there
-            for file in sorted(incomplete.iterdir(), key=lambda file: file.name == marker):
-                os.replace(file, folder / file.name)
-        finally:
-            shutil.rmtree(incomplete, ignore_errors=True)
+    # For a full disk, safetensors and tokenizers raise errors of their own
+    with filled_at_once(folder, last=marker) as incomplete, named_if_it_fails(folder, Exception):
+        model.save_pretrained(incomplete)
+        processor.save_pretrained(incomplete)
+        drop_own_code(incomplete)
+        (incomplete / "README.md").unlink(missing_ok=True)  # PEFT's, which would replace the card that is there

@@ -1,16 +1,20 @@
 """CLIPs of open_clip and OpenAI, and robust vision towers, as models of transformers, and back."""
 
 import json
+import sys
 from dataclasses import fields
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from conversion_sources import (
     HEADS,
     MEAN,
     SAID,
+    SIDE,
     STD,
     VOCABULARY,
     OpenAIClip,
@@ -19,7 +23,9 @@ from conversion_sources import (
     save_open_clip,
 )
 from helpers import make_clip, make_family
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from hpt import InputError
 from hpt.errors import WriteFailed
@@ -300,6 +306,70 @@ def test_a_processor_that_open_clip_has_no_words_for_is_refused(tmp_path):
     with pytest.raises(InputError, match="open_clip prepares images otherwise than 'CLIPModel'.*20"):
         write_open_clip(model, processor, tmp_path / "clip")
     assert not (tmp_path / "clip").exists()
+
+
+@pytest.mark.parametrize("kind", ["ViT", "Siglip"])
+def test_images_squashed_by_any_processor_are_so_in_both_formats(tmp_path, base, kind):
+    """Such processors have neither a crop nor its size."""
+    image_processor = getattr(transformers, f"{kind}ImageProcessorPil")(size={"height": SIDE, "width": SIDE})
+    squashing = CLIPProcessor(image_processor, TOKENIZER)
+    tower = saved(tmp_path / "fare.pt", OpenAIClip(seed=2).vision_weights())
+    made = convert(read_checkpoint(str(tower)), Base("me/base", base.model, squashing))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 33, 3), dtype=np.uint8))
+    ours, theirs = (each(image, return_tensors="pt") for each in (made.processor.image_processor, image_processor))
+    torch.testing.assert_close(ours["pixel_values"], theirs["pixel_values"])
+    write_open_clip(made.model, squashing, tmp_path / "clip")
+    preprocessing = json.loads((tmp_path / "clip" / "open_clip_config.json").read_text())["preprocess_cfg"]
+    interpolation = {"ViT": "bilinear", "Siglip": "bicubic"}[kind]
+    assert (preprocessing["resize_mode"], preprocessing["interpolation"]) == ("squash", interpolation)
+
+
+@pytest.fixture(scope="module")
+def openais_tokenizer():
+    """OpenAI's numbers for `a`, `photo`, `of` and `cat`; the rest of its 49,408 tokens stand for nothing."""
+    words = {"a</w>": 320, "photo</w>": 1125, "of</w>": 539, "cat</w>": 2368}
+    parts = ["ph", "pho", "phot", "ca"]
+    letters = [letter + end for letter in "photfca" for end in ("", "</w>") if letter + end != "a</w>"]
+    vocabulary = words | {part: 1 + place for place, part in enumerate(letters + parts)}
+    vocabulary |= {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
+    others = sorted({*range(49408)} - {*vocabulary.values()})
+    vocabulary |= {chr(0x10000 + number): number for number in others}
+    merges = [("p", "h"), ("ph", "o"), ("pho", "t"), ("phot", "o</w>"), ("o", "f</w>"), ("c", "a"), ("ca", "t</w>")]
+    return CLIPTokenizer(vocab=vocabulary, merges=merges)
+
+
+def test_openais_tokenizer_is_known_and_no_other_taken_for_it(tmp_path, openais_tokenizer):
+    """open_clip has it built in, and takes it for every model whose configuration names no other."""
+    config = make_clip(0)[0].config
+    config.text_config.vocab_size, config.text_config.eos_token_id = 49408, 49407
+    model, image_processor = CLIPModel(config).eval(), make_clip(0)[1].image_processor
+    write_open_clip(model, CLIPProcessor(image_processor, openais_tokenizer), tmp_path / "clip")
+    file = tmp_path / "clip" / "open_clip_config.json"
+    assert "hf_tokenizer_name" not in json.loads(file.read_text())["model_cfg"]["text_cfg"]
+    checkpoint = read_checkpoint(str(tmp_path / "clip"))
+    assert facts_of(convert(checkpoint))["tokenizer"] == ("CLIPTokenizer, 49408 tokens", "its tokenizer's files")
+    (tmp_path / "clip" / "tokenizer.json").unlink()
+    TOKENIZER.save_pretrained(tmp_path / "clip")
+    with pytest.raises(InputError, match="hf_tokenizer_name is missing, for which open_clip takes OpenAI's tokenizer"):
+        convert(checkpoint)
+    given = convert(checkpoint, stated=Stated(tokenizer=openais_tokenizer))
+    assert facts_of(given)["tokenizer"] == ("CLIPTokenizer, 49408 tokens", "given")
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_numbers_of_openais_state_dicts_are_no_weights(tmp_path, prefix):
+    weights = below_text(OpenAIClip().state_dict()) | {"text.context_length": torch.tensor(77)}
+    content = {prefix + name: weight for name, weight in weights.items()} | {"input_resolution": torch.tensor(16)}
+    assert_computes_as(converted(saved(tmp_path / "clip.pt", content)), OpenAIClip())
+
+
+def test_an_open_clip_that_cannot_be_imported_is_said_so_and_left_out(tmp_path, monkeypatch, caplog):
+    (tmp_path / "open_clip.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "open_clip", raising=False)
+    made = converted(saved(tmp_path / "clip.pt", OpenAIClip().state_dict()))
+    assert [parity.against for parity in made.parity] == ["the source's own arithmetic"]
+    assert "which can't be imported: RuntimeError: operator torchvision::nms does not exist" in caplog.text
 
 
 def test_a_folder_with_a_model_of_open_clip_is_left_alone(tmp_path):

@@ -82,6 +82,7 @@ def test_open_clips_own_words_for_what_is_left_out_are_the_defaults_here(open_cl
     """`head_width` 64 and 8 heads, among others."""
     content = config_of()
     content["model_cfg"] = {"embed_dim": 8, "vision_cfg": {"layers": 1}, "text_cfg": {"layers": 1, "vocab_size": 514}}
+    content["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "me/clip"
     model = open_clip.CLIP(**content["model_cfg"])
     folder = save_open_clip(tmp_path / "clip", model.state_dict(), content)
     made = convert(read_checkpoint(str(folder)))

@@ -1,7 +1,9 @@
 """What can't be converted is refused in a line: it says what is wrong, and what would be right."""
 
 import argparse
+import errno
 import json
+import os
 import shutil
 
 import numpy as np
@@ -129,10 +131,21 @@ def test_damaged_files_are_refused(tmp_path, name, damage):
     save_file(WEIGHTS, tmp_path / "x.safetensors")
     (tmp_path / name).write_bytes(damage((tmp_path / name).read_bytes()))
     with pytest.raises(
-        InputError, match=rf"{name} (is damaged|isn't opened: it is no pickle of tensors alone)"
+        InputError,
+        match=rf"{name} (is damaged( \(|, or was not saved by torch:)|isn't opened: it is no pickle of tensors alone)",
     ) as error:
         read_checkpoint(str(tmp_path / name))
     assert "\n" not in str(error.value)
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    def refuse(*arguments, **options):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    torch.save(WEIGHTS, tmp_path / "x.pt")
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(InputError, match="x.pt can't be read: Permission denied.$"):
+        read_checkpoint(str(tmp_path / "x.pt"))
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path):
@@ -172,6 +185,10 @@ def test_a_file_that_is_not_there_names_the_nearest(tmp_path):
         ({"text_cfg.hf_model_name": "roberta-base"}, r"text_cfg.hf_model_name is 'roberta-base'"),
         ({"vision_cfg.act_kwargs": {"approximate": "tanh"}}, r"vision_cfg.act_kwargs.approximate isn't known here"),
         ({"init_logit_bias": -10}, r"init_logit_bias is -10"),
+        (
+            {"text_cfg.tokenizer_kwargs": {"clean": "canonicalize"}},
+            r"text_cfg.tokenizer_kwargs.clean isn't known here",
+        ),
         ({"vision_cfg.rope": True}, r"vision_cfg.rope isn't known here, and may change what is computed"),
         ({"vision_cfg.head_width": "64"}, r"vision_cfg.head_width is '64', but must be a whole number"),
         ({"vision_cfg.head_width": 0}, r"vision_cfg.head_width is 0, but must be above 0"),

@@ -26,6 +26,7 @@ from hpt.models.origin import parse_conversion
 from hpt.models.proxies import parse_proxies
 from hpt.models.weights import hash_weights
 from hpt.references import STATED, parse_model
+from hpt.training.pretraining import byte_tokenizer
 
 
 @pytest.fixture
@@ -117,6 +118,14 @@ def test_a_folder_of_open_clip_is_loaded_as_any_model_and_converted_once(sources
     assert record["source"] == "open_clip" and record["base"] is None and str(sources) not in json.dumps(record)
 
 
+@pytest.mark.parametrize("source", [".", "local-dir:.", "../open_clip", "{sources}/open_clip/"])
+def test_a_folder_has_its_own_name_however_it_is_given(sources, home, monkeypatch, source):
+    monkeypatch.chdir(sources / "open_clip")
+    folder = Path(load_proxy(source.format(sources=sources)).model.name_or_path)
+    assert folder.name.startswith("open_clip-")
+    assert json.loads((folder / "conversion.json").read_text())["source"] == "open_clip"
+
+
 def test_a_tower_needs_its_base_and_is_kept_by_all_that_it_is_made_of(sources, home, conversions):
     base = {"base": f"{sources}/open_clip"}
     with pytest.raises(InputError, match="tower.pt' holds a vision tower alone: give the model that it was made from"):
@@ -132,21 +141,24 @@ def test_a_tower_needs_its_base_and_is_kept_by_all_that_it_is_made_of(sources, h
     assert len({tower.name_or_path for tower in towers}) == 3 and len(conversions) == 4  # and the base, once
 
 
-def test_what_changes_beside_a_checkpoint_makes_it_another(sources, home, tmp_path, conversions):
-    folders = set()
-    for mean in (MEAN, [0.1, 0.2, 0.3]):
+@pytest.mark.parametrize("changed", [{"mean": [0.1, 0.2, 0.3]}, {"resize_mode": "squash"}, {}], ids=str)
+def test_what_changes_beside_a_checkpoint_makes_it_another(sources, home, tmp_path, changed):
+    def made_with_base(name: str, eos_token: str, **preprocessing):
         config = config_of()
-        config["preprocess_cfg"]["mean"] = mean
-        save_open_clip(tmp_path / "base", OpenAIClip().state_dict(), config)
-        model, processor = load_dual_encoder(
-            f"{sources}/tower.pt", conversion=ConversionOptions(base=f"{tmp_path}/base")
-        )
-        assert processor.image_processor.image_mean == pytest.approx(mean)
-        folders.add(model.name_or_path)
-        for file in (tmp_path / "base").iterdir():
-            file.unlink()
-        (tmp_path / "base").rmdir()
-    assert len(folders) == 2
+        config["preprocess_cfg"] |= preprocessing
+        folder = save_open_clip(tmp_path / name, OpenAIClip().state_dict(), config)
+        tokenizer = byte_tokenizer()
+        tokenizer.eos_token = eos_token
+        tokenizer.save_pretrained(folder)
+        return load_dual_encoder(f"{sources}/tower.pt", conversion=ConversionOptions(base=str(folder)))
+
+    before, _ = made_with_base("one", "<|endoftext|>")
+    after, processor = made_with_base("two", "<|endoftext|>" if changed else "!", **changed)
+    assert before.name_or_path != after.name_or_path
+    image_processor = processor.image_processor
+    assert image_processor.image_mean == pytest.approx(changed.get("mean", MEAN))
+    assert image_processor.do_center_crop == ("resize_mode" not in changed)
+    assert processor.tokenizer.eos_token == ("<|endoftext|>" if changed else "!")
 
 
 def test_processes_that_want_the_same_wait_for_the_one_that_converts_it(sources, home, conversions):
@@ -165,6 +177,15 @@ def test_what_a_kill_has_left_is_made_anew(sources, home, conversions):
     (folder / "incomplete" / "tokenizer.json").write_text("{")
     load_proxy(f"{sources}/open_clip")
     assert len(conversions) == 2 and not (folder / "incomplete").exists()
+
+
+def test_what_a_power_cut_has_shortened_is_made_anew(sources, home, conversions):
+    model = load_proxy(f"{sources}/open_clip").model
+    file, weights = Path(model.name_or_path, "model.safetensors"), hash_weights(model.state_dict())
+    half = file.read_bytes()[:-1000]
+    file.unlink()  # rather than shortened: the model maps it into memory
+    file.write_bytes(half)
+    assert hash_weights(load_proxy(f"{sources}/open_clip").model.state_dict()) == weights and len(conversions) == 2
 
 
 def test_what_cannot_be_converted_leaves_nothing_in_the_cache(sources, home, monkeypatch):
@@ -191,6 +212,13 @@ def test_a_full_disk_ends_it_with_a_line_and_nothing_half_written(sources, home,
         else:
             run_recipe("convert.py", sources / "open_clip", "--output_dir", tmp_path / "clip")
     assert not list(home.glob("*")) and not (tmp_path / "clip").exists()
+
+
+def test_a_cache_that_cannot_be_written_is_said_with_what_to_set(sources, tmp_path, monkeypatch):
+    (tmp_path / "home").touch()
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
+    with pytest.raises(InputError, match=r"open_clip must be converted and kept\. .* Set HF_HOME to one that can\.$"):
+        load_proxy(f"{sources}/open_clip")
 
 
 # The Hub

@@ -144,6 +144,7 @@ def test_a_model_is_written_for_open_clip_and_comes_back_the_same(sources, tmp_p
     card = ModelCard.load(tmp_path / "written" / "README.md")
     assert (card.data.library_name, card.data.license) == ("open_clip", "apache-2.0")
     assert "written by hpt from `robust`" in card.text and 'open_clip.get_tokenizer("local-dir:written")' in card.text
+    assert "Its tokenizer isn't OpenAI's." in card.text and "Write this model's own id there" in card.text
     assert f"create_model_from_pretrained('local-dir:{tmp_path}/written')" in capsys.readouterr().out
     run_recipe("convert.py", tmp_path / "written", "--output_dir", tmp_path / "back")
     before, after = (CLIPModel.from_pretrained(tmp_path / name).state_dict() for name in ("robust", "back"))
@@ -311,6 +312,14 @@ def test_a_converted_folder_is_published_and_loaded_again(hub, sources, tmp_path
     (tmp_path / "clip" / "model.safetensors").write_bytes((sources / "another" / "model.safetensors").read_bytes())
     line = refusal_of("publish.py", "--run", tmp_path / "clip", "--hub_model_id", "me/clip")
     assert "aren't those that its conversion.json is of" in line
+
+
+def test_what_is_written_for_open_clip_is_pushed_as_it_is(sources, tmp_path):
+    run_recipe("convert.py", sources / "base", "--to", "openclip", "--output_dir", tmp_path / "clip")
+    for more in ([], ["--evaluations", tmp_path]):
+        line = refusal_of("publish.py", "--run", tmp_path / "clip", "--hub_model_id", "me/clip", *more)
+        assert "holds a model of open_clip, which isn't published by hpt: push it as it is" in line
+        assert line.endswith(f"by hf upload OWNER/NAME {tmp_path}/clip.")
 
 
 def test_a_damaged_record_is_refused(sources, tmp_path):

@@ -3,6 +3,8 @@
 open_clip is optional (`pip install hpt[openclip]`), and imported late: it needs torchvision.
 """
 
+import logging
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -20,6 +22,9 @@ from hpt.models.conversion.parity import (
     embed_by_own_arithmetic,
     embed_by_transformers,
 )
+
+
+logger = logging.getLogger(__name__)
 
 
 def compare_all(
@@ -52,10 +57,13 @@ def compare_all(
 
 
 def find_open_clip() -> ModuleType | None:
-    """The library, or `None` if it can't be imported."""
+    """The library, or `None` if it isn't there; a warning tells why one that is can't be imported."""
+    if find_spec("open_clip") is None:
+        return None
     try:
         import open_clip
-    except ImportError:
+    except Exception as error:  # a torchvision of another torch raises RuntimeError
+        logger.warning(f"Not compared with open_clip, which can't be imported: {type(error).__name__}: {error}")
         return None
     return open_clip
 

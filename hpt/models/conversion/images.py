@@ -5,6 +5,7 @@ from typing import Any
 from PIL.Image import Resampling
 
 from hpt.errors import InputError
+from hpt.models.processors import input_size
 
 
 RESAMPLING = {"bicubic": int(Resampling.BICUBIC), "bilinear": int(Resampling.BILINEAR)}
@@ -20,11 +21,13 @@ def resizing(side: int, mode: str = SHORTEST, interpolation: str = "bicubic") ->
 
 
 def resizing_settings(image_processor) -> dict[str, Any]:
-    """The same settings of an image processor."""
-    settings = {name: getattr(image_processor, name) for name in NAMES}
-    sizes = {name: settings[name] or {} for name in ("size", "crop_size")}
-    plain = {name: {key: side for key, side in dict(size).items() if side is not None} for name, size in sizes.items()}
-    return settings | plain | {"resample": int(settings["resample"])}
+    """The same settings of an image processor; a size that it makes no use of is that of its square images."""
+    used = {"size": bool(image_processor.do_resize), "crop_size": bool(image_processor.do_center_crop)}
+    square = dict.fromkeys(("height", "width"), input_size(image_processor))
+    sizes = {name: dict(getattr(image_processor, name)) if used[name] else square for name in used}
+    plain = {name: {key: side for key, side in size.items() if side is not None} for name, size in sizes.items()}
+    crops, resample = used["crop_size"], int(image_processor.resample)
+    return dict(zip(NAMES, (used["size"], plain["size"], resample, crops, plain["crop_size"]), strict=True))
 
 
 def resizing_of(name: str, image_processor, side: int) -> tuple[str, str]:

@@ -114,7 +114,9 @@ def _tokenizer(checkpoint: Checkpoint, base: Base | None, stated: Stated) -> Sai
     if stated.tokenizer is not None:
         return say(GIVEN, tokenizer=stated.tokenizer)
     if checkpoint.folder is not None and not checkpoint.is_vision_only:
-        return say(ITS_FILES, tokenizer=_load_tokenizer(checkpoint))
+        tokenizer = _load_tokenizer(checkpoint)
+        checkpoint.config.check_tokenizer(tokenizer)
+        return say(ITS_FILES, tokenizer=tokenizer)
     return {} if base is None else say(base.name, tokenizer=base.processor.tokenizer)
 
 

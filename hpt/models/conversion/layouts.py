@@ -75,18 +75,19 @@ def _renamed(source: str, weights: dict[str, torch.Tensor]) -> tuple[dict[str, t
             return VISUAL + name.removeprefix(vision)
         return name.removeprefix(before).removeprefix(TEXT)
 
-    renamed = {rename(name): weight for name, weight in weights.items() if rename(name) not in NO_WEIGHTS}
-    if all(name.startswith(VISUAL) for name in renamed):
+    renamed = [(rename(name), weight) for name, weight in weights.items() if rename(name) not in NO_WEIGHTS]
+    by_name = dict(renamed)
+    if all(name.startswith(VISUAL) for name in by_name):
         layout = "of a vision tower alone"
     else:
         layout = (
             "open_clip's, with the text tower below text." if below_text else "OpenAI's, which are open_clip's too"
         )
-    if twice := len({*weights} - {before + name for name in NO_WEIGHTS}) - len(renamed):
+    if twice := len(renamed) - len(by_name):
         raise InputError(
             f"Can't convert {source!r}: {twice} weights are there twice, with text. before them and without."
         )
-    return renamed, layout + f", each behind {before}" * bool(before)
+    return by_name, layout + f", each behind {before}" * bool(before)
 
 
 def _why_unknown(states: list[dict[str, torch.Tensor]]) -> str:

@@ -19,6 +19,8 @@ from hpt.models.sources import OPEN_CLIP_CONFIG as CONFIG
 
 
 MODEL, PREPROCESSING = "model_cfg", "preprocess_cfg"
+# What OpenAI's tokenizer makes of a text, which it lower-cases; open_clip has it built in, and takes it unless told
+TEXT, TOKENS = "A  photo of a Cat", [49406, 320, 1125, 539, 320, 2368, 49407]
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
 
@@ -76,7 +78,7 @@ IGNORED += tuple(
     for name in ("output_tokens", "final_ln_after_pool", "block_type")
 )
 IGNORED += ("vision_cfg.patch_dropout", "vision_cfg.pos_embed_type", "vision_cfg.attn_pooler_", "vision_cfg.timm_")
-IGNORED += ("text_cfg.hf_", "text_cfg.pad_id", "text_cfg.tokenizer_")
+IGNORED += ("text_cfg.hf_", "text_cfg.pad_id")
 
 
 class OpenClipConfig:
@@ -157,6 +159,14 @@ class OpenClipConfig:
                     f"The {tower} tower has {difference}."
                 )
 
+    def check_tokenizer(self, tokenizer) -> None:
+        """Refuse one from the files beside it that open_clip wouldn't take."""
+        if not (self._given.get("text_cfg.hf_tokenizer_name") or is_openais(tokenizer)):
+            raise self._refused(
+                "text_cfg.hf_tokenizer_name is missing, for which open_clip takes OpenAI's tokenizer, but the files "
+                "beside it are of another. Give the model's own (of hpt convert, --tokenizer ID)"
+            )
+
     def said(self) -> Said:
         """What it says beside shapes; a fact's source tells where a setting is left to open_clip's default."""
         activation = "quick_gelu" if self["quick_gelu"] else "gelu"
@@ -181,6 +191,11 @@ class OpenClipConfig:
     def _fact(self, name: str, value: Any, setting: str) -> Fact:
         source = CONFIG if setting in self._given else f"open_clip's default, as {CONFIG} has no {setting}"
         return Fact(name, value, source)
+
+
+def is_openais(tokenizer) -> bool:
+    """Whether a tokenizer reads prompts as OpenAI's does, which open_clip has built in."""
+    return tokenizer(TEXT)["input_ids"] == TOKENS
 
 
 def _flat(section: dict[str, Any], before: str = "") -> dict[str, Any]:

@@ -1,25 +1,28 @@
 """A CLIP of transformers as a folder of open_clip: `open_clip_config.json`, weights and tokenizer."""
 
 import json
-import os
-import shutil
 from pathlib import Path
 
 from safetensors.torch import save_file
 
 from hpt.errors import InputError
-from hpt.files import check_folder, named_if_it_fails
+from hpt.files import check_folder, filled_at_once, named_if_it_fails
 from hpt.models.conversion.comparison import compare_all
 from hpt.models.conversion.names import to_openai
-from hpt.models.conversion.open_clip_config import CONFIG, MODEL, PREPROCESSING, model_config, preprocessing_config
+from hpt.models.conversion.open_clip_config import (
+    CONFIG,
+    MODEL,
+    PREPROCESSING,
+    is_openais,
+    model_config,
+    preprocessing_config,
+)
 from hpt.models.conversion.parity import Arithmetic, Parity
 from hpt.models.conversion.shapes import TextShape, VisionShape, check_clip
 from hpt.models.weights import check_finite
 
 
 WEIGHTS = "open_clip_model.safetensors"
-# What OpenAI's vocabulary makes of a text, by which open_clip's own tokenizer is known to do as well
-TEXT, TOKENS = "a photo of a cat", [49406, 320, 1125, 539, 320, 2368, 49407]
 
 
 def write_open_clip(model, processor, folder: str | Path) -> list[Parity]:
@@ -53,8 +56,8 @@ def write_open_clip(model, processor, folder: str | Path) -> list[Parity]:
     image_size, tokenizer = model.config.vision_config.image_size, processor.tokenizer
     config = {MODEL: model_config(name, vision, image_size, text, how, tokenizer)}
     config[PREPROCESSING] = preprocessing_config(name, processor.image_processor)
-    if tokenizer(TEXT)["input_ids"] != TOKENS:
-        config[MODEL]["text_cfg"]["hf_tokenizer_name"] = folder.absolute().name
+    if not is_openais(tokenizer):
+        config[MODEL]["text_cfg"]["hf_tokenizer_name"] = folder.resolve().name
     parity = compare_all(name, weights, how, config[MODEL], model, processor)
     _write(folder, config, weights, tokenizer)
     return parity
@@ -62,14 +65,8 @@ def write_open_clip(model, processor, folder: str | Path) -> list[Parity]:
 
 def _write(folder: Path, config: dict, weights: dict, tokenizer) -> None:
     """The configuration last, so that a folder that has one is complete."""
-    incomplete = folder / "incomplete"
-    with named_if_it_fails(folder, Exception):  # for a full disk, safetensors and tokenizers raise errors of their own
-        try:
-            incomplete.mkdir(parents=True, exist_ok=True)
-            save_file(weights, incomplete / WEIGHTS, {"format": "pt"})
-            tokenizer.save_pretrained(incomplete)
-            (incomplete / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-            for file in sorted(incomplete.iterdir(), key=lambda file: file.name == CONFIG):
-                os.replace(file, folder / file.name)
-        finally:
-            shutil.rmtree(incomplete, ignore_errors=True)
+    # For a full disk, safetensors and tokenizers raise errors of their own
+    with filled_at_once(folder, last=CONFIG) as incomplete, named_if_it_fails(folder, Exception):
+        save_file(weights, incomplete / WEIGHTS, {"format": "pt"})
+        tokenizer.save_pretrained(incomplete)
+        (incomplete / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

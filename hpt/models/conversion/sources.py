@@ -6,7 +6,6 @@ A pickle is only opened as far as it holds tensors: `torch.load(..., weights_onl
 import hashlib
 import re
 import zipfile
-from contextlib import contextmanager
 from dataclasses import dataclass
 from os.path import expanduser
 from pathlib import Path
@@ -19,11 +18,12 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from hpt.errors import InputError, did_you_mean_path, explain_hub_error
+from hpt.errors import InputError, did_you_mean_path
 from hpt.files import read_blocks, read_text
 from hpt.models.conversion.layouts import find_weights
 from hpt.models.conversion.open_clip_config import CONFIG, OpenClipConfig
 from hpt.models.conversion.shapes import check_weights, is_vision_only
+from hpt.models.failures import failures_explained
 from hpt.models.files import find_file, read_json
 from hpt.models.sources import FOLDER, HUB, SAFETENSORS
 from hpt.yaml_files import split_card
@@ -96,7 +96,7 @@ def read_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
 
 def _read_folder(source: str, name: str, revision: str | None) -> Checkpoint:
     """A folder, or what is needed of a repository on the Hub, by its id."""
-    with _failures_explained(name):
+    with failures_explained("model", name):
         config = _find_config(source, name, revision)
         settings = OpenClipConfig(read_json(config), source)
         commit = config.parent.name if source.startswith(HUB) else None  # all other files are of the same
@@ -133,16 +133,6 @@ def _find_config(source: str, name: str, revision: str | None) -> Path:
     )
 
 
-@contextmanager
-def _failures_explained(name: str):
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:  # whatever the Hub answers
-        raise explain_hub_error("model", name, error) from error
-
-
 def _read_weights(source: str, path: Path) -> tuple[dict[str, torch.Tensor], str]:
     weights, layout = find_weights(source, _read_safetensors(path) if path.suffix == SAFETENSORS else _unpickle(path))
     check_weights(source, weights)
@@ -169,9 +159,10 @@ def _unpickle(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except UnpicklingError as error:
         raise InputError(f"{path} isn't opened: {_why_not(error)}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:  # of a damaged archive
-        line = str(error).strip().partition("\n")[0]
-        raise InputError(f"{path} is damaged, or was not saved by torch ({line}): take a complete copy.") from error
+    except PermissionError as error:
+        raise InputError(f"{path} can't be read: {error.strerror}.") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise InputError(f"{path} is damaged, or was not saved by torch: take a complete copy.") from error
 
 
 def _is_program(archive: Path) -> bool:
