@@ -99,7 +99,52 @@ def measured(rows):
     return [tuple(getattr(row, name) for name in names) for row in rows]
 
 
+def in_place(images):
+    """The classic `sub_` and `div_` of a normalisation."""
+    return WEIGHTS(images.sub_(0.5).div_(0.25))
+
+
+def apart(images):
+    return WEIGHTS((images - 0.5) / 0.25)
+
+
+WEIGHTS = Linear().eval()
+
+
 # Rows
+
+
+@pytest.mark.parametrize("attack", ["pgd:steps=2", "square:queries=5", "apgd", "fab-t"])
+def test_what_changes_its_images_in_place_is_measured_as_what_does_not(benchmark, attack):
+    given = {"attacks": attack, "max_samples": 12}
+    assert measured(evaluate(in_place, benchmark, **given)) == measured(evaluate(apart, benchmark, **given))
+    images, labels = torch.rand(2, 3, 16, 16), torch.tensor([0, 1])
+    before = images.clone()
+    PGD(eps=EPS)(in_place, images, labels)
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("hold", [lambda net: lambda images: net(images), lambda net: lambda images: [net][0](images)])
+def test_modules_inside_a_function_are_in_eval_mode(benchmark, hold):
+    network = nn.Sequential(nn.BatchNorm2d(3), Linear()).train()
+    before = network[0].running_mean.clone()
+    rows = evaluate(hold(network), benchmark, attacks="pgd:steps=1")
+    assert not network.training and torch.equal(network[0].running_mean, before)
+    assert not rows[0].stochastic
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_logits_of_any_precision_are_taken_to_float32_or_wider(benchmark, dtype):
+    rows = evaluate(lambda images: apart(images).to(dtype), benchmark, attacks="pgd:steps=1")
+    clean, *_, attacked, _ = rows
+    assert clean.accuracy == evaluate(apart, benchmark, attacks=[])[0].accuracy > attacked.accuracy
+
+
+def test_probabilities_are_refused_and_decisions_are_not(benchmark):
+    with pytest.raises(InputError, match="^mine gives probabilities, .* or the logarithm of the probabilities.$"):
+        evaluate(lambda images: apart(images).softmax(1), benchmark)
+    evaluate(lambda images: apart(images).log_softmax(1), benchmark, attacks=[])
+    evaluate(lambda images: nn.functional.one_hot(apart(images).argmax(1), 3).float(), benchmark, attacks=[])
 
 
 def test_a_function_has_the_rows_of_the_model_that_it_calls(clip, benchmark):
