@@ -458,6 +458,22 @@ def test_draws_of_what_draws_nothing_are_refused(benchmark, tmp_path):
     assert not (tmp_path / "results.jsonl").exists()
 
 
+def test_draws_are_left_out_where_there_are_none_unless_that_is_everywhere(benchmark):
+    subjects = [FunctionSubject(classifier, name) for classifier, name in ((Linear(), "plain"), (Noisy(), "noisy"))]
+    evaluator = RobustnessEvaluator(**SETTINGS | {"attacks": ["pgd:steps=1", "pgd:steps=1,eot=2"]})
+    plain, noisy = evaluator.plan_all(subjects, [benchmark], failures := [])
+    attacks = ["clean", LARGE_EPS, "pgd:steps=1"]
+    assert [task.settings["attack"] for task in plain] == attacks and failures == []
+    assert [task.settings["attack"] for task in noisy] == [*attacks, "pgd:steps=1,eot=2"]
+    line = "pgd:steps=1,eot=2 is left out of plain: what it attacks there isn't randomised."
+    assert evaluator.left_out == [line]
+    two = [FunctionSubject(Linear(), name) for name in ("plain", "plain too")]
+    with pytest.raises(InputError, match=r"^Of pgd:steps=1,eot=2, gradients are averaged over draws, but nothing"):
+        evaluator.plan_all(two, [benchmark], [])
+    with pytest.raises(InputError, match="averages gradients over 2 draws of a randomised classifier"):
+        evaluator.plan(two[0], benchmark)
+
+
 def test_a_randomised_classifier_that_hears_no_seeds_is_a_line(benchmark):
     def deaf(images):
         return images.flatten(1)[:, :3]
