@@ -35,7 +35,8 @@ from hpt.evaluation.report import (
     format_table,
     write_csv,
 )
-from hpt.evaluation.rows import WORST_CASE, Row, hash_benchmark
+from hpt.evaluation.row_settings import hash_benchmark
+from hpt.evaluation.rows import WORST_CASE, Row
 from hpt.evaluation.subject import Subject
 from hpt.files import write_file
 from hpt.json_files import sealed
