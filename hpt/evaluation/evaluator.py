@@ -57,7 +57,8 @@ class RobustnessEvaluator:
     with draws that no attack has seen. Its accuracy is the mean: the chance that it is right once the attacker has
     chosen the image, which is what the risk of a randomised classifier is defined by (arXiv 2002.11565). Rows have
     the accuracy in each evaluation too, and the share of images that are right in all of them. Under several attacks,
-    an image counts by the one that leaves it right the least often. Images are attacked that are right at least once.
+    an image counts by the one that leaves it right the least often: with few evaluations, a little too low an
+    accuracy. Images are attacked that are right at least once.
 
     Args:
         attacks (`str` or `list[str]`): Names in [`ATTACKS`], with settings behind a colon where they differ from the

@@ -20,6 +20,7 @@ from hpt.evaluation.report import format_accuracies
 from hpt.evaluation.results import read_result_rows
 from hpt.evaluation.row_check import check_row
 from hpt.evaluation.rows import LARGE_EPS, WORST_CASE
+from hpt.evaluation.summary import weakest
 from hpt.hub.rows import publish_rows
 from hpt.json_files import digest
 
@@ -423,6 +424,20 @@ def test_verdicts_of_randomised_classifiers_are_means_over_draws_of_their_own(be
     cell = f"{100 * min(rows[0].accuracies):.1f} to {100 * max(rows[0].accuracies):.1f} in 5 evaluations, "
     table = format_accuracies(rows)
     assert cell in table and table.endswith("and the share of images that are right in all.")
+
+
+def test_chance_never_makes_the_worst_case_of_equal_attacks_too_high():
+    random = np.random.default_rng(0)
+    share = random.random(5000)
+
+    def worst(evaluations):
+        return weakest(random.random((4, evaluations, 5000)) < share).mean()
+
+    assert worst(5) < worst(20) < worst(80) < share.mean() < worst(80) + 0.06
+    alone = random.random((1, 20, 5000)) < share
+    assert (weakest(alone) == alone[0]).all()
+    once = random.random((4, 1, 5000)) < share
+    assert (weakest(once) == once.all(0)).all()
 
 
 @pytest.mark.parametrize("batch_size", [1, 25])
