@@ -489,6 +489,15 @@ def test_draws_are_left_out_where_there_are_none_unless_that_is_everywhere(bench
         evaluator.plan(two[0], benchmark)
 
 
+def test_no_attack_on_a_randomised_classifier_takes_more_passes_than_planned(benchmark):
+    evaluator = RobustnessEvaluator(**SETTINGS | {"attacks": "pgd:steps=1"})
+    tasks = evaluator.plan(FunctionSubject(Noisy(), "noisy"), benchmark)
+    evaluator.run(tasks)
+    for task in tasks[1:]:
+        passes = sum(record["passes"] for record in evaluator.results.predictions[task.key].values())
+        assert passes <= evaluator.progress([tasks]).most_passes(task)
+
+
 def test_a_randomised_classifier_that_hears_no_seeds_is_a_line(benchmark):
     def deaf(images):
         return images.flatten(1)[:, :3]
