@@ -92,7 +92,7 @@ def failures_explained(what: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" ...").rstrip(".")
         raise InputError(f"{what}: {reason}.") from error
 

@@ -147,13 +147,14 @@ def evaluate(settings: Evaluation, datasets: list[Reference], models: list[Refer
     planned = evaluator.plan_all(subjects, benchmarks, failures)
     if not planned:
         raise InputError(" ".join(failures))
+    notes = [markdown(line) for line in evaluator.left_out]
+    notes += [f"Missing: {markdown(failure)}" for failure in failures]
     if settings.plan:
         if state.is_main_process:
-            missing_ones = [f"Missing: {markdown(failure)}" for failure in failures]
-            print("\n".join([format_plan(evaluator.progress(planned)), *missing_ones]))
+            print("\n".join([format_plan(evaluator.progress(planned)), *notes]))
         return
     if state.is_main_process:
-        print("".join(f"Missing: {markdown(failure)}\n" for failure in failures), end="")  # and again at the end
+        print("".join(f"{line}\n" for line in notes), end="")  # and again at the end
         print_what_is_there(evaluator, planned)
     evaluator.run_all(planned, failures)  # whatever fails, the others still run
     if state.is_main_process:

@@ -128,9 +128,13 @@ class Attack(ABC):
         """The models whose losses it climbs when it attacks a classifier."""
         return [classifier]
 
+    def lacks_draws(self, classifier: Classifier | RandomisedClassifier) -> bool:
+        """Whether it averages over several draws of what draws nothing, or doesn't say so."""
+        return self.eot > 1 and not any(map(is_randomised, self.followed(classifier)))
+
     def check_draws(self, classifier: Classifier | RandomisedClassifier) -> None:
-        """Refuse several draws of what draws nothing, or doesn't say so; [`InputError`]."""
-        if self.eot > 1 and not any(map(is_randomised, self.followed(classifier))):
+        """Refuse an attack that [`lacks_draws`]; [`InputError`]."""
+        if self.lacks_draws(classifier):
             raise InputError(
                 f"{self.label} averages gradients over {self.eot} draws of a randomised classifier, but what it "
                 "attacks doesn't say `randomised = True`, so that all draws would be the same: leave eot out, or let "

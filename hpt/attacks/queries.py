@@ -32,10 +32,11 @@ def float_logits(classifier: Classifier | RandomisedClassifier, highest_label: i
     randomised = is_randomised(classifier)
 
     def logits(images: torch.Tensor, seeds: torch.Tensor | None = None) -> torch.Tensor:
-        output = classifier(images, seeds=seeds) if randomised else classifier(images)
+        shown = images.clone()  # which the classifier may change in place
+        output = classifier(shown, seeds=seeds) if randomised else classifier(shown)
         _check_logits(output, images, highest_label)
         note_passes(images)
-        return output.to(torch.promote_types(output.dtype, torch.float32))
+        return output.to(images.device, torch.promote_types(output.dtype, torch.float32))
 
     logits.randomised = randomised
     return logits

@@ -6,7 +6,7 @@ A record of `budget--METHOD` has them; what lies at the same paths later is held
 from hpt.comparing.grid import Grid
 from hpt.data.benchmark import Benchmark
 from hpt.errors import InputError
-from hpt.evaluation.rows import hash_benchmark
+from hpt.evaluation.row_settings import hash_benchmark
 from hpt.training.trainer import HPTTrainer
 
 

@@ -11,16 +11,8 @@ from hpt.attacks import PGD
 from hpt.data.benchmark import Benchmark
 from hpt.data.images import collate
 from hpt.escaping import one_line
-from hpt.evaluation.rows import (
-    ALL_IMAGES,
-    Row,
-    attack_settings,
-    clean_settings,
-    hash_benchmark,
-    measured_accuracy,
-    predicted_shares,
-    sample_settings,
-)
+from hpt.evaluation.row_settings import attack_settings, clean_settings, hash_benchmark, sample_settings
+from hpt.evaluation.rows import ALL_IMAGES, Row, measured_accuracy, predicted_shares
 from hpt.evaluation.scoring import evaluate_images, score_batch
 from hpt.evaluation.subject import Subject
 from hpt.processes import dead_workers_explained

@@ -117,7 +117,7 @@ def _measure(classifier, endpoints: Endpoints, benchmark: Benchmark, evaluator, 
     rows = evaluator.run([task for task in tasks if task.settings["attack"] != LARGE_EPS])
     clean, robust = (next((row for row in rows if row.attack == attack), None) for attack in (CLEAN, WORST_CASE))
     if robust is None:
-        raise InputError(" ".join(evaluator.undefined.values()))
+        raise InputError(" ".join(evaluator.left_out))
     return DialPoint(t, u, clean.accuracy, robust.accuracy, clean.n, subject.weights)
 
 

@@ -8,15 +8,12 @@ Each row is worked off in batches fixed by the samples' order, with noise from (
 gets the same verdict whatever the number of processes, and however often the evaluation was killed and continued.
 """
 
-import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import numpy as np
 from accelerate.utils import broadcast_object_list
 
-from hpt.attacks import NamedAttack
 from hpt.attacks.registry import parse_attacks
 from hpt.classifiers import Classifier, OpenClassifier
 from hpt.data.benchmark import Benchmark
@@ -24,34 +21,19 @@ from hpt.data.given import as_benchmarks
 from hpt.data.images import check_images, collate, to_unit_range
 from hpt.errors import InputError, check_at_least, message_of
 from hpt.evaluation.functions import as_subject
-from hpt.evaluation.plan import (
-    Task,
-    check_attacked,
-    check_gradients,
-    plan_attack,
-    plan_attack_on,
-    plan_clean,
-    plan_large_eps,
-)
+from hpt.evaluation.plan import Task
+from hpt.evaluation.planner import Planner
 from hpt.evaluation.progress import Progress
 from hpt.evaluation.results import ResultsFolder
 from hpt.evaluation.rows import LARGE_EPS, Row, Rows
 from hpt.evaluation.scoring import score_batch
 from hpt.evaluation.subject import Evaluated, Subject
-from hpt.evaluation.summary import (
-    counts_against_model,
-    find_worst_case,
-    refuse_altered_row,
-    refuse_odd_predictions,
-)
+from hpt.evaluation.summary import counts_against_model, find_worst_case
 from hpt.evaluation.work import Work, finite
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.processes import dead_workers_explained, hold_together, join_processes
 from hpt.radius import as_radii
 from hpt.references import check_names
-
-
-logger = logging.getLogger(__name__)
 
 
 def check_sampling(
@@ -75,7 +57,8 @@ class RobustnessEvaluator:
     with draws that no attack has seen. Its accuracy is the mean: the chance that it is right once the attacker has
     chosen the image, which is what the risk of a randomised classifier is defined by (arXiv 2002.11565). Rows have
     the accuracy in each evaluation too, and the share of images that are right in all of them. Under several attacks,
-    an image counts by the one that leaves it right the least often. Images are attacked that are right at least once.
+    an image counts by the one that leaves it right the least often: with few evaluations, a little too low an
+    accuracy. Images are attacked that are right at least once.
 
     Args:
         attacks (`str` or `list[str]`): Names in [`ATTACKS`], with settings behind a colon where they differ from the
@@ -122,12 +105,18 @@ class RobustnessEvaluator:
                 "ZeroShotClassifier(model, processor)."
             )
         self.proxy = None if proxy is None else Subject(proxy, proxy_name)
-        self.max_samples, self.batch_size, self.num_workers = max_samples, batch_size, num_workers
-        self.evaluations = evaluations
-        self._unknown: set[str] = set()  # names of functions of which a warning has said that they aren't identified
-        self.undefined: dict[tuple[NamedAttack, str], str] = {}  # attacks left out on benchmarks, and why
         self.state = join_processes()
         self.results = ResultsFolder(output_dir, self.state.process_index)
+        self._planner = Planner(
+            self.results,
+            self.attacks,
+            self.radii,
+            self.proxy,
+            seed=seed,
+            batch_size=batch_size,
+            max_samples=max_samples,
+            evaluations=evaluations,
+        )
         self._work = Work(self.results, self.state, batch_size, num_workers)
         with hold_together(self.results.folder):
             self._read_results()
@@ -200,104 +189,19 @@ class RobustnessEvaluator:
         return Subject(ZeroShotClassifier(model, processor).eval(), name)
 
     def plan(self, subject: Evaluated, benchmark: Benchmark, attacked: Evaluated | None = None) -> list[Task]:
-        """The rows to be of a model on one benchmark, checked against the results that are there; nothing is run.
-
-        Attacks see `attacked`, if it is given, instead of the model.
-        """
-        check_attacked(subject, attacked, self.attacks)
-        benchmark = subject.see(benchmark).subset(self.max_samples, self.seed)
-        clean = self._plan_clean(subject, benchmark)
-        attacks = self._defined_on(benchmark)
-        check_gradients(attacked or subject, benchmark, attacks)
-        tasks = [clean]
-        if self.attacks and attacked is None and subject.why_no_gradient(benchmark) is None:
-            tasks.append(plan_large_eps(clean))
-        proxy = None if self.proxy is None else self.proxy.on(benchmark)
-        if any(attack.scored_on_proxy for attack in self.attacks):
-            tasks.append(proxy_clean := self._plan_clean(self.proxy, benchmark))
-        for radius in self.radii:
-            for named in attacks:
-                attack = named.make(radius, seed=self.seed, proxy=clean.scored if named.scored_on_proxy else proxy)
-                attack.check_draws((attacked or subject).on(benchmark))
-                if attacked is not None:
-                    tasks.append(plan_attack_on(clean, str(named), attack, attacked))
-                elif named.scored_on_proxy:
-                    more = {"attacked_weights": subject.weights}
-                    tasks.append(plan_attack(proxy_clean, str(named), attack, subject.name, subject, **more))
-                elif named.needs_proxy:
-                    made_on = self.proxy if named.is_transfer else subject
-                    tasks.append(
-                        plan_attack(clean, str(named), attack, made_on.name, self.proxy, **self.proxy.as_proxy())
-                    )
-                else:
-                    tasks.append(plan_attack(clean, str(named), attack, subject.name))
-        self._expect(tasks)
-        self._warn_of_lost_predictions(tasks)
-        self._warn_if_unknown(clean)
-        return tasks
-
-    def _warn_if_unknown(self, clean: Task) -> None:
-        """Say that a model which goes on under a name can't be told from another one."""
-        name = clean.settings["model"]
-        if clean.settings.get("identified_by") == "name" and self.results.folder and name not in self._unknown:
-            self._unknown.add(name)
-            logger.warning(
-                f"{name} has no weights that were found: whether results in {self.results.folder} that are gone on "
-                "with are of the same function can be checked by its name and settings alone."
-            )
-
-    def _expect(self, tasks: list[Task]) -> None:
-        """Refuse tasks that contradict results that are there, or those expected, and expect theirs."""
-        for task in tasks:
-            self.results.refuse_other_settings(task.settings)
-        for task in tasks:
-            self.results.expect(task.settings)
-        self._check_kept(tasks)
+        """The rows to be of a model on one benchmark; see [`Planner.plan`]."""
+        return self._planner.plan(subject, benchmark, attacked)
 
     def plan_all(
         self, subjects: list[Evaluated], benchmarks: list[Benchmark], failures: list[str]
     ) -> list[list[Task]]:
-        """What [`plan`] gives for each model on each benchmark; `failures` takes a line for each that is refused."""
-        planned = []
-        for subject in subjects:
-            for benchmark in benchmarks:
-                try:
-                    planned.append(self.plan(subject, benchmark))
-                except InputError as error:
-                    failures.append(f"{subject.name}, {benchmark.name}: {error}")
-        return planned
+        """What [`plan`] gives for each model on each benchmark; see [`Planner.plan_all`]."""
+        return self._planner.plan_all(subjects, benchmarks, failures)
 
-    def _plan_clean(self, subject: Evaluated, benchmark: Benchmark) -> Task:
-        task = plan_clean(subject, benchmark, self.seed, self.batch_size, self.max_samples, self.evaluations)
-        return replace(task, settings=self.results.as_said_there(task.settings))
-
-    def _check_kept(self, tasks: list[Task]) -> None:
-        """Refuse what the results have of tasks if it contradicts itself."""
-        for task in tasks:
-            refuse_odd_predictions(self.results, task)
-            is_kept = task.key in self.results.rows
-            if is_kept and not self._work.missing(task) and not self._work.missing(task.clean or task):
-                refuse_altered_row(self.results, task)
-
-    def _warn_of_lost_predictions(self, tasks: list[Task]) -> None:
-        """Say which rows the results have without their predictions."""
-        kept = [task for task in tasks if task.key in self.results.rows]
-        lost = [task for task in kept if len(self._work.missing(task)) == task.num_batches]
-        if lost and self.state.is_main_process:
-            logger.warning(
-                f"{self.results.folder} has rows without their predictions, {len(lost)} of {len(tasks)}, the first of "
-                f"{lost[0]}: they are measured again, unless predictions-*.jsonl are brought back."
-            )
-
-    def _defined_on(self, benchmark: Benchmark) -> list[NamedAttack]:
-        """The attacks that so few classes can have; `undefined` takes a line for each other."""
-        classes = len(benchmark.class_names)
-        defined = [attack for attack in self.attacks if classes >= attack.kind.min_classes]
-        for attack in self.attacks:
-            if attack not in defined:
-                message = f"{attack} isn't defined for the {classes} classes of {benchmark.name}."
-                self.undefined[attack, benchmark.name] = message
-        return defined
+    @property
+    def left_out(self) -> list[str]:
+        """A line for each attack that was left out of what was planned, and why."""
+        return self._planner.left_out
 
     # Running
 
@@ -323,7 +227,7 @@ class RobustnessEvaluator:
             progress ([`Progress`], *optional*): Of an evaluation that these are a part of.
         """
         with self._holding_results():
-            self._expect(tasks)
+            self._planner.expect(tasks)
             return self._run(tasks, failures, progress or self.progress([tasks]))
 
     def _run(self, tasks: list[Task], failures: list[str] | None, progress: Progress) -> list[Row]:

@@ -8,7 +8,6 @@ import textwrap
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from hpt.classifiers import VERDICTS, Classifier, OpenClassifier, check_logits, draw_seeds, is_randomised
 from hpt.data.benchmark import Benchmark
@@ -35,8 +34,8 @@ class _View:
 class FunctionSubject:
     """Any function of images to logits that is measured; see [`Evaluated`].
 
-    Images come to it as the benchmark says, or else at their own size: it has no processor. A module is put into eval
-    mode. It is tried out on the first image of each benchmark's classes.
+    Images come to it as the benchmark says, or else at their own size: it has no processor. The modules that are found
+    in it are put into eval mode. It is tried out on the first image of each benchmark's classes.
 
     Args:
         classifier ([`Classifier`] or [`OpenClassifier`]): The function, or what makes one over any classes.
@@ -62,9 +61,7 @@ class FunctionSubject:
         self.classifier, self.name, self.file = classifier, name, file
         self._default_device = torch.device(device)
         self._is_open = isinstance(classifier, OpenClassifier)
-        if isinstance(classifier, nn.Module):
-            classifier.eval()
-        self._identity = identify(classifier)
+        self._identity = _identified_in_eval_mode(classifier)
         self.weights = self._identity.weights
         self.configuration = digest([self._identity.configuration, file])
         self._views: dict[str, _View] = {}  # by classes and templates
@@ -120,11 +117,16 @@ class FunctionSubject:
                 f"{self.name} gives a {type(classifier).__name__} for the classes of {benchmark.name}, but must give "
                 "a function of images in [0, 1] to logits."
             )
-        if isinstance(classifier, nn.Module):
-            classifier.eval()
-        identity = identify(classifier) if self._is_open else self._identity
+        identity = _identified_in_eval_mode(classifier) if self._is_open else self._identity
         device = identity.device or self._default_device
         return _View(classifier, identity, try_out(classifier, self.see(benchmark), device, self.name))
+
+
+def _identified_in_eval_mode(classifier) -> Identity:
+    identity = identify(classifier)
+    for module in identity.modules:
+        module.eval()  # in training mode, logits would depend on the batch, and change statistics
+    return identity
 
 
 def as_subject(
@@ -168,7 +170,7 @@ def try_out(classifier: Classifier, benchmark: Benchmark, device: torch.device, 
     drawn = {"seeds": draw_seeds(0, ids, VERDICTS, 0)} if is_randomised(classifier) else {}
     with torch.autocast(device.type, enabled=False), torch.no_grad():
         with failures_explained(f"{name} can't take an image of shape {tuple(images.shape[1:])} in [0, 1]"):
-            logits = classifier(images.clone(), **drawn)
+            logits = classifier(images.clone(), **drawn)  # which it may change in place
     check_logits(logits, images, name)
     if logits.shape[1:] != (classes,) or not logits.is_floating_point():
         raise InputError(
@@ -177,14 +179,25 @@ def try_out(classifier: Classifier, benchmark: Benchmark, device: torch.device, 
         )
     if not logits.isfinite().all():
         raise InputError(f"{name} gives NaN or infinite logits for an image of {benchmark.name}: give a sound model.")
+    _refuse_probabilities(logits[0].float(), name)
     return _why_no_gradient(classifier, images, drawn)
+
+
+def _refuse_probabilities(values: torch.Tensor, name: str) -> None:
+    """Refuse what sums to 1 as probabilities do, of which cross-entropy would take the softmax again."""
+    is_distribution = values.min() >= 0 and abs(values.sum().item() - 1) < 1e-3
+    if is_distribution and not (values == values.round()).all():  # a decision alone has no logits to give instead
+        raise InputError(
+            f"{name} gives probabilities, which attacks on cross-entropy hardly climb: give its logits, without the "
+            "softmax, or the logarithm of the probabilities."
+        )
 
 
 def _why_no_gradient(classifier: Classifier, images: torch.Tensor, drawn: dict) -> str | None:
     with torch.autocast(images.device.type, enabled=False), torch.inference_mode(False), torch.enable_grad():
         images = images.clone().requires_grad_()
         try:
-            logits = classifier(images, **drawn).sum()
+            logits = classifier(images.clone(), **drawn).sum()
             gradients = torch.autograd.grad(logits, images, allow_unused=True) if logits.requires_grad else [None]
         except Exception as error:  # of the user's own code, which may be right where no gradient is wanted
             return textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...").rstrip(".")

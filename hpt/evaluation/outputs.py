@@ -35,7 +35,8 @@ from hpt.evaluation.report import (
     format_table,
     write_csv,
 )
-from hpt.evaluation.rows import WORST_CASE, Row, hash_benchmark
+from hpt.evaluation.row_settings import hash_benchmark
+from hpt.evaluation.rows import WORST_CASE, Row
 from hpt.evaluation.subject import Subject
 from hpt.files import write_file
 from hpt.json_files import sealed
@@ -58,7 +59,7 @@ def report_evaluation(
     table = format_accuracies(rows, list(dict.fromkeys([*(row.benchmark for row in rows), *missing])))
     page = f"Accuracy in %, with its 95 % interval\n\n{format_samples(rows)}\n\n{table}\n\n"
     page += f"Reliability flags\n\n{format_flags(flags)}\n"
-    page += "".join(f"\n{markdown(note)}\n" for note in evaluator.undefined.values())
+    page += "".join(f"\n{markdown(line)}\n" for line in evaluator.left_out)
     page += "".join(f"\nMissing: {markdown(failure)}\n" for failure in failures)
     print(f"\n{page}")
     write_file(folder / "table.md", page)

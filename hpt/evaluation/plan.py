@@ -11,13 +11,8 @@ from hpt.classifiers import Classifier, is_randomised
 from hpt.data.benchmark import Benchmark
 from hpt.errors import InputError
 from hpt.escaping import one_line
-from hpt.evaluation.rows import (
-    LARGE_EPS,
-    attack_settings,
-    clean_settings,
-    hash_benchmark,
-    sample_settings,
-)
+from hpt.evaluation.row_settings import attack_settings, clean_settings, hash_benchmark, sample_settings
+from hpt.evaluation.rows import LARGE_EPS
 from hpt.evaluation.subject import Evaluated
 from hpt.json_files import digest
 

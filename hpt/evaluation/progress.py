@@ -63,9 +63,12 @@ class Progress:
         return len(self.results.predictions.get(task.key, {})) / task.num_batches
 
     def most_passes(self, task: Task) -> int:
-        """Passes of a row at most; of an attack, for the samples that are right, or all where that isn't known yet."""
+        """Passes of a row at most; of an attack, for the samples that are right, or all where that isn't known.
+
+        Of a randomised classifier more are attacked than its accuracy says: those that are right at least once.
+        """
         clean = None if task.clean is None else self.results.rows.get(task.clean.key)
-        share = 1.0 if clean is None else clean.accuracy
+        share = 1.0 if clean is None or clean.evaluations else clean.accuracy
         return round(share * len(task.benchmark)) * task.most_passes
 
     def seconds_left(self, task: Task) -> float | None:

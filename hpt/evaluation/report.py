@@ -44,13 +44,26 @@ def format_accuracies(rows: list[Row], benchmarks: list[str] | None = None) -> s
     for radius in sorted(radii, key=lambda radius: (radius, radius.norm)):
         title = f"{describe_norm(radius.norm)} eps = {radius}"
         shown = [row for row in rows if row.attack == CLEAN or row.radius == radius]
-        ran = sorted({text for row in shown if row.attack == WORST_CASE for text in row.parameters["attacks"]})
         sections.append(f"{title}\n\n{_accuracy_table(shown, benchmarks)}")
-        sections += [markdown(f"Worst case over {', '.join(ran)}.")] if ran else []
+        sections += filter(None, [_describe_worst_cases(shown)])
     if not sections:
         sections.append(_accuracy_table(rows, benchmarks))
     sections += [OF_RANDOMISED] if any(row.accuracies for row in rows) else []
     return "\n\n".join(sections)
+
+
+def _describe_worst_cases(rows: list[Row]) -> str:
+    """Over which attacks worst cases are: a line, or one for each group of models where these differ."""
+    ran: dict[str, set[str]] = {}  # by model, on any benchmark
+    for row in rows:
+        if row.attack == WORST_CASE:
+            model = row.model + row.whole_label.removeprefix(WORST_CASE)
+            ran.setdefault(model, set()).update(row.parameters["attacks"])
+    models: dict[str, list[str]] = {}
+    for model, attacks in ran.items():
+        models.setdefault(", ".join(sorted(attacks)), []).append(model)
+    of = {attacks: f" of {', '.join(names)}" if len(models) > 1 else "" for attacks, names in models.items()}
+    return "\n\n".join(markdown(f"Worst case{of[attacks]} over {attacks}.") for attacks in models)
 
 
 def format_samples(rows: list[Row]) -> str:

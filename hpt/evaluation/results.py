@@ -130,6 +130,11 @@ class ResultsFolder:
         batches = [predictions_of(records[batch]) for batch in sorted(records)]
         return np.concatenate(batches, axis=1) if batches else np.empty((1, 0), int)
 
+    def missing(self, row: str, num_batches: int) -> list[int]:
+        """Of so many batches of the row with that digest those whose predictions aren't there."""
+        done = self.predictions.get(row, {})
+        return [batch for batch in range(num_batches) if batch not in done]
+
     def save_samples(self, benchmark: Benchmark) -> None:
         """Write the ids of a benchmark's samples, their numbers in the whole split, to `samples_BENCHMARK.json`.
 

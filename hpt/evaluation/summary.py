@@ -93,7 +93,9 @@ def weakest(right: np.ndarray) -> np.ndarray:
     """Of each sample the verdicts under the attack that leaves the fewest of them right, `(evaluations, samples)`.
 
     `right` has verdicts of shape `(attacks, evaluations, samples)`. Of a single evaluation, a sample stays right that
-    is right under every attack.
+    is right under every attack. Of several, chance has a part in which attack that is, so that the mean is a little
+    too low, the less the more evaluations there are. To choose by other verdicts than those that count would make it
+    too high: attacks that chance makes seem strong would be taken for strong ones.
     """
     worst = right.sum(1).argmin(0)  # (samples,), the first of those that are equal
     return np.take_along_axis(right, worst[None, None, :], 0)[0]

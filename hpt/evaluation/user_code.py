@@ -72,7 +72,7 @@ def load_code(model: Reference, device: torch.device) -> Evaluated:
     file, function = _place(model)
     content = file.read_bytes()
     make = _find(_run(file, content), function, file)
-    identity = hashlib.sha256(content + function.encode()).hexdigest()[:16]
+    identity = _hash(content + function.encode())
     over_classes = OverClasses(make, device, file)
     made = over_classes if over_classes.takes_classes else over_classes.call()
     return as_subject(made, model.name, device, identity, what=f"result of {model.source}")
@@ -119,16 +119,27 @@ def _compile(file: Path, content: bytes):
 
 
 def _run(file: Path, content: bytes) -> dict:
-    """What a file's code defines, by name."""
-    module = ModuleType(f"user_code_{file.stem}")  # a name that hides no other module
+    """What a file's code defines, by name; it runs once, however many functions of it are named."""
+    path = file.resolve()
+    name = f"user_code_{file.stem}_{_hash(str(path).encode() + content)}"  # which hides no other module
+    if name in sys.modules:
+        return vars(sys.modules[name])
+    module = ModuleType(name)
     module.__file__ = str(file)
-    sys.modules[module.__name__] = module  # where dataclasses and pickles look it up
-    folder = str(file.resolve().parent)
-    if folder not in sys.path:
-        sys.path.append(folder)
-    with _failures_located(f"The code in {file} fails", file):
-        exec(_compile(file, content), vars(module))
+    sys.modules[name] = module  # where dataclasses and pickles look it up
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    try:
+        with _failures_located(f"The code in {file} fails", file):
+            exec(_compile(file, content), vars(module))
+    except InputError:
+        del sys.modules[name]
+        raise
     return vars(module)
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _find(defined: dict, function: str, file: Path) -> Callable:

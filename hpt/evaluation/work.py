@@ -38,14 +38,9 @@ class Work:
         self.results, self.state = results, state
         self.batch_size, self.num_workers = batch_size, num_workers
 
-    def missing(self, task: Task) -> list[int]:
-        """The batches of a task whose predictions the results lack."""
-        done = self.results.predictions.get(task.key, {})
-        return [batch for batch in range(task.num_batches) if batch not in done]
-
     def finish(self, task: Task, progress: Progress) -> Row:
         """The task's row, from the results or by working off the batches that they lack."""
-        if missing := self.missing(task):
+        if missing := self.results.missing(task.key, task.num_batches):
             self._share(task, missing, progress)
         if task.key in self.results.rows:
             refuse_altered_row(self.results, task)

@@ -15,7 +15,7 @@ from hpt.data.geometry import ProcessorTransform
 from hpt.data.hashing import hash_samples
 from hpt.data.images import read_labels
 from hpt.data.streams import EpochStream, identify_stream
-from hpt.evaluation.rows import hash_benchmark
+from hpt.evaluation.row_settings import hash_benchmark
 from hpt.json_files import digest
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.identity import hash_configuration, hash_prompts

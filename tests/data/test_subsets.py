@@ -12,7 +12,7 @@ from hpt.data.loading import load_available, load_training_data
 from hpt.data.names import parse_benchmark
 from hpt.data.streams import identify_stream
 from hpt.data.subsets import SUBSET_NAME, list_part, name_for_command, take_classes, write_out_classes
-from hpt.evaluation.rows import hash_benchmark
+from hpt.evaluation.row_settings import hash_benchmark
 
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]

@@ -471,7 +471,7 @@ def test_attacks_left_out_for_too_few_classes_are_told(model_and_processor):
     benchmark = Benchmark("pair", "test", dataset, CLASSES[:2], "{}", ImageTransform())
     evaluator = make_evaluator(attacks="apgd-t")
     evaluator(*model_and_processor, benchmark)
-    assert list(evaluator.undefined.values()) == ["apgd-t isn't defined for the 2 classes of pair."]
+    assert evaluator.left_out == ["apgd-t isn't defined for the 2 classes of pair."]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from hpt.evaluation.report import format_accuracies
 from hpt.evaluation.results import read_result_rows
 from hpt.evaluation.row_check import check_row
 from hpt.evaluation.rows import LARGE_EPS, WORST_CASE
+from hpt.evaluation.summary import weakest
 from hpt.hub.rows import publish_rows
 from hpt.json_files import digest
 
@@ -99,7 +100,52 @@ def measured(rows):
     return [tuple(getattr(row, name) for name in names) for row in rows]
 
 
+def in_place(images):
+    """The classic `sub_` and `div_` of a normalisation."""
+    return WEIGHTS(images.sub_(0.5).div_(0.25))
+
+
+def apart(images):
+    return WEIGHTS((images - 0.5) / 0.25)
+
+
+WEIGHTS = Linear().eval()
+
+
 # Rows
+
+
+@pytest.mark.parametrize("attack", ["pgd:steps=2", "square:queries=5", "apgd", "fab-t"])
+def test_what_changes_its_images_in_place_is_measured_as_what_does_not(benchmark, attack):
+    given = {"attacks": attack, "max_samples": 12}
+    assert measured(evaluate(in_place, benchmark, **given)) == measured(evaluate(apart, benchmark, **given))
+    images, labels = torch.rand(2, 3, 16, 16), torch.tensor([0, 1])
+    before = images.clone()
+    PGD(eps=EPS)(in_place, images, labels)
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("hold", [lambda net: lambda images: net(images), lambda net: lambda images: [net][0](images)])
+def test_modules_inside_a_function_are_in_eval_mode(benchmark, hold):
+    network = nn.Sequential(nn.BatchNorm2d(3), Linear()).train()
+    before = network[0].running_mean.clone()
+    rows = evaluate(hold(network), benchmark, attacks="pgd:steps=1")
+    assert not network.training and torch.equal(network[0].running_mean, before)
+    assert not rows[0].stochastic
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_logits_of_any_precision_are_taken_to_float32_or_wider(benchmark, dtype):
+    rows = evaluate(lambda images: apart(images).to(dtype), benchmark, attacks="pgd:steps=1")
+    clean, *_, attacked, _ = rows
+    assert clean.accuracy == evaluate(apart, benchmark, attacks=[])[0].accuracy > attacked.accuracy
+
+
+def test_probabilities_are_refused_and_decisions_are_not(benchmark):
+    with pytest.raises(InputError, match="^mine gives probabilities, .* or the logarithm of the probabilities.$"):
+        evaluate(lambda images: apart(images).softmax(1), benchmark)
+    evaluate(lambda images: apart(images).log_softmax(1), benchmark, attacks=[])
+    evaluate(lambda images: nn.functional.one_hot(apart(images).argmax(1), 3).float(), benchmark, attacks=[])
 
 
 def test_a_function_has_the_rows_of_the_model_that_it_calls(clip, benchmark):
@@ -380,6 +426,20 @@ def test_verdicts_of_randomised_classifiers_are_means_over_draws_of_their_own(be
     assert cell in table and table.endswith("and the share of images that are right in all.")
 
 
+def test_chance_never_makes_the_worst_case_of_equal_attacks_too_high():
+    random = np.random.default_rng(0)
+    share = random.random(5000)
+
+    def worst(evaluations):
+        return weakest(random.random((4, evaluations, 5000)) < share).mean()
+
+    assert worst(5) < worst(20) < worst(80) < share.mean() < worst(80) + 0.06
+    alone = random.random((1, 20, 5000)) < share
+    assert (weakest(alone) == alone[0]).all()
+    once = random.random((4, 1, 5000)) < share
+    assert (weakest(once) == once.all(0)).all()
+
+
 @pytest.mark.parametrize("batch_size", [1, 25])
 def test_neither_batches_nor_kills_change_a_randomised_verdict(benchmark, tmp_path, batch_size):
     settings = {"attacks": "pgd:steps=1", "evaluations": 3}
@@ -411,6 +471,31 @@ def test_draws_of_what_draws_nothing_are_refused(benchmark, tmp_path):
     with pytest.raises(InputError, match="averages gradients over 3 draws of a randomised classifier"):
         evaluate(Linear(), benchmark, attacks="pgd:steps=1,eot=3", output_dir=tmp_path)
     assert not (tmp_path / "results.jsonl").exists()
+
+
+def test_draws_are_left_out_where_there_are_none_unless_that_is_everywhere(benchmark):
+    subjects = [FunctionSubject(classifier, name) for classifier, name in ((Linear(), "plain"), (Noisy(), "noisy"))]
+    evaluator = RobustnessEvaluator(**SETTINGS | {"attacks": ["pgd:steps=1", "pgd:steps=1,eot=2"]})
+    plain, noisy = evaluator.plan_all(subjects, [benchmark], failures := [])
+    attacks = ["clean", LARGE_EPS, "pgd:steps=1"]
+    assert [task.settings["attack"] for task in plain] == attacks and failures == []
+    assert [task.settings["attack"] for task in noisy] == [*attacks, "pgd:steps=1,eot=2"]
+    line = "pgd:steps=1,eot=2 is left out of plain: what it attacks there isn't randomised."
+    assert evaluator.left_out == [line]
+    two = [FunctionSubject(Linear(), name) for name in ("plain", "plain too")]
+    with pytest.raises(InputError, match=r"^Of pgd:steps=1,eot=2, gradients are averaged over draws, but nothing"):
+        evaluator.plan_all(two, [benchmark], [])
+    with pytest.raises(InputError, match="averages gradients over 2 draws of a randomised classifier"):
+        evaluator.plan(two[0], benchmark)
+
+
+def test_no_attack_on_a_randomised_classifier_takes_more_passes_than_planned(benchmark):
+    evaluator = RobustnessEvaluator(**SETTINGS | {"attacks": "pgd:steps=1"})
+    tasks = evaluator.plan(FunctionSubject(Noisy(), "noisy"), benchmark)
+    evaluator.run(tasks)
+    for task in tasks[1:]:
+        passes = sum(record["passes"] for record in evaluator.results.predictions[task.key].values())
+        assert passes <= evaluator.progress([tasks]).most_passes(task)
 
 
 def test_a_randomised_classifier_that_hears_no_seeds_is_a_line(benchmark):

@@ -1,7 +1,11 @@
 """What stands for a function: whatever changes what it computes, as far as it can be found, and nothing else."""
 
+from dataclasses import dataclass
+from enum import Enum
 from functools import partial
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from helpers import CLASSES, make_clip
@@ -47,7 +51,34 @@ def closure(network, scale=1.0):
     return classify
 
 
+class Slots:
+    __slots__ = ("network", "unset")
+
+    def __init__(self, network):
+        self.network = network
+
+    def __call__(self, images):
+        return self.network(images)
+
+
+@dataclass
+class Settings:
+    scale: float
+
+
+class Mode(Enum):
+    FAST = 1
+    SLOW = 2
+
+
 NETWORK = linear(5)
+
+
+def nested(images):
+    def classify(images):
+        return NETWORK(images)
+
+    return torch.stack([classify(images) for _ in range(2)]).mean(0)
 
 
 class ByGlobal:
@@ -78,7 +109,35 @@ FUNCTIONS = {
     "partial": lambda: partial(closure(linear()), power=3),
     "another partial": lambda: partial(closure(linear()), power=4),
     "bound": lambda: Held(linear()).__call__,
+    "bound, other weights": lambda: Held(linear(1)).__call__,
+    "bound of a module": lambda: linear().forward,
+    "bound of a module, other weights": lambda: linear(1).forward,
+    "private": lambda: Held(None, _network=linear()),
+    "private, other weights": lambda: Held(None, _network=linear(1)),
+    "several": lambda: Held([linear(), linear(1)]),
+    "several, other weights": lambda: Held([linear(), linear(2)]),
+    "several around it": lambda: closure((linear(), linear(1))),
+    "by name": lambda: Held({"a": linear(), 2: [linear(1)]}),
+    "by name, other weights": lambda: Held({"a": linear(), 2: [linear(2)]}),
+    "several in a module": lambda: Module([linear()]),
+    "several in a module, other weights": lambda: Module([linear(1)]),
+    "an array": lambda: Held(linear(), mean=np.zeros(3)[::-1]),
+    "another array": lambda: Held(linear(), mean=np.ones(3)[::-1]),
+    "a number of numpy": lambda: Held(linear(), eps=np.float32(0.1)),
+    "another number of numpy": lambda: Held(linear(), eps=np.float32(0.2)),
+    "settings": lambda: Held(linear(), settings=Settings(0.1)),
+    "other settings": lambda: Held(linear(), settings=Settings(0.2)),
+    "settings in a namespace": lambda: Held(linear(), settings=SimpleNamespace(scale=0.1)),
+    "a mode": lambda: Held(linear(), mode=Mode.FAST),
+    "another mode": lambda: Held(linear(), mode=Mode.SLOW),
+    "slots": lambda: Slots(linear()),
+    "slots, other weights": lambda: Slots(linear(1)),
+    "without gradients": lambda: torch.no_grad()(closure(linear())),
+    "without gradients, other weights": lambda: torch.no_grad()(closure(linear(1))),
+    "compiled": lambda: torch.compile(linear()),
+    "compiled, other weights": lambda: torch.compile(linear(1)),
     "global": lambda: ByGlobal(),
+    "global, in a function inside": lambda: nested,
     "dual encoder": lambda: Held(ZeroShotClassifier(*make_clip(), CLASSES)),
     "dual encoder, other prompts": lambda: Held(ZeroShotClassifier(*make_clip(), CLASSES, "a {}")),
     "dual encoder, other weights": lambda: Held(ZeroShotClassifier(*make_clip(1), CLASSES)),
@@ -107,11 +166,22 @@ def test_what_changes_no_number_does_not_count(changed):
     assert identify(changed()) == identify(Held(linear().eval()))
 
 
-def test_use_changes_nothing():
-    classifier = ZeroShotClassifier(*make_clip(), CLASSES)
+class Defended(ZeroShotClassifier):
+    """A dual encoder and more."""
+
+
+@pytest.mark.parametrize("kind", [ZeroShotClassifier, Defended])
+def test_use_changes_nothing(kind):
+    classifier = kind(*make_clip(), CLASSES)
     before = identify(Held(classifier))
     classifier(torch.rand(2, 3, 16, 16))
     assert identify(Held(classifier)) == before
+
+
+def test_every_module_is_found():
+    inner, listed, private = linear(), linear(1), linear(2)
+    found = identify(Held(inner, more=[listed], _private=private)).modules
+    assert {id(module) for module in (inner, listed, private)} <= {id(module) for module in found}
 
 
 def test_dtype_and_device_are_those_of_the_tensors():

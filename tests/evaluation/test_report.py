@@ -40,6 +40,18 @@ def test_one_table_for_each_radius_and_the_latest_worst_case():
     assert "Worst case over cw, fab-t, pgd." in first and "Worst case over apgd, pgd." in second
 
 
+def test_models_with_worst_cases_over_other_attacks_are_named():
+    drawn = of_model(make_row(WORST_CASE, 0.4, parameters={"attacks": ["pgd:eot=2", "pgd"]}), "noisy")
+    naive = replace(drawn, attacked="plain", parameters={"attacks": ["pgd"]})
+    table = format_accuracies([*SOUND, of_model(SOUND[-1], "other"), drawn, naive])
+    lines = [line for line in table.splitlines() if line.startswith("Worst case")]
+    assert lines == [
+        "Worst case of m, other over apgd, pgd.",
+        "Worst case of noisy over pgd, pgd:eot=2.",
+        "Worst case of noisy made on plain over pgd.",
+    ]
+
+
 def test_what_a_suite_left_out_stands_beside_its_number():
     pair = make_row("autoattack", 0.4, steps=None, left_out=["apgd-t"], benchmark="pair")
     whole = make_row("autoattack", 0.6, steps=None)

@@ -13,6 +13,7 @@ from hpt.evaluation.plan import plan_attack, plan_clean
 from hpt.evaluation.report import describe_row, format_accuracies
 from hpt.evaluation.results import parse_predictions, predictions_of
 from hpt.evaluation.row_check import check_row
+from hpt.evaluation.row_settings import hash_benchmark
 from hpt.evaluation.rows import (
     ADDED,
     ALL_IMAGES,
@@ -22,7 +23,6 @@ from hpt.evaluation.rows import (
     WORST_CASE,
     Row,
     Rows,
-    hash_benchmark,
     measured_accuracy,
 )
 from hpt.json_files import digest

@@ -101,6 +101,43 @@ def test_an_edited_file_or_another_function_is_another_classifier(file):
     assert kept()[0] != before[0] and kept()[1] == before[1]
 
 
+def test_functions_of_one_file_share_it_and_files_of_one_name_do_not(tmp_path):
+    code = "import pickle\nclass Classifier:\n    scale = {}\n    def __call__(self, images):\n"
+    code += "        return images.flatten(1)[:, :3] * pickle.loads(pickle.dumps(self)).scale\n"
+    code += "made = Classifier()\ndef make():\n    return made\ndef make_again():\n    return made\n"
+    files = [tmp_path / folder / "same.py" for folder in "ab"]
+    for scale, file in enumerate(files, start=2):
+        file.parent.mkdir()
+        file.write_text(code.format(scale))
+    first, again, other = load(files[0]), load(files[0], "make_again"), load(files[1])
+    assert first.classifier is again.classifier and first.configuration != again.configuration
+    for scale, subject in ((2, first), (3, other)):
+        images = torch.rand(2, 3, 16, 16)
+        assert torch.equal(subject.on(make_benchmark())(images), images.flatten(1)[:, :3] * scale)
+
+
+def test_another_name_and_folder_change_nothing(file, tmp_path):
+    def kept(place):
+        subject = load(place)
+        return subject.settings(make_benchmark())
+
+    before = kept(file)
+    (tmp_path / "moved").mkdir()
+    assert kept(file.rename(tmp_path / "moved" / "renamed.py")) == before
+
+
+def test_weights_that_a_file_reads_count(tmp_path):
+    code = "import torch\ndef make():\n    networks = [torch.load({!r})]\n"
+    code += "    return lambda images: images.flatten(1) @ networks[0]\n"
+    file = tmp_path / "reads.py"
+    file.write_text(code.format(str(tmp_path / "weights.pt")))
+    seen = []
+    for seed in (0, 1):
+        torch.save(torch.randn(768, 3, generator=torch.Generator().manual_seed(seed)), tmp_path / "weights.pt")
+        seen.append(load(file))
+    assert seen[0].configuration == seen[1].configuration and seen[0].weights != seen[1].weights
+
+
 def test_a_dual_encoder_that_it_loads_is_itself(tmp_path):
     save_finished(*make_clip(0), tmp_path / "clip")
     file = tmp_path / "loads.py"
@@ -134,6 +171,7 @@ def test_the_defence_of_the_documents_is_one(tmp_path, monkeypatch):
         ("make = 3\n", "make", "has no function 'make'; known: none"),
         ("def make():\n    return 1 / 0\n", "make", "broken.py fails: ZeroDivisionError: division by zero, in line 2"),
         ("def make(network): pass\n", "make", "broken.py fails: TypeError: make.. missing 1 required .*'network'"),
+        ("import sys\nsys.exit(3)\n", "make", "The code in .*broken.py fails: SystemExit: 3, in line 2"),
         ("def make(): pass\n", "make", "The result of .*broken.py:make is a NoneType, but must be a function of im"),
         ("def make(class_names): pass\n", "make", "mine gives a NoneType for the classes of random, but must give a"),
         ("def make(class_names):\n    len(3)\n", "make", "broken.py fails: TypeError: .*, in line 2"),

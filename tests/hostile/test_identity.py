@@ -19,7 +19,7 @@ from hpt.data.geometry import ImageTransform
 from hpt.data.hashing import hash_files, hash_rows, hash_samples
 from hpt.data.streams import identify_stream
 from hpt.evaluation.ranking import TransferMatrix
-from hpt.evaluation.rows import hash_benchmark
+from hpt.evaluation.row_settings import hash_benchmark
 from hpt.hub.evaluations import add_saved_evaluations
 from hpt.hub.folder import ModelFolder
 from hpt.models.identity import hash_configuration, hash_prompts

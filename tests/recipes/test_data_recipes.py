@@ -9,7 +9,7 @@ from helpers import make_clip, make_dataset, refusal_of, run_recipe
 
 from hpt import RobustnessEvaluator, load_benchmark
 from hpt.data.loading import load_training_data
-from hpt.evaluation.rows import hash_benchmark
+from hpt.evaluation.row_settings import hash_benchmark
 from hpt.hub.folder import ModelFolder
 from hpt.hub.leaderboard import column_of, title_columns
 from hpt.hub.measurements import limits
