@@ -45,7 +45,8 @@ def check_robustness(probe: Probe, radius: Radius) -> list[Finding]:
         by_pgd = probe.attack(pgd, rows)
     except InputError as error:
         reason = f"no attack can follow its gradients: {message_of(error)}"
-        return [cant_tell(sanity, reason), wrong(masking, reason, MASKED)]
+        say = wrong if error.__cause__ is None else cant_tell  # the classifier's own error may have any reason
+        return [cant_tell(sanity, reason), say(masking, reason, MASKED)]
     after_pgd = probe.judge(by_pgd.images, rows)
     after_cw = probe.judge(probe.attack(cw, rows).images, rows)
     zeros = int(by_pgd.zero_gradient.sum())
