@@ -340,6 +340,12 @@ def test_masked_gradients_are_found(mask, clue, vanilla, probe_of):
     assert sanity.verdict == "can't tell"
 
 
+def test_a_robust_model_whose_softmax_saturates_is_a_question(robust, probe_of):
+    """Gradients of cross-entropy are zero, those of the margin break no more: nothing is overstated at this eps."""
+    _, masking = check_robustness(probe_of(lambda images: 30 * robust(images)), EPS)
+    assert masking.verdict == "can't tell" and "attack by CW too" in masking.message
+
+
 # Mistakes of attacks
 
 

@@ -180,11 +180,11 @@ def _plan(
 
 
 def _run(title: str, checks: list[tuple[str, int, Callable[[], list[Finding]]]]) -> list[Finding]:
-    """What the checks find, under a bar that says about how long the rest of them takes at most."""
+    """What the checks find, under a bar that says about how long the rest of them takes if no image breaks early."""
     findings, seconds, passes, left = [], 0.0, 0, sum(most for _, most, _ in checks)
     with tqdm(total=len(checks), bar_format=BAR, leave=False, mininterval=1, miniters=0) as bar:
         for what, most, check in checks:
-            estimate = f", {describe_duration(left * seconds / passes)} left at most" if passes else ""
+            estimate = f", {describe_duration(left * seconds / passes)} left" if passes else ""
             bar.set_description(one_line(f"{title}: {what}{estimate}"))
             counter, begun = PassCounter(bar, max(1, most)), time.perf_counter()
             with watch_passes(counter.note):
