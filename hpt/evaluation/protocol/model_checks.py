@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hpt.attacks import PGD
-from hpt.classifiers import Classifier
+from hpt.classifiers import Classifier, is_randomised
 from hpt.evaluation.protocol.findings import (
     CANT_TELL,
     DECIDED,
@@ -33,10 +33,13 @@ from hpt.radius import Radius
 # How far logits move, as a share of their spread over the classes: at most by rounding, and at least by more than that
 IN_FLOAT32 = (0.01, 0.05)  # also where TensorFloat-32 helps
 IN_16_BITS = (0.1, 0.5)
+LEAST_SPREAD = 0.125  # in 16 bits, as a share of the logits' own size, which is rounded: 16 steps of bfloat16
 ENOUGH = 0.05  # share of the images on which something has to be seen, to be more than an accident of a few
 ALONE = 16  # images that are shown by themselves
 SMALLER, NOISE = 6, 0.3  # of images made harder: part of their size, and deviation of noise in [0, 1] pixels
 VERSIONS = 3  # of an image: as it is, blurred, with noise
+GAIN, OF_GUESSING = 0.1, 0.3  # of skill by other pixels, from which on a model, and one that guesses, wants them
+LOW_CONTRAST = 0.15  # mean deviation of an image's pixels, below which stretching them may help any model
 STEPS = 10  # of PGD
 
 # Mean and standard deviation per channel with which published models normalise
@@ -52,9 +55,10 @@ def enough(number: int, of: int) -> bool:
     return number >= max(3, ENOUGH * of)
 
 
-def moved(first: torch.Tensor, second: torch.Tensor) -> np.ndarray:
+def moved(probe: Probe, first: torch.Tensor, second: torch.Tensor) -> np.ndarray:
     """By how much each image's logits differ at most, `(images,)`, as a share of their spread over the classes."""
-    spread = first.std(1).mean().clamp(min=1e-30)
+    least = LEAST_SPREAD * first.abs().mean().item() if probe.low_precision() else 0.0
+    spread = first.std(1).mean().clamp(min=max(least, 1e-30))
     return ((first - second).abs().amax(1) / spread).numpy()
 
 
@@ -70,7 +74,7 @@ def check_determinism(probe: Probe) -> Finding:
     """Whether a second call, after other images were shown, gives the same logits."""
     check, number = "determinism", min(probe.batch_size, len(probe))
     before, again = probe.logits[:number], probe.see(probe.images[:number])
-    change = moved(before, again)
+    change = moved(probe, before, again)
     verdict, other = _verdict(probe, change), int((again.argmax(1) != before.argmax(1)).sum())
     if torch.equal(again, before):
         return fine(check, f"a second call on {number} images gives the same logits, bit for bit.")
@@ -90,7 +94,7 @@ def check_determinism(probe: Probe) -> Finding:
 def check_batch_size(probe: Probe) -> Finding:
     """Whether an image's logits depend on the images beside it."""
     check, alone = "batch size", min(ALONE, len(probe))
-    published = "github.com/yaodongyu/TRADES, issue 3; github.com/Harry24k/adversarial-attacks-pytorch, issue 124"
+    published = "github.com/yaodongyu/TRADES, issue 3"
     if check_determinism(probe).verdict == WRONG:
         return cant_tell(check, "two calls on the same batch differ already.")
     try:
@@ -99,7 +103,7 @@ def check_batch_size(probe: Probe) -> Finding:
         return wrong(check, f"it fails on a batch of one image: {error}", published)
     smaller = max(2, probe.batch_size // 3)
     in_smaller = probe.see(probe.images, batch_size=smaller)
-    change = np.concatenate([moved(probe.logits[:alone], by_itself), moved(probe.logits, in_smaller)])
+    change = np.concatenate([moved(probe, probe.logits[:alone], by_itself), moved(probe, probe.logits, in_smaller)])
     verdict = _verdict(probe, change)
     seen = (
         f"logits of {alone} images alone, and of {len(probe)} in batches of {smaller}, differ from those in batches "
@@ -170,7 +174,8 @@ def check_normalisation(probe: Probe) -> Finding:
     """Whether pixels in [0, 1] are what it wants: by verdicts on the same images with other pixels.
 
     Images are shown as they are, blurred, and with noise, since on easy ones many pixels do. Something is wrong only
-    if other pixels are right far more often than chance makes them; models that guess decide nothing.
+    if other pixels are right far more often than chance and than guessing make them. Where contrast helps any model,
+    on images that have little and in noise of the model's own, other pixels decide nothing.
     """
     check, labels = "normalisation", probe.labels.cpu().numpy()
     images = [probe.images, *_made_harder(probe)]
@@ -178,22 +183,34 @@ def check_normalisation(probe: Probe) -> Finding:
     found = []
     for pixels in other_pixels():
         right, skilled = _on_all(probe, [pixels.make(shown) for shown in images], labels)
-        found.append((better_by_chance(right, own_right), own_skill - skilled, percent(right / len(images)), pixels))
-    chance, loss, accuracy, pixels = min(found, key=lambda one: one[:2])
+        chance, gain = better_by_chance(right, own_right), skilled - max(own_skill, 0)
+        found.append((chance, gain, percent(right / len(images)), pixels))
+    chance, gain, accuracy, pixels = min(found, key=lambda one: (one[1] <= 0, one[0]))
     seen = (
         f"{percent(probe.right)} of {len(probe)} images are right in [0, 1], and with blurred and noisy ones "
         f"{percent(own_right / len(images))}"
     )
-    if chance < DECIDED and loss < -ENOUGH:
-        meaning = f"{seen}; {pixels.name}, {accuracy} (p = {chance:.0e}): {pixels.meaning}."
-        return wrong(check, meaning, pixels.published)
-    if chance < DOUBTFUL:
-        meaning = f"{seen}; {pixels.name}, {accuracy}, which may be chance: check more images (max_samples)."
-        return cant_tell(check, meaning, pixels.published)
-    if not sees_something(probe.predicted, labels):
+    sees = sees_something(probe.predicted, labels)
+    if chance < DECIDED and gain > (GAIN if sees else OF_GUESSING):
+        meaning = f"{seen}; {pixels.name}, {accuracy} (p = {chance:.0e}): {pixels.meaning}"
+        if doubt := _contrast_helps(probe):
+            return cant_tell(check, f"{meaning}, unless contrast is what helps: {doubt}.", pixels.published)
+        return wrong(check, f"{meaning}.", pixels.published)
+    if chance < DOUBTFUL and gain > 0:
+        meaning = f"{seen}; {pixels.name}, {accuracy}: {pixels.meaning}, or that is how it happens to be on these."
+        return cant_tell(check, f"{meaning} Check more images (max_samples).", pixels.published)
+    if not sees:
         return cant_tell(check, f"{seen}: no more than by guessing, and no other pixels do better.")
-    _, _, accuracy, pixels = min(found, key=lambda one: one[1])
-    return fine(check, f"{seen}; of {len(found)} other pixels none do better; the best, {pixels.name}, {accuracy}.")
+    _, _, accuracy, pixels = max(found, key=lambda one: one[1])
+    return fine(check, f"{seen}; none of {len(found)} others are what it wants; the best, {pixels.name}, {accuracy}.")
+
+
+def _contrast_helps(probe: Probe) -> str | None:
+    """Why a sound model may do better on pixels of more contrast, if it may."""
+    deviation = probe.images.flatten(1).std(1).mean().item()
+    if deviation < LOW_CONTRAST:
+        return f"these images have little, with a deviation of {deviation:.2f} of their pixels"
+    return "it draws noise, which contrast drowns" if is_randomised(probe.classifier) else None
 
 
 def _made_harder(probe: Probe) -> list[torch.Tensor]:

@@ -16,7 +16,7 @@ from hpt.attacks.queries import float_logits
 from hpt.classifiers import VERDICTS, Classifier, draw_seeds
 from hpt.data.benchmark import Benchmark
 from hpt.data.images import collate, read_labels, to_unit_range
-from hpt.errors import InputError
+from hpt.errors import InputError, failures_explained
 from hpt.evaluation.work import finite
 
 
@@ -84,11 +84,16 @@ class Probe:
         return (self.see(images, rows).argmax(1) == self._at(self.labels, images, rows).cpu()).numpy()
 
     def attack(self, attack: Attack, rows: torch.Tensor, *, batch_size: int | None = None) -> AttackResult:
-        """What an attack finds for the images in these rows, so many at once."""
-        results = [
-            attack.perturb(self.classifier, self.images[part], self.labels[part], self.sample_ids[part])
-            for part in rows.split(batch_size or self.batch_size)
-        ]
+        """What an attack finds for the images in these rows, so many at once.
+
+        Raises:
+            InputError: for logits that have no gradient; and, with a cause, for whatever a user's own code raises.
+        """
+        with failures_explained(f"{attack.label} fails"):
+            results = [
+                attack.perturb(self.classifier, self.images[part], self.labels[part], self.sample_ids[part])
+                for part in rows.split(batch_size or self.batch_size)
+            ]
         return AttackResult(*(torch.cat([getattr(r, name) for r in results]) for name in ("images", "zero_gradient")))
 
     def seen_by(self, classifier: Classifier) -> "Probe":
