@@ -517,6 +517,8 @@ def test_a_folder_without_classes_is_found(benchmark):
     found = check_layout(replace(benchmark, dataset=flat))
     assert found.verdict == "wrong" and "val_annotations.txt" in found.message and "0.23 %" in found.published
     assert check_layout(benchmark).verdict == "fine"
+    one_class = benchmark.dataset.map(lambda row: {"label": 0})
+    assert check_layout(replace(benchmark, dataset=one_class, class_names=["cat"])).verdict == "fine"
 
 
 def test_the_order_of_tiny_imagenets_classes_is_known(benchmark):

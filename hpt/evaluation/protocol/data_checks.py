@@ -34,7 +34,7 @@ def check_layout(benchmark: Benchmark) -> Finding:
     check, names = "layout", benchmark.class_names
     counts = np.bincount(read_labels(benchmark.dataset), minlength=len(names))
     present = int((counts > 0).sum())
-    if present == 1:
+    if present == 1 < len(names):
         only = names[int(counts.argmax())]
         return wrong(
             check,
