@@ -90,6 +90,10 @@ class Evaluation:
 
     def __post_init__(self):
         self.eps = as_radii(self.eps, self.norm)
+        if self.plan and self.check:
+            raise InputError(
+                "--plan and --check can't go together: a plan is of an evaluation, and a check measures none."
+            )
 
 
 def main():

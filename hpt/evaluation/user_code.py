@@ -68,7 +68,7 @@ def describe_code(model: Reference) -> str:
 
 @contextmanager
 def failures_located(models: Iterable[Reference]) -> Iterator[None]:
-    """Within, what fails in the files of such models becomes a line that says where; all else stays.
+    """Within, what fails in the files of models becomes a line that says where.
 
     Classifiers are called long after they were made, by attacks that know nothing of files.
 
@@ -138,8 +138,8 @@ class OverClasses:
         needed = {each.name for each in parameters if each.default is each.empty and each.kind not in optional}
         if unknown := needed - offered.keys():
             raise InputError(
-                f"The function in {self.file} needs {', '.join(sorted(unknown))}, but its arguments can be class_names, "
-                "with it template, and device: give others a default."
+                f"The function in {self.file} needs {', '.join(sorted(unknown))}, but it can only be given "
+                "class_names and with it template, and device: give others a default."
             )
 
 

@@ -173,7 +173,7 @@ def test_the_defence_of_the_documents_is_one(tmp_path, monkeypatch):
         (
             "def make(network): pass\n",
             "make",
-            "broken.py needs network, but its arguments can be class_names, with it ",
+            "broken.py needs network, but it can only be given class_names and with it ",
         ),
         (
             "def make(*any, **more): return 3\n",

@@ -171,8 +171,8 @@ def _unpickle(path: Path) -> Any:
 
 def _damaged(path: Path, library: str) -> InputError:
     return InputError(
-        f"{path} ({path.stat().st_size:,} bytes) is damaged, or wasn't saved by {library}: take a complete copy. The name "
-        f"of a file of safetensors must end in {SAFETENSORS}, and that of torch's in .pt, for example."
+        f"{path} ({path.stat().st_size:,} bytes) is damaged, or wasn't saved by {library}: take a complete copy. The "
+        f"name of a file of safetensors must end in {SAFETENSORS}, and that of torch's in .pt, for example."
     )
 
 
