@@ -26,7 +26,7 @@ from transformers import (
     LlavaProcessor,
 )
 
-from hpt import PGD, load_benchmark
+from hpt import PGD, InputError, load_benchmark
 from hpt.cli import check_quickstart, parse_config, run_recipe
 from hpt.data.images import collate, to_unit_range
 from hpt.errors import explain_hub_error
@@ -54,6 +54,10 @@ class RobustVLM:
     steps: int = field(default=100, metadata={"help": "Steps of PGD."})
     prompt: str = field(default="USER: <image>\nWhat is this? ASSISTANT:", metadata={"help": "What is asked."})
     target: str = field(default="a dog", metadata={"help": "What the targeted attack wants as an answer."})
+
+    def __post_init__(self):
+        if not self.target.strip():
+            raise InputError("target is empty, but must be a text that the targeted attack wants as an answer.")
 
 
 def build_llava(vanilla: Reference) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
@@ -110,13 +114,13 @@ def measure(attack: PGD, prompted: PromptedVLM, images: torch.Tensor, answers: t
 def main():
     settings, _ = parse_config((RobustVLM,))
     vanilla, robust = (parse_model(text, loaded=True) for text in (settings.vanilla, settings.robust))
-    check_quickstart([robust] if settings.vlm else [vanilla, robust])
+    check_quickstart([vanilla, robust] if settings.vlm is None else [robust])
     raise_loss = PGD(eps=settings.eps, steps=settings.steps, loss=lambda losses, labels: losses)
     lower_loss = PGD(eps=settings.eps, steps=settings.steps, loss=lambda losses, labels: -losses)
     benchmark = load_benchmark(settings.benchmark).subset(settings.max_samples)
     batch = next(iter(DataLoader(benchmark, len(benchmark), collate_fn=collate)))
     images = to_unit_range(batch["pixel_values"].to(DEVICE))
-    vlm, processor = load_llava(settings.vlm) if settings.vlm else build_llava(vanilla)
+    vlm, processor = build_llava(vanilla) if settings.vlm is None else load_llava(settings.vlm)
     prompted = PromptedVLM(vlm.to(DEVICE).eval().requires_grad_(False), processor, settings.prompt)
     target = processor.tokenizer(settings.target, add_special_tokens=False, return_tensors="pt")["input_ids"]
     target = target.to(DEVICE).expand(len(images), -1)

@@ -73,8 +73,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def did_you_mean_path(path: str) -> str:
     """[`did_you_mean`] among what lies in the folder in which there is no such path, as a path."""
-    folder = Path(path).parent
-    close = closest(Path(path).name, os.listdir(folder) if folder.is_dir() else [])
+    folder, name = Path(path).parent, Path(path).name
+    others = {*os.listdir(folder)} - {name} if folder.is_dir() else []  # itself it is where it is of another kind
+    close = closest(name, others)
     return f": did you mean {folder / close}?" if close else "."
 
 
@@ -93,7 +94,7 @@ def failures_explained(what: str) -> Iterator[None]:
     except InputError:
         raise
     except (Exception, SystemExit) as error:
-        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" ...").rstrip(".")
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" ...").rstrip(".: ")
         raise InputError(f"{what}: {reason}.") from error
 
 

@@ -11,8 +11,10 @@ from hpt.escaping import one_line
 
 
 WITH_SETTINGS = re.compile(r"(.*?)(?::(\w+=.*))?", re.DOTALL)
+FUNCTION = re.compile(r"(.+\.py):\w+", re.DOTALL)  # in a file
 LONGEST_NAME = 255
 IMAGE_SIZE = "image_size"  # the setting of any model
+FOLDER = "local-dir:"  # as open_clip writes it before a folder
 # What can be said of a model that is converted, as `hpt.models.conversion.options` reads it
 STATED = ("base", "activation", "heads", "text_heads", "image_mean", "image_std", "tokenizer")
 BETWEEN_SETTINGS = re.compile(r",(?=\w+=)")  # a comma may stand in a prompt template too
@@ -40,12 +42,14 @@ class Reference:
 
     @classmethod
     def parse(cls, text: str) -> "Reference":
-        """What a text names; what is on the disk is a path as it stands, whatever `=`, `@` and `:` it has.
+        """What a text names; what is on the disk is a path as it stands, whatever `=`, `@` and `:` it has, also before
+        the name of a function, `FILE.py:FUNCTION`.
 
         Where a path can stand, `~` is the home folder, as in a shell.
         """
         text = expanduser(text)
-        if exists(text):
+        code = FUNCTION.fullmatch(text)
+        if exists(text) or (code and exists(code[1])):
             return cls(text, text, named=False)
         name, equals, path = text.partition("=")
         if equals and ":" not in name and exists(expanduser(path)):
@@ -69,6 +73,18 @@ class Reference:
         """Where it is read from, as messages say it: its source, with `@REVISION` if it has one."""
         return f"{self.source}@{self.revision}" if self.revision else self.source
 
+    def check_revision(self) -> None:
+        """Refuse a revision of what lies on this machine: only the Hub keeps several.
+
+        Raises:
+            InputError: if there is one.
+        """
+        if self.revision and exists(expanduser(self.source.removeprefix(FOLDER))):
+            raise InputError(
+                f"{self.place!r} asks for the revision {self.revision}, but {self.source} lies on this machine and "
+                "has none: leave it out."
+            )
+
     def __str__(self) -> str:
         return self._write(self.place, self.settings)
 
@@ -85,8 +101,9 @@ class Reference:
 
 def _without_folder(text: str) -> str:
     """`PATH/cifar10` for a local path to that, and any other text as it is."""
-    local = Path(text).is_absolute() or text.startswith(("./", "../", "~")) or exists(text)
-    return f"PATH/{Path(text).name}" if local else text
+    path = text.removeprefix(FOLDER)
+    local = path != text or Path(path).is_absolute() or path.startswith(("./", "../", "~")) or exists(path)
+    return f"PATH/{Path(path).name}" if local else text
 
 
 def parse_model(text: str, loaded: bool = False) -> Reference:

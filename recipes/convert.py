@@ -70,6 +70,8 @@ class Conversion:
         check_known("format (--to)", self.to, FORMATS)
         check_at_least(1, batch_size=self.batch_size, max_samples=1 if self.max_samples is None else self.max_samples)
         check_at_least(0, num_workers=self.num_workers)
+        if self.max_samples is not None and self.benchmark is None:
+            raise InputError("--max_samples says how many samples of --benchmark are measured: give one.")
         said = {option.name: getattr(self, option.name) for option in fields(ConversionOptions)}
         self.options = ConversionOptions(
             **{name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
@@ -102,13 +104,14 @@ def check(settings: Conversion, source: Reference) -> None:
             f"{settings.source!r} sets {next(iter(source.settings))}: give it as an option, such as --base ID."
         )
     check_source(source.source)
+    source.check_revision()
     if not is_checkpoint(source.source) and settings.to == TRANSFORMERS:
         raise InputError(
             f"{source.source} is in the format of transformers already, which every command takes: there is nothing "
             "to convert. --to openclip writes it for open_clip; of a folder that holds both formats, local-dir:FOLDER "
             "stands for what is open_clip's."
         )
-    if not is_checkpoint(source.source) and settings.benchmark:
+    if not is_checkpoint(source.source) and settings.benchmark is not None:
         raise InputError(
             f"--benchmark measures what is converted to transformers: of {source.source}, `hpt evaluate`."
         )
@@ -155,7 +158,9 @@ def convert_checkpoint(settings: Conversion, source: Reference, output: Path) ->
 
 def load(settings: Conversion) -> Benchmark | None:
     """The images on which accuracy is measured, if it is."""
-    return settings.benchmark and load_benchmark(parse_benchmark(settings.benchmark)).subset(settings.max_samples)
+    if settings.benchmark is None:
+        return None
+    return load_benchmark(parse_benchmark(settings.benchmark)).subset(settings.max_samples)
 
 
 def print_conversion(record: dict) -> None:

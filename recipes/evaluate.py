@@ -34,7 +34,7 @@ from hpt.evaluation.progress import format_plan
 from hpt.evaluation.protocol.check import IMAGES, check_protocols
 from hpt.evaluation.protocol.findings import WRONG, report_findings
 from hpt.evaluation.subject import Evaluated, Subject
-from hpt.evaluation.user_code import check_code, describe_code, is_code, load_code
+from hpt.evaluation.user_code import check_code, describe_code, failures_located, is_code, load_code
 from hpt.files import check_folder
 from hpt.models.converted import check_model
 from hpt.models.loading import load_named
@@ -90,6 +90,10 @@ class Evaluation:
 
     def __post_init__(self):
         self.eps = as_radii(self.eps, self.norm)
+        if self.plan and self.check:
+            raise InputError(
+                "--plan and --check can't go together: a plan is of an evaluation, and a check measures none."
+            )
 
 
 def main():
@@ -112,7 +116,7 @@ def main():
         check_model(proxy_model)
     set_cpu_threads(settings.cpu_threads)
     state = join_processes(settings.use_cpu)
-    with hold_together(None if settings.plan else settings.output_dir):
+    with hold_together(None if settings.plan else settings.output_dir), failures_located(models):
         evaluate(settings, datasets, models, proxy_model, state)
 
 

@@ -61,6 +61,8 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch, text):
         ("../clip", "PATH/clip"),
         ("here/clip", "PATH/clip"),
         ("/home/me@work/clip", "PATH/clip"),
+        ("local-dir:/home/me/clip", "PATH/clip"),
+        ("local-dir:here/clip", "PATH/clip"),
         ("clip=clip", "clip=clip"),
         ("here=here", "here=PATH/here"),
         ("b=/data/b:split=fit,class_names=/data/birds.txt", "b=PATH/b:split=fit,class_names=PATH/birds.txt"),

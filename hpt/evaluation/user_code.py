@@ -15,7 +15,7 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,25 +31,32 @@ from hpt.evaluation.subject import Evaluated
 from hpt.references import Reference
 
 
-CODE = re.compile(r"(.+\.py):(\w+)")
+FORM = "FILE.py:FUNCTION"
+CODE = re.compile(r"(.+?\.py)(?::(.*))?", re.DOTALL)
 
 
 def is_code(model: Reference) -> bool:
-    """Whether a model is named as a function in a Python file."""
-    return model.source is not None and CODE.fullmatch(model.source) is not None
+    """Whether a model is named as a function in a Python file, or means to be."""
+    if model.source is None or CODE.fullmatch(model.source) is None:
+        return False
+    file, function = _place(model)
+    return function is not None or file.is_file()  # folders and Hub ids can end in .py too
 
 
 def check_code(model: Reference) -> None:
     """Refuse what can't be run, without running it.
 
     Raises:
-        InputError: for a file that isn't there or isn't Python, and for settings and revisions, which it can't have.
+        InputError: for a file that isn't there or isn't Python, for what names no function in it, and for settings
+            and revisions, which it can't have.
     """
-    file, _ = _place(model)
+    file, function = _place(model)
     if model.revision or model.settings:
         raise InputError(f"{str(model)!r} is a function in a local file, which has no revision and no settings.")
     if not file.is_file():
         raise InputError(f"Can't load the model {model.source!r}: there is no file {file}{did_you_mean_path(file)}")
+    if not (function or "").isidentifier():
+        raise InputError(f"Can't load the model {model.source!r}: give a function in that file, as {FORM}.")
     _compile(file, file.read_bytes())
 
 
@@ -57,6 +64,27 @@ def describe_code(model: Reference) -> str:
     """What is said before a file's code runs."""
     file, function = _place(model)
     return one_line(f"{model.name} is made by {function} in {file}: the code in that file is run.")
+
+
+@contextmanager
+def failures_located(models: Iterable[Reference]) -> Iterator[None]:
+    """Within, what fails in the files of models becomes a line that says where.
+
+    Classifiers are called long after they were made, by attacks that know nothing of files.
+
+    Raises:
+        InputError: naming file and line.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        for file in {_place(model)[0] for model in models if is_code(model)}:
+            if _lines_in(file, error):
+                with _failures_located(file):
+                    raise
+        raise
 
 
 def load_code(model: Reference, device: torch.device) -> Evaluated:
@@ -100,11 +128,22 @@ class OverClasses:
     def call(self, **offered):
         """What the function gives for those of its arguments that it takes."""
         offered |= {"device": self.device}
-        with _failures_located(f"The code in {self.file} fails", self.file):
+        self._check_wanted(offered)
+        with _failures_located(self.file):
             return self.make(**{name: value for name, value in offered.items() if name in self._parameters})
 
+    def _check_wanted(self, offered: dict) -> None:
+        parameters = inspect.signature(self.make).parameters.values()
+        optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        needed = {each.name for each in parameters if each.default is each.empty and each.kind not in optional}
+        if unknown := needed - offered.keys():
+            raise InputError(
+                f"The function in {self.file} needs {', '.join(sorted(unknown))}, but it can only be given "
+                "class_names and with it template, and device: give others a default."
+            )
 
-def _place(model: Reference) -> tuple[Path, str]:
+
+def _place(model: Reference) -> tuple[Path, str | None]:
     """The file that a model is named by, and its function."""
     file, function = CODE.fullmatch(model.source).groups()
     return Path(file), function
@@ -114,7 +153,8 @@ def _compile(file: Path, content: bytes):
     try:
         return compile(content, str(file), "exec")
     except (SyntaxError, ValueError) as error:  # the latter of zeros
-        where = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        line = getattr(error, "lineno", None)
+        where = f", line {line}" if line else ""
         raise InputError(f"{file}{where} isn't Python: {getattr(error, 'msg', error)}.") from error
 
 
@@ -130,7 +170,7 @@ def _run(file: Path, content: bytes) -> dict:
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
     try:
-        with _failures_located(f"The code in {file} fails", file):
+        with _failures_located(file):
             exec(_compile(file, content), vars(module))
     except InputError:
         del sys.modules[name]
@@ -150,14 +190,18 @@ def _find(defined: dict, function: str, file: Path) -> Callable:
 
 
 @contextmanager
-def _failures_located(what: str, file: Path) -> Iterator[None]:
+def _failures_located(file: Path) -> Iterator[None]:
     """Within, what the code in a file raises becomes a line that says where it did."""
     try:
-        with failures_explained(what):
+        with failures_explained(f"The code in {file} fails"):
             yield
     except InputError as error:
-        frames = [] if error.__cause__ is None else traceback.extract_tb(error.__cause__.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == str(file)]
-        if not lines:
-            raise
-        raise InputError(f"{str(error).rstrip('.')}, in line {lines[-1]}.") from error.__cause__
+        if lines := _lines_in(file, error.__cause__):
+            raise InputError(f"{str(error).rstrip('.')}, in line {lines[-1]}.") from error.__cause__
+        raise
+
+
+def _lines_in(file: Path, error: BaseException | None) -> list[int]:
+    """The lines of a file that an error passed."""
+    frames = [] if error is None else traceback.extract_tb(error.__traceback__)
+    return [frame.lineno for frame in frames if frame.filename == str(file)]

@@ -69,7 +69,9 @@ def results(folder: ModelFolder, model_id: str) -> str:
         parts += [f"{title}{which}:", _comparison_table(pairs)]
     parts += [f"![Accuracy over eps]({FIGURES}/{address(name)})" for name in folder.robustness_pictures]
     if not folder.robustness_pictures:
-        parts.append("It was attacked at too few radii for a picture of accuracy over eps.")
+        attacked = any(row.attack != CLEAN for row in rows)
+        how = "It was attacked at too few radii" if attacked else "It was not attacked"
+        parts.append(f"{how}: there is no picture of accuracy over eps.")
     if folder.agreement is not None:
         parts.append(markdown(_agreement(folder.agreement)))
     return "\n\n".join(parts)

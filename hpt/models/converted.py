@@ -30,9 +30,9 @@ from hpt.models.failures import failures_explained
 from hpt.models.files import CONFIG, read_weight_headers
 from hpt.models.identity import hash_configuration
 from hpt.models.origin import CONVERSION_FILE, describe_parity
-from hpt.models.sources import FOLDER, HUB, check_source, is_checkpoint
+from hpt.models.sources import HUB, check_source, is_checkpoint
 from hpt.models.weights import hash_weights
-from hpt.references import Reference
+from hpt.references import FOLDER, Reference
 
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ def check_model(reference: Reference) -> None:
         InputError: as of [`check_source`], or for what is said of a model that says it itself.
     """
     check_source(reference.source)
+    reference.check_revision()
     check_options(reference.source, ConversionOptions.parse(reference.settings))
 
 

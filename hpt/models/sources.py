@@ -5,11 +5,12 @@ from os.path import expanduser
 from pathlib import Path
 
 from hpt.errors import InputError, closest, did_you_mean_path
+from hpt.references import FOLDER
 
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 MARKS = ("config.json", "adapter_config.json")  # what a folder has that holds a model, or an adapter
-HUB, FOLDER = "hf-hub:", "local-dir:"  # as open_clip writes them before an id and before a folder
+HUB = "hf-hub:"  # as open_clip writes it before an id
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 SAFETENSORS = ".safetensors"
 FILES = (SAFETENSORS, ".pt", ".pth", ".bin", ".ckpt", ".tar")  # with a state dict; TeCoA's end in .pth.tar

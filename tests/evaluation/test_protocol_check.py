@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import make_benchmark, make_clip, run_recipe
+from helpers import make_benchmark, make_clip, refusal_of, run_recipe
 from PIL import Image
 from torch import nn
 
@@ -512,6 +512,12 @@ def test_of_many_classes_a_few_are_looked_at_and_all_for_their_order(colours):
     assert found.verdict == "wrong"
 
 
+def test_one_image_of_each_class_is_enough_to_look_at_their_order(vanilla, probe_of):
+    probe = probe_of(vanilla, 3)
+    assert len(probe) == len(probe.labels.unique()) == 10
+    assert check_class_order(probe).verdict != "wrong"
+
+
 def test_a_folder_without_classes_is_found(benchmark):
     flat = benchmark.dataset.map(lambda row: {"label": 1})
     found = check_layout(replace(benchmark, dataset=flat))
@@ -610,6 +616,11 @@ def test_the_command_checks_and_measures_nothing(tmp_path, capsys):
         run_recipe("evaluate.py", *arguments, "--eps", "4/256")
     assert "wrong       eps: it is 4/256, which is 3.9844/255" in capsys.readouterr().out
     assert "AdvFLYP" in (output / "protocol_check.md").read_text()
+
+
+def test_a_plan_and_a_check_contradict_each_other(tmp_path):
+    refused = refusal_of("evaluate.py", "--check", "--plan", "--output_dir", tmp_path / "out")
+    assert "--plan and --check can't go together" in refused and not list(tmp_path.iterdir())
 
 
 def test_the_command_names_what_it_cannot_check(tmp_path, capsys):

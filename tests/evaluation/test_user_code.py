@@ -12,7 +12,7 @@ from hpt import InputError, ZeroShotClassifier
 from hpt.evaluation.functions import FunctionSubject
 from hpt.evaluation.results import read_result_rows
 from hpt.evaluation.subject import Subject
-from hpt.evaluation.user_code import check_code, describe_code, is_code, load_code
+from hpt.evaluation.user_code import check_code, describe_code, failures_located, is_code, load_code
 from hpt.models.loading import save_finished
 from hpt.references import parse_model
 
@@ -85,7 +85,7 @@ def test_names_say_where_it_comes_from_unless_they_are_given(file):
     assert model.name == f"{file}:make" and load_code(model, CPU).name == model.name
     named = parse_model(f"mine={file}:make", loaded=True)
     assert describe_code(named) == f"mine is made by make in {file}: the code in that file is run."
-    assert not any(is_code(parse_model(text)) for text in ("org/clip", "mine=org/clip", "org/clip@v2", str(file)))
+    assert not any(is_code(parse_model(text)) for text in ("org/clip", "mine=org/clip", "org/clip@v2", "org/clip.py"))
 
 
 def test_an_edited_file_or_another_function_is_another_classifier(file):
@@ -170,7 +170,16 @@ def test_the_defence_of_the_documents_is_one(tmp_path, monkeypatch):
         ("def mak(): pass\nx = 3\n", "make", "has no function 'make'; known: mak. Did you mean mak"),
         ("make = 3\n", "make", "has no function 'make'; known: none"),
         ("def make():\n    return 1 / 0\n", "make", "broken.py fails: ZeroDivisionError: division by zero, in line 2"),
-        ("def make(network): pass\n", "make", "broken.py fails: TypeError: make.. missing 1 required .*'network'"),
+        (
+            "def make(network): pass\n",
+            "make",
+            "broken.py needs network, but it can only be given class_names and with it ",
+        ),
+        (
+            "def make(*any, **more): return 3\n",
+            "make",
+            "The result of .*broken.py:make is a int, but must be a function of",
+        ),
         ("import sys\nsys.exit(3)\n", "make", "The code in .*broken.py fails: SystemExit: 3, in line 2"),
         ("def make(): pass\n", "make", "The result of .*broken.py:make is a NoneType, but must be a function of im"),
         ("def make(class_names): pass\n", "make", "mine gives a NoneType for the classes of random, but must give a"),
@@ -186,16 +195,49 @@ def test_what_cannot_be_run_is_a_line_that_names_the_place(tmp_path, code, funct
 
 def test_what_is_refused_is_not_run(tmp_path):
     (tmp_path / "ran.py").write_text(f"open({str(tmp_path / 'touched')!r}, 'w')\n")
+    (tmp_path / "folder.py").mkdir()
     for text, message in (
         (f"{tmp_path}/run.py:make", "there is no file .*run.py: did you mean .*ran.py"),
         (f"{tmp_path}/ran.py:make@v2", "is a function in a local file, which has no revision and no settings"),
         (f"{tmp_path}/ran.py:make:image_size=32", "is a function in a local file, which has no revision and no sett"),
         ("https://example.com/defence.py:make", "there is no file https:"),
+        (f"{tmp_path}/ran.py", "ran.py': give a function in that file, as FILE.py:FUNCTION"),
+        (f"{tmp_path}/ran.py:", "ran.py:': give a function in that file, as FILE.py:FUNCTION"),
+        (f"{tmp_path}/ran.py:make()", r"ran.py:make\(\)': give a function in that file, as FILE.py:FUNCTION"),
+        (f"{tmp_path}/ran.py:a.b", "give a function in that file, as FILE.py:FUNCTION"),
+        (f"{tmp_path}/folder.py:make", r"there is no file .*folder.py\.$"),
     ):
         with pytest.raises(InputError, match=message):
             check_code(parse_model(text, loaded=True))
     check_code(parse_model(f"{tmp_path}/ran.py:make", loaded=True))
     assert not (tmp_path / "touched").exists()
+
+
+def test_a_file_is_found_whatever_its_name_holds(tmp_path):
+    for name in ("a=b.py", "a:b.py", "ä b@1.py"):
+        (tmp_path / name).write_text(DEFENCE.replace("import steps_of_mine", ""))
+        model = parse_model(f"{tmp_path}/{name}:make_once", loaded=True)
+        check_code(model)
+        assert load_code(model, CPU).name == f"{tmp_path}/{name}:make_once"
+
+
+def test_what_fails_in_the_middle_of_an_attack_is_a_line_too(tmp_path):
+    """A function that takes one image, but not several; and errors of others stay what they are."""
+    make_dataset(10).to_parquet(tmp_path / "images.parquet")
+    file = tmp_path / "single.py"
+    lines = [
+        "def make():",
+        "    def f(images):",
+        "        assert len(images) == 1",
+        "        return images[:, :, 0, 0]",
+    ]
+    file.write_text("\n".join([*lines, "    return f"]))
+    given = [f"images={tmp_path}/images.parquet:split=train,template={{}},geometry=native", "--attacks", "pgd:steps=1"]
+    given += ["--eps", "8/255", "--use_cpu", "True", "--output_dir", tmp_path / "out"]
+    refused = refusal_of("evaluate.py", "--models", f"{file}:make", "--benchmarks", *given)
+    assert refused == f"The code in {file} fails: AssertionError, in line 3."
+    with pytest.raises(ZeroDivisionError), failures_located([parse_model(f"{file}:make"), parse_model("a/clip")]):
+        raise ZeroDivisionError
 
 
 def test_the_recipe_says_that_it_runs_code_and_evaluates_what_comes_out(file, capsys):

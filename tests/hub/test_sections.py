@@ -362,6 +362,8 @@ def test_doubts_are_told_with_their_radius_and_not_across_samples(write):
 
 def test_clean_alone_is_no_robustness(write):
     assert "It was not attacked: nothing is known of its robustness." in write(limits, ROW)
+    assert "It was not attacked: there is no picture of accuracy over eps." in write(results, ROW)
+    assert "It was attacked at too few radii: there is no picture of accuracy" in write(results, ROW, PGD)
     assert ROW.attack == CLEAN
 
 

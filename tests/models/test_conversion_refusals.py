@@ -4,6 +4,7 @@ import argparse
 import errno
 import json
 import os
+import pickle
 import shutil
 
 import numpy as np
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 
 from hpt import InputError
 from hpt.models.conversion import Base, Stated, convert, read_checkpoint
-from hpt.models.sources import is_checkpoint
+from hpt.models.sources import check_source, is_checkpoint
 from hpt.training.pretraining import byte_tokenizer
 
 
@@ -51,8 +52,8 @@ def given(**changes):
         ({"ema": WEIGHTS, "state_dict": WEIGHTS}, "it holds several models, ema, state_dict"),
         (without("ln_final"), r"of the 62 weights .* 2 missing \(ln_final.bias, ln_final.weight\)\.$"),
         (without("logit_scale"), r"1 missing \(logit_scale\)"),
-        (without("visual.proj"), r"a CLIP has visual.proj, but they are missing"),
-        (without("transformer.resblocks.0."), r"a CLIP has transformer.resblocks.0.mlp.c_fc.weight, but they are mis"),
+        (without("visual.proj"), r"it lacks visual.proj, which every CLIP has"),
+        (without("transformer.resblocks.0."), r"it lacks transformer.resblocks.0.mlp.c_fc.weight, which"),
         (without("visual.transformer.resblocks.1.ln_2"), r"2 missing \(visual.transformer.resblocks.1.ln_2.bias"),
         (WEIGHTS | {"logit_bias": torch.zeros(())}, r"1 too many \(logit_bias\)"),
         (WEIGHTS | {"visual.ls_1.gamma": torch.zeros(2)}, r"1 too many \(visual.ls_1.gamma\)"),
@@ -132,10 +133,23 @@ def test_damaged_files_are_refused(tmp_path, name, damage):
     (tmp_path / name).write_bytes(damage((tmp_path / name).read_bytes()))
     with pytest.raises(
         InputError,
-        match=rf"{name} (is damaged( \(|, or was not saved by torch:)|isn't opened: it is no pickle of tensors alone)",
+        match=rf"{name} (\([\d,]+ bytes\) is damaged|isn't opened: it is no pickle of tensors alone)",
     ) as error:
         read_checkpoint(str(tmp_path / name))
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and ".safetensors" in str(error.value)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_pickle_that_torch_did_not_make_is_refused_without_a_warning(tmp_path):
+    (tmp_path / "x.pt").write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(InputError, match="x.pt isn't opened: it is no pickle of tensors alone"):
+        read_checkpoint(str(tmp_path / "x.pt"))
+
+
+def test_a_link_to_nothing_is_not_what_is_meant(tmp_path):
+    (tmp_path / "x.pt").symlink_to("nowhere.pt")
+    with pytest.raises(InputError, match=r"no such file or folder\.$"):
+        check_source(str(tmp_path / "x.pt"))
 
 
 def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):

@@ -83,13 +83,29 @@ def test_references_say_what_options_there_are():
         ("image_mean=a|b|c", "image_mean is 'a|b|c', but must be three numbers, such as 0.48|0.46|0.41"),
         ("image_std=1|0|1", "image_std is 1 0 1, but must be three numbers above 0"),
         ("base=no/such/folder", "Can't load the model 'no/such/folder': there is no such folder"),
+        ("base=", "base is empty, but must be a Hub id or a path"),
+        ("tokenizer= ", "tokenizer is empty, but must be a Hub id or a path"),
+        (
+            "base={saved}:image_size=32",
+            "target:image_size=32', but is loaded as it stands, without image_size: give a Hub",
+        ),
+        ("base={saved}@v2", "asks for the revision v2, but {saved} lies on this machine and has none"),
         ("colour=blue", "sets 'colour', but of a model only image_size can be set, and of one that is converted base"),
     ],
 )
-def test_what_cannot_be_said_is_refused_before_anything_is_read(sources, setting, line):
+def test_what_cannot_be_said_is_refused_before_anything_is_read(sources, saved, setting, line):
+    setting, line = (text.replace("{saved}", str(saved)) for text in (setting, line))
     with pytest.raises(InputError) as refused:
         check_model(parse_model(f"{sources}/tower.pt:{setting}", loaded=True))
     assert line in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_what_lies_on_the_disk_has_no_revision(sources, saved):
+    for place in (saved, f"{sources}/tower.pt", f"local-dir:{sources}/open_clip"):
+        with pytest.raises(
+            InputError, match=r"@v2' asks for the revision v2, but .* lies on this machine and has none"
+        ):
+            check_model(parse_model(f"mine={place}@v2"))
 
 
 def test_a_model_of_transformers_says_all_of_it_itself(saved):

@@ -251,13 +251,21 @@ def predict_classes(converted, images: Benchmark) -> list[int]:
         (["whole.pt", "--activation", "relu"], "Unknown activation 'relu'; known: gelu, quick_gelu"),
         (["open_clip", "--benchmark", "mnist"], "Unknown benchmark 'mnist'; known: digits"),
         (["open_clip", "--benchmark", "digits", "--max_samples", "0"], "max_samples is 0, but must be a whole number"),
+        (
+            ["open_clip", "--max_samples", "10"],
+            "--max_samples says how many samples of --benchmark are measured: give",
+        ),
+        (["open_clip", "--benchmark", ""], "A dataset's path is empty"),
+        (["tower.pt", "--base", ""], "base is empty, but must be a Hub id or a path"),
+        (["open_clip", "--tokenizer", ""], "tokenizer is empty, but must be a Hub id or a path"),
+        (["tower.pt@v1", "--base", "{sources}/base"], "asks for the revision v1, but {sources}/tower.pt lies on this"),
         (["open_clip", "--tokenizer", "no/tokenizer"], "Can't load the tokenizer 'no/tokenizer'"),
     ],
 )
 def test_bad_input_is_refused_in_a_line_and_nothing_is_written(sources, tmp_path, home, arguments, line):
     source, *more = (str(part).format(sources=sources) for part in arguments)
     refusal = refusal_of("convert.py", f"{sources}/{source}", *more, "--output_dir", tmp_path / "clip")
-    assert line in refusal and "\n" not in refusal
+    assert line.format(sources=sources) in refusal and "\n" not in refusal
     assert not list(tmp_path.iterdir()) and not list(home.iterdir())
 
 

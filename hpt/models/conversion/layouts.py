@@ -97,4 +97,7 @@ def _why_unknown(states: list[dict[str, torch.Tensor]]) -> str:
             return line
     expected = "visual.conv1.weight and visual.class_embedding, or conv1.weight and class_embedding of a vision tower"
     has = f"it has {describe_names(set(names))}" if names else "it has no tensors by name"
-    return f"expected the names of OpenAI's and open_clip's CLIPs, such as {expected}, but {has}."
+    return (
+        f"expected the names of OpenAI's and open_clip's CLIPs, such as {expected}, but {has}. If they lie deeper, "
+        "save them by themselves: torch.save(state_dict, FILE)."
+    )

@@ -39,6 +39,8 @@ class ConversionOptions:
         if self.activation is not None:
             check_known("activation", self.activation, ACTIVATIONS)
         check_at_least(1, **{name: value for name, value in self.given.items() if name in ("heads", "text_heads")})
+        for name in ("base", "tokenizer"):
+            _check_place(name, getattr(self, name))
         for name, least in (("image_mean", -math.inf), ("image_std", 0)):
             values = getattr(self, name)
             if values is not None and (len(values) != 3 or not all(least < value < math.inf for value in values)):
@@ -63,6 +65,21 @@ class ConversionOptions:
     def base_reference(self) -> Reference | None:
         """The base, with its revision."""
         return self.base and Reference.parse(self.base)
+
+
+def _check_place(name: str, text: str | None) -> None:
+    """Refuse what names no model or tokenizer as it stands."""
+    if text is None:
+        return
+    if not text.strip():
+        raise InputError(f"{name} is empty, but must be a Hub id or a path.")
+    place = Reference.parse(text)
+    if place.settings:
+        raise InputError(
+            f"{name} is {text!r}, but is loaded as it stands, without {next(iter(place.settings))}: give a Hub id "
+            "or a path. What needs more said is converted by `hpt convert` first."
+        )
+    place.check_revision()
 
 
 def _read_text(name: str, text: str) -> str:

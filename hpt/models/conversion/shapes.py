@@ -153,7 +153,7 @@ def check_weights(source: str, weights: dict[str, torch.Tensor]) -> None:
     """
     says = VISION_SAYS if is_vision_only(weights) else VISION_SAYS | TEXT_SAYS
     if missing := says.keys() - weights.keys():
-        raise InputError(f"Can't convert {source!r}: a CLIP has {describe_names(missing)}, but they are missing.")
+        raise InputError(f"Can't convert {source!r}: it lacks {describe_names(missing)}, which every CLIP has.")
     odd = {f"{name} {tuple(weights[name].shape)}" for name, dims in says.items() if weights[name].dim() != dims}
     if odd:
         raise InputError(f"Can't convert {source!r}: no CLIP has weights of these shapes: {describe_names(odd)}.")

@@ -5,6 +5,7 @@ A pickle is only opened as far as it holds tensors: `torch.load(..., weights_onl
 
 import hashlib
 import re
+import warnings
 import zipfile
 from dataclasses import dataclass
 from os.path import expanduser
@@ -25,7 +26,8 @@ from hpt.models.conversion.open_clip_config import CONFIG, OpenClipConfig
 from hpt.models.conversion.shapes import check_weights, is_vision_only
 from hpt.models.failures import failures_explained
 from hpt.models.files import find_file, read_json
-from hpt.models.sources import FOLDER, HUB, SAFETENSORS
+from hpt.models.sources import HUB, SAFETENSORS
+from hpt.references import FOLDER
 from hpt.yaml_files import split_card
 
 
@@ -143,7 +145,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise InputError(f"{path} is damaged ({error}): take a complete copy.") from error
+        raise _damaged(path, "safetensors") from error
 
 
 def _unpickle(path: Path) -> Any:
@@ -156,13 +158,22 @@ def _unpickle(path: Path) -> Any:
             "OpenAI's own are on the Hub too, such as openai/clip-vit-base-patch32, and need no conversion."
         )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that weren't made by torch
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except UnpicklingError as error:
         raise InputError(f"{path} isn't opened: {_why_not(error)}") from error
     except PermissionError as error:
         raise InputError(f"{path} can't be read: {error.strerror}.") from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise InputError(f"{path} is damaged, or was not saved by torch: take a complete copy.") from error
+        raise _damaged(path, "torch") from error
+
+
+def _damaged(path: Path, library: str) -> InputError:
+    return InputError(
+        f"{path} ({path.stat().st_size:,} bytes) is damaged, or wasn't saved by {library}: take a complete copy. The "
+        f"name of a file of safetensors must end in {SAFETENSORS}, and that of torch's in .pt, for example."
+    )
 
 
 def _is_program(archive: Path) -> bool:
@@ -176,7 +187,10 @@ def _is_program(archive: Path) -> bool:
 def _why_not(error: UnpicklingError) -> str:
     further = re.search(r"(?:GLOBAL|global|function|class) `?([\w.]+\.[\w.]+)`?", str(error))
     if further is None:
-        return "it is no pickle of tensors alone, or is damaged. Take a complete copy, or a file of safetensors."
+        return (
+            "it is no pickle of tensors alone, or is damaged. Take a complete copy, or a file of safetensors, whose "
+            f"name ends in {SAFETENSORS}."
+        )
     return (
         f"it needs more than tensors, {further[1]}, which could run any code. Save its state dict by itself, where "
         'you trust it: torch.save(state_dict, "weights.pt").'
