@@ -309,7 +309,7 @@ def test_a_clip_of_transformers_goes_to_open_clip_and_back(tmp_path):
 
 @pytest.mark.parametrize(("width", "mlp_width"), [(1664, 8192), (1408, 6144), (1280, 5120), (56, 61)])
 def test_hidden_units_come_back_from_their_ratio(width, mlp_width):
-    """Of g and bigG they are no multiple of the width; open_clip computes `int(width * ratio)`, and 56 * (61 / 56) < 61."""
+    """Of g and bigG they are no multiple; open_clip computes `int(width * ratio)`, and 56 * (61 / 56) is below 61."""
     vision, text = VisionShape(width, 2, mlp_width, 8, 14, 16), TextShape(width, 2, mlp_width, 8, 514, 77)
     how = Arithmetic(1, 1, "gelu", "gelu", 1e-5, 1e-5, None)
     towers = model_config("x", vision, 224, text, how, TOKENIZER)
