@@ -3,6 +3,7 @@
 write_file(folder / "table.md", text)  # replaces the file in one step
 """
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -83,6 +84,14 @@ def read_blocks(path: str | Path) -> Iterator[bytes]:
     with Path(path).open("rb") as file:
         while block := file.read(2**20):
             yield block
+
+
+def hash_file(path: str | Path) -> str:
+    """The SHA-256 of a file of any size: 64 hexadecimal digits."""
+    state = hashlib.sha256()
+    for block in read_blocks(path):
+        state.update(block)
+    return state.hexdigest()
 
 
 def read_text(path: Path) -> str:

@@ -21,12 +21,13 @@ from hpt.data.names import parse_benchmark
 from hpt.errors import check_at_least, check_known
 from hpt.evaluation.activation_check import compare_activations
 from hpt.files import INCOMPLETE, check_folder
-from hpt.hub.conversion import find_license, save_conversion, save_for_open_clip
+from hpt.hub.conversion import save_conversion, save_for_open_clip
 from hpt.hub.origin import describe_unknown, write_value
 from hpt.locks import LOCK_FILE, hold_folder
 from hpt.models.conversion import convert
 from hpt.models.conversion.options import ConversionOptions
 from hpt.models.converted import check_options, describe_conversion, read_parts
+from hpt.models.files import find_license
 from hpt.models.loading import load_dual_encoder
 from hpt.models.origin import describe_parity, name_source
 from hpt.models.sources import check_source, is_checkpoint

@@ -6,12 +6,10 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from hpt.errors import InputError
 from hpt.escaping import code, markdown, python_literal
 from hpt.evaluation.rows import Row
-from hpt.files import filled_at_once, read_text, write_file
+from hpt.files import filled_at_once, write_file
 from hpt.hub.card import write_card
-from hpt.hub.card_text import stated_license
 from hpt.hub.folder import CARD_FILE, CONFIG_FILE, ModelFolder
 from hpt.hub.index import TASK
 from hpt.hub.origin import describe_conversion_in_full
@@ -19,7 +17,6 @@ from hpt.hub.rows import publish_rows
 from hpt.models.conversion import Converted, write_open_clip
 from hpt.models.conversion.open_clip_config import is_openais
 from hpt.models.converted import save_converted
-from hpt.models.files import find_file
 from hpt.models.origin import describe_parity
 
 
@@ -95,12 +92,3 @@ def save_for_open_clip(
     data = ModelCardData(library_name="open_clip", pipeline_tag=TASK, license=license, tags=["clip"])
     write_file(folder / CARD_FILE, str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")))
     return parity
-
-
-def find_license(source: str, revision: str | None) -> str | None:
-    """The license that a model's card states, in its folder or on the Hub; a card that can't be read states none."""
-    try:
-        card = find_file(source, CARD_FILE, revision)
-        return card and stated_license(read_text(card))
-    except (OSError, InputError):
-        return None

@@ -125,7 +125,7 @@ def describe_conversion(parts: Parts, converted: Converted) -> dict:
         "commit": checkpoint.commit,
         "sha256": checkpoint.sha256,
         "layout": checkpoint.layout,
-        "license": checkpoint.licence,
+        "license": checkpoint.license,
         "base": parts.base and {"name": parts.base.name, "weights": hash_weights(parts.base.model.state_dict())},
         "facts": [asdict(fact) for fact in converted.facts],
         "parity": [asdict(parity) for parity in converted.parity],

@@ -17,10 +17,12 @@ from transformers import CONFIG_MAPPING
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from hpt.errors import InputError, did_you_mean
+from hpt.files import read_text
 from hpt.json_files import parse_file
+from hpt.yaml_files import split_card
 
 
-CONFIG, AUTO_MAP = "config.json", "auto_map"
+CONFIG, AUTO_MAP, CARD = "config.json", "auto_map", "README.md"
 # What transformers reads to find out which classes to make
 SETTINGS = (CONFIG, "processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 MORE, MORE_NUMBERS = 1000, 10**8  # weights that a model may lack, and the numbers in them: 0.4 GB
@@ -31,6 +33,16 @@ def find_file(name: str, file: str, revision: str | None) -> Path | None:
     """A model's file in a folder, or from the Hub; `None` if it has none of that name."""
     path = cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
     return path and Path(path)
+
+
+def find_license(name: str, revision: str | None) -> str | None:
+    """The license that a model's card states, in its folder or on the Hub; a card that can't be read states none."""
+    try:
+        card = find_file(name, CARD, revision)
+        stated = card and split_card(read_text(card), str(card))[0].get("license")
+    except (OSError, InputError):
+        return None
+    return stated if isinstance(stated, str) else None
 
 
 def read_json(path: Path) -> dict:

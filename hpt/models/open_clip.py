@@ -1,7 +1,7 @@
 """A model of open_clip as it is, to be evaluated or learned from, where transformers has no class for it.
 
     model, tokenizer = open_clip.create_model("RN50", pretrained="openai"), open_clip.get_tokenizer("RN50")
-    resnet = OpenClipClassifier(model, tokenizer)  # pip install hpt[openclip]
+    resnet = OpenClipClassifier(model, tokenizer)  # pip install open_clip_torch
     HPTTrainer(..., proxy=resnet)
     evaluator(classifier=resnet, name="RN50", benchmarks=benchmarks)
 

@@ -5,7 +5,6 @@ all of them, in one atomic step. A folder that doesn't fit its manifest, or has 
 never resumed from.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -18,7 +17,7 @@ from safetensors.torch import load_file
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hpt.errors import InputError
-from hpt.files import read_blocks
+from hpt.files import hash_file
 from hpt.json_files import DIGEST, sealed, unsealed
 from hpt.models.weights import find_non_finite
 from hpt.radius import describe_length
@@ -227,11 +226,7 @@ def _written(name: str, settings: dict) -> str:
 
 def _describe(path: Path) -> dict:
     """Size and SHA-256 of a file."""
-    state, size = hashlib.sha256(), 0
-    for block in read_blocks(path):
-        state.update(block)
-        size += len(block)
-    return {"size": size, "sha256": state.hexdigest()}
+    return {"size": path.stat().st_size, "sha256": hash_file(path)}
 
 
 def _flush(path: Path) -> None:

@@ -40,6 +40,19 @@ def test_forward_is_the_function_and_backward_the_identity(images):
     assert torch.equal(torch.autograd.grad((output * weight).sum(), x)[0], weight)
 
 
+def test_the_function_runs_without_gradients_and_what_it_gives_is_a_copy(images):
+    seen = []
+
+    def unchanged(values):
+        seen.append(torch.is_grad_enabled())
+        return values
+
+    x = images.clone().requires_grad_()
+    output = straight_through(unchanged)(x)
+    output += 1
+    assert seen == [False] and torch.equal(x, images) and torch.equal(output, images + 1)
+
+
 def test_backward_is_the_surrogates(images):
     weight = torch.randn(images.shape)
 

@@ -7,7 +7,7 @@ import torch
 from helpers import SOUND, make_benchmark, make_clip, make_row, of_model
 from torch import nn
 
-from hpt import RobustnessEvaluator
+from hpt import ATTACKS, RobustnessEvaluator
 from hpt.evaluation.flags import find_flags
 from hpt.evaluation.report import format_flags
 from hpt.evaluation.rows import LARGE_EPS
@@ -15,6 +15,15 @@ from hpt.evaluation.rows import LARGE_EPS
 
 def test_a_sound_evaluation_raises_no_flag():
     assert find_flags(SOUND) == [] and format_flags([]) == "- none"
+
+
+@pytest.mark.parametrize("attack", ["pgd", "apgd-ce", "apgd"])
+def test_a_randomised_classifier_is_flagged_unless_its_attack_or_a_part_of_it_averages(attack):
+    def names(**settings):
+        row = make_row(attack, 0.5, evaluations=2, parameters=ATTACKS[attack](eps=0.1, **settings).parameters)
+        return [flag.name for flag in find_flags([row])]
+
+    assert names() == ["stochastic-model"] and names(eot=20) == []
 
 
 @pytest.mark.parametrize(

@@ -335,7 +335,7 @@ def _rounded(values):
     ids=["rounded logits", "logits x 10,000", "logits x 30", "rounded pixels", "detached"],
 )
 def test_masked_gradients_are_found(mask, clue, vanilla, probe_of):
-    sanity, masking = check_robustness(probe_of(Wrapper(vanilla, **mask)), EPS)
+    sanity, masking = check_robustness(probe_of(Wrapper(vanilla, **mask), 64), EPS)
     assert masking.verdict == "wrong" and clue in masking.message and "1802.00420" in masking.published
     assert sanity.verdict == "can't tell"
 

@@ -70,6 +70,18 @@ def load(file, function="make", name="mine"):
     return load_code(model, CPU)
 
 
+def test_the_file_and_the_function_identify_it(file):
+    """Also where all that differs isn't looked at, as what begins with an underscore."""
+    file.write_text(
+        "class Shifted:\n    def __init__(self, by):\n        self._by = by\n\n"
+        "    def __call__(self, images):\n        return images.flatten(1)[:, self._by : self._by + 3]\n\n\n"
+        "def one():\n    return Shifted(1)\n\n\ndef two():\n    return Shifted(2)\n"
+    )
+    one, again, two = (load(file, function).configuration for function in ("one", "one", "two"))
+    file.write_text(file.read_text().replace("Shifted(1)", "Shifted(5)"))
+    assert one == again and len({one, two, load(file, "one").configuration}) == 3
+
+
 @pytest.mark.parametrize("function", ["make", "make_once", "make_open"])
 def test_a_function_in_a_file_makes_a_classifier_over_the_classes(file, function):
     subject, benchmark = load(file, function), make_benchmark()

@@ -30,7 +30,7 @@ from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 from hpt import InputError
 from hpt.errors import WriteFailed
 from hpt.models.conversion import Base, Stated, convert, names, open_clip_folder, read_checkpoint, write_open_clip
-from hpt.models.conversion.open_clip_config import model_config
+from hpt.models.conversion.open_clip_config import OpenClipConfig, model_config
 from hpt.models.conversion.parity import Arithmetic, Examples, embed_by_own_arithmetic
 from hpt.models.conversion.shapes import TextShape, VisionShape
 from hpt.models.loading import load_dual_encoder, save_finished
@@ -167,6 +167,26 @@ def test_an_option_goes_before_the_configuration_and_that_before_a_base(tmp_path
     assert made.model.config.text_config.hidden_act == made.model.config.vision_config.hidden_act == "gelu"
 
 
+def test_an_option_is_of_the_towers_that_the_checkpoint_has(tmp_path, base):
+    path = saved(tmp_path / "fare.pt", OpenAIClip("quick_gelu").vision_weights())
+    made = convert(read_checkpoint(str(path)), base, Stated(activation="quick_gelu"))
+    config, facts = made.model.config, facts_of(made)
+    assert (config.vision_config.hidden_act, config.text_config.hidden_act) == ("quick_gelu", "gelu")
+    assert facts["text_activation"] == ("gelu", "me/base")
+
+
+def test_what_norms_add_to_the_variance_goes_both_ways(tmp_path):
+    content, epsilons = config_of(), {"vision_cfg": 0.1, "text_cfg": 0.2}
+    for tower, eps in epsilons.items():
+        content["model_cfg"][tower]["norm_kwargs"] = {"eps": eps}
+    made = convert(read_checkpoint(str(save_open_clip(tmp_path / "clip", OpenAIClip().state_dict(), content))))
+    config = made.model.config
+    assert (config.vision_config.layer_norm_eps, config.text_config.layer_norm_eps) == (0.1, 0.2)
+    write_open_clip(made.model, made.processor, tmp_path / "back")
+    written = json.loads((tmp_path / "back" / "open_clip_config.json").read_text())["model_cfg"]
+    assert {tower: written[tower]["norm_kwargs"]["eps"] for tower in epsilons} == epsilons
+
+
 def test_a_clip_that_pools_elsewhere_than_at_its_highest_token_says_so(tmp_path):
     """Its own configuration in transformers may name any token, and open_clip's `pool_type` says the same."""
     model, processor = make_clip(0)
@@ -185,6 +205,35 @@ def test_what_a_configuration_leaves_out_is_open_clips_default(tmp_path):
     default = "open_clip's default, as open_clip_config.json has no"
     assert facts["activation"] == ("gelu", f"{default} quick_gelu")
     assert facts["image_mean"] == ([0.48145466, 0.4578275, 0.40821073], f"{default} preprocess_cfg.mean")
+
+
+def test_a_configuration_that_says_next_to_nothing_is_a_vit_b_16():
+    """As open_clip's classes have it, with OpenAI's text tower."""
+    config = OpenClipConfig({"model_cfg": {"embed_dim": 512}}, "a folder")
+    assert config.vision_shape() == VisionShape(768, 12, 3072, 512, patch_size=16, grid=14)
+    assert config.text_shape() == TextShape(512, 12, 2048, 512, vocab_size=49408, context_length=77)
+    said = {name: fact.value for name, fact in config.said().items()}
+    assert (said["heads"], said["text_heads"], said["activation"]) == (12, 8, "gelu")
+    assert said["layer_norm_eps"] == said["text_layer_norm_eps"] == 1e-5 and said["image_size"] == 224
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("shortest", ({"shortest_edge": 16}, True)),
+        ("squash", ({"height": 16, "width": 16}, False)),
+    ],
+)
+def test_images_are_resized_as_the_configuration_says(tmp_path, mode, expected):
+    content = config_of()
+    content["preprocess_cfg"] |= {"resize_mode": mode, "interpolation": "bilinear"}
+    made = convert(read_checkpoint(str(save_open_clip(tmp_path / "clip", OpenAIClip().state_dict(), content))))
+    images = made.processor.image_processor
+    size = {name: side for name, side in dict(images.size).items() if side is not None}
+    assert (size, images.do_center_crop, images.resample) == (*expected, Image.Resampling.BILINEAR)
+    write_open_clip(made.model, made.processor, tmp_path / "back")
+    written = json.loads((tmp_path / "back" / "open_clip_config.json").read_text())["preprocess_cfg"]
+    assert (written["resize_mode"], written["interpolation"]) == (mode, "bilinear")
 
 
 def test_heads_are_none_of_the_shapes(tmp_path):
@@ -258,9 +307,9 @@ def test_a_clip_of_transformers_goes_to_open_clip_and_back(tmp_path):
     assert all(torch.equal(weight, made.model.state_dict()[name]) for name, weight in model.state_dict().items())
 
 
-@pytest.mark.parametrize(("width", "mlp_width"), [(1664, 8192), (1408, 6144), (1280, 5120), (7, 22)])
+@pytest.mark.parametrize(("width", "mlp_width"), [(1664, 8192), (1408, 6144), (1280, 5120), (56, 61)])
 def test_hidden_units_come_back_from_their_ratio(width, mlp_width):
-    """Of g and bigG they are no multiple of the width, and open_clip computes `int(width * ratio)`."""
+    """Of g and bigG they are no multiple; open_clip computes `int(width * ratio)`, and 56 * (61 / 56) is below 61."""
     vision, text = VisionShape(width, 2, mlp_width, 8, 14, 16), TextShape(width, 2, mlp_width, 8, 514, 77)
     how = Arithmetic(1, 1, "gelu", "gelu", 1e-5, 1e-5, None)
     towers = model_config("x", vision, 224, text, how, TOKENIZER)

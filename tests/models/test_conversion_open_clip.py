@@ -28,7 +28,7 @@ TORCHVISION += ["torchvision.ops", "torchvision.ops.misc"]
 def open_clip():
     """The library, with a stand-in for torchvision while it is imported, unless torchvision is there."""
     if importlib.util.find_spec("open_clip") is None:
-        pytest.skip("open_clip isn't installed: pip install hpt[openclip]")
+        pytest.skip("open_clip isn't installed: pip install open_clip_torch")
     with pytest.MonkeyPatch.context() as patch:
         if importlib.util.find_spec("torchvision") is None:
             for name in TORCHVISION:

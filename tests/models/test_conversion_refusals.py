@@ -350,7 +350,7 @@ def _repository(hub, name, config=None, weights=WEIGHTS):
 def test_of_a_repository_only_what_is_needed_is_downloaded(hub):
     folder = _repository(hub, "fare")
     checkpoint = read_checkpoint("hf-hub:me/fare")
-    assert checkpoint.licence == "mit" and len(checkpoint.commit) == 40
+    assert checkpoint.license == "mit" and len(checkpoint.commit) == 40
     assert next(iter(checkpoint.sha256)) == "open_clip_model.safetensors"
     assert {"open_clip_config.json", "tokenizer.json"} <= checkpoint.sha256.keys()
     assert not [path for _, path in hub.requests if path.endswith((".bin", "optimizer.pt"))]

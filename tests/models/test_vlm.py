@@ -109,6 +109,13 @@ def features_of(host, pixel_values: torch.Tensor) -> torch.Tensor:
     return torch.stack(list(host.get_image_features(pixel_values).pooler_output))
 
 
+def test_features_may_be_of_any_layer_that_the_tower_has():
+    """Of two layers, their states are numbered 0 to 2, or from the end -3 to -1."""
+    host, processor = make_host("llava, two layers", vision_feature_layer=[-3, 2])
+    assert swap_vision_tower(host, make_robust(), processor=processor) is host
+    assert features_of(host, torch.randn(1, 3, 16, 16)).shape == (1, 5, 16)
+
+
 @EACH_HOST
 @torch.no_grad()
 def test_features_are_the_robust_towers_own(kind):

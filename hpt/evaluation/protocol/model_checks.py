@@ -8,6 +8,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    IMAGENET_STANDARD_MEAN,
+    IMAGENET_STANDARD_STD,
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+)
 
 from hpt.attacks import PGD
 from hpt.classifiers import Classifier, is_randomised
@@ -44,9 +52,9 @@ STEPS = 10  # of PGD
 
 # Mean and standard deviation per channel with which published models normalise
 STATISTICS = {
-    "CLIP's": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
-    "ImageNet's": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "SigLIP's (0.5)": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "CLIP's": (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
+    "ImageNet's": (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+    "SigLIP's (0.5)": (IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD),
 }
 
 

@@ -1,6 +1,6 @@
 """A model of transformers against what it was made from: by the source's own arithmetic, and by open_clip if it can.
 
-open_clip is optional (`pip install hpt[openclip]`), and imported late: it needs torchvision.
+open_clip is optional (`pip install open_clip_torch`), and imported late: it needs torchvision.
 """
 
 import logging

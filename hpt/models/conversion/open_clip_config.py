@@ -8,6 +8,8 @@ Its settings, and what is meant where one isn't there, are those of open_clip's 
 import math
 from typing import Any, NamedTuple
 
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
 from hpt.errors import InputError
 from hpt.json_files import check_kinds
 from hpt.models.conversion.facts import Fact, Said
@@ -21,7 +23,6 @@ from hpt.models.sources import OPEN_CLIP_CONFIG as CONFIG
 MODEL, PREPROCESSING = "model_cfg", "preprocess_cfg"
 # What OpenAI's tokenizer makes of a text, which it lower-cases; open_clip has it built in, and takes it unless told
 TEXT, TOKENS = "A  photo of a Cat", [49406, 320, 1125, 539, 320, 2368, 49407]
-MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
 
 class Setting(NamedTuple):
@@ -50,8 +51,8 @@ SETTINGS = {
     "text_cfg.norm_kwargs.eps": Setting(float, 1e-5),
     "text_cfg.pool_type": Setting(str, "argmax"),
     "text_cfg.eos_id": Setting(int, 2),
-    "preprocess_cfg.mean": Setting(list[float], MEAN),
-    "preprocess_cfg.std": Setting(list[float], STD),
+    "preprocess_cfg.mean": Setting(list[float], OPENAI_CLIP_MEAN),
+    "preprocess_cfg.std": Setting(list[float], OPENAI_CLIP_STD),
     "preprocess_cfg.interpolation": Setting(str, "bicubic"),
     "preprocess_cfg.resize_mode": Setting(str, "shortest"),
 }

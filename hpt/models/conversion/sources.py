@@ -3,7 +3,6 @@
 A pickle is only opened as far as it holds tensors: `torch.load(..., weights_only=True)`.
 """
 
-import hashlib
 import re
 import warnings
 import zipfile
@@ -20,22 +19,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from hpt.errors import InputError, did_you_mean_path
-from hpt.files import read_blocks, read_text
+from hpt.files import hash_file
 from hpt.models.conversion.layouts import find_weights
 from hpt.models.conversion.open_clip_config import CONFIG, OpenClipConfig
 from hpt.models.conversion.shapes import check_weights, is_vision_only
 from hpt.models.failures import failures_explained
-from hpt.models.files import find_file, read_json
+from hpt.models.files import find_file, find_license, read_json
 from hpt.models.sources import HUB, SAFETENSORS
 from hpt.references import FOLDER
-from hpt.yaml_files import split_card
 
 
 # In this order, what open_clip itself looks for
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 PICKLE = "open_clip_pytorch_model.bin"  # only of a local folder: no pickle is downloaded
 TOKENIZER = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
-CARD = "README.md"
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ class Checkpoint:
         sha256 (`dict[str, str]`): By name, the SHA-256 of each file that was read: 64 hexadecimal digits. The first
             is that of the weights.
         folder (`Path`, *optional*): Where its tokenizer's files are, if it has some.
-        licence (`str`, *optional*): What its card says, such as `"mit"`.
+        license (`str`, *optional*): What its card says, such as `"mit"`.
         commit (`str`, *optional*): Its commit on the Hub.
     """
 
@@ -60,7 +57,7 @@ class Checkpoint:
     config: OpenClipConfig | None
     sha256: dict[str, str]
     folder: Path | None = None
-    licence: str | None = None
+    license: str | None = None
     commit: str | None = None
 
     @property
@@ -102,7 +99,8 @@ def _read_folder(source: str, name: str, revision: str | None) -> Checkpoint:
         config = _find_config(source, name, revision)
         settings = OpenClipConfig(read_json(config), source)
         commit = config.parent.name if source.startswith(HUB) else None  # all other files are of the same
-        card, *tokenizer = (find_file(name, file, commit) for file in (CARD, *TOKENIZER))
+        tokenizer = [*filter(None, (find_file(name, file, commit) for file in TOKENIZER))]
+        license = find_license(name, commit)
         files = WEIGHTS if commit else (*WEIGHTS, PICKLE)
         file = next(filter(None, (find_file(name, file, commit) for file in files)), None)
     if file is None:
@@ -114,10 +112,8 @@ def _read_folder(source: str, name: str, revision: str | None) -> Checkpoint:
         raise InputError(f"Can't convert {source!r}: it has none of {', '.join(files)}.{complete}")
     weights, layout = _read_weights(source, file)
     settings.check_weights(weights)
-    tokenizer = [*filter(None, tokenizer)]
     hashes = _hashes([file, config, *tokenizer])
-    licence = card and _licence(card)
-    return Checkpoint(source, layout, weights, settings, hashes, config.parent if tokenizer else None, licence, commit)
+    return Checkpoint(source, layout, weights, settings, hashes, config.parent if tokenizer else None, license, commit)
 
 
 def _find_config(source: str, name: str, revision: str | None) -> Path:
@@ -198,20 +194,4 @@ def _why_not(error: UnpicklingError) -> str:
 
 
 def _hashes(paths: list[Path]) -> dict[str, str]:
-    return {path.name: _sha256(path) for path in paths}
-
-
-def _sha256(path: Path) -> str:
-    state = hashlib.sha256()
-    for block in read_blocks(path):
-        state.update(block)
-    return state.hexdigest()
-
-
-def _licence(card: Path) -> str | None:
-    """The licence that a card states; a card that can't be read states none."""
-    try:
-        licence = split_card(read_text(card), str(card))[0].get("license")
-    except InputError:
-        return None
-    return licence if isinstance(licence, str) else None
+    return {path.name: hash_file(path) for path in paths}
