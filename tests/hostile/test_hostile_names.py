@@ -83,6 +83,22 @@ def choice_with(name: str) -> dict:
     return chosen | dict.fromkeys(named, name)
 
 
+def conversion_with(name: str) -> dict:
+    """What a model was converted from, called so in all that checkpoints name."""
+    accuracy = {"n": 8, "accuracy": 1.0, "other_accuracy": 0.5, "is_doubtful": False}
+    accuracy |= dict.fromkeys(("benchmark", "split", "activation", "other_activation"), name)
+    return {
+        **dict.fromkeys(("source", "hub_id", "commit", "layout", "license"), name),
+        "sha256": {name: name},
+        "base": {"name": name, "weights": name},
+        "facts": [{"name": name, "value": name, "source": name}],
+        "parity": [{"against": name, "images": 4, "prompts": 8, "cosine": 1e-7, "logit": 1e-5}],
+        "not_compared": [name],
+        "versions": {name: name},
+        "accuracy": accuracy,
+    }
+
+
 def rows_with(name: str) -> list[Row]:
     """Measured rows, called so in all that others name."""
     attacks = [replace(PGD, attack=f"pgd:{name}"), replace(PGD, attacked=name or "x", left_out=[name])]
@@ -95,6 +111,7 @@ def write_card_with(name: str, path) -> str:
     path.mkdir()
     (path / "training.json").write_text(json.dumps(record_with(name)))
     ModelFolder(path).write_choice(choice_with(name))
+    ModelFolder(path).write_conversion(conversion_with(name))
     (path / "evaluation.jsonl").write_text("".join(f"{json.dumps(asdict(row))}\n" for row in rows_with(name)))
     write_card(ModelFolder(path), f"me/{name.replace('/', '')}")
     return (path / "README.md").read_text(encoding="utf-8")
