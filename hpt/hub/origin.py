@@ -62,13 +62,14 @@ def describe_unknown(record: dict) -> str:
 
 
 def describe_accuracy(measured: dict) -> str:
-    """`On digits (test, n = 360) it is right on 98.3 %, and with gelu for quick_gelu on 71.4 %.`
+    """`On digits (test, n = 360) it is right on 98.3 %, and with gelu for quick_gelu on 71.4 %, so its own seems ...`
 
     `measured` is from [`~hpt.evaluation.activation_check.compare_activations`].
     """
     own, other = (f"{100 * measured[name]:.1f} %" for name in ("accuracy", "other_accuracy"))
-    doubt = " So the other one seems to be right." if measured["is_doubtful"] else ""
+    decided = {measured["activation"]: "so its own seems to be right", None: "which doesn't tell them apart"}
+    follows = decided.get(measured["better"], "so the other one seems to be right")
     return (
         f"On {measured['benchmark']} ({measured['split']}, n = {measured['n']}) it is right on {own}, and with "
-        f"{measured['other_activation']} for {measured['activation']} on {other}.{doubt}"
+        f"{measured['other_activation']} for {measured['activation']} on {other}, {follows}."
     )

@@ -21,7 +21,7 @@ SINCE_SAVED = {"saved_weights": str, "accuracy": dict}  # what is added of a mod
 BASE, FACT = {"name": str, "weights": str}, {"name": str, "source": str}
 PARITY = {"against": str, "images": int, "prompts": int, "cosine": float, "logit": float}
 ACCURACY = {"benchmark": str, "split": str, "n": int, "activation": str, "accuracy": float}
-ACCURACY |= {"other_activation": str, "other_accuracy": float, "is_doubtful": bool}
+ACCURACY |= {"other_activation": str, "other_accuracy": float, "better": str | None}
 
 
 def parse_conversion(value: object) -> dict:
@@ -51,7 +51,7 @@ def name_source(record: dict) -> str:
 def describe_parity(comparisons: list[dict]) -> str:
     """How far two models are apart, by each comparison of them, in words."""
     return "; ".join(
-        "of {images} images with {prompts} prompts, against {against}, cosines differ by {cosine:.1e} at most and "
-        "logits by {logit:.1e}".format(**comparison)
+        "of {images} images with {prompts} prompts, against {against}, cosines differ by {cosine:.2g} at most and "
+        "logits by {logit:.2g}".format(**comparison)
         for comparison in comparisons
     )

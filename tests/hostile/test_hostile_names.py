@@ -85,7 +85,7 @@ def choice_with(name: str) -> dict:
 
 def conversion_with(name: str) -> dict:
     """What a model was converted from, called so in all that checkpoints name."""
-    accuracy = {"n": 8, "accuracy": 1.0, "other_accuracy": 0.5, "is_doubtful": False}
+    accuracy = {"n": 8, "accuracy": 1.0, "other_accuracy": 0.5, "better": None}
     accuracy |= dict.fromkeys(("benchmark", "split", "activation", "other_activation"), name)
     return {
         **dict.fromkeys(("source", "hub_id", "commit", "layout", "license"), name),

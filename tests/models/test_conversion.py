@@ -195,7 +195,7 @@ def test_a_clip_that_pools_elsewhere_than_at_its_highest_token_says_so(tmp_path)
     write_open_clip(model, processor, tmp_path / "clip")
     made = convert(read_checkpoint(str(tmp_path / "clip")))
     assert made.model.config.text_config.eos_token_id == 512
-    assert facts_of(made)["end"] == (512, "open_clip_config.json")
+    assert facts_of(made)["end_token"] == (512, "open_clip_config.json")
 
 
 def test_what_a_configuration_leaves_out_is_open_clips_default(tmp_path):
@@ -477,7 +477,7 @@ def test_a_wrong_way_back_writes_nothing(tmp_path, monkeypatch, wrong):
 def test_the_own_arithmetic_depends_on_each_fact(field):
     weights, how = OpenAIClip().state_dict(), Arithmetic(3, 2, "quick_gelu", "quick_gelu", 1e-5, 1e-5, None)
     others = {"heads": 6, "text_heads": 4, "activation": "gelu", "text_activation": "gelu"}
-    others |= {"layer_norm_eps": 0.1, "text_layer_norm_eps": 0.1, "end": 7}
+    others |= {"layer_norm_eps": 0.1, "text_layer_norm_eps": 0.1, "end_token": 7}
     examples = Examples.of(*_made(OpenAIClip()))
     examples.input_ids[:, 3] = 7
     changed = Arithmetic(**vars(how) | {field: others[field]})

@@ -209,10 +209,13 @@ def test_a_wrong_activation_is_found_by_clean_accuracy_alone(tmp_path):
     assert len(odd) >= 10
     images = as_benchmark(everything.dataset.remove_columns("label").select(odd), [second[row] for row in odd])
     row, measured = compare_activations(wrong.model, wrong.processor, images, vision_alone=False)
-    assert (row.accuracy, measured["other_accuracy"], measured["is_doubtful"]) == (0, 1, True)
-    assert "with quick_gelu for gelu on 100.0 %. So the other one seems to be right." in describe_accuracy(measured)
+    assert (row.accuracy, measured["other_accuracy"], measured["better"]) == (0, 1, "quick_gelu")
+    assert "with quick_gelu for gelu on 100.0 %, so the other one seems to be right." in describe_accuracy(measured)
     _, measured = compare_activations(right.model, right.processor, images, vision_alone=False)
-    assert (measured["accuracy"], measured["other_accuracy"], measured["is_doubtful"]) == (1, 0, False)
+    assert (measured["accuracy"], measured["other_accuracy"], measured["better"]) == (1, 0, "quick_gelu")
+    assert describe_accuracy(measured).endswith("with gelu for quick_gelu on 0.0 %, so its own seems to be right.")
+    unsure = describe_accuracy(measured | {"better": None})
+    assert unsure.endswith("with gelu for quick_gelu on 0.0 %, which doesn't tell them apart.")
     assert wrong.model.config.vision_config.hidden_act == "gelu"
 
 

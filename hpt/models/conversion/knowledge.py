@@ -14,7 +14,7 @@ SHAPES, THE_CODE, ITS_FILES = "shapes of the weights", "OpenAI's and open_clip's
 OF_VISION = ("activation", "heads", "layer_norm_eps", "image_size", "image_mean", "image_std", "resizing")
 OF_TEXT = ("text_activation", "text_heads", "text_layer_norm_eps", "tokenizer")
 # What a comparison of logits can't find to be wrong, for both sides take it from the same place
-NOT_COMPARED = (*OF_VISION, *OF_TEXT, "end")
+NOT_COMPARED = (*OF_VISION, *OF_TEXT, "end_token")
 
 
 def gather(checkpoint: Checkpoint, base: Base | None, stated: Stated) -> Said:
@@ -31,7 +31,7 @@ def gather(checkpoint: Checkpoint, base: Base | None, stated: Stated) -> Said:
     tokenizer = _tokenizer(checkpoint, base, stated)
     said = [*own[:2], _said_by_base(base), tokenizer, own[2]]
     facts = choose(checkpoint.source, OF_VISION + OF_TEXT, said)
-    facts |= {"end": _end(checkpoint, base, facts["tokenizer"])}
+    facts |= {"end_token": _end_token(checkpoint, base, facts["tokenizer"])}
     return facts | _said_by_shapes(checkpoint, base, vision)
 
 
@@ -96,7 +96,7 @@ def _said_by_base(base: Base | None) -> Said:
     if base is None:
         return {}
     how, image_processor = Arithmetic.of_config(base.model.config), base.processor.image_processor
-    values = {name: value for name, value in vars(how).items() if name != "end"}
+    values = {name: value for name, value in vars(how).items() if name != "end_token"}
     mean, std = pixel_statistics(image_processor)
     image_size = base.model.config.vision_config.image_size
     images = say(base.name, image_mean=mean, image_std=std, resizing=resizing_settings(image_processor))
@@ -132,16 +132,16 @@ def _load_tokenizer(checkpoint: Checkpoint):
         ) from error
 
 
-def _end(checkpoint: Checkpoint, base: Base | None, tokenizer: Fact) -> Fact:
+def _end_token(checkpoint: Checkpoint, base: Base | None, tokenizer: Fact) -> Fact:
     """The token at which prompts are pooled, or `None` for the highest of each, as in OpenAI's code."""
     if checkpoint.is_vision_only:
-        return Fact("end", Arithmetic.of_config(base.model.config).end, base.name)
-    if checkpoint.config and "end" in (said := checkpoint.config.said()):
-        return said["end"]
+        return Fact("end_token", Arithmetic.of_config(base.model.config).end_token, base.name)
+    if checkpoint.config and "end_token" in (said := checkpoint.config.said()):
+        return said["end_token"]
     end = tokenizer.value.eos_token_id
     is_highest = end == highest_token(tokenizer.value)
     reason = "pools at the highest token" + ", which is the tokenizer's end" * is_highest
-    return Fact("end", end if is_highest else None, f"{THE_CODE}, which {reason}")
+    return Fact("end_token", end if is_highest else None, f"{THE_CODE}, which {reason}")
 
 
 def _said_by_shapes(checkpoint: Checkpoint, base: Base | None, vision: VisionShape) -> Said:

@@ -186,7 +186,7 @@ class OpenClipConfig:
             self._fact("resizing", resizing(self["vision_cfg.image_size"], *modes), "preprocess_cfg.resize_mode"),
         ]
         if self["text_cfg.pool_type"] == "eos":
-            facts.append(self._fact("end", self["text_cfg.eos_id"], "text_cfg.eos_id"))
+            facts.append(self._fact("end_token", self["text_cfg.eos_id"], "text_cfg.eos_id"))
         return {fact.name: fact for fact in facts}
 
     def _fact(self, name: str, value: Any, setting: str) -> Fact:
@@ -220,8 +220,8 @@ def model_config(
             f"open_clip has no architecture for {name!r}: both towers must have the activation gelu, or both "
             f"quick_gelu, but it has {how.activation} for images and {how.text_activation} for texts."
         )
-    at_highest = how.end in (None, highest_token(tokenizer))
-    pooling = {} if at_highest else {"pool_type": "eos", "eos_id": how.end}
+    at_highest = how.end_token in (None, highest_token(tokenizer))
+    pooling = {} if at_highest else {"pool_type": "eos", "eos_id": how.end_token}
     return {
         "embed_dim": vision.embed_dim,
         "quick_gelu": how.activation == "quick_gelu",

@@ -31,7 +31,7 @@ class Arithmetic:
         heads, text_heads (`int`): Attention heads of each block of the vision and the text tower.
         activation, text_activation (`str`): Of [`ACTIVATIONS`].
         layer_norm_eps, text_layer_norm_eps (`float`): What layer norms add to the variance.
-        end (`int`, *optional*): The token at which a prompt is pooled; `None` for its highest token.
+        end_token (`int`, *optional*): The token at which a prompt is pooled; `None` for its highest token.
     """
 
     heads: int
@@ -40,7 +40,7 @@ class Arithmetic:
     text_activation: str
     layer_norm_eps: float
     text_layer_norm_eps: float
-    end: int | None
+    end_token: int | None
 
     @classmethod
     def of_config(cls, config) -> "Arithmetic":
@@ -160,7 +160,9 @@ def embed_texts(weights: dict[str, torch.Tensor], how: Arithmetic, input_ids: to
     x = F.embedding(input_ids, weights["token_embedding.weight"].float()) + positions
     x = _transform(weights, "", how.text_heads, how.text_activation, how.text_layer_norm_eps, x, causal=True)
     x = _norm(weights, "ln_final", how.text_layer_norm_eps, x)
-    end = (input_ids if how.end is None else (input_ids == how.end).int()).argmax(dim=-1)  # the first, where several
+    end = (input_ids if how.end_token is None else (input_ids == how.end_token).int()).argmax(
+        dim=-1
+    )  # the first, where several
     return x[torch.arange(len(x)), end] @ weights["text_projection"].float()
 
 

@@ -80,7 +80,7 @@ def _configuration(facts: Said, how: Arithmetic, vision: VisionShape, text: Text
     of_text = _tower(text, how.text_heads, how.text_activation, how.text_layer_norm_eps)
     of_text |= {"vocab_size": text.vocab_size, "max_position_embeddings": text.context_length}
     of_text |= {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    of_text["eos_token_id"] = LEGACY_END if how.end is None else how.end
+    of_text["eos_token_id"] = LEGACY_END if how.end_token is None else how.end_token
     return CLIPConfig(vision_config=of_vision, text_config=of_text, projection_dim=vision.embed_dim)
 
 
