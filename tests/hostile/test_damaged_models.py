@@ -311,6 +311,7 @@ def with_other_ids(described):
 
 
 def with_one_id(described):
+    """Of tokens with one id, tokenizers keeps any: in rare cases one that a merge should make."""
     described["model"]["vocab"] = dict.fromkeys(described["model"]["vocab"], 5)
 
 
@@ -326,7 +327,7 @@ BAD_TOKENIZERS = {
     "no merges": (without_merges, "tokens that none of its merges makes, such as 'ph'"),
     "half": (with_half_of_the_vocabulary, "tokenizer.json, or another file of it, is missing or incomplete"),
     "ids of another model": (with_other_ids, "Can't load|gives tokens that CLIPModel doesn't have"),
-    "one id": (with_one_id, "doesn't know a part of each class prompt"),
+    "one id": (with_one_id, "none of its merges|doesn't know a part of each class prompt"),
     "no letters": (without_letters, "none of its merges|doesn't know a part of each class prompt"),
     "no vocabulary": (lambda described: described["model"].pop("vocab"), "Can't load the processor"),
     "no model": (lambda described: described.pop("model"), "Can't load the processor"),
