@@ -16,6 +16,7 @@ from torch import nn
 
 from hpt.errors import InputError
 from hpt.models.families import check_dual_encoder, family_of
+from hpt.models.lean import find_changes, view_with
 from hpt.models.processors import check_processor, input_size, pixel_statistics, to_pixel_values
 from hpt.models.tokens import check_told_apart, tokenize
 from hpt.models.weights import in_eval_mode, plain_weights
@@ -82,6 +83,7 @@ class ZeroShotClassifier(nn.Module):
         self.processor = processor
         self.class_names = None if class_names is None else check_class_names(class_names)
         self.templates = check_templates(template)
+        self._changes = find_changes(model)
         self.image_size = input_size(processor.image_processor)
         mean, std = pixel_statistics(processor.image_processor)
         mean = mean if image_mean is None else image_mean
@@ -135,7 +137,7 @@ class ZeroShotClassifier(nn.Module):
         self, images: torch.Tensor, text_embeds: torch.Tensor | None = None, patches: bool = False
     ) -> "Outputs":
         """Logits and embeddings of images, and with `patches` of their patches; arguments as of [`forward`]."""
-        seen = self._see(images)
+        seen = self._see(images, patches)
         features = _pooled(seen)
         image_embeds = F.normalize(features, dim=-1)
         if text_embeds is None and self.class_names is not None:
@@ -155,10 +157,11 @@ class ZeroShotClassifier(nn.Module):
         """Embeddings `(batch, dim)` before they are normalised, in float32 or wider, of images in [0, 1]."""
         return _pooled(self._see(images))
 
-    def _see(self, images: torch.Tensor):
-        """What the model's `get_image_features` gives for images in [0, 1]."""
+    def _see(self, images: torch.Tensor, patches: bool = False):
+        """What the model's `get_image_features` gives for images in [0, 1]; of patches, only with `patches`."""
         pixel_values = to_pixel_values(images, self.image_size, self.image_mean, self.image_std)
-        return self.family.image_features(self.model, pixel_values.to(self.model.dtype))
+        lean = view_with(self.model, self._changes.patches if patches else self._changes.pooled)
+        return self.family.image_features(lean, pixel_values.to(self.model.dtype))
 
     def _patches(self, seen) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings of patches, of unit length and before, on the way that the class token takes to the image's."""

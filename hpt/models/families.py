@@ -24,6 +24,8 @@ class Family:
         text_parts (`tuple[str, ...]`): Modules that embed texts, the tower first. A model may lack all but the towers.
         final_norm (`str`, *optional*): Where the vision tower has its last norm, if an image's embedding is its class
             token, the first, after that norm and the projection: patch tokens are then projected likewise.
+        has_clip_layers (`bool`): Whether its vision tower is CLIP's in all but names of classes: what
+            `encoder.layers[-1]` makes of other tokens than the class token isn't read; see `hpt.models.lean`.
         linear_layers (`str`): Regular expression of the linear layers within a tower that LoRA adapts.
         has_temperature (`bool`): Whether logits are divided by `temperature`, not multiplied by `exp(logit_scale)`.
         has_bias (`bool`): Whether `logit_bias` is added to the logits.
@@ -44,6 +46,7 @@ class Family:
     vision_parts: tuple[str, ...] = ("vision_model", "visual_projection")
     text_parts: tuple[str, ...] = ("text_model", "text_projection")
     final_norm: str | None = "vision_model.post_layernorm"
+    has_clip_layers: bool = False
     linear_layers: str = r"encoder\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))"
     has_temperature: bool = False
     has_bias: bool = False
@@ -83,6 +86,10 @@ class Family:
 
     def image_features(self, model: nn.Module, pixel_values: torch.Tensor) -> ModelOutput:
         """What the model's `get_image_features` gives, whose `pooler_output` is embeddings of shape `(batch, dim)`."""
+        if self.has_clip_layers:  # whatever else its configuration asks for, which hooks on a view would gather
+            return model.get_image_features(
+                pixel_values=pixel_values, output_hidden_states=False, output_attentions=False
+            )
         if not self.has_any_tower:
             return model.get_image_features(pixel_values=pixel_values)
         tower, projection = self.vision_modules(model)
@@ -105,13 +112,21 @@ OTHER_LAYERS = (
     r"|gate_proj|up_proj|down_proj|pwconv1|pwconv2)"
 )
 _RECORDS = (
-    Family("clip", "CLIPModel", pools_at_end=True, legacy_end=2, processor="CLIPProcessor", tags=("clip",)),
-    Family("clipseg", "CLIPSegModel", pools_at_end=True, legacy_end=2),
+    Family(
+        "clip",
+        "CLIPModel",
+        has_clip_layers=True,
+        pools_at_end=True,
+        legacy_end=2,
+        processor="CLIPProcessor",
+        tags=("clip",),
+    ),
+    Family("clipseg", "CLIPSegModel", has_clip_layers=True, pools_at_end=True, legacy_end=2),
     Family("groupvit", "GroupViTModel", linear_layers=OTHER_LAYERS, pools_at_end=True, legacy_end=2),
-    Family("metaclip_2", "MetaClip2Model", pools_at_end=True),
+    Family("metaclip_2", "MetaClip2Model", has_clip_layers=True, pools_at_end=True),
     Family("aimv2", "Aimv2Model", linear_layers=OTHER_LAYERS, pools_at_end=True),
-    Family("altclip", "AltCLIPModel", linear_layers=OTHER_LAYERS),
-    Family("chinese_clip", "ChineseCLIPModel", linear_layers=OTHER_LAYERS),
+    Family("altclip", "AltCLIPModel", has_clip_layers=True, linear_layers=OTHER_LAYERS),
+    Family("chinese_clip", "ChineseCLIPModel", has_clip_layers=True, linear_layers=OTHER_LAYERS),
     Family("blip", "BlipModel", linear_layers=OTHER_LAYERS),
     # SigLIP 2 of fixed size is of this type too. It was trained on text in lower case (arXiv 2502.14786), which its
     # tokenizer, Gemma's, leaves as it is, while SigLIP's changes the case itself
@@ -156,7 +171,7 @@ def family_by_architecture(architecture: str) -> Family:
 
 def plain_model(model: nn.Module) -> nn.Module:
     """The model below a PEFT model's adapters; any other as it is."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT marks the one below as well
 
 
 def has_positions(model: nn.Module) -> bool:

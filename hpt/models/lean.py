@@ -1,0 +1,125 @@
+"""Models that compute what is read of them alone, and by faster kernels: views, which share all weights.
+
+changes = find_changes(model)
+view_with(model, changes.pooled).get_image_features(pixel_values=pixels).pooler_output  # as the model's, but rounding
+
+A view is made anew for each forward pass, of copies of the few modules on the way to what changes. So it has the
+weights, adapters, modes and hooks that the model has at that moment, and the model stays as it is. A tower that is
+compiled runs as it was compiled, without the changes.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.activations import QuickGELUActivation
+
+from hpt.models.families import family_of, plain_model
+
+
+SLOPE = 1.702  # of QuickGELU's sigmoid
+
+# What takes the place of modules, by their names, nested as they are
+Changes = dict[str, "Changes | Callable[[nn.Module], nn.Module]"]
+
+
+class VisionChanges(NamedTuple):
+    """What may change in how a model embeds images.
+
+    Args:
+        pooled (`Changes`): Where its embedding is read alone.
+        patches (`Changes`): Where its patch tokens are read too.
+    """
+
+    pooled: Changes
+    patches: Changes
+
+
+def find_changes(model: nn.Module) -> VisionChanges:
+    """What may change in a plain or PEFT model of a family that `has_clip_layers`; nothing in others.
+
+    The embedding of such a model is read off the class token. In the last block, other tokens count as keys and
+    values, but nothing reads what becomes of them: the output projection and the MLP compute the class token alone.
+    Their sum with the residual spreads it over all tokens, which leaves the class token right.
+    """
+    family, model = family_of(model), plain_model(model)
+    if not family.has_clip_layers:
+        return VisionChanges({}, {})
+    tower = family.tower_names[0]
+    fused = FusedQuickGELU()
+    activations = {
+        name: lambda _: fused
+        for name, module in model.named_modules()
+        if isinstance(module, QuickGELUActivation) and name.startswith(f"{tower}.")
+    }
+    last = f"{tower}.encoder.layers.{len(model.get_submodule(tower).encoder.layers) - 1}"
+    before = {name: change for name, change in activations.items() if not name.startswith(f"{last}.")}
+    pooled = before | {f"{last}.self_attn.out_proj": OfClassToken, f"{last}.mlp": OfClassToken}
+    return VisionChanges(_nested(pooled), _nested(activations))
+
+
+def view_with(model: nn.Module, changes: Changes) -> nn.Module:
+    """A view of a plain or PEFT model in which other modules take the place of some; all else is shared."""
+    return _view(plain_model(model), changes) if changes else model
+
+
+class OfClassToken(nn.Module):
+    """A module that is shown the first alone of tokens `(batch, tokens, dim)`, and so gives `(batch, 1, dim)`."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.module(tokens[:, :1])
+
+
+class FusedQuickGELU(nn.Module):
+    """QuickGELU, `x sigmoid(1.702 x) = silu(1.702 x) / 1.702`, which keeps `x` alone for the backward pass.
+
+    As transformers writes it, autograd keeps `x` and the sigmoid, and goes over memory five times on the way back.
+    """
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return _QuickGELU.apply(values)
+
+
+class _QuickGELU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(values)
+        return F.silu(values * SLOPE, inplace=True).div_(SLOPE)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        (values,) = ctx.saved_tensors
+        scaled = values * SLOPE
+        if not torch.is_grad_enabled():
+            return torch.ops.aten.silu_backward(gradient, scaled)  # d/dx silu(a x) / a = silu'(a x)
+        sigmoid = scaled.sigmoid()  # a gradient of this gradient is wanted, which torch's kernel doesn't have
+        return gradient * sigmoid * (1 + scaled * (1 - sigmoid))
+
+
+def _nested(changes: dict[str, Callable[[nn.Module], nn.Module]]) -> Changes:
+    """Changes by dotted names as nested ones."""
+    nested: Changes = {}
+    for name, change in changes.items():
+        *parents, last = name.split(".")
+        below = nested
+        for parent in parents:
+            below = below.setdefault(parent, {})
+        below[last] = change
+    return nested
+
+
+def _view(module: nn.Module, changes: Changes) -> nn.Module:
+    view = object.__new__(type(module))
+    vars(view).update(vars(module))
+    replaced = {
+        name: _view(module._modules[name], change) if isinstance(change, dict) else change(module._modules[name])
+        for name, change in changes.items()
+    }
+    vars(view)["_modules"] = module._modules | replaced
+    return view
