@@ -244,15 +244,13 @@ class HPTConfig(TrainingArguments):
         if self.optim_args == "momentum=0.9" and not str(getattr(self.optim, "value", self.optim)) == "sgd":
             self.optim_args = None  # SGD's default, meaningless to another optimizer
         check_run(self)
-        if self.accelerator_config is None:
-            self.accelerator_config = {"non_blocking": True}
+        accelerator_config = self.accelerator_config  # as it is given
         super().__post_init__()
         check_trains_together(self.world_size)
         refuse_unsupported(self, ROBUST_TRAINING)
         self.dataloader_pin_memory &= self.device.type != "cpu"  # which torch would warn of
-        self.accelerator_config.non_blocking &= (
-            self.dataloader_pin_memory
-        )  # of which transformers would warn otherwise
+        if accelerator_config is None:
+            self.accelerator_config.non_blocking = self.dataloader_pin_memory and self.device.type == "cuda"
         check_trackers(self.report_to)
 
     def schedule(self, num_examples: int | None) -> GPDSchedule:
