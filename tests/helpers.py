@@ -4,8 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from runpy import run_path
@@ -18,6 +19,8 @@ import torch.nn.functional as F
 import transformers
 from PIL import Image
 from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CLIPImageProcessorPil, CLIPProcessor, TrainerCallback
 
 from hpt import HPTConfig, HPTTrainer, InputError, Objective, ZeroShotClassifier
@@ -394,3 +397,48 @@ HOSTILE = {
     "shell": "x'; $(touch owned) `touch owned` #",
     "yaml": "a: b\n---\n- !!python/object:x",
 }
+
+
+class Reads:
+    """Counts, within, what on a GPU would make the host wait: values that are read, and sizes that depend on values.
+
+    Copies by `.to("cpu")` aren't seen, for on the CPU there are none.
+
+    Args:
+        on_host (`list[torch.Tensor]`, *optional*): Tensors that are on the CPU in any case, and may be read.
+    """
+
+    OPERATIONS = (
+        "_local_scalar_dense nonzero masked_select equal _unique2 unique_dim unique_consecutive bincount".split()
+    )
+    METHODS = (torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.cpu, torch.Tensor.__array__)
+
+    def __init__(self, on_host: list[torch.Tensor] | None = None):
+        self.seen, self.on_host = Counter(), [] if on_host is None else on_host
+
+    def __enter__(self):
+        reads = self
+
+        class Operations(TorchDispatchMode):
+            def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+                name = function.overloadpacket.__name__
+                by_mask = name in ("index", "index_put", "index_put_") and any(
+                    index is not None and index.dtype == torch.bool for index in args[1]
+                )
+                if name in reads.OPERATIONS or by_mask:
+                    reads.seen[name] += 1
+                return function(*args, **(kwargs or {}))
+
+        class Methods(TorchFunctionMode):
+            def __torch_function__(self, function, types, args=(), kwargs=None):
+                if function in reads.METHODS and not any(args[0] is known for known in reads.on_host):
+                    reads.seen[function.__name__] += 1
+                return function(*args, **(kwargs or {}))
+
+        self._modes = ExitStack()
+        self._modes.enter_context(Operations())
+        self._modes.enter_context(Methods())
+        return self
+
+    def __exit__(self, *error):
+        self._modes.close()

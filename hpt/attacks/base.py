@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from hpt.attacks.batch import Batch, make_batch
+from hpt.attacks.batch import Batch, check_values, make_batch
 from hpt.attacks.queries import Seeds, float_logits, judge
 from hpt.classifiers import Classifier, RandomisedClassifier, draw_seeds, is_randomised
 from hpt.errors import InputError
@@ -84,7 +84,9 @@ class Attack(ABC):
         """Adversarial images; see [`perturb`](Attack.perturb)."""
         return self.perturb(classifier, images, labels, sample_ids, eps).images
 
-    def perturb(self, classifier: Classifier, images, labels, sample_ids=None, eps=None) -> AttackResult:
+    def perturb(
+        self, classifier: Classifier, images, labels, sample_ids=None, eps=None, *, checked: bool = False
+    ) -> AttackResult:
         """Attack each image within its eps-ball. Logits are taken to float32, whatever the classifier computes in.
 
         It may be called under `torch.no_grad` and `torch.inference_mode`, and with no images.
@@ -99,6 +101,8 @@ class Attack(ABC):
                 from torch's global generator.
             eps (`torch.Tensor` of shape `(batch,)`, *optional*): A radius for each image, instead of the attack's own;
                 steps scale with it.
+            checked (`bool`, *optional*, defaults to `False`): Whether pixels are known to be in [0, 1] and labels to
+                be classes, as in training. Then nobody looks, for whoever looks at values waits for their device.
 
         Raises:
             InputError: if there are fewer classes than the attack is defined for; for images out of [0, 1] or in
@@ -113,7 +117,8 @@ class Attack(ABC):
                 return AttackResult(batch.images, batch.labels.bool(), batch.labels)
             if any(map(is_randomised, [classifier, *self.followed(classifier)])):
                 batch = batch.with_draws()
-            return self._run(float_logits(classifier, int(batch.labels.max())), batch)
+            highest_label = 0 if checked else check_values(batch)
+            return self._run(float_logits(classifier, highest_label), batch)
 
     @abstractmethod
     def _run(self, classifier, batch: Batch) -> AttackResult:
@@ -232,8 +237,8 @@ def attack_until_broken(
 
 def is_zero(gradient: torch.Tensor) -> torch.Tensor:
     """Of which images, `(batch,)`, the gradient says nothing: it is exactly zero, or not finite."""
-    gradient = gradient.flatten(1)
-    return (gradient == 0).all(1) | ~gradient.isfinite().all(1)
+    largest = torch.linalg.vector_norm(gradient.flatten(1), torch.inf, dim=1)  # in one pass; NaN if any value is
+    return (largest == 0) | ~largest.isfinite()
 
 
 # Norms
@@ -241,10 +246,20 @@ def is_zero(gradient: torch.Tensor) -> torch.Tensor:
 
 def project(points: torch.Tensor, batch: Batch, norm: str) -> torch.Tensor:
     """The nearest points of the eps-balls around the images, then of [0, 1]; the latter leaves no ball."""
+    return projection(batch, norm)(points)
+
+
+def projection(batch: Batch, norm: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """[`project`] for many points of the same balls, which are taken together with [0, 1] once."""
     if norm == "linf":
-        return torch.minimum(torch.maximum(points, batch.images - batch.eps), batch.images + batch.eps).clamp(0, 1)
-    delta = points - batch.images
-    return (batch.images + delta * (batch.eps / l2_norm(delta)).clamp(max=1)).clamp(0, 1)
+        lowest, highest = (batch.images - batch.eps).clamp(0, 1), (batch.images + batch.eps).clamp(0, 1)
+        return lambda points: points.clamp(lowest, highest)
+
+    def into_ball(points: torch.Tensor) -> torch.Tensor:
+        delta = points - batch.images
+        return (batch.images + delta * (batch.eps / l2_norm(delta)).clamp(max=1)).clamp(0, 1)
+
+    return into_ball
 
 
 def steepest(gradient: torch.Tensor, norm: str) -> torch.Tensor:

@@ -46,14 +46,14 @@ class Batch(NamedTuple):
 def make_batch(images, labels, sample_ids, eps, radius: Radius) -> Batch:
     """The batch that an attack of a radius was given; labels may be integers of any type, and any sequence of them.
 
+    Pixels and labels aren't looked at, which would wait for their device: see [`check_values`].
+
     Raises:
-        InputError: for images that aren't `(batch, 3, height, width)` in float32 or float64 and in [0, 1], labels or
-            ids that aren't an integer for each, or radii that aren't one for each.
+        InputError: for images that aren't `(batch, 3, height, width)` in float32 or float64, labels or ids that aren't
+            an integer for each, or radii that aren't one for each.
     """
     _check_images(images)
     labels = _integers(labels, "labels", len(images)).to(images.device, torch.long)
-    if len(labels) and labels.min() < 0:
-        raise InputError(f"A label is {labels.min()}, but classes are numbered from 0: leave unlabelled images out.")
     if sample_ids is not None:
         sample_ids = _integers(sample_ids, "sample_ids", len(images))
     if eps is None:
@@ -62,6 +62,22 @@ def make_batch(images, labels, sample_ids, eps, radius: Radius) -> Batch:
         _check_radii(eps, len(images), radius.norm)
     eps = eps.to(images).view(-1, 1, 1, 1)
     return Batch(_outside_inference(images), _outside_inference(labels), sample_ids, _outside_inference(eps))
+
+
+def check_values(batch: Batch) -> int:
+    """The highest label of at least one image; [`InputError`] for pixels outside [0, 1] and labels below 0."""
+    least, most = torch.stack(batch.images.aminmax()).tolist()
+    if math.isnan(least):
+        raise InputError("The images have pixels that are NaN.")
+    if least < -ROUNDING or most > 1 + ROUNDING:
+        raise InputError(
+            f"The images' pixels go from {least:.4g} to {most:.4g}, but an attack needs them in [0, 1]: give images "
+            "before normalisation, which belongs inside the classifier, and divide 0..255 by 255."
+        )
+    lowest, highest = torch.stack(batch.labels.aminmax()).tolist()
+    if lowest < 0:
+        raise InputError(f"A label is {lowest}, but classes are numbered from 0: leave unlabelled images out.")
+    return highest
 
 
 def _check_images(images: torch.Tensor) -> None:
@@ -74,16 +90,6 @@ def _check_images(images: torch.Tensor) -> None:
         raise InputError(
             f"The images are {_name(images.dtype)}, but must be float32 or float64, whose steps are far finer than an "
             f"eps of 1/255: give {what}; the classifier may compute in any dtype."
-        )
-    if images.numel() == 0:
-        return
-    least, most = (extreme.item() for extreme in images.detach().aminmax())
-    if math.isnan(least):
-        raise InputError("The images have pixels that are NaN.")
-    if least < -ROUNDING or most > 1 + ROUNDING:
-        raise InputError(
-            f"The images' pixels go from {least:.4g} to {most:.4g}, but an attack needs them in [0, 1]: give images "
-            "before normalisation, which belongs inside the classifier, and divide 0..255 by 255."
         )
 
 

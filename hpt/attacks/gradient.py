@@ -10,7 +10,7 @@ from hpt.attacks.base import (
     attack_until_broken,
     check_count,
     is_zero,
-    project,
+    projection,
     random_start,
     steepest,
 )
@@ -89,13 +89,13 @@ class PGD(Attack):
         return attack_until_broken(classifier, batch, attempts, self.seeds)
 
     def _descend(self, classifier, batch: Batch, restart: int) -> AttackResult:
-        step = self.step_size / self.eps * batch.eps
+        step, into_ball = self.step_size / self.eps * batch.eps, projection(batch, self.norm)
         adversarial = random_start(batch, self.norm, self.seed, restart) if self.random_start else batch.images
         zero_gradient = torch.zeros(len(adversarial), dtype=torch.bool, device=adversarial.device)
         for number in range(restart * self.steps, (restart + 1) * self.steps):
             gradient = self._gradient(classifier, batch, adversarial, number)
             zero_gradient |= is_zero(gradient)
-            adversarial = project(adversarial + step * steepest(gradient, self.norm), batch, self.norm)
+            adversarial = into_ball(adversarial + step * steepest(gradient, self.norm))
         return AttackResult(adversarial, zero_gradient)
 
     def _gradient(self, classifier, batch: Batch, point: torch.Tensor, step: int) -> torch.Tensor:

@@ -120,7 +120,8 @@ class EpochMixture(torch.utils.data.Dataset):
     def __getitems__(self, numbers: list[int]) -> list[dict]:
         """Images by their numbers in [`order`], as items of [`Benchmark`]; the table of each set is read once.
 
-        `sample_ids` are of one set, and of one sight of an image in the epoch, alone: see [`set_of`].
+        `sample_ids` are of one set, and of one sight of an image in the epoch, alone: see [`set_of`]. Where labels
+        number the classes of the image's set, `set` is the set's place.
         """
         sights, rows = np.divmod(np.asarray(numbers), self._rows[-1])
         places = np.searchsorted(self._rows, rows, side="right") - 1
@@ -135,7 +136,8 @@ class EpochMixture(torch.utils.data.Dataset):
         shift = int(sight * self._ids[-1] + self._ids[place])
         for item in self._view(place, shift).__getitems__(rows.tolist()):
             label = self._numbers[place][item["labels"]] if self.over_union else item["labels"]
-            yield item | {"labels": label, "sample_ids": shift + item["sample_ids"]}
+            place_of_set = {} if self.over_union else {"set": place}
+            yield item | {"labels": label, "sample_ids": shift + item["sample_ids"]} | place_of_set
 
     def _view(self, place: int, shift: int) -> Benchmark:
         """A set whose augmentation draws for shifted sample ids, kept for the next batch."""

@@ -38,10 +38,11 @@ AS_STORED = datasets.Image()
 TURNED = range(2, 9)  # EXIF orientations but for 1, upright
 
 
-def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
+def collate(rows: list[dict]) -> dict[str, torch.Tensor | int]:
     """Rows to `pixel_values` (uint8, `(batch, 3, height, width)`), `labels` and `sample_ids` (int64, `(batch,)`).
 
-    Rows without labels make a batch without them.
+    Rows without labels make a batch without them. `set`, where rows have it, is the same of all, and stays an integer,
+    which can be read without waiting for a device.
     """
     sizes = {tuple(row["pixel_values"].shape[-2:]) for row in rows}
     if len(sizes) > 1:
@@ -53,6 +54,7 @@ def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
     return {
         "pixel_values": torch.stack([row["pixel_values"] for row in rows]),
         **{name: torch.tensor([row[name] for row in rows]) for name in numbers},
+        **{name: rows[0][name] for name in ("set",) if name in rows[0]},
     }
 
 

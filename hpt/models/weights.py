@@ -120,6 +120,19 @@ def freeze_untrained(model, trainable: str) -> list[str]:
 
 
 @contextmanager
+def weights_frozen(model: nn.Module):
+    """Within, no weight of a model requires a gradient."""
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in trained:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in trained:
+            weight.requires_grad_(True)
+
+
+@contextmanager
 def forward_redirected(model: nn.Module, function):
     """Within, calling `model`, or a wrapper around it such as DDP, calls `function` in place of `model.forward`.
 

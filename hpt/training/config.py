@@ -48,7 +48,9 @@ class HPTConfig(TrainingArguments):
     Defaults of `TrainingArguments` that change: `num_train_epochs` (derived from the stages), `learning_rate`,
     `warmup_steps`, `lr_scheduler_type`, `optim`, `optim_args`, `max_grad_norm`, `weight_decay`,
     `per_device_train_batch_size`, `logging_steps`, `save_steps`, `remove_unused_columns`, `label_names`,
-    `logging_nan_inf_filter` (a non-finite loss stops the run instead) and `ddp_find_unused_parameters`.
+    `logging_nan_inf_filter` (a non-finite loss stops the run instead), `ddp_find_unused_parameters`, and, unless it is
+    given, `accelerator_config`, whose `non_blocking` lets pinned batches be copied to a GPU while that computes, which
+    hasn't been tried on one.
 
     Args:
         objective, anchor_objective (`str`, *optional*, default to `"hpt"` and `"anchor"`):
@@ -242,10 +244,13 @@ class HPTConfig(TrainingArguments):
         if self.optim_args == "momentum=0.9" and not str(getattr(self.optim, "value", self.optim)) == "sgd":
             self.optim_args = None  # SGD's default, meaningless to another optimizer
         check_run(self)
+        accelerator_config = self.accelerator_config  # as it is given
         super().__post_init__()
         check_trains_together(self.world_size)
         refuse_unsupported(self, ROBUST_TRAINING)
         self.dataloader_pin_memory &= self.device.type != "cpu"  # which torch would warn of
+        if accelerator_config is None:
+            self.accelerator_config.non_blocking = self.dataloader_pin_memory and self.device.type == "cuda"
         check_trackers(self.report_to)
 
     def schedule(self, num_examples: int | None) -> GPDSchedule:

@@ -256,8 +256,9 @@ class ResumableTrainer(Trainer):
 
     def _leave_if_stopped(self) -> None:
         """If a signal has reached any rank, save on all of them, and leave; SIGTERM counts before Ctrl-C."""
-        numbers = self.accelerator.gather(torch.tensor([self._signal], device=self.args.device))
-        number = int(numbers.max())
+        number = self._signal
+        if self.args.world_size > 1:  # a process alone needn't ask, and so waits for no device after each step
+            number = int(self.accelerator.gather(torch.tensor([number], device=self.args.device)).max())
         if number == 0:
             return
         folder = self._save_now()

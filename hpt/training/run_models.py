@@ -1,5 +1,7 @@
 """The models of a run together: the target, what teaches it, and its vanilla copy, over the classes of each batch."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DynamoBackend
@@ -8,6 +10,7 @@ from torch import nn
 from hpt.data.epochs import EpochMixture
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.proxies import try_out, zero_shot_parts
+from hpt.models.weights import weights_frozen
 from hpt.training.inputs import TrainingInputs
 
 
@@ -35,11 +38,11 @@ class RunModels:
         self.proxy: nn.Module | None = inputs.proxy and inputs.proxy.to(device)
         self.original: ZeroShotClassifier | None = inputs.original and inputs.original.to(device)
         one_set = isinstance(inputs.train, EpochMixture) and not inputs.train.over_union
-        self._mixture = inputs.train if one_set else None
         self._over_sets = [
             tuple(model and model.with_classes(part.class_names, part.template) for model in self._all)
-            for part in (self._mixture.sets.values() if one_set else ())
+            for part in (inputs.train.sets.values() if one_set else ())
         ]
+        self._is_compiled = False
         for target, proxy, _ in [self._all, *self._over_sets]:
             if proxy is not None:
                 try_out(proxy, inputs.one_image().to(device), len(target.class_names))
@@ -50,9 +53,7 @@ class RunModels:
 
     def of_batch(self, inputs: dict) -> tuple:
         """Target, proxy and original over the classes that the labels of a batch number."""
-        if self._mixture is None:
-            return self._all
-        return self._over_sets[self._mixture.set_of(inputs["sample_ids"][0].item())]
+        return self._over_sets[inputs["set"]] if "set" in inputs else self._all
 
     def compile(self, accelerator: Accelerator) -> None:
         """Compile what `torch_compile` would: not the whole model, since attacks go past its wrapper, but its towers.
@@ -67,4 +68,13 @@ class RunModels:
             towers += frozen.family.towers(frozen.model)[:1]  # texts are encoded once
         for tower in dict.fromkeys(towers):
             tower.compile(**plugin.to_kwargs())
+        self._is_compiled = True
         plugin.backend = DynamoBackend.NO  # accelerate would compile the whole model as well
+
+    def under_attack(self) -> AbstractContextManager:
+        """Within, compiled towers compute no gradients of weights, for which an attack doesn't ask.
+
+        A compiled backward pass gives all gradients that can be asked for, others those that are. For these nothing is
+        frozen, since of weights that train alone autocast keeps a copy over the steps of an attack.
+        """
+        return weights_frozen(self.target.model) if self._is_compiled else nullcontext()

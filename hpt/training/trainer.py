@@ -14,6 +14,7 @@ from functools import partial
 
 import torch
 from torch import nn
+from torch.nn.utils import get_total_norm
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy
@@ -274,7 +275,6 @@ class HPTTrainer(SavingTrainer):
         # bypasses the autocast that accelerate puts around it.
         with self.accelerator.autocast(), forward_redirected(self.model, objective.losses):
             losses = model(step)
-        self._stop_unless_finite(losses, "loss")
         if self._is_logged(self.state.global_step + 1):
             self._diagnostics.note(step)
         if self.args.kl_reduction == "sum":  # over the global batch: undo the averages over micro-batches and ranks
@@ -306,10 +306,11 @@ class HPTTrainer(SavingTrainer):
     def _attack(self, objective: Objective, step: TrainingStep) -> AttackResult:
         """PGD on the objective's attack loss, with noise that belongs to the images' places in the run."""
         attack_loss = partial(objective.attack_losses, step)
-        noise_ids = self._noise_ids(len(step.images))
-        labels = torch.zeros_like(noise_ids) if step.labels is None else step.labels  # which the loss doesn't look at
-        with self._attack_precision():
-            return self.attack.perturb(attack_loss, step.images, labels, noise_ids)
+        noise_ids, labels = self._noise_ids(len(step.images)), step.labels
+        if labels is None:  # which the loss doesn't look at
+            labels = torch.zeros(len(step.images), dtype=torch.long, device=step.images.device)
+        with self._attack_precision(), self._models.under_attack():
+            return self.attack.perturb(attack_loss, step.images, labels, noise_ids, checked=True)
 
     def _attack_precision(self):
         """The autocast that PGD runs in: that of the training, or what `attack_dtype` says."""
@@ -325,10 +326,15 @@ class HPTTrainer(SavingTrainer):
         first = (micro_step * args.world_size + args.process_index) * args.per_device_train_batch_size
         return first + torch.arange(batch_size)
 
-    def _stop_unless_finite(self, value: torch.Tensor, what: str) -> None:
-        """On every rank alike, save the last good state and raise [`NonFiniteLossError`] if `value` isn't finite."""
-        finite = torch.isfinite(value.detach()).all().float()
-        if self.accelerator.reduce(finite, "mean").item() == 1:
+    def _stop_unless_finite(self, **values: torch.Tensor) -> None:
+        """On every rank alike, save the last good state and raise [`NonFiniteLossError`] if a value isn't finite.
+
+        This is the one place in a step where the host waits for the device: once, for all values, which are scalars.
+        """
+        finite = torch.stack([value.isfinite() for value in values.values()]).float()
+        shares = self.accelerator.reduce(finite, "mean").tolist()  # of the ranks
+        what = next((name for name, share in zip(values, shares, strict=True) if share < 1), None)
+        if what is None:
             return
         step = self.state.global_step
         self._tr_loss.copy_(self._loss_before_step)  # what is saved is the state before this step
@@ -347,9 +353,14 @@ class HPTTrainer(SavingTrainer):
         return f"{advice[:-1]}, or kl_reduction='mean'." if self.args.kl_reduction == "sum" else advice
 
     def _get_grad_norm(self, model, grad_norm=None):
-        grad_norm = super()._get_grad_norm(model, grad_norm)
+        """The norm of all gradients, after [`_stop_unless_finite`]: the last place before the optimizer's step."""
+        if grad_norm is None:  # Trainer's own clips to an infinite norm, and so multiplies every gradient by 1
+            self.accelerator.unscale_gradients()
+            grad_norm = get_total_norm([weight.grad for weight in model.parameters() if weight.grad is not None])
+        values = {"loss": self._tr_loss}  # to which Trainer has added those of the step's micro-batches
         if not self.args.fp16:  # its gradient scaler skips such steps and lowers its scale
-            self._stop_unless_finite(torch.as_tensor(grad_norm, device=self.args.device), "gradient")
+            values["gradient"] = grad_norm
+        self._stop_unless_finite(**values)
         return grad_norm
 
     # Logging

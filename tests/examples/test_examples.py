@@ -273,6 +273,22 @@ def test_attacks_see_more_of_an_unrolled_counter_perturbation(defences, images):
     assert not torch.allclose(gradients["unrolled"], gradients["given"], rtol=0.1, atol=0)
 
 
+def test_attack_precision(folder, capsys, monkeypatch):
+    arguments = "--models mine=target --proxy teacher=proxy --max_samples 20 --batch_size 10 --eps 8/255"
+    monkeypatch.setattr(sys, "argv", ["attack_precision.py", *arguments.split()])
+    run("attack_precision")
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
+    attacks = [row for row in rows if row[0] == "mine" and row[1].startswith("PGD")]
+    proxies, gradients = [row for row in rows if row[0] == "teacher"], [row for row in rows if row[0] == "mine"][6:]
+    dtypes = ["float32", "bfloat16", "float16"]
+    assert [row[2] for row in attacks] == 2 * dtypes
+    assert [row[1] for row in proxies] == [row[1] for row in gradients] == dtypes
+    assert [row[5] == "0.00" for row in attacks] == 2 * [True, False, False]
+    assert proxies[0][3:] == ["100.0", "0"] and all(0 < float(row[4]) < 0.01 for row in proxies[1:])
+    apart = [float(row[3]) for row in gradients]
+    assert apart[0] == 0 and all(0 < percent < 3 for percent in apart[1:])
+
+
 def test_test_time_defence(folder, capsys, monkeypatch):
     few = "--max_samples 10 --batch_size 10 --naive pgd:steps=1 --adaptive pgd:steps=1,eot=2"
     monkeypatch.setattr(sys, "argv", ["test_time_defence.py", "--model", "target", *few.split()])

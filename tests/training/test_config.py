@@ -2,6 +2,7 @@ import inspect
 import math
 
 import pytest
+import torch
 import yaml
 from helpers import ROOT
 
@@ -24,6 +25,24 @@ def test_defaults_are_the_papers():
     assert (args.optim, args.optim_args, args.weight_decay, args.max_grad_norm) == ("sgd", "momentum=0.9", 0, 0)
     assert args.per_device_train_batch_size == 64
     assert (args.kl_direction, args.kl_reduction, args.temperature) == ("proxy_to_target", "mean", 1)
+
+
+@pytest.mark.parametrize(
+    ("device", "settings", "non_blocking"),
+    [
+        ("cpu", {}, False),
+        ("cuda", {}, True),
+        ("cuda", {"dataloader_pin_memory": False}, False),
+        ("cuda", {"accelerator_config": {"non_blocking": False}}, False),
+        ("mps", {}, False),
+    ],
+)
+def test_batches_are_copied_to_a_gpu_without_waiting(monkeypatch, device, settings, non_blocking):
+    """Where they are pinned, unless it is given otherwise."""
+    own = HPTConfig.device.fget
+    monkeypatch.setattr(HPTConfig, "device", property(lambda args: own(args) and torch.device(device)))
+    args = HPTConfig(output_dir="unused", **settings)
+    assert args.accelerator_config.non_blocking == non_blocking
 
 
 @pytest.mark.parametrize("text", ["1/255", "0.5", "5e-2", 0.25, "8 / 255"])

@@ -33,7 +33,9 @@ from hpt.cli import run_recipe
 from hpt.evaluation.results import read_result_rows
 from hpt.processes import hold_together, join_processes
 from hpt.training.checkpoints import last_checkpoint
+from hpt.training.objectives import TeCoA
 from hpt.training.resumable import CheckpointError, NonFiniteError
+from hpt.training.trainer import NonFiniteLossError
 
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="two processes on CPU need gloo")
@@ -251,6 +253,24 @@ def break_weights_of_one_rank(folder: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["checkpoint-2"]
 
 
+class NanOnOneRank(TeCoA):
+    def __call__(self, step):
+        is_here = self.trainer.args.process_index == 1 and self.trainer.state.global_step == 2
+        return super().__call__(step) * (torch.nan if is_here else 1)
+
+
+def break_loss_of_one_rank(folder: Path) -> None:
+    """Both call it by its name, though it has made the gradients of both NaN, and save the state before that step."""
+    trainer = make_trainer(folder, dataset=make_dataset(16), per_device_train_batch_size=2)
+    trainer.objectives["anchor"] = NanOnOneRank()
+    trainer.objectives["anchor"].trainer = trainer
+    good = re.escape(str(folder / "checkpoint-2"))
+    with pytest.raises(NonFiniteLossError, match=f"The loss of step 3 .* The state before that step is in {good}"):
+        trainer.train()
+    torch.distributed.barrier()
+    assert [path.name for path in folder.iterdir()] == ["checkpoint-2"]
+
+
 def fill_the_disk(folder: Path, rank: int, limit: int) -> None:
     """What one rank can't write stops both with the same kind of line, whichever of its files it is."""
     settings = {"trainable": "all", "optim": "adamw_torch", "learning_rate": 1e-3}
@@ -276,7 +296,7 @@ def fill_the_disk_of_the_other_rank(folder: Path) -> None:
 
 def test_gradients_agree_and_what_stops_one_rank_stops_both(tmp_path):
     stops = break_weights_of_one_rank, fill_the_disk_for_the_optimizer, fill_the_disk_of_the_other_rank
-    stops += (terminate_one_rank,)
+    stops += (terminate_one_rank, break_loss_of_one_rank)
     run_in_two_processes(tmp_path, compare_gradients, *stops, timeout=240)  # rather than wait for ever
 
 

@@ -20,9 +20,9 @@ def dtypes_by_part(trainer) -> dict[str, set]:
     trainer.proxy.model.visual_projection.register_forward_hook(lambda *call: seen["proxy"].add(call[-1].dtype))
     perturb = trainer.attack.perturb
 
-    def attack(*batch):
+    def attack(*batch, **settings):
         part[0] = "attack"
-        result = perturb(*batch)
+        result = perturb(*batch, **settings)
         part[0] = "training"
         return result
 
@@ -83,12 +83,17 @@ def test_small_gradients_survive_float16(classifier, images, labels):
     assert moved[1] > 0.98 * moved[0]
 
 
-@pytest.mark.parametrize("settings", [{"bf16": True}, {"fp16": True}, {"attack_dtype": "bfloat16"}], ids=str)
+LOWER = [{"bf16": True}, {"fp16": True}, {"attack_dtype": "bfloat16"}, {"proxy": BF16}]
+
+
+@pytest.mark.parametrize("settings", LOWER, ids=str)
 def test_training_in_lower_precision_is_near_float32(tmp_path, settings):
     """Far nearer than the two runs are to where they began."""
     runs, rates = [], {"anchor_learning_rate": 0.02, "learning_rate": 0.05}
     for precision in ({}, settings):
-        trainer = make_trainer(tmp_path, **rates, **precision)
+        model, processor = make_clip(1, patch_size=4)
+        proxy = ZeroShotClassifier(model.to(precision.get("proxy", F32)), processor)
+        trainer = make_trainer(tmp_path, **rates, **precision | {"proxy": proxy})
         begin = weights(trainer.model)
         if "fp16" in precision:  # at the usual 2 ** 16 the first step overflows, which delays the learning rate
             trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
@@ -168,6 +173,15 @@ def test_the_seed_fixes_everything(tmp_path):
 SEEDS = [(1, False), (1, True), (2, False)]
 
 
+def matmul_flops(attack, *batch, **settings) -> int:
+    """Of an attack's matrix products."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], with_flops=True) as profile:
+        attack(*batch, **settings)
+    return sum(
+        event.flops for event in profile.key_averages() if event.key in ("aten::mm", "aten::addmm", "aten::bmm")
+    )
+
+
 def compiled_run(folder: Path) -> None:
     """A step of both stages, then an evaluation, in a process of its own: compiling leaves traces in the process."""
     trainer = make_trainer(
@@ -180,16 +194,27 @@ def compiled_run(folder: Path) -> None:
         eval_dataset=make_dataset(6),
         save_strategy="epoch",
     )
+    perturb, flops = trainer.attack.perturb, []
+
+    def counted_perturb(*batch, **settings):
+        result = perturb(*batch, **settings)
+        flops.append(matmul_flops(perturb, *batch, **settings))  # of what is compiled by now
+        return result
+
+    trainer.attack.perturb = counted_perturb
     trainer.train()
     counted = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     metrics = trainer.evaluate()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == counted  # evaluation isn't compiled
     values = {"graphs": counted, "clean": metrics["eval_clean_accuracy"], "robust": metrics["eval_robust_accuracy"]}
+    values["flops of attacks"] = sorted(set(flops))
     (folder / "values.json").write_text(json.dumps(values))
 
 
 def test_compiled_towers_train_to_the_same_weights(tmp_path):
-    """`aot_eager` goes all of torch.compile's way but for generating code, which takes a minute."""
+    """And attacks compute no gradients of weights; see [`RunModels.under_attack`].
+
+    `aot_eager` goes all of torch.compile's way but for generating code, which takes a minute."""
     for name in ("plain", "compiled"):
         (tmp_path / name).mkdir()
         command = [sys.executable, __file__, str(tmp_path / name)]

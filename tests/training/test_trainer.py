@@ -373,9 +373,14 @@ def test_each_evaluation_reads_its_own_set_when_workers_persist(tmp_path):
     assert seen == [6, 6, 7]
 
 
-@pytest.mark.parametrize("step", [1, 5])
-def test_non_finite_loss_stops_after_saving_the_last_good_state(tmp_path, step):
-    trainer = make_trainer(tmp_path)
+@pytest.mark.parametrize(
+    ("step", "settings"),
+    [(1, {}), (5, {}), (5, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}), (5, {"fp16": True})],
+    ids=str,
+)
+def test_non_finite_loss_stops_after_saving_the_last_good_state(tmp_path, step, settings):
+    """Also where it is that of the first of two micro-batches, and where a gradient scaler would skip the step."""
+    trainer = make_trainer(tmp_path, **settings)
     trainer.objectives["anchor"] = _NanAt(trainer, step, trainer.objectives["anchor"])
     message = rf"The loss of step {step} \(anchor stage\) isn't finite.*a lower anchor_learning_rate \(now 0.05\)"
     with pytest.raises(NonFiniteLossError, match=message):
@@ -383,9 +388,9 @@ def test_non_finite_loss_stops_after_saving_the_last_good_state(tmp_path, step):
     folder = tmp_path / f"checkpoint-{step - 1}"
     assert folder.exists() == (step > 1)
     if step > 1:
-        uninterrupted = make_trainer(tmp_path / "other")
+        uninterrupted = make_trainer(tmp_path / "other", **settings)
         uninterrupted.train()
-        resumed = make_trainer(tmp_path)
+        resumed = make_trainer(tmp_path, **settings)
         resumed.train(resume_from_checkpoint=str(folder))
         assert_same(weights(resumed.model), weights(uninterrupted.model))
 
@@ -397,11 +402,11 @@ def test_a_run_cut_off_between_micro_batches_can_be_resumed_by_the_same_trainer(
     trainer = make_trainer(tmp_path / "cut", **settings)
     attack, calls = trainer.attack, []
 
-    def interrupt(*batch):
+    def interrupt(*batch, **settings):
         calls.append(batch)
         if len(calls) == 10:  # the second micro-batch of step 5
             raise KeyboardInterrupt
-        return attack.perturb(*batch)
+        return attack.perturb(*batch, **settings)
 
     trainer.attack = SimpleNamespace(perturb=interrupt)
     with pytest.raises(KeyboardInterrupt):
@@ -416,7 +421,8 @@ class _NanAt(Objective):
 
     def __call__(self, step):
         losses = self.objective(step)
-        return losses * (float("nan") if self.trainer.state.global_step + 1 == self.step else 1)
+        is_here = self.trainer.state.global_step + 1 == self.step and self.trainer._micro_batches == 0
+        return losses * (float("nan") if is_here else 1)
 
 
 def test_progress_bars_leave_the_line_to_what_stops_a_run(tmp_path, capsys):
@@ -437,6 +443,21 @@ def test_non_finite_gradient_stops_before_the_weights_break(tmp_path):
     assert all(
         torch.isfinite(weight).all() for weight in load_file(tmp_path / "checkpoint-7" / "model.safetensors").values()
     )
+
+
+@pytest.mark.parametrize("settings", [{}, {"fp16": True}, {"max_grad_norm": 1e6}], ids=str)
+def test_the_norm_of_all_gradients_is_logged(tmp_path, settings):
+    norms = []
+
+    class Norms(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+            norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), float("inf")).item())
+
+    trainer = make_trainer(tmp_path, **settings)
+    trainer.add_callback(Norms())
+    trainer.train()
+    logged = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
+    assert logged == pytest.approx(norms, rel=0, abs=0, nan_ok=True) and len(logged) == 12
 
 
 @pytest.mark.parametrize("drop_last", [False, True])

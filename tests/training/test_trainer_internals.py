@@ -113,7 +113,7 @@ OVERRIDDEN = {
     "_get_grad_norm": Member(
         "(self, model, grad_norm=None)",
         "_run_epoch",
-        "it is called between backward and optimizer step, the last place to stop for a gradient that isn't finite",
+        "it is called between backward and optimizer step, the last place to stop for what isn't finite",
     ),
     "loss_is_scaled_for_ga": Member(
         (ABSENT, ATTRIBUTE),
@@ -292,7 +292,9 @@ ATTRIBUTES = {
     ),
     "_train_batch_size": Member(ATTRIBUTE, "__init__", "a run that begins anew may have another"),
     "_tr_loss": Member(
-        ATTRIBUTE, "_inner_training_loop _run_epoch", "the sum of losses since the last entry of the log"
+        ATTRIBUTE,
+        "_inner_training_loop _run_epoch",
+        "the sum of losses since the last entry of the log, with a step's own when its gradient's norm is asked for",
     ),
 }
 
