@@ -41,7 +41,7 @@ TURNED = range(2, 9)  # EXIF orientations but for 1, upright
 def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
     """Rows to `pixel_values` (uint8, `(batch, 3, height, width)`), `labels` and `sample_ids` (int64, `(batch,)`).
 
-    Rows without labels make a batch without them.
+    Rows without labels make a batch without them. Further tensors that rows have are stacked likewise.
     """
     sizes = {tuple(row["pixel_values"].shape[-2:]) for row in rows}
     if len(sizes) > 1:
@@ -50,10 +50,9 @@ def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
             "that resizes and crops."
         )
     numbers = [name for name in ("labels", "sample_ids") if name in rows[0]]
-    return {
-        "pixel_values": torch.stack([row["pixel_values"] for row in rows]),
-        **{name: torch.tensor([row[name] for row in rows]) for name in numbers},
-    }
+    tensors = [name for name, value in rows[0].items() if torch.is_tensor(value)]
+    stacked = {name: torch.stack([row[name] for row in rows]) for name in tensors}
+    return stacked | {name: torch.tensor([row[name] for row in rows]) for name in numbers}
 
 
 def to_unit_range(pixel_values: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
