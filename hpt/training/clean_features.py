@@ -58,7 +58,9 @@ logger = logging.getLogger(__name__)
 BATCH = 64  # images, by which a chunk can be divided
 MOST_IMAGES = 4_000_000  # up to which features are kept without being asked for: 8 GB for a model of 512 dimensions
 COLUMN = "clean_features_"  # what a batch calls those of the models, with their numbers
-NOBODY_ASKS = "no objective of this run asks a frozen dual encoder of transformers about them: leave it out"
+NOBODY_ASKS = (
+    "no objective of this run asks a frozen dual encoder of transformers for their logits or embeddings: leave it out"
+)
 assert CHUNK % BATCH == 0
 
 

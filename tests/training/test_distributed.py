@@ -135,7 +135,8 @@ def train_with_kept_features(folder: Path) -> None:
     home = str(folder / f"home-{os.environ.get('WORLD_SIZE', 1)}")
     small = patch.object(kept_rows, "CHUNK", 8), patch.object(clean_features, "BATCH", 4)
     with patch.object(constants, "HF_HOME", home), small[0], small[1]:
-        train_and_save(folder, anchor_objective="0.5*anchor + fare", attack_random_start=True)
+        slow = {"kl_reduction": "mean", "anchor_learning_rate": 0.01, "attack_random_start": True}
+        train_and_save(folder, anchor_objective="0.5*anchor + fare", **slow)
 
 
 def train_on_an_uneven_number(folder: Path) -> None:
