@@ -3,10 +3,13 @@
 import gc
 import os
 import shutil
+import tempfile
 import time
 from pathlib import Path
 
 
+HOME = tempfile.TemporaryDirectory()
+os.environ.setdefault("HF_HOME", HOME.name)  # what tests keep there goes with them; those beside this one share it
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run beside each other

@@ -26,7 +26,7 @@ class Budget:
         images (`int`): Images seen, over all epochs.
         attack_steps (`int`): Backward passes of an image by which an attack follows a gradient.
         forward, backward (`dict[str, int]`): Passes of an image through the image towers of `"target"`, `"proxy"` and
-            `"original"`, those of attacks among them.
+            `"original"`, those of attacks among them, as if no features of clean images were kept.
     """
 
     images: int

@@ -42,7 +42,7 @@ def collate(rows: list[dict]) -> dict[str, torch.Tensor | int]:
     """Rows to `pixel_values` (uint8, `(batch, 3, height, width)`), `labels` and `sample_ids` (int64, `(batch,)`).
 
     Rows without labels make a batch without them. `set`, where rows have it, is the same of all, and stays an integer,
-    which can be read without waiting for a device.
+    which can be read without waiting for a device. Further tensors that rows have are stacked likewise.
     """
     sizes = {tuple(row["pixel_values"].shape[-2:]) for row in rows}
     if len(sizes) > 1:
@@ -51,8 +51,9 @@ def collate(rows: list[dict]) -> dict[str, torch.Tensor | int]:
             "that resizes and crops."
         )
     numbers = [name for name in ("labels", "sample_ids") if name in rows[0]]
+    tensors = [name for name, value in rows[0].items() if torch.is_tensor(value)]
     return {
-        "pixel_values": torch.stack([row["pixel_values"] for row in rows]),
+        **{name: torch.stack([row[name] for row in rows]) for name in tensors},
         **{name: torch.tensor([row[name] for row in rows]) for name in numbers},
         **{name: rows[0][name] for name in ("set",) if name in rows[0]},
     }

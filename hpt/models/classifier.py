@@ -138,12 +138,15 @@ class ZeroShotClassifier(nn.Module):
     ) -> "Outputs":
         """Logits and embeddings of images, and with `patches` of their patches; arguments as of [`forward`]."""
         seen = self._see(images, patches)
-        features = _pooled(seen)
+        return self.outputs_of(_pooled(seen), text_embeds, *self._patches(seen) if patches else ())
+
+    def outputs_of(self, features: torch.Tensor, text_embeds: torch.Tensor | None = None, *patches) -> "Outputs":
+        """Logits and embeddings of images whose features `(batch, dim)`, of [`image_features`], are known."""
         image_embeds = F.normalize(features, dim=-1)
         if text_embeds is None and self.class_names is not None:
             text_embeds = self.text_embeds()
         logits = None if text_embeds is None else self._logits(image_embeds, text_embeds)
-        return Outputs(logits, image_embeds, features, *self._patches(seen) if patches else ())
+        return Outputs(logits, image_embeds, features, *patches)
 
     def _logits(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
         with torch.autocast(image_embeds.device.type, enabled=False):  # in float32 whatever the towers run in

@@ -8,7 +8,7 @@ outputs.log_probabilities(temperature=2)
 
 import inspect
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -89,9 +89,10 @@ class CombinedProxy(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.outputs(images).logits
 
-    def outputs(self, images: torch.Tensor) -> ProxyOutputs:
-        """What each says of images `(batch, 3, height, width)` in [0, 1], and all together."""
-        return ProxyOutputs(tuple(proxy(images) for proxy in self.proxies), self.combination, self.weights)
+    def outputs(self, images: torch.Tensor, features: Mapping[nn.Module, torch.Tensor] | None = None) -> ProxyOutputs:
+        """What each says of images `(batch, 3, height, width)` in [0, 1], and all together; see [`ask`]."""
+        each = tuple(_logits(proxy, images, features) for proxy in self.proxies)
+        return ProxyOutputs(each, self.combination, self.weights)
 
     def with_classes(self, class_names: list[str], template: str | list[str] | None = None) -> "CombinedProxy":
         """The same proxies over other classes."""
@@ -219,10 +220,21 @@ def name_function(function) -> str:
 
 
 @torch.no_grad()
-def ask(proxy: Classifier, images: torch.Tensor) -> ProxyOutputs:
-    """What a proxy says of images `(batch, 3, height, width)` in [0, 1]: without gradients, outside autocast."""
+def ask(
+    proxy: Classifier, images: torch.Tensor, features: Mapping[nn.Module, torch.Tensor] | None = None
+) -> ProxyOutputs:
+    """What a proxy says of images `(batch, 3, height, width)` in [0, 1]: without gradients, outside autocast.
+
+    Of a [`ZeroShotClassifier`] whose features of these images, `(batch, dim)`, are known, it follows from them.
+    """
     with torch.autocast(images.device.type, enabled=False):
-        return proxy.outputs(images) if isinstance(proxy, CombinedProxy) else ProxyOutputs((proxy(images),))
+        if isinstance(proxy, CombinedProxy):
+            return proxy.outputs(images, features)
+        return ProxyOutputs((_logits(proxy, images, features),))
+
+
+def _logits(proxy: Classifier, images: torch.Tensor, features: Mapping[nn.Module, torch.Tensor] | None):
+    return proxy.outputs_of(features[proxy]).logits if features and proxy in features else proxy(images)
 
 
 def try_out(proxy: nn.Module, images: torch.Tensor, num_classes: int) -> None:

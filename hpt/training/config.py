@@ -28,6 +28,7 @@ FRACTIONS = ("attack_eps", "attack_step_size", "temperature", "anchor_learning_r
 FRACTIONS += ("ema_decay", "pull_ratio", "proxy_temperature")
 SWITCHES = ("only_where_right", "restart", "attack_random_start", "save_endpoints")  # where "no" would mean yes
 COUNTS = ("attack_steps", "eval_attack_steps", "steps_per_epoch", "shuffle_buffer_size")
+AUTO, ALWAYS, NEVER = CACHE_CLEAN = ("auto", "true", "false")
 # Fields that can't change between a checkpoint and the run that resumes from it.
 MATHEMATICS = (
     "objective objective_args anchor_objective anchor_objective_args attack_loss kl_direction kl_reduction "
@@ -108,6 +109,11 @@ class HPTConfig(TrainingArguments):
         augmentation (`str`, *optional*, defaults to `"none"`):
             Of the training images: `"crop_flip"` takes a random part of each, resized to the size that it has without
             augmentation, and mirrors half of them; see [`CropFlip`]. Evaluation never augments.
+        cache_clean (`str` or `bool`, *optional*, defaults to `"auto"`):
+            Whether what the proxy, or the target's vanilla copy, makes of clean images is computed once and kept on
+            disk, in place of once in each epoch: `"auto"` where a stage's objective asks for it in two epochs or more,
+            `"true"` and `"false"`. Not of augmented images, streams, mixtures, proxies that are functions, and
+            patches; see [`CleanFeatures`](training/clean_features.py).
         steps_per_epoch (`int`, *optional*):
             Optimizer steps in an epoch of a streaming training set, which has no length of its own. Each epoch goes on
             where the one before it ended.
@@ -183,6 +189,11 @@ class HPTConfig(TrainingArguments):
     # Images
     augmentation: str = field(default="none", metadata={"help": "Of training images: none or crop_flip."})
 
+    cache_clean: str = field(
+        default=AUTO,
+        metadata={"help": "Compute what frozen models make of clean images once, and keep it: auto, true or false."},
+    )
+
     # Streams
     steps_per_epoch: int | None = field(default=None, metadata={"help": "For a streaming training set: its epochs."})
     shuffle_buffer_size: int = field(
@@ -233,6 +244,7 @@ class HPTConfig(TrainingArguments):
     def __post_init__(self):
         refuse_sharding(self)
         self._parse_numbers()
+        self.cache_clean = str(self.cache_clean).lower()  # which Python and YAML may give as a truth value
         templates = check_templates(self.prompt_template)
         self.prompt_template = templates[0] if len(templates) == 1 else templates  # the command line gives a list
         if self.load_best_model_at_end and self.metric_for_best_model is None:
@@ -383,6 +395,7 @@ class HPTConfig(TrainingArguments):
                 raise InputError(f"{name} is {getattr(self, name):g}, but must be between 0 and 1.")
         check_known("trainable", self.trainable, TRAINABLE)
         check_known("augmentation", self.augmentation, AUGMENTATIONS)
+        check_known("cache_clean", self.cache_clean, CACHE_CLEAN)
         if self.attack_dtype is not None:
             check_known("attack_dtype", self.attack_dtype, DTYPES)
         if SchedulerType(self.lr_scheduler_type) != SchedulerType.COSINE:

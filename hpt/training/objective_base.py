@@ -10,6 +10,9 @@ from hpt.errors import InputError
 from hpt.training.step import TrainingStep
 
 
+OF_PROXY, OF_ORIGINAL = "proxy", "original"  # whom an objective may ask about clean images
+
+
 class Objective(ABC):
     """What a training step minimises, and what its attack maximises.
 
@@ -23,6 +26,9 @@ class Objective(ABC):
         needs_classes (`bool`): Whether it asks for anything of the class prompts, such as logits.
         needs_patches (`bool`): Whether it asks for `patch_embeds` of target or original.
         needs_attack (`bool`): Whether it asks for `step.adversarial`; without, no attack is run.
+        asks_about_clean (`tuple[str]`): Which frozen models it asks about clean images in each step, `"proxy"` for
+            `step.proxy(step.images)` and `"original"` for `step.original(step.images)`. What they say may be kept from
+            epoch to epoch then; it is the same if this doesn't say so, but computed each time.
         needs_random_start (`bool`): Whether its attack has no gradient on clean images while the target is as it was
             given, so that it, and with it the training, would never leave where they begin.
         is_idle_with_original (`bool`): Whether it has no loss, and so no gradient, while the target is as it was given
@@ -35,6 +41,7 @@ class Objective(ABC):
     needs_proxy = needs_original = needs_labels = needs_patches = needs_random_start = False
     is_idle_with_original = False
     needs_classes = needs_attack = True
+    asks_about_clean: tuple[str, ...] = ()
     arxiv: str | None = None
     fields: tuple[str, ...] = ()
 

@@ -14,7 +14,7 @@ from hpt.attacks.losses import cross_entropy
 from hpt.errors import InputError, check_known
 from hpt.models.classifier import Outputs
 from hpt.training.gpd import GPD_PAPER
-from hpt.training.objective_base import Objective
+from hpt.training.objective_base import OF_ORIGINAL, OF_PROXY, Objective
 from hpt.training.step import TrainingStep
 
 
@@ -107,6 +107,7 @@ class RobustTransfer(Objective):
 class GeneralizationAnchor(RobustTransfer):
     """The generalization anchor (arXiv 2601.12865, Eq. 8): `L_GA = mean_i KL(softmax T(x_a) || softmax P(x))`."""
 
+    asks_about_clean = (OF_PROXY,)
     arxiv = GPD_PAPER
     describe = RobustTransfer.describe
 
@@ -163,6 +164,7 @@ class FARE(Objective):
 
     needs_original = needs_random_start = True
     needs_classes = False
+    asks_about_clean = (OF_ORIGINAL,)
     arxiv = "2402.12336"
 
     def attack_loss(self, step: TrainingStep, images: torch.Tensor) -> torch.Tensor:
@@ -187,6 +189,7 @@ class AGFT(Objective):
     """
 
     needs_original = True
+    asks_about_clean = (OF_ORIGINAL,)
     arxiv = "2603.29410"
 
     def __init__(self, *, r: float = 1.0):
@@ -267,6 +270,7 @@ class CleanDistillation(RobustTransfer):
 
     needs_attack = needs_labels = False
     is_idle_with_original = True
+    asks_about_clean = (OF_PROXY,)
     arxiv = GPD_PAPER
     describe = RobustTransfer.describe
 

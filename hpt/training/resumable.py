@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import ProgressCallback, Trainer
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers import ProgressCallback, Trainer, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from hpt.data.epochs import EpochMixture, EpochOrder
 from hpt.errors import InputError, TrainingStopped
@@ -97,6 +97,13 @@ class ResumableTrainer(Trainer):
     def mathematics(self) -> dict:
         """What fixes the numbers of a run, by readable name: no checkpoint is resumed with another."""
 
+    def describe_launch(self) -> dict:
+        """How the work of a run is divided and computed, which changes no more than the order of rounding."""
+        return describe_launch(self.args)
+
+    def prepare(self, first_step: int) -> None:
+        """Do what takes long before the first step that will be taken, counted from 0; a signal ends it at once."""
+
     @dead_workers_explained()
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """See [`~transformers.Trainer.train`].
@@ -116,6 +123,7 @@ class ResumableTrainer(Trainer):
         self._last_saved = resume_from_checkpoint and Path(resume_from_checkpoint).resolve()
         if resume_from_checkpoint is None and (broken := find_non_finite(self.model.state_dict())):
             raise InputError(f"The model has NaN or infinite weights before training, {broken}: load a sound copy.")
+        self.prepare(_step_of(resume_from_checkpoint))
         try:
             with self._signals_noticed():
                 return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -162,7 +170,7 @@ class ResumableTrainer(Trainer):
             checkpoint = str(wanted)
             if not Path(checkpoint).is_dir():
                 raise InputError(f"There is no checkpoint {checkpoint!r}.")
-        check_same_settings(checkpoint, read_manifest(checkpoint), self._run_identity(), describe_launch(self.args))
+        check_same_settings(checkpoint, read_manifest(checkpoint), self._run_identity(), self.describe_launch())
         if not wanted:
             logger.warning(
                 f"The run starts anew over the one that came to {checkpoint}, from which "
@@ -287,7 +295,7 @@ class ResumableTrainer(Trainer):
         with self._written_on_all_ranks(folder):
             if self.args.should_save:
                 self._save_settings(folder)
-                write_manifest(folder, self._run_identity(), describe_launch(self.args))
+                write_manifest(folder, self._run_identity(), self.describe_launch())
         self._last_saved = folder.resolve()
         if self.args.should_save:
             best = self.state.best_model_checkpoint
@@ -480,6 +488,13 @@ def _leave_signals_to_trainer(init_worker, is_needed: torch.Tensor, worker_id: i
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if init_worker is not None:
         init_worker(worker_id)
+
+
+def _step_of(checkpoint: str | None) -> int:
+    """The optimizer steps that were taken up to a checkpoint."""
+    if checkpoint is None:
+        return 0
+    return TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME)).global_step
 
 
 def _as_json(value):

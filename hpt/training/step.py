@@ -1,9 +1,10 @@
 """One training step as an objective sees it: its images, and what the models make of them, each computed once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 from hpt.attacks import AttackResult
 from hpt.classifiers import Classifier
@@ -30,6 +31,8 @@ class TrainingStep:
         patches (`bool`, *optional*, defaults to `False`): Whether the outputs of target and original have
             `patch_embeds`.
         attack (`bool`, *optional*, defaults to `True`): Whether there will be adversarial images.
+        features (`dict[nn.Module, torch.Tensor]`, *optional*): Of frozen models, the features `(batch, dim)` of the
+            clean images as far as they are known already; these aren't computed again.
 
     Attributes:
         attacked ([`AttackResult`]): What the attack on the target found; set once it has run.
@@ -49,10 +52,12 @@ class TrainingStep:
         text_embeds: torch.Tensor | None = None,
         patches: bool = False,
         attack: bool = True,
+        features: Mapping[nn.Module, torch.Tensor] | None = None,
     ):
         self.images, self.labels, self.notes = images, labels, {}
         self._target, self._proxy, self._original = target, proxy, original
         self._text_embeds, self._patches, self._attack = text_embeds, patches, attack
+        self._features = features or {}
         self._kept: dict[tuple[str, bool, bool], Outputs | ProxyOutputs] = {}
         self._tried: tuple[torch.Tensor, Outputs] | None = None  # by the attack, for as long as it is kept
 
@@ -109,14 +114,24 @@ class TrainingStep:
     def proxy(self, images: torch.Tensor) -> ProxyOutputs:
         """`P` on images, without gradients, in its own dtype; of several proxies, what they say together."""
         _check_declared(self._proxy, "the proxy", "needs_proxy")
-        return self._kept_or_new("proxy", images, lambda: ask(self._proxy, images))
+        return self._kept_or_new("proxy", images, lambda: ask(self._proxy, images, self._known(images)))
 
     def original(self, images: torch.Tensor) -> Outputs:
         """`O` on images, without gradients."""
         _check_declared(self._original, "the vanilla target", "needs_original")
-        return self._kept_or_new(
-            "original", images, lambda: _frozen_outputs(self._original, images, None, self._patches)
-        )
+        return self._kept_or_new("original", images, lambda: self._see_original(images))
+
+    @torch.no_grad()
+    def _see_original(self, images: torch.Tensor) -> Outputs:
+        known = self._known(images)
+        with torch.autocast(images.device.type, enabled=False):
+            if self._original in known and not self._patches:
+                return self._original.outputs_of(known[self._original])
+            return self._original.outputs(images, None, self._patches)
+
+    def _known(self, images: torch.Tensor) -> Mapping[nn.Module, torch.Tensor]:
+        """What is known already of images: of clean ones alone."""
+        return self._features if images is self.images else {}
 
     def note(self, name: str, values: torch.Tensor) -> None:
         """Let the log have the mean of `values` `(batch,)` over the images of a logged step, as `name`.
@@ -144,9 +159,3 @@ def _check_declared(model, name: str, need: str) -> None:
     """Refuse to ask a model that an objective hasn't said it needs."""
     if model is None:
         raise InputError(f"The objective asks for {name}, but has {need} = False: set it to True in its class.")
-
-
-@torch.no_grad()
-def _frozen_outputs(classifier: ZeroShotClassifier, images: torch.Tensor, *settings) -> Outputs:
-    with torch.autocast(images.device.type, enabled=False):
-        return classifier.outputs(images, *settings)

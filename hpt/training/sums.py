@@ -48,6 +48,9 @@ class WeightedSum(Objective):
             setattr(self, f"needs_{need}", any(getattr(term, f"needs_{need}") for term in terms.values()))
         self.needs_random_start = bool(attacks) and all(terms[name].needs_random_start for name in self.attacks)
         self.is_idle_with_original = all(term.is_idle_with_original for term in terms.values())
+        self.asks_about_clean = tuple(
+            dict.fromkeys(asked for term in terms.values() for asked in term.asks_about_clean)
+        )
         self.fields = tuple({field: None for term in terms.values() for field in term.fields})
 
     def attack_loss(self, step: TrainingStep, images: torch.Tensor) -> torch.Tensor:

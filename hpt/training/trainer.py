@@ -28,9 +28,10 @@ from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.weights import forward_redirected, normalizers
 from hpt.processes import dead_workers_explained
 from hpt.training.callbacks import AugmentationCallback, LogitScaleCallback
+from hpt.training.clean_features import CleanFeatures, choose_models
 from hpt.training.config import HPTConfig
 from hpt.training.diagnostics import Diagnostics
-from hpt.training.gpd import ANCHOR, GPDCallback, get_gpd_schedule
+from hpt.training.gpd import ANCHOR, TRANSFER, GPDCallback, get_gpd_schedule
 from hpt.training.identity import describe_given_optimizer, describe_robust_training
 from hpt.training.inputs import TrainingInputs, check_config, check_launch, check_metrics, prepare_inputs
 from hpt.training.objectives import Objective
@@ -183,6 +184,7 @@ class HPTTrainer(SavingTrainer):
         args = self.args
         self._inputs, self._described = inputs, None
         self._models = RunModels(inputs, args.device)
+        self._clean = CleanFeatures(choose_models(args, inputs), inputs.train, args)
         self.objectives, self.schedule = args.make_objectives(), inputs.schedule
         self._diagnostics = Diagnostics(self.accelerator, self.classifier, self.proxy is not None)
         self._evaluation = RobustEvaluation(self.classifier, args.prompt_template)
@@ -222,6 +224,7 @@ class HPTTrainer(SavingTrainer):
         """See [`~transformers.Trainer.train`]; one call goes through both stages."""
         self._micro_batches = 0
         self._diagnostics.clear()
+        self._clean.forget()
         try:
             output = super().train(*args, **kwargs)
         finally:
@@ -230,6 +233,16 @@ class HPTTrainer(SavingTrainer):
         if self._trains_text:
             self.classifier.forget_text_embeds()
         return output
+
+    def describe_launch(self) -> dict:
+        """See [`~hpt.training.resumable.ResumableTrainer`]; with what stands for kept features of clean images."""
+        return super().describe_launch() | {"clean_features": self._clean.fingerprint}
+
+    def prepare(self, first_step: int = 0) -> None:
+        """Have the features of clean images there, if a stage to come asks for them; see [`CleanFeatures`]."""
+        to_come = {self.schedule.stage(first_step), TRANSFER}
+        if any(self.objectives[stage].asks_about_clean for stage in to_come):
+            self._clean.build()
 
     def create_scheduler(self, num_training_steps: int, optimizer=None) -> LambdaLR:
         """GPD's schedule, over the epochs of the stages; `max_steps` cuts it, and doesn't shorten the stages."""
@@ -301,6 +314,7 @@ class HPTTrainer(SavingTrainer):
             text_embeds=text_embeds,
             patches=objective.needs_patches,
             attack=objective.needs_attack,
+            features=self._clean.of_batch(inputs),
         )
 
     def _attack(self, objective: Objective, step: TrainingStep) -> AttackResult:
@@ -416,7 +430,9 @@ class HPTTrainer(SavingTrainer):
         return super().get_test_dataloader(benchmark)
 
     def _get_dataloader(self, dataset, *args, is_training=False, **kwargs):
-        """Trainer's, which evaluates on all images, whatever `dataloader_drop_last` says of training."""
+        """Trainer's, which trains with features of clean images beside them, and evaluates on all images, whatever
+        `dataloader_drop_last` says of training."""
+        dataset = self._clean.beside(dataset) if is_training else dataset
         drop_last = self.args.dataloader_drop_last
         self.args.dataloader_drop_last = drop_last and is_training
         try:

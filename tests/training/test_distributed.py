@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import datasets
 import pytest
@@ -24,6 +25,7 @@ from helpers import (
     make_family,
     make_trainer,
 )
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
@@ -32,6 +34,7 @@ from hpt.classifiers import draw_uniform
 from hpt.cli import run_recipe
 from hpt.evaluation.results import read_result_rows
 from hpt.processes import hold_together, join_processes
+from hpt.training import clean_features, kept_rows
 from hpt.training.checkpoints import last_checkpoint
 from hpt.training.objectives import TeCoA
 from hpt.training.resumable import CheckpointError, NonFiniteError
@@ -129,6 +132,15 @@ def train_a_resnet(folder: Path) -> None:
     train_and_save(folder, family="ResNet", trainable="all", kl_reduction="mean", learning_rate=0.01)
 
 
+def train_with_kept_features(folder: Path) -> None:
+    """The same with features of clean images, in chunks of which each process computes some."""
+    home = str(folder / f"home-{os.environ.get('WORLD_SIZE', 1)}")
+    small = patch.object(kept_rows, "CHUNK", 8), patch.object(clean_features, "BATCH", 4)
+    with patch.object(constants, "HF_HOME", home), small[0], small[1]:
+        slow = {"kl_reduction": "mean", "anchor_learning_rate": 0.01, "attack_random_start": True}
+        train_and_save(folder, anchor_objective="0.5*anchor + fare", **slow)
+
+
 def train_on_an_uneven_number(folder: Path) -> None:
     """11 images in micro-batches of 2; one process has them at once, and the image that two are filled up with."""
     world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
@@ -161,11 +173,17 @@ def assert_trained_alike(folder: Path) -> None:
 
 def test_two_processes_train_as_one(tmp_path):
     ways = train_on_an_uneven_number, train_and_save, train_both_towers
+    ways += (train_with_kept_features,)
     ways += train_on_stream, train_on_a_mixture, train_on_mixed_batches, train_a_dinov2_by_fare, train_a_resnet
     run_in_two_processes(tmp_path, *ways)
     for train in ways:
         train(tmp_path / train.__name__)
         assert_trained_alike(tmp_path / train.__name__)
+    one, two = (
+        {file.relative_to(home): file.read_bytes() for file in home.rglob("*.npy")}
+        for home in (tmp_path / "train_with_kept_features" / f"home-{processes}" for processes in (1, 2))
+    )
+    assert one == two and len(one) == 2
 
 
 class CompareGradients(TrainerCallback):
