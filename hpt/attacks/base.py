@@ -60,6 +60,7 @@ class Attack(ABC):
         uses_gradients (`bool`): Whether it follows gradients of the model that is scored.
         needs_proxy (`bool`): Whether it is made with a second model, given as `proxy`.
         scored_on_proxy (`bool`): Whether it is made on the model under evaluation and scored on its proxy.
+        leaves_early (`bool`): Whether samples leave as soon as they are broken, so that batches are better pooled.
         eot (`int`): Draws of a randomised classifier at each step; see `hpt.attacks.queries`.
 
     Raises:
@@ -72,6 +73,7 @@ class Attack(ABC):
     uses_gradients = True
     needs_proxy = False
     scored_on_proxy = False
+    leaves_early = False
     eot = 1
     reported: tuple[str, ...] = ()  # attributes that say how strong it is
 
@@ -84,7 +86,9 @@ class Attack(ABC):
         """Adversarial images; see [`perturb`](Attack.perturb)."""
         return self.perturb(classifier, images, labels, sample_ids, eps).images
 
-    def perturb(self, classifier: Classifier, images, labels, sample_ids=None, eps=None) -> AttackResult:
+    def perturb(
+        self, classifier: Classifier, images, labels, sample_ids=None, eps=None, batch_size: int | None = None
+    ) -> AttackResult:
         """Attack each image within its eps-ball. Logits are taken to float32, whatever the classifier computes in.
 
         It may be called under `torch.no_grad` and `torch.inference_mode`, and with no images.
@@ -99,6 +103,9 @@ class Attack(ABC):
                 from torch's global generator.
             eps (`torch.Tensor` of shape `(batch,)`, *optional*): A radius for each image, instead of the attack's own;
                 steps scale with it.
+            batch_size (`int`, *optional*): Most images that go through a model at once, which bounds memory: of more
+                images those that are left share full batches. By default all of them. It changes no image, apart from
+                the last digits in which models compute batches of other sizes.
 
         Raises:
             InputError: if there are fewer classes than the attack is defined for; for images out of [0, 1] or in
@@ -113,7 +120,7 @@ class Attack(ABC):
                 return AttackResult(batch.images, batch.labels.bool(), batch.labels)
             if any(map(is_randomised, [classifier, *self.followed(classifier)])):
                 batch = batch.with_draws()
-            return self._run(float_logits(classifier, int(batch.labels.max())), batch)
+            return self._run(float_logits(classifier, int(batch.labels.max()), batch_size), batch)
 
     @abstractmethod
     def _run(self, classifier, batch: Batch) -> AttackResult:
@@ -232,8 +239,8 @@ def attack_until_broken(
 
 def is_zero(gradient: torch.Tensor) -> torch.Tensor:
     """Of which images, `(batch,)`, the gradient says nothing: it is exactly zero, or not finite."""
-    gradient = gradient.flatten(1)
-    return (gradient == 0).all(1) | ~gradient.isfinite().all(1)
+    largest = gradient.flatten(1).abs().amax(1)  # not a number if one isn't
+    return (largest == 0) | ~largest.isfinite()
 
 
 # Norms
