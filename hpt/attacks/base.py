@@ -239,7 +239,7 @@ def attack_until_broken(
 
 def is_zero(gradient: torch.Tensor) -> torch.Tensor:
     """Of which images, `(batch,)`, the gradient says nothing: it is exactly zero, or not finite."""
-    largest = gradient.flatten(1).abs().amax(1)  # not a number if one isn't
+    largest = torch.linalg.vector_norm(gradient.flatten(1), torch.inf, dim=1)  # in one pass; NaN if any value is
     return (largest == 0) | ~largest.isfinite()
 
 

@@ -111,14 +111,14 @@ def test_samples_that_are_left_share_full_batches(kind):
             brightness = 10 * (images.mean((1, 2, 3)) - 0.5)
             return torch.stack([brightness, -brightness], 1)
 
-    bright = torch.tensor([0.9, 0.505, 0.505, 0.505] * 4)
+    bright = torch.tensor([0.9, 0.501, 0.501, 0.501] * 4)
     images = bright[:, None, None, None].expand(16, 3, 8, 8).contiguous()
-    attack = kind(eps=0.1, **({"steps": 20} if kind is APGDCE else {"queries": 40}))
+    attack = kind(eps=0.1, **({"steps": 20} if kind is APGDCE else {"queries": 200}))
     attack.perturb(Threshold(), images, torch.zeros(16).long(), torch.arange(16), batch_size=4)
     sizes = Threshold.sizes
     assert set(sizes[:4]) == {4} and set(sizes[-10:]) == {4}
-    steps = 20 if kind is APGDCE else 39
-    assert len(sizes) < 4 * 8 + steps  # one call a step when four are left, instead of one for each batch
+    steps = 20 if kind is APGDCE else 199
+    assert len(sizes) < 1.5 * steps  # one call a step when four are left, instead of one for each batch
 
 
 @pytest.mark.parametrize("kind", [APGDT, FABT])

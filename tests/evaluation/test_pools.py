@@ -98,11 +98,12 @@ def test_batches_of_a_pool_share_what_it_took(subject, benchmark):
     evaluator = make_evaluator(attacks=[ATTACK], eps=1e-6)  # at which nothing breaks
     clean, _, task = tasks = evaluator.plan(subject, benchmark)
     clean_row, _, row, _ = evaluator.run(tasks)
-    records = evaluator.results.predictions[task.key]
-    assert sum(record["seconds"] for record in records.values()) == pytest.approx(row.seconds)
-    right = round(clean_row.accuracy * 25)
-    assert sum(record["most_passes"] for record in records.values()) == right * task.most_passes
-    assert all(record["passes"] == record["most_passes"] for record in records.values())
+    records = evaluator.results.predictions[task.key].values()
+    assert sum(record["seconds"] for record in records) == pytest.approx(row.seconds)
+    attacked = [record for record in records if record["passes"]]
+    assert sum(record["most_passes"] for record in attacked) == round(clean_row.accuracy * 25) * task.most_passes
+    assert 1 < len(attacked) < len(records)  # of some batches, all samples are wrong
+    assert all(record["passes"] == record["most_passes"] for record in attacked)
 
 
 @pytest.mark.parametrize("written", range(0, 16, 3))
