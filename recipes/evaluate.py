@@ -29,7 +29,7 @@ from hpt.data.subsets import call_before_loading
 from hpt.escaping import markdown
 from hpt.evaluation.evaluator import check_sampling
 from hpt.evaluation.outputs import report_evaluation
-from hpt.evaluation.plan import Task
+from hpt.evaluation.plan import Task, check_cascade
 from hpt.evaluation.progress import format_plan
 from hpt.evaluation.protocol.check import IMAGES, check_protocols
 from hpt.evaluation.protocol.findings import WRONG, report_findings
@@ -74,6 +74,10 @@ class Evaluation:
     evaluations: int = field(
         default=10, metadata={"help": "How often a randomised classifier is asked about each image."}
     )
+    cascade: bool = field(
+        default=False,
+        metadata={"help": "The worst case alone, sooner: the cheapest attack first, each on what those before left."},
+    )
     batch_size: int = field(default=64, metadata={"help": "Samples per batch."})
     num_workers: int = field(default=0, metadata={"help": "Processes that decode images."})
     seed: int = field(default=0, metadata={"help": "Of the noise and the choice of samples."})
@@ -103,7 +107,9 @@ def main():
     models = [parse_model(text, loaded=True) for text in settings.models]
     proxy_model = parse_model(settings.proxy, loaded=True) if settings.proxy else None
     check_quickstart([*models, proxy_model] if proxy_model else models)
-    parse_attacks(settings.attacks, settings.eps, settings.proxy)
+    attacks = parse_attacks(settings.attacks, settings.eps, settings.proxy)
+    if settings.cascade:
+        check_cascade(attacks)
     check_sampling(
         settings.max_samples, settings.batch_size, settings.num_workers, settings.seed, settings.evaluations
     )
@@ -142,6 +148,7 @@ def evaluate(settings: Evaluation, datasets: list[Reference], models: list[Refer
         proxy_name=proxy and proxy.name,
         max_samples=settings.max_samples,
         evaluations=settings.evaluations,
+        cascade=settings.cascade,
         batch_size=settings.batch_size,
         num_workers=settings.num_workers,
         seed=settings.seed,

@@ -7,7 +7,7 @@ from hpt.attacks.fab import FABT
 from hpt.attacks.gradient import CW, FGSM, PGD, Adaptive, ReverseTransfer, Transfer
 from hpt.attacks.registry import ATTACKS, NamedAttack, get_attack
 from hpt.attacks.square import Square
-from hpt.attacks.suites import APGD, AutoAttack, Suite
+from hpt.attacks.suites import APGD, AutoAttack, Cascade, Suite
 
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "APGDT",
     "ATTACKS",
     "CW",
+    "Cascade",
     "FABT",
     "FGSM",
     "NamedAttack",

@@ -2,6 +2,7 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -9,7 +10,6 @@ import torch
 from hpt.attacks.base import (
     Attack,
     AttackResult,
-    attack_until_broken,
     check_count,
     is_zero,
     project,
@@ -17,14 +17,10 @@ from hpt.attacks.base import (
     steepest,
 )
 from hpt.attacks.batch import Batch
-from hpt.attacks.losses import (
-    cross_entropy,
-    difference_of_logits_ratio,
-    likeliest_targets,
-    targeted_difference_of_logits_ratio,
-)
+from hpt.attacks.losses import cross_entropy, difference_of_logits_ratio, targeted_difference_of_logits_ratio
 from hpt.attacks.passes import passes_until_broken
-from hpt.attacks.queries import mean_logits, mean_over, unbroken
+from hpt.attacks.queries import gradients, unbroken
+from hpt.attacks.targets import attack_each_target
 
 
 MOMENTUM = 0.75  # alpha of Algorithm 1
@@ -81,6 +77,7 @@ class AutoPGD(Attack):
     """
 
     norms = ("linf", "l2")
+    leaves_early = True
     reported = ("steps",)
 
     def __init__(self, *, eps: float, steps: int = 100, eot: int = 1, norm: str = "linf", seed: int = 0):
@@ -102,9 +99,9 @@ class AutoPGD(Attack):
         search, right = self._start(classifier, batch)
         checkpoints, last = checkpoint_steps(self.steps), 0
         for step in range(1, self.steps + 1):
-            images[search.place] = torch.where(_per_sample(right, images), search.best, search.point)
             zero_gradient[search.place] |= is_zero(search.gradient)
             if not right.all():
+                images[search.place[~right]] = search.point[~right]
                 search = search.take(right)
             if len(search.place) == 0:
                 return AttackResult(images, zero_gradient)
@@ -125,15 +122,12 @@ class AutoPGD(Attack):
 
     def _evaluate(self, classifier, batch: Batch, point: torch.Tensor, step: int):
         """Loss and its gradient, over the draws of a step their means, and whether it is unbroken, of each sample."""
-        point = point.detach().requires_grad_()
 
-        def draw(seeds: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-            logits = classifier(point, seeds)
-            loss = self._losses(logits, batch)
-            (gradient,) = torch.autograd.grad(loss.sum(), point)
-            return loss.detach(), gradient, unbroken(classifier, logits.detach(), batch.labels).float()
+        def losses(shown: torch.Tensor, samples: Batch, drawn: torch.Tensor | None) -> Sequence[torch.Tensor]:
+            logits = classifier(shown, drawn)
+            return self._losses(logits, samples), unbroken(classifier, logits.detach(), samples.labels).float()
 
-        loss, gradient, right = mean_over(map(draw, self.seeds(batch, step)))
+        gradient, loss, right = gradients(classifier, losses, point, batch, self.seeds(batch, step))
         return loss, gradient, right > 0
 
     def _advance(self, classifier, search: _Search, step: int) -> torch.Tensor:
@@ -215,11 +209,4 @@ class APGDT(AutoPGD):
         return targeted_difference_of_logits_ratio(logits, batch.labels, batch.targets)
 
     def _run(self, classifier, batch: Batch) -> AttackResult:
-        logits = mean_logits(classifier, batch.images, self.seeds(batch, -1))
-        targets = likeliest_targets(logits, batch.labels, self.num_targets)
-        run = super()._run
-        attempts = [
-            lambda samples, left, towards=towards: run(classifier, samples._replace(targets=towards[left]))
-            for towards in targets.T
-        ]
-        return attack_until_broken(classifier, batch, attempts, self.seeds)._replace(broken_by=None)
+        return attack_each_target(classifier, batch, self.num_targets, super()._run, self.seeds)

@@ -60,6 +60,7 @@ class Attack(ABC):
         uses_gradients (`bool`): Whether it follows gradients of the model that is scored.
         needs_proxy (`bool`): Whether it is made with a second model, given as `proxy`.
         scored_on_proxy (`bool`): Whether it is made on the model under evaluation and scored on its proxy.
+        leaves_early (`bool`): Whether samples leave as soon as they are broken, so that batches are better pooled.
         eot (`int`): Draws of a randomised classifier at each step; see `hpt.attacks.queries`.
 
     Raises:
@@ -72,6 +73,7 @@ class Attack(ABC):
     uses_gradients = True
     needs_proxy = False
     scored_on_proxy = False
+    leaves_early = False
     eot = 1
     reported: tuple[str, ...] = ()  # attributes that say how strong it is
 
@@ -85,7 +87,15 @@ class Attack(ABC):
         return self.perturb(classifier, images, labels, sample_ids, eps).images
 
     def perturb(
-        self, classifier: Classifier, images, labels, sample_ids=None, eps=None, *, checked: bool = False
+        self,
+        classifier: Classifier,
+        images,
+        labels,
+        sample_ids=None,
+        eps=None,
+        batch_size: int | None = None,
+        *,
+        checked: bool = False,
     ) -> AttackResult:
         """Attack each image within its eps-ball. Logits are taken to float32, whatever the classifier computes in.
 
@@ -101,6 +111,9 @@ class Attack(ABC):
                 from torch's global generator.
             eps (`torch.Tensor` of shape `(batch,)`, *optional*): A radius for each image, instead of the attack's own;
                 steps scale with it.
+            batch_size (`int`, *optional*): Most images that go through a model at once, which bounds memory: of more
+                images those that are left share full batches. By default all of them. It changes no image, apart from
+                the last digits in which models compute batches of other sizes.
             checked (`bool`, *optional*, defaults to `False`): Whether pixels are known to be in [0, 1] and labels to
                 be classes, as in training. Then nobody looks, for whoever looks at values waits for their device.
 
@@ -118,7 +131,7 @@ class Attack(ABC):
             if any(map(is_randomised, [classifier, *self.followed(classifier)])):
                 batch = batch.with_draws()
             highest_label = 0 if checked else check_values(batch)
-            return self._run(float_logits(classifier, highest_label), batch)
+            return self._run(float_logits(classifier, highest_label, batch_size), batch)
 
     @abstractmethod
     def _run(self, classifier, batch: Batch) -> AttackResult:

@@ -37,6 +37,11 @@ class Batch(NamedTuple):
         """The samples at `index`, integers or a bool mask."""
         return Batch(*(None if field is None else field[index.to(field.device)] for field in self))
 
+    def split(self, size: int) -> list["Batch"]:
+        """The samples in order, in batches of at most so many; views."""
+        starts = range(0, len(self.images), size)
+        return [Batch(*(None if field is None else field[at : at + size] for field in self)) for at in starts]
+
     def with_draws(self) -> "Batch":
         """For a randomised classifier: its draws follow from the ids; without, from torch's global generator."""
         ids = torch.randint(2**62, (len(self.images),)) if self.sample_ids is None else self.sample_ids.cpu()

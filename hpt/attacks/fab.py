@@ -1,12 +1,14 @@
 """FAB-T: the nearest decision boundary to each of the likeliest other classes, in l_inf (arXiv 1907.02044)."""
 
+from collections.abc import Sequence
+
 import torch
 
-from hpt.attacks.base import Attack, AttackResult, attack_until_broken, check_count, is_zero
+from hpt.attacks.base import Attack, AttackResult, check_count, is_zero
 from hpt.attacks.batch import Batch
-from hpt.attacks.losses import likeliest_targets
 from hpt.attacks.passes import passes_until_broken
-from hpt.attacks.queries import mean_logits, unbroken
+from hpt.attacks.queries import Seeds, gradients, mean_logits, unbroken
+from hpt.attacks.targets import attack_each_target
 
 
 MAX_BIAS = 0.1  # alpha_max: how far a step leans towards the clean image
@@ -30,6 +32,7 @@ class FABT(Attack):
     """
 
     name = "fab-t"
+    leaves_early = True
     reported = ("steps", "num_targets")
 
     def __init__(self, *, eps: float, steps: int = 100, num_targets: int = 9, norm: str = "linf", seed: int = 0):
@@ -45,13 +48,7 @@ class FABT(Attack):
         )  # to the boundary and back, and to see whether it is
 
     def _run(self, classifier, batch: Batch) -> AttackResult:
-        logits = mean_logits(classifier, batch.images, self.seeds(batch, -1))
-        targets = likeliest_targets(logits, batch.labels, self.num_targets)
-        attempts = [
-            lambda samples, left, towards=towards: self._search(classifier, samples._replace(targets=towards[left]))
-            for towards in targets.T
-        ]
-        return attack_until_broken(classifier, batch, attempts, self.seeds)._replace(broken_by=None)
+        return attack_each_target(classifier, batch, self.num_targets, self._search, self.seeds)
 
     def _search(self, classifier, batch: Batch) -> AttackResult:
         """Approach one class's boundary; where no point within eps is adversarial, the image stays clean."""
@@ -59,7 +56,7 @@ class FABT(Attack):
         zero_gradient = torch.zeros(len(adversarial), dtype=torch.bool, device=adversarial.device)
         place, point = torch.arange(len(adversarial), device=adversarial.device), batch.images
         for step in range(self.steps):
-            gap, gradient = _gap_to_target(classifier, batch, point, *self.seeds(batch, step))
+            gap, gradient = _gap_to_target(classifier, batch, point, self.seeds(batch, step))
             zero_gradient[place] |= is_zero(gradient)
             point = _approach(batch.images, point, gap, gradient)
             logits = mean_logits(classifier, point, self.seeds(batch, -1 - step))
@@ -72,18 +69,21 @@ class FABT(Attack):
                 break
             # Back towards the clean image, to reach the boundary again nearer to it.
             nearer = batch.images + BACKWARD * (point - batch.images)
-            point = torch.where(wrong.view(-1, *[1] * (point.dim() - 1)), nearer, point)[kept]
-            place, batch = place[kept], batch.take(kept)
+            point = torch.where(wrong.view(-1, *[1] * (point.dim() - 1)), nearer, point)
+            if not kept.all():
+                point, place, batch = point[kept], place[kept], batch.take(kept)
         return AttackResult(adversarial, zero_gradient)
 
 
-def _gap_to_target(classifier, batch: Batch, point: torch.Tensor, seeds: torch.Tensor | None):
+def _gap_to_target(classifier, batch: Batch, point: torch.Tensor, seeds: Seeds) -> tuple[torch.Tensor, torch.Tensor]:
     """`f = z_t - z_y`, negative on the label's side of the boundary, and its gradient."""
-    point = point.detach().requires_grad_()
-    logits = classifier(point, seeds)
-    gap = (logits.gather(1, batch.targets[:, None]) - logits.gather(1, batch.labels[:, None])).squeeze(1)
-    (gradient,) = torch.autograd.grad(gap.sum(), point)
-    return gap.detach(), gradient
+
+    def gaps(shown: torch.Tensor, samples: Batch, drawn: torch.Tensor | None) -> Sequence[torch.Tensor]:
+        logits = classifier(shown, drawn)
+        return [(logits.gather(1, samples.targets[:, None]) - logits.gather(1, samples.labels[:, None])).squeeze(1)]
+
+    gradient, gap = gradients(classifier, gaps, point, batch, seeds)
+    return gap, gradient
 
 
 def _approach(clean: torch.Tensor, point: torch.Tensor, gap: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:

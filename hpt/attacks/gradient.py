@@ -1,6 +1,6 @@
 """Attacks of a fixed number of gradient steps: FGSM, PGD, and PGD on the margin, called CW."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -17,7 +17,7 @@ from hpt.attacks.base import (
 from hpt.attacks.batch import Batch
 from hpt.attacks.losses import cross_entropy, margin
 from hpt.attacks.passes import passes_until_broken
-from hpt.attacks.queries import float_logits, mean_over
+from hpt.attacks.queries import float_logits, gradients
 from hpt.classifiers import Classifier, RandomisedClassifier
 from hpt.errors import InputError
 from hpt.radius import check_step_size, read_number
@@ -75,6 +75,11 @@ class PGD(Attack):
         self.step_size = read_number(step, "The attack's step size is set", whole=False)
         check_step_size(self.step_size, self.eps)
 
+    @property
+    def leaves_early(self) -> bool:
+        """Between restarts: a run is scored at its last step."""
+        return self.restarts > 1
+
     def most_passes(self, num_classes: int) -> int:
         run = 2 * self.steps * self.num_models * self.eot
         return run if self.restarts == 1 else passes_until_broken([run] * self.restarts, self.eot)
@@ -100,15 +105,11 @@ class PGD(Attack):
 
     def _gradient(self, classifier, batch: Batch, point: torch.Tensor, step: int) -> torch.Tensor:
         """The gradient of each sample's loss at a point, over the draws of a step its mean."""
-        point = point.detach().requires_grad_()
 
-        def draw(seeds: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
-            # Summed, not averaged: the batch size must not push small gradients into underflow.
-            loss = self._losses(classifier, point, batch.labels, seeds).sum() * _loss_scale(point.device.type)
-            return torch.autograd.grad(loss, point)  # of the image alone, none for the weights
+        def losses(shown: torch.Tensor, samples: Batch, drawn: torch.Tensor | None) -> Sequence[torch.Tensor]:
+            return [self._losses(classifier, shown, samples.labels, drawn) * _loss_scale(shown.device.type)]
 
-        (gradient,) = mean_over(map(draw, self.seeds(batch, step)))
-        return gradient
+        return gradients(classifier, losses, point, batch, self.seeds(batch, step))[0]
 
     def _losses(self, classifier, point: torch.Tensor, labels: torch.Tensor, seeds: torch.Tensor | None):
         """What is maximised in a draw, per sample."""

@@ -27,6 +27,7 @@ class Square(Attack):
 
     name = "square"
     uses_gradients = False
+    leaves_early = True
     first_share = 0.8  # p_init
     reported = ("queries",)
 
@@ -46,16 +47,15 @@ class Square(Attack):
         loss, right = judge(classifier, point, batch.labels, self.seeds(batch, 0))
         place = torch.arange(len(adversarial), device=adversarial.device)
         for query in range(1, self.queries + 1):
-            adversarial[place] = point
             if not right.all():
-                place, point, loss, draws, batch = (
-                    *(values[right] for values in (place, point, loss, draws)),
-                    batch.take(right),
-                )
+                adversarial[place[~right]] = point[~right]
+                place, point, loss = (values[right] for values in (place, point, loss))
+                batch = batch.take(right)
             if len(place) == 0 or query == self.queries:
                 break
             side = square_side(query - 1, self.queries, self.first_share, height, width)
-            colours, places = draws[:, query, :channels].sign(), (draws[:, query, channels:] + 1) / 2
+            drawn = draws[place, query]
+            colours, places = drawn[:, :channels].sign(), (drawn[:, channels:] + 1) / 2
             square = (
                 _inside(places[:, 0], side, height)[:, None, :, None]
                 & _inside(places[:, 1], side, width)[:, None, None, :]
@@ -66,6 +66,7 @@ class Square(Attack):
             better = (moved_loss > loss) | ~right
             point = torch.where(better[:, None, None, None], moved, point)
             loss = torch.where(better, moved_loss, loss)
+        adversarial[place] = point
         return AttackResult(adversarial, torch.zeros(len(adversarial), dtype=torch.bool, device=adversarial.device))
 
     def _draw(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,5 +1,7 @@
 """Suites of attacks in turn, each on the samples that are still classified right: the worst case per sample."""
 
+from collections.abc import Mapping
+
 import torch
 
 from hpt.attacks.apgd import APGDCE, APGDDLR, APGDT
@@ -20,6 +22,7 @@ class Suite(Attack):
         settings: Handed to every part too.
     """
 
+    leaves_early = True
     parts: tuple[type[Attack], ...] = ()
 
     def __init__(self, *, eps: float, norm: str = "linf", seed: int = 0, **settings):
@@ -78,3 +81,35 @@ class AutoAttack(Suite):
 
     name = "autoattack"
     parts = (APGDCE, APGDT, FABT, Square)
+
+
+class Cascade(Suite):
+    """Attacks in order of cost, each on the samples that those before left: the worst case alone.
+
+    An attack finds the same for a sample whichever samples are beside it. So a sample is broken here exactly if one of
+    the attacks by itself would break it.
+
+    Args:
+        attacks (`Mapping[str, Attack]`): By what they are called; of one radius and seed, at least one.
+        num_classes (`int`): On which their costs depend.
+    """
+
+    name = "cascade"
+    norms = ("linf", "l2")
+
+    def __init__(self, attacks: Mapping[str, Attack], num_classes: int):
+        first = next(iter(attacks.values()))
+        super().__init__(eps=first.radius, norm=first.norm, seed=first.seed)
+        names = sorted(attacks, key=lambda name: attacks[name].most_passes(num_classes))
+        self.attacks = {name: attacks[name] for name in names}
+
+    def followed(self, classifier) -> list:
+        every = [model for attack in self.attacks.values() for model in attack.followed(classifier)]
+        return list({id(model): model for model in every}.values())
+
+    def left_out(self, num_classes: int) -> list[str]:
+        return [part for attack in self.attacks.values() for part in attack.left_out(num_classes)]
+
+    @property
+    def parameters(self) -> dict:
+        return {"attacks": list(self.attacks), "settings": super().parameters}

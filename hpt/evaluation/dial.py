@@ -16,7 +16,7 @@ from hpt.data.benchmark import Benchmark
 from hpt.data.folders import role_of
 from hpt.errors import InputError
 from hpt.evaluation.evaluator import RobustnessEvaluator
-from hpt.evaluation.rows import CLEAN, LARGE_EPS, WORST_CASE, measured_accuracy
+from hpt.evaluation.rows import CLEAN, LARGE_EPS, measured_accuracy
 from hpt.evaluation.subject import Subject
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.interpolation import Endpoints, check_point, name_point
@@ -115,7 +115,8 @@ def _measure(classifier, endpoints: Endpoints, benchmark: Benchmark, evaluator, 
     tasks = evaluator.plan(subject, benchmark)
     # Whether attacks work at all is asked where results are reported
     rows = evaluator.run([task for task in tasks if task.settings["attack"] != LARGE_EPS])
-    clean, robust = (next((row for row in rows if row.attack == attack), None) for attack in (CLEAN, WORST_CASE))
+    clean = next(row for row in rows if row.attack == CLEAN)
+    robust = next((row for row in rows if row.is_worst_case), None)
     if robust is None:
         raise InputError(" ".join(evaluator.left_out))
     return DialPoint(t, u, clean.accuracy, robust.accuracy, clean.n, subject.weights)

@@ -4,8 +4,9 @@ evaluator = RobustnessEvaluator(attacks=["pgd", "cw", "apgd"], eps=[1 / 255, 4 /
 rows = evaluator(clip, processor, [load_benchmark("cifar10"), load_benchmark("digits")], name="my clip")
 rows = evaluator(classifier=defence, benchmarks="digits", name="my defence")  # any function of images to logits
 
-Each row is worked off in batches fixed by the samples' order, with noise from (seed, sample id), so that every sample
-gets the same verdict whatever the number of processes, and however often the evaluation was killed and continued.
+Each row is worked off in pools of batches fixed by the samples' order, with noise from (seed, sample id), so that
+every sample gets the same verdict whatever the number of processes, and however often the evaluation was killed and
+continued.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 import numpy as np
 from accelerate.utils import broadcast_object_list
 
+from hpt.attacks import Cascade
 from hpt.attacks.registry import parse_attacks
 from hpt.classifiers import Classifier, OpenClassifier
 from hpt.data.benchmark import Benchmark
@@ -21,7 +23,7 @@ from hpt.data.given import as_benchmarks
 from hpt.data.images import check_images, collate, to_unit_range
 from hpt.errors import InputError, check_at_least, message_of
 from hpt.evaluation.functions import as_subject
-from hpt.evaluation.plan import Task
+from hpt.evaluation.plan import Task, check_cascade
 from hpt.evaluation.planner import Planner
 from hpt.evaluation.progress import Progress
 from hpt.evaluation.results import ResultsFolder
@@ -70,14 +72,18 @@ class RobustnessEvaluator:
         proxy_name (`str`, *optional*): What rows call it, instead of its Hub id or path.
         max_samples (`int`, *optional*): Evaluate on so many samples of each benchmark, stratified.
         evaluations (`int`, *optional*, defaults to 10): How often a randomised classifier is asked about each image.
-        batch_size, num_workers (`int`, *optional*): Of the data loader.
+        cascade (`bool`, *optional*, defaults to `False`): For who needs the worst case alone: the attacks in order of
+            cost, each on the samples that those before left. It breaks the samples that they break one by one, and has
+            one row at each radius, `"worst case (cascade)"`.
+        batch_size (`int`, *optional*, defaults to 64): Images that go through a model at once.
+        num_workers (`int`, *optional*, defaults to 0): Of the data loader.
         seed (`int`, *optional*, defaults to 0): Of the noise and the choice of samples.
         output_dir (`str`, *optional*): Folder for the results, continued if it holds some; without, nothing is kept.
             While it runs, no other evaluation or training works there.
 
     Raises:
         InputError: for unknown attacks, settings out of range, an attack that lacks its proxy, a proxy that isn't a
-            classifier, or an `output_dir` in which another run is under way.
+            classifier, an attack that a cascade can't have, or an `output_dir` in which another run is under way.
     """
 
     def __init__(
@@ -90,6 +96,7 @@ class RobustnessEvaluator:
         proxy_name: str | None = None,
         max_samples: int | None = None,
         evaluations: int = 10,
+        cascade: bool = False,
         batch_size: int = 64,
         num_workers: int = 0,
         seed: int = 0,
@@ -97,6 +104,8 @@ class RobustnessEvaluator:
     ):
         self.radii = as_radii(eps, norm)
         self.attacks = parse_attacks(attacks, self.radii, proxy)
+        if cascade:
+            check_cascade(self.attacks)
         self.seed = seed
         check_sampling(max_samples, batch_size, num_workers, seed, evaluations)
         if proxy is not None and not isinstance(proxy, ZeroShotClassifier):
@@ -116,6 +125,7 @@ class RobustnessEvaluator:
             batch_size=batch_size,
             max_samples=max_samples,
             evaluations=evaluations,
+            cascade=cascade,
         )
         self._work = Work(self.results, self.state, batch_size, num_workers)
         with hold_together(self.results.folder):
@@ -254,6 +264,9 @@ class RobustnessEvaluator:
         if not attacked:
             return []
         task = attacked[0]
+        attack, name = task.attack, task.settings["attack"]
+        if isinstance(attack, Cascade):  # of which one attack will do for a picture
+            name, attack = next(iter(attack.attacks.items()))
         before = self.results.predicted(task.clean.key)[0]
         if len(before) < len(task.benchmark):
             return []  # lost, which stands among the failures
@@ -263,7 +276,7 @@ class RobustnessEvaluator:
         inputs = collate([task.benchmark[row] for row in right.tolist()])
         inputs = {name: values.to(task.device) for name, values in inputs.items()}
         images = to_unit_range(inputs["pixel_values"])
-        scores = score_batch(task.scored, task.attack, inputs, attacked=task.attacked, seed=self.seed)
+        scores = score_batch(task.scored, attack, inputs, attacked=task.attacked, seed=self.seed)
         after, names = finite(scores.logits).argmax(-1).tolist(), task.benchmark.class_names
         return [
             {
@@ -272,7 +285,7 @@ class RobustnessEvaluator:
                 "label": names[inputs["labels"][place]],
                 "before": names[before[row]],
                 "after": names[after[place]],
-                "attack": f"{task.settings['attack']} at {task.attack.radius}",
+                "attack": f"{name} at {attack.radius}",
             }
             for place, row in enumerate(right)
         ]

@@ -11,8 +11,8 @@ from matplotlib.transforms import Bbox
 
 from hpt.attacks import PGD
 from hpt.escaping import mathtext
-from hpt.evaluation.report import latest
-from hpt.evaluation.rows import CLEAN, WORST_CASE, Row
+from hpt.evaluation.report import latest, worst_cases
+from hpt.evaluation.rows import CLEAN, Row
 from hpt.files import write_file
 from hpt.radius import Radius
 
@@ -168,10 +168,11 @@ def draw_robustness_curves(rows: list[Row], benchmark: str, norm: str, path: str
     axes = figure.subplots()
     rows = [row for row in latest(rows) if row.benchmark == benchmark and row.norm in (None, norm)]
     rows = [row for row in rows if row.against in (None, row.model) and not row.named_attack.scored_on_proxy]
-    models = list(dict.fromkeys(row.model for row in rows if row.attack == WORST_CASE))
+    models = list(dict.fromkeys(row.model for row in rows if row.is_worst_case))
     for model, color in zip(models, cycle(COLORS), strict=False):
         own = sorted((row for row in rows if row.model == model), key=lambda row: row.eps or 0)
-        worst = [row for row in own if row.attack in (CLEAN, WORST_CASE)]
+        worst = [row for row in own if row.attack == CLEAN]
+        worst += sorted(worst_cases(own), key=lambda row: row.eps)
         eps = [_axis_eps(row) for row in worst]
         axes.plot(
             eps, [100 * row.accuracy for row in worst], "o-", color=color, label=mathtext(f"{model}, worst case")
@@ -195,7 +196,7 @@ def draw_clean_against_robust(rows: list[Row], radius: Radius, path: str | Path)
     """Clean accuracy of each model on each benchmark against its worst case at a radius, with 95 % intervals."""
     rows = latest(rows)
     clean = {(row.model, row.benchmark): row for row in rows if row.attack == CLEAN}
-    worst = [row for row in rows if row.attack == WORST_CASE and row.radius == radius and not row.made_on_other]
+    worst = [row for row in worst_cases(rows) if row.radius == radius and not row.made_on_other]
     figure = Figure(figsize=(6, 4.8) if len(worst) < 16 else (9, 7.5))  # names need room
     axes = figure.subplots()
     named = []

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 
 from hpt.attacks import FGSM, PGD, Attack, Square
-from hpt.evaluation.rows import CLEAN, LARGE_EPS, WORST_CASE, Row
+from hpt.evaluation.rows import CASCADE, CLEAN, LARGE_EPS, WORST_CASE, Row
 from hpt.radius import Radius
 
 
@@ -169,7 +169,7 @@ def _zero_gradients(rows: list[Row]) -> list[Flag]:
 
 def _pgd_too_weak(rows: list[Row]) -> list[Flag]:
     pgd = min(_under(PGD, rows), key=lambda row: row.accuracy, default=None)
-    worst = next((row for row in reversed(rows) if row.attack == WORST_CASE), None)
+    worst = next((row for row in reversed(rows) if row.is_worst_case), None)
     if pgd is None or worst is None or not _further(pgd, worst, PGD_GAP):
         return []
     message = (
@@ -180,8 +180,8 @@ def _pgd_too_weak(rows: list[Row]) -> list[Flag]:
 
 
 def _square_beats_gradients(rows: list[Row]) -> list[Flag]:
-    for row in rows:  # of a suite, Square is handed what the gradient attacks left
-        alone = row.broken_by.get(Square.name, 0)
+    for row in rows:  # of a suite, Square is handed what the gradient attacks left; of a cascade, maybe everything
+        alone = 0 if row.attack == CASCADE else row.broken_by.get(Square.name, 0)
         if alone > SQUARE_ALONE * row.n:
             message = f"Square breaks {alone} of {row.n} samples that gradients didn't: they are masked."
             return _flag("square-beats-gradients", row, message, masking=True)

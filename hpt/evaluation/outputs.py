@@ -33,10 +33,11 @@ from hpt.evaluation.report import (
     format_flags,
     format_samples,
     format_table,
+    worst_cases,
     write_csv,
 )
 from hpt.evaluation.row_settings import hash_benchmark
-from hpt.evaluation.rows import WORST_CASE, Row
+from hpt.evaluation.rows import Row
 from hpt.evaluation.subject import Subject
 from hpt.files import write_file
 from hpt.json_files import sealed
@@ -120,7 +121,7 @@ def report_comparison(
 
 def draw_rows(rows: list[Row], folder: Path) -> None:
     """Draw accuracy over eps of each benchmark, and clean against robust accuracy at each radius."""
-    worst = [row for row in rows if row.attack == WORST_CASE and not row.made_on_other]
+    worst = [row for row in worst_cases(rows) if not row.made_on_other]
     for benchmark, norm in dict.fromkeys((row.benchmark, row.norm) for row in worst):
         draw_robustness_curves(rows, benchmark, norm, folder / f"robustness_{file_name(benchmark)}_{norm}.png")
     for radius in dict.fromkeys(row.radius for row in worst):

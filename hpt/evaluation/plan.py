@@ -2,17 +2,19 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
-from hpt.attacks import Attack, NamedAttack
+from hpt.attacks import Attack, Cascade, NamedAttack
 from hpt.attacks.apgd import APGDCE
 from hpt.classifiers import Classifier, is_randomised
 from hpt.data.benchmark import Benchmark
 from hpt.errors import InputError
 from hpt.escaping import one_line
+from hpt.evaluation.pools import make_pools
 from hpt.evaluation.row_settings import attack_settings, clean_settings, hash_benchmark, sample_settings
-from hpt.evaluation.rows import LARGE_EPS
+from hpt.evaluation.rows import CASCADE, LARGE_EPS
 from hpt.evaluation.subject import Evaluated
 from hpt.json_files import digest
 
@@ -50,6 +52,14 @@ class Task:
     @property
     def num_batches(self) -> int:
         return math.ceil(len(self.benchmark) / self.settings["batch_size"])
+
+    @cached_property
+    def pools(self) -> list[range]:
+        """The batches that are worked off together: several where samples leave an attack before its end."""
+        if self.attack is None or not self.attack.leaves_early or is_randomised(self.attacked or self.scored):
+            return [range(batch, batch + 1) for batch in range(self.num_batches)]
+        values = self.settings["batch_size"] * self.benchmark[0]["pixel_values"].numel()
+        return make_pools(self.num_batches, values)
 
     @property
     def evaluations(self) -> int:
@@ -99,6 +109,41 @@ def plan_attack_on(clean: Task, text: str, attack: Attack, attacked: Evaluated) 
     """The task of an attack that sees another function than the one scored, on the samples of a clean one."""
     task = plan_attack(clean, text, attack, attacked.name, attacked, attacked_weights=attacked.weights)
     return replace(task, attacked=attacked.on(clean.benchmark))
+
+
+def plan_cascade(clean: Task, attacks: dict[NamedAttack, Attack], proxy: Evaluated | None) -> Task:
+    """The task of several attacks of one radius on the samples of a clean one, each on what those before left.
+
+    `proxy` is what some of them are made with.
+    """
+    cascade = Cascade({str(named): attack for named, attack in attacks.items()}, len(clean.benchmark.class_names))
+    uses_proxy = any(named.needs_proxy for named in attacks)
+    parameters = proxy.as_proxy() if uses_proxy else {}
+    return plan_attack(clean, CASCADE, cascade, clean.settings["model"], proxy if uses_proxy else None, **parameters)
+
+
+def check_cascade(attacks: list[NamedAttack]) -> None:
+    """Refuse attacks that say nothing of the model scored, whose worst case a cascade is."""
+    for attack in attacks:
+        if attack.scored_on_proxy:
+            raise InputError(
+                f"{attack} is scored on the proxy, and a cascade is the worst case of the model alone: leave {attack} "
+                "out, or the cascade."
+            )
+
+
+def check_samples_leave(subject: Evaluated, scored: Classifier, attacked: Evaluated | None) -> None:
+    """Refuse a cascade in which no attack can tell that a sample needs no other."""
+    if attacked is not None:
+        raise InputError(
+            f"A cascade ends for a sample that is broken, but its attacks see {attacked.name} and not {subject.name}, "
+            "which is scored: evaluate without cascade."
+        )
+    if is_randomised(scored):
+        raise InputError(
+            f"A cascade ends for a sample that is broken, but {subject.name} is randomised, and may be right the next "
+            "time: evaluate without cascade."
+        )
 
 
 def plan_large_eps(clean: Task) -> Task:

@@ -14,8 +14,10 @@ from hpt.evaluation.plan import (
     Task,
     check_attacked,
     check_gradients,
+    check_samples_leave,
     plan_attack,
     plan_attack_on,
+    plan_cascade,
     plan_clean,
     plan_large_eps,
 )
@@ -35,7 +37,7 @@ class Planner:
         results ([`ResultsFolder`]): What is there.
         attacks (`list[NamedAttack]`), radii (`list[Radius]`): What models have to withstand.
         proxy ([`Subject`], *optional*): For attacks that are made with one.
-        seed, batch_size, max_samples, evaluations: as of [`RobustnessEvaluator`].
+        seed, batch_size, max_samples, evaluations, cascade: as of [`RobustnessEvaluator`].
 
     Attributes:
         left_out (`list[str]`): A line for each attack that was left out of what was planned, and why.
@@ -52,9 +54,11 @@ class Planner:
         batch_size: int,
         max_samples: int | None,
         evaluations: int,
+        cascade: bool,
     ):
         self.results, self.attacks, self.radii, self.proxy = results, attacks, radii, proxy
         self.seed, self.batch_size, self.max_samples, self.evaluations = seed, batch_size, max_samples, evaluations
+        self.cascade = cascade
         self.left_out: list[str] = []
         self._undrawn: set[str] = set()  # attacks over draws that were left out
         self._unknown: set[str] = set()  # names of functions of which a warning has said that they aren't identified
@@ -116,6 +120,8 @@ class Planner:
         benchmark = subject.see(benchmark).subset(self.max_samples, self.seed)
         clean, attacks = self._plan_clean(subject, benchmark), self._defined_on(benchmark)
         check_gradients(attacked or subject, benchmark, attacks)
+        if self.cascade:
+            check_samples_leave(subject, clean.scored, attacked)
         tasks, seen = [clean], (attacked or subject).on(benchmark)
         if self.attacks and attacked is None and subject.why_no_gradient(benchmark) is None:
             tasks.append(plan_large_eps(clean))
@@ -123,6 +129,7 @@ class Planner:
         tasks += [self._plan_clean(self.proxy, benchmark)] if on_proxy else []
         proxy_clean = tasks[-1]
         for radius in self.radii:
+            made = {}
             for named in attacks:
                 attack = self._make(named, radius, clean)
                 if among_several and attack.lacks_draws(seen):
@@ -130,6 +137,11 @@ class Planner:
                     self._leave_out(f"{named} is left out of {subject.name}: what it attacks there isn't randomised.")
                     continue
                 attack.check_draws(seen)
+                made[named] = attack
+            if self.cascade:
+                tasks += [plan_cascade(clean, made, self.proxy)] if made else []
+                continue
+            for named, attack in made.items():
                 scored = proxy_clean if named.scored_on_proxy else clean
                 tasks.append(self._plan_attack(scored, named, attack, subject, attacked))
         self.expect(tasks)

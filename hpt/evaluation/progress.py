@@ -98,10 +98,11 @@ class Progress:
 
 
 class PassCounter:
-    """Counts the passes of a batch, and moves a bar by their share of the most that there can be, one batch in all."""
+    """Counts the passes of a batch, or of several that are worked off together, and moves a bar by their share of the
+    most that there can be, in all by these batches."""
 
-    def __init__(self, bar: tqdm, most_passes: int):
-        self.bar, self.most_passes, self.passes = bar, most_passes, 0
+    def __init__(self, bar: tqdm, most_passes: int, batches: int = 1):
+        self.bar, self.most_passes, self.batches, self.passes = bar, most_passes, batches, 0
         self._start = bar.n
 
     def note(self, passes: int) -> None:
@@ -112,7 +113,7 @@ class PassCounter:
         self._move(1)
 
     def _move(self, share: float) -> None:
-        self.bar.n = self._start + share
+        self.bar.n = self._start + share * self.batches
         self.bar.update(0)  # which shows it, if it is time to
 
 

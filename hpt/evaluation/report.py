@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hpt.escaping import csv_cell, markdown
 from hpt.evaluation.flags import GUESSING, Flag
-from hpt.evaluation.rows import CLEAN, LARGE_EPS, WORST_CASE, Row
+from hpt.evaluation.rows import CASCADE, CLEAN, LARGE_EPS, WORST_CASE, Row
 from hpt.files import write_file
 from hpt.radius import describe_length, describe_norm
 
@@ -30,6 +30,14 @@ def latest(rows: list[Row]) -> list[Row]:
     return list(last.values())
 
 
+def worst_cases(rows: list[Row]) -> list[Row]:
+    """The worst case of each model on each benchmark at each radius; a cascade's where there is no other."""
+    found = {}
+    for row in sorted((row for row in rows if row.is_worst_case), key=lambda row: row.attack == WORST_CASE):
+        found[row.model, row.attacked, row.benchmark, row.radius] = row
+    return list(found.values())
+
+
 def format_accuracies(rows: list[Row], benchmarks: list[str] | None = None) -> str:
     """Markdown tables, one for each radius: a line per model and attack, a column per benchmark, the mean last.
 
@@ -45,7 +53,7 @@ def format_accuracies(rows: list[Row], benchmarks: list[str] | None = None) -> s
         title = f"{describe_norm(radius.norm)} eps = {radius}"
         shown = [row for row in rows if row.attack == CLEAN or row.radius == radius]
         sections.append(f"{title}\n\n{_accuracy_table(shown, benchmarks)}")
-        sections += filter(None, [_describe_worst_cases(shown)])
+        sections += filter(None, [_describe_worst_cases(shown), _describe_cascades(shown)])
     if not sections:
         sections.append(_accuracy_table(rows, benchmarks))
     sections += [OF_RANDOMISED] if any(row.accuracies for row in rows) else []
@@ -64,6 +72,18 @@ def _describe_worst_cases(rows: list[Row]) -> str:
         models.setdefault(", ".join(sorted(attacks)), []).append(model)
     of = {attacks: f" of {', '.join(names)}" if len(models) > 1 else "" for attacks, names in models.items()}
     return "\n\n".join(markdown(f"Worst case{of[attacks]} over {attacks}.") for attacks in models)
+
+
+def _describe_cascades(rows: list[Row]) -> str:
+    """Of which attacks cascades are, in order; a line for each order, which names its models if there are several."""
+    models: dict[tuple, dict[str, None]] = {}
+    for row in rows:
+        if row.attack == CASCADE:
+            models.setdefault(tuple(row.parameters["attacks"]), {})[row.model] = None
+    of = {attacks: f" of {', '.join(names)}" if len(models) > 1 else "" for attacks, names in models.items()}
+    how = "each on the samples that those before left"
+    lines = [f"Worst case (cascade){of[attacks]}: {', then '.join(attacks)}, {how}." for attacks in models]
+    return "\n\n".join(map(markdown, lines))
 
 
 def format_samples(rows: list[Row]) -> str:
@@ -183,8 +203,8 @@ def _as_cell(value):
 
 def attack_with_step(row: Row) -> str:
     """What a card and a leaderboard call the attack of a row, with its step size and whom it was made against."""
-    if row.attack == WORST_CASE:
-        return "the worst case"
+    if row.is_worst_case:
+        return f"the {row.attack}"
     label = row.label + (f" (steps of {describe_length(row.step_size, row.norm)})" if row.step_size else "")
     if row.attacked == row.model or row.named_attack.is_transfer:  # whose label says it
         return label
@@ -200,8 +220,8 @@ def describe_row(row: Row) -> str:
     if row.attack == CLEAN:
         return "Clean accuracy"
     radius = row.radius.title
-    if row.attack == WORST_CASE:
-        return f"Robust accuracy, worst case over {', '.join(row.parameters['attacks'])} at {radius}"
+    if row.is_worst_case:
+        return f"Robust accuracy, {row.attack} over {', '.join(row.parameters['attacks'])} at {radius}"
     if row.attack == LARGE_EPS:
         return f"Check that an attack at {radius} breaks everything"
     return f"Robust accuracy under {attack_with_step(row)} at {radius}"

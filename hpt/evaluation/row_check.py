@@ -8,7 +8,7 @@ import math
 from dataclasses import fields
 
 from hpt.errors import InputError
-from hpt.evaluation.rows import CLEAN, WORST_CASE, Row, wilson_interval
+from hpt.evaluation.rows import CLEAN, Row, wilson_interval
 from hpt.json_files import check_kinds
 
 
@@ -88,7 +88,7 @@ def _check_attack(row: Row) -> None:
         row.radius  # noqa: B018
     except InputError as error:
         raise ValueError(f"its radius can't be: {error}") from error
-    if row.attack == WORST_CASE:
+    if row.is_worst_case:
         named = {"attacks": row.parameters.get("attacks")}
         check_kinds(named, {"attacks": list[str]})
         if not named["attacks"]:

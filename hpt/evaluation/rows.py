@@ -20,6 +20,7 @@ MEASURED_SINCE = "0.1.0"
 LOWER_CASE_SINCE = "0.3.0"  # likewise, of models whose prompts hpt puts into lower case, as those of SigLIP 2
 
 CLEAN, WORST_CASE, LARGE_EPS = "clean", "worst case", "large-eps check"
+CASCADE = "worst case (cascade)"
 ALL_IMAGES = "attacks_all_images"  # among the parameters of a comparison's attack
 # What isn't a setting: the measured, and where the samples were read from, for which their hash stands.
 MEASURED = {
@@ -67,14 +68,16 @@ class Row:
         attack_space (`str`): Resolution at which images were attacked: `"native"`; pixels, such as `"224"`; or what
             the model's own processor does, such as `"224-224"`, see [`ProcessorTransform`].
         attack (`str`): As it was asked for, such as `"pgd"` or `"pgd:steps=50"`; `"clean"`; `"worst case"`, over the
-            attacks named in `parameters`; `"large-eps check"`, an attack that must break everything.
+            attacks named in `parameters`, which have rows of their own; `"worst case (cascade)"`, over the attacks
+            named there in their order, each on the samples that those before left, which have none;
+            `"large-eps check"`, an attack that must break everything.
         eps (`float`, *optional*): Radius in [0, 1] pixels.
         steps, restarts (`int`), step_size (`float`), norm (`str`), *optional*: The attack, where it has them.
         parameters (`dict`): All that says how strong the attack is.
         left_out (`list[str]`): Parts of a suite that aren't defined for so few classes.
         mean_per_class_accuracy (`float`, *optional*): Where the benchmark is customarily reported so.
         zero_gradient (`int`, *optional*): Samples whose gradient was exactly zero, or not finite, at some step.
-        broken_by (`dict[str, int]`): Of a suite, how many samples each part broke that those before hadn't.
+        broken_by (`dict[str, int]`): Of a suite or cascade, how many samples each part broke that those before hadn't.
         stochastic (`bool`, *optional*): Whether the same images gave other logits the second time; for clean rows.
         most_predicted (`float`, *optional*): Share of the samples in the class that is predicted most often; for
             clean rows.
@@ -182,6 +185,11 @@ class Row:
     def _made_on(self) -> str:
         is_said = not self.made_on_other or self.named_attack.is_transfer  # whose label says it
         return "" if is_said else f" made on {self.attacked}"
+
+    @property
+    def is_worst_case(self) -> bool:
+        """Whether it is over several attacks, which `parameters["attacks"]` names."""
+        return self.attack in (WORST_CASE, CASCADE)
 
     @property
     def made_on_other(self) -> bool:

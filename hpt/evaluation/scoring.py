@@ -45,6 +45,7 @@ def score_batch(
     attacked: Classifier | None = None,
     seed: int = 0,
     evaluations: int = 1,
+    batch_size: int | None = None,
 ) -> Scores:
     """Attack a classifier on a batch, and score it on the adversarial images; without an attack, on the clean ones.
 
@@ -59,19 +60,25 @@ def score_batch(
         only (`torch.Tensor` of shape `(batch,)`, bool, *optional*): Attack and score these images alone, at least one
             of them; the others are left alone. By default all.
         attacked (`Callable`, *optional*): What the attack sees instead of the classifier that is scored.
-        seed, evaluations (`int`, *optional*): As of [`evaluate_images`].
+        seed, evaluations, batch_size (`int`, *optional*): As of [`evaluate_images`].
     """
     images, labels, sample_ids = to_unit_range(batch["pixel_values"]), batch["labels"], batch["sample_ids"]
     if only is not None:
         images, labels, sample_ids = images[only], labels[only], sample_ids[only]
     if attack is None:
-        return Scores(images, evaluate_images(classifier, images, sample_ids, seed, evaluations))
-    result = attack.perturb(attacked or classifier, images, labels, sample_ids)
-    return Scores(result.images, evaluate_images(classifier, result.images, sample_ids, seed, evaluations), result)
+        return Scores(images, evaluate_images(classifier, images, sample_ids, seed, evaluations, batch_size))
+    result = attack.perturb(attacked or classifier, images, labels, sample_ids, None, batch_size)
+    logits = evaluate_images(classifier, result.images, sample_ids, seed, evaluations, batch_size)
+    return Scores(result.images, logits, result)
 
 
 def evaluate_images(
-    classifier: Classifier, images: torch.Tensor, sample_ids: torch.Tensor, seed: int = 0, evaluations: int = 1
+    classifier: Classifier,
+    images: torch.Tensor,
+    sample_ids: torch.Tensor,
+    seed: int = 0,
+    evaluations: int = 1,
+    batch_size: int | None = None,
 ) -> torch.Tensor:
     """Logits of images in [0, 1], in float32 and without gradients, `(evaluations, n, classes)`.
 
@@ -81,14 +88,20 @@ def evaluate_images(
         sample_ids (`torch.Tensor` of shape `(n,)`): What fixes, with `seed`, each image's draws.
         seed (`int`, *optional*, defaults to 0): Of the evaluation.
         evaluations (`int`, *optional*, defaults to 1): How often a randomised classifier is asked.
+        batch_size (`int`, *optional*): Most images that it is shown at once; by default all.
     """
     if not is_randomised(classifier):
-        return score_images(classifier, images)[None]
+        return score_images(classifier, images, batch_size=batch_size)[None]
     seeds = [draw_seeds(seed, sample_ids, VERDICTS, number) for number in range(evaluations)]
-    return torch.stack([score_images(classifier, images, drawn) for drawn in seeds])
+    return torch.stack([score_images(classifier, images, drawn, batch_size) for drawn in seeds])
 
 
-def score_images(classifier: Classifier, images: torch.Tensor, seeds: torch.Tensor | None = None) -> torch.Tensor:
+def score_images(
+    classifier: Classifier,
+    images: torch.Tensor,
+    seeds: torch.Tensor | None = None,
+    batch_size: int | None = None,
+) -> torch.Tensor:
     """Logits of images in [0, 1], in float32 and without gradients; of a randomised classifier, with these seeds."""
     with torch.no_grad():
-        return float_logits(classifier)(images, seeds)
+        return float_logits(classifier, batch_size=batch_size)(images, seeds)

@@ -68,8 +68,9 @@ def find_worst_case(results: ResultsFolder, clean: Task, radius: Radius, against
 
 
 def counts_against_model(row: Row) -> bool:
-    """Whether a row is of an attack that the model had to withstand."""
-    return row.attack not in (CLEAN, WORST_CASE, LARGE_EPS) and not row.named_attack.scored_on_proxy
+    """Whether a row is of an attack that the model had to withstand, and of no other beside it."""
+    is_attack = row.attack not in (CLEAN, LARGE_EPS) and not row.is_worst_case
+    return is_attack and not row.named_attack.scored_on_proxy
 
 
 def _measure(results: ResultsFolder, clean: Task, number: int, under_attack: list[str]) -> dict:

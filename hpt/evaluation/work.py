@@ -1,4 +1,4 @@
-"""How the rows of an evaluation are worked off: batch by batch, shared by the processes, each kept as it is finished.
+"""How the rows of an evaluation are worked off: pool by pool of batches, shared by the processes, each kept when done.
 
 work = Work(results, PartialState(), batch_size=64, num_workers=0)
 row = work.finish(task, progress)
@@ -6,7 +6,9 @@ row = work.finish(task, progress)
 
 import time
 from collections.abc import Iterator
+from itertools import islice
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
@@ -21,7 +23,7 @@ from hpt.evaluation.plan import Task
 from hpt.evaluation.progress import PassCounter, Progress
 from hpt.evaluation.results import ResultsFolder, as_record, predictions_of
 from hpt.evaluation.rows import Row
-from hpt.evaluation.scoring import evaluate_images, score_batch
+from hpt.evaluation.scoring import Scores, evaluate_images, score_batch
 from hpt.evaluation.summary import refuse_altered_row, summarise
 
 
@@ -51,10 +53,11 @@ class Work:
     def _share(self, task: Task, missing: list[int], progress: Progress) -> None:
         """Work off batches of a task, shared by the processes."""
         done = self.results.predictions.setdefault(task.key, {})
-        mine = missing[self.state.process_index :: self.state.num_processes]
         records, problem = [], None
         try:
-            for record in self._attack_batches(task, mine, progress):
+            pools = [pool for pool in task.pools if not set(pool).isdisjoint(missing)]
+            mine = pools[self.state.process_index :: self.state.num_processes]
+            for record in self._work_off_all(task, mine, set(missing), progress):
                 records.append(record)
         except InputError as error:  # to be raised by all processes alike
             problem = message_of(error)
@@ -63,37 +66,54 @@ class Work:
         if problems:
             raise InputError(f"{task}: {problems[0]}")
 
-    def _attack_batches(self, task: Task, batches: list[int], progress: Progress) -> Iterator[dict]:
-        """Work off batches of a task, and keep and give what was predicted as each is finished."""
+    def _work_off_all(self, task: Task, pools: list[range], missing: set[int], progress: Progress) -> Iterator[dict]:
+        """Work off pools of batches, and keep and give what was predicted for those missing as each pool is finished.
+
+        A pool that was cut off between its batches is worked off whole again: other samples beside it would change
+        the last digits of a sample's logits.
+        """
         size = self.batch_size
+        batches = [batch for pool in pools for batch in pool]
         sampler = [range(batch * size, min((batch + 1) * size, len(task.benchmark))) for batch in batches]
         loader = DataLoader(task.benchmark, batch_sampler=sampler, collate_fn=collate, num_workers=self.num_workers)
-        right, seen = {"clean": 0, "robust": 0}, 0
+        right, seen, loaded = {"clean": 0, "robust": 0}, 0, iter(loader)
         with progress.bar(task, len(batches), disable=not self.state.is_local_main_process) as bar:
-            for batch, inputs in zip(batches, loader, strict=True):
-                record = self._work_off(task, batch, inputs, bar)
-                progress.add(task, record)
-                yield record
-                seen += len(inputs["labels"])
-                right["clean"] += self._number_right(task.clean or task, batch, inputs)
-                right["robust"] += self._number_right(task, batch, inputs)
+            for pool in pools:
+                inputs = list(islice(loaded, len(pool)))
+                for batch, record in zip(pool, self._work_off(task, pool, inputs, bar), strict=True):
+                    if batch in missing:
+                        record = self.results.add_predictions(task.key, batch, record)
+                        progress.add(task, record)
+                        yield record
+                for batch, given in zip(pool, inputs, strict=True):
+                    seen += len(given["labels"])
+                    right["clean"] += self._number_right(task.clean or task, batch, given)
+                    right["robust"] += self._number_right(task, batch, given)
                 shown = ["clean", "robust"] if task.clean else ["clean"]
                 bar.set_postfix({kind: f"{100 * right[kind] / seen:.1f} %" for kind in shown}, refresh=False)
                 bar.set_description(progress.describe(task))
 
-    def _work_off(self, task: Task, batch: int, inputs: dict, bar: tqdm) -> dict:
-        """What is predicted for a batch, kept, with what it took."""
-        labels = inputs["labels"]
-        attacked = len(labels) if task.clean is None else int(self._right(task.clean, batch, labels).any(0).sum())
-        counter, start = PassCounter(bar, max(1, attacked * task.most_passes)), time.perf_counter()
-        inputs = {name: values.to(task.device) for name, values in inputs.items()}
+    def _work_off(self, task: Task, pool: range, inputs: list[dict], bar: tqdm) -> list[dict]:
+        """What is predicted for the batches of a pool, with what each took: its share of what all did."""
+        attacked = [self._number_attacked(task, batch, given) for batch, given in zip(pool, inputs, strict=True)]
+        most = max(1, sum(attacked) * task.most_passes)
+        counter, start = PassCounter(bar, most, len(pool)), time.perf_counter()
+        inputs = [{name: values.to(task.device) for name, values in given.items()} for given in inputs]
         # Attacks are in float32
         with torch.autocast(task.device.type, enabled=False), watch_passes(counter.note):
-            record = self._attack_batch(task, batch, inputs)
+            records = self._attack(task, pool, inputs) if task.attack else self._classify(task, pool[0], inputs[0])
         counter.finish()
-        record |= {"seconds": time.perf_counter() - start}
-        record |= {"passes": counter.passes, "most_passes": counter.most_passes}
-        return self.results.add_predictions(task.key, batch, record)
+        seconds = time.perf_counter() - start
+        for record, number in zip(records, attacked, strict=True):
+            share = number / sum(attacked) if any(attacked) else 1 / len(pool)
+            record |= {"seconds": share * seconds, "passes": round(share * counter.passes)}
+            record |= {"most_passes": max(1, number * task.most_passes)}
+        return records
+
+    def _number_attacked(self, task: Task, batch: int, inputs: dict) -> int:
+        """How many samples of a batch are worked on: all, or those that an attack finds right at least once."""
+        labels = inputs["labels"]
+        return len(labels) if task.clean is None else int(self._right(task.clean, batch, labels).any(0).sum())
 
     def _right(self, task: Task, batch: int, labels: torch.Tensor) -> torch.Tensor:
         """Which samples of a batch that is done are predicted right, `(evaluations, samples)`."""
@@ -105,34 +125,51 @@ class Work:
         right = self._right(task, batch, inputs["labels"])
         return right.sum().item() / len(right)
 
-    def _attack_batch(self, task: Task, batch: int, inputs: dict) -> dict:
-        """What is predicted for a batch, clean or adversarial, and what the attack noticed."""
+    def _classify(self, task: Task, batch: int, inputs: dict) -> list[dict]:
+        """What is predicted for a batch of clean images."""
         drawn = {"seed": task.settings["seed"], "evaluations": task.evaluations}
-        if task.attack is None:
-            logits = finite(score_batch(task.scored, None, inputs, **drawn).evaluations)
-            record = as_record(logits.argmax(-1).tolist())
-            if batch == 0:
-                again = finite(score_batch(task.scored, None, inputs, **drawn).evaluations)
-                record["stochastic"] = not torch.allclose(again, logits, rtol=1e-3, atol=1e-3)
-            return record
-        predictions = predictions_of(self.results.predictions[task.clean.key][batch])
-        predictions = torch.tensor(predictions, device=task.device)
-        right = (predictions == inputs["labels"]).any(0)  # the others aren't attacked
-        noticed = {"zero_gradient": 0, "broken_by": {}}
+        logits = finite(score_batch(task.scored, None, inputs, **drawn).evaluations)
+        record = as_record(logits.argmax(-1).tolist())
+        if batch == 0:
+            again = finite(score_batch(task.scored, None, inputs, **drawn).evaluations)
+            record["stochastic"] = not torch.allclose(again, logits, rtol=1e-3, atol=1e-3)
+        return [record]
+
+    def _attack(self, task: Task, pool: range, inputs: list[dict]) -> list[dict]:
+        """What is predicted for the batches of a pool under attack, and what the attack noticed."""
+        whole = {name: torch.cat([given[name] for given in inputs]) for name in inputs[0]}
+        clean = [predictions_of(self.results.predictions[task.clean.key][batch]) for batch in pool]
+        predictions = torch.tensor(np.concatenate(clean, axis=1), device=task.device)
+        right = (predictions == whole["labels"]).any(0)  # the others aren't attacked
+        zero_gradient, broken_by = torch.zeros_like(right), torch.full_like(whole["labels"], -1)
         if right.any():
-            images, ids = to_unit_range(inputs["pixel_values"])[right], inputs["sample_ids"][right]
-            if task.attack.needs_proxy:
-                finite(evaluate_images(task.attack.proxy, images, ids, drawn["seed"]))
-            scores = score_batch(task.scored, task.attack, inputs, only=right, attacked=task.attacked, **drawn)
-            _check_within_ball(task, images, scores.images)
+            scores = self._score(task, whole, right)
             predictions[:, right] = finite(scores.evaluations).argmax(-1)
-            noticed["zero_gradient"] = int(scores.result.zero_gradient.sum())
-            if isinstance(task.attack, Suite):
-                names = task.attack.running(len(task.benchmark.class_names))
-                noticed["broken_by"] = {
-                    name: int((scores.result.broken_by == place).sum()) for place, name in enumerate(names)
-                }
-        return as_record(predictions.tolist()) | noticed
+            zero_gradient[right] = scores.result.zero_gradient
+            if scores.result.broken_by is not None:
+                broken_by[right] = scores.result.broken_by
+        sizes = [len(given["labels"]) for given in inputs]
+        parts = zip(predictions.split(sizes, dim=1), zero_gradient.split(sizes), broken_by.split(sizes), strict=True)
+        names = task.attack.running(len(task.benchmark.class_names)) if isinstance(task.attack, Suite) else []
+        return [
+            as_record(predicted.tolist())
+            | {"zero_gradient": int(zero.sum())}
+            | {"broken_by": {name: int((broken == place).sum()) for place, name in enumerate(names)}}
+            for predicted, zero, broken in parts
+        ]
+
+    def _score(self, task: Task, inputs: dict, right: torch.Tensor) -> Scores:
+        """Attack those samples of a pool that are right, and score them."""
+        seed, size = task.settings["seed"], self.batch_size
+        images, ids = to_unit_range(inputs["pixel_values"])[right], inputs["sample_ids"][right]
+        seen = task.attacked or task.scored
+        for model in task.attack.followed(seen):
+            if model is not seen:  # a proxy
+                finite(evaluate_images(model, images, ids, seed, batch_size=size))
+        settings = {"seed": seed, "evaluations": task.evaluations, "batch_size": size}
+        scores = score_batch(task.scored, task.attack, inputs, only=right, attacked=task.attacked, **settings)
+        _check_within_ball(task, images, scores.images)
+        return scores
 
 
 def finite(logits: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from hpt.errors import InputError
 from hpt.evaluation.figures import draw_accuracy_over_eps
 from hpt.evaluation.processor_check import compare_with_processor
 from hpt.evaluation.results import read_result_rows
-from hpt.evaluation.rows import CLEAN, WORST_CASE, Row
+from hpt.evaluation.rows import CLEAN, Row
 from hpt.evaluation.subject import Subject
 from hpt.hub.card import write_card
 from hpt.hub.folder import ModelFolder
@@ -62,7 +62,7 @@ def draw_robustness(folder: ModelFolder) -> None:
         if picture not in drawn:
             drawn.add(picture)
             curves = [replace(row, model=names[row.model]) for row in clean.get(sample_set, []) + attacked]
-            over = f" over {', '.join(first.parameters['attacks'])}" if first.attack == WORST_CASE else ""
+            over = f" over {', '.join(first.parameters['attacks'])}" if first.is_worst_case else ""
             title = f"{first.benchmark} {first.split}, n = {first.n}, {first.label}{over}"
             draw_accuracy_over_eps(curves, fill(title, 70), picture)
 

@@ -62,7 +62,7 @@ class Column:
 def column_of(row: Row) -> Column:
     """The only column that a row may stand in."""
     attack = CLEAN if row.attack == CLEAN else attack_with_step(row)
-    if row.attack == WORST_CASE:
+    if row.is_worst_case:
         attack += f" over {', '.join(row.parameters['attacks'])}"
     settings = digest([row.strength, row.left_out, row.attacks_all_images])
     return Column(row.sample_set, row.n, attack, row.eps, row.norm, settings)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from hpt.attacks import ATTACKS, Suite
+from hpt.attacks import ATTACKS, NamedAttack, Suite
 from hpt.data.subsets import name_for_command
 from hpt.escaping import address, code, markdown, shell
 from hpt.evaluation.flags import GUESSING, UNSEEN, find_flags
@@ -13,7 +13,7 @@ from hpt.evaluation.report import (
     markdown_table,
     percent,
 )
-from hpt.evaluation.rows import CLEAN, LARGE_EPS, WORST_CASE, Row
+from hpt.evaluation.rows import CASCADE, CLEAN, LARGE_EPS, Row
 from hpt.hub.folder import EVALUATION_FILE, FIGURES, ModelFolder
 from hpt.hub.rows import THIS, pair_up, shown_rows
 from hpt.radius import describe_norm
@@ -43,7 +43,7 @@ def strongest_result(rows: list[Row], eps: str | None) -> str:
         return markdown(f"On {_samples(largest)} it is right on {percent(largest)}." if largest else NOT_EVALUATED)
     strongest = max(attacked, key=lambda pair: (len(pair[0].parameters.get("attacks", [])), pair[0].n))[0]
     attacked = [pair for pair in attacked if pair[0].sample_set == strongest.sample_set]
-    worst, vanilla = min(attacked, key=lambda pair: (pair[0].accuracy, pair[0].attack != WORST_CASE))
+    worst, vanilla = min(attacked, key=lambda pair: (pair[0].accuracy, not pair[0].is_worst_case))
     compared = f", where the vanilla model is on {percent(vanilla)}" if vanilla else ""
     attack = f"{attack_with_step(worst)} at {worst.radius.title}"
     right = percent(clean[worst.sample_set])
@@ -85,7 +85,7 @@ def _comparison_table(pairs: list[tuple[Row, Row | None]]) -> str:
         radius = "" if own.eps is None else f", {own.radius.title}"
         attack = "none (clean)" if own.attack == CLEAN else f"{attack_with_step(own)}{radius}"
         lines.append([markdown(attack), *([format_accuracy(vanilla)] if compared else []), format_accuracy(own)])
-        if own.attack == WORST_CASE:
+        if own.is_worst_case:
             notes.append(markdown(f"Worst case per sample{radius}: over {', '.join(own.parameters['attacks'])}."))
     return "\n\n".join([markdown_table(lines), *notes])
 
@@ -98,7 +98,7 @@ def _title(row: Row) -> str:
 def _order(pair: tuple[Row, Row | None]) -> tuple:
     own = pair[0]
     place = own.benchmark, own.split, -own.n, own.norm or "", own.eps or 0
-    return *place, own.attack == WORST_CASE, own.attacked != own.model, own.attack
+    return *place, own.is_worst_case, own.attacked != own.model, own.attack
 
 
 def _agreement(agreement: dict) -> str:
@@ -157,7 +157,7 @@ def _untried(attacked: list[Row], model_id: str, distilled: bool) -> list[str]:
         tried = {"fgsm", *_tried(rows)}  # the weakest of all isn't missed
         names = tuple(name for name, kind in ATTACKS.items() if rows[0].norm in kind.norms and name not in tried)
         untried.setdefault(names, []).append(rows[0])
-        if not any(row.attack == WORST_CASE and len(row.parameters["attacks"]) > 1 for row in rows):
+        if not any(row.is_worst_case and len(row.parameters["attacks"]) > 1 for row in rows):
             no_worst_case.append(rows[0])
     lines = []
     for names, rows in untried.items():
@@ -208,10 +208,11 @@ def _tried(rows: list[Row]) -> set[str]:
     """Names of the attacks that the model had to withstand, with the parts of suites that ran."""
     tried = set()
     for row in rows:
-        attack = row.named_attack
-        if row.attacked == row.model or attack.is_transfer:
-            parts = attack.kind.parts if attack.is_known and issubclass(attack.kind, Suite) else ()
-            tried |= {attack.name, *(part.name for part in parts)} - set(row.left_out)
+        named = map(NamedAttack.parse, row.parameters["attacks"]) if row.attack == CASCADE else [row.named_attack]
+        for attack in named:
+            if row.attacked == row.model or attack.is_transfer:
+                parts = attack.kind.parts if attack.is_known and issubclass(attack.kind, Suite) else ()
+                tried |= {attack.name, *(part.name for part in parts)} - set(row.left_out)
     return tried
 
 

@@ -83,7 +83,7 @@ def radii(rows: list[Row]) -> dict[tuple, list[Row]]:
     for row in rows:
         if row.eps is not None and row.attacked == row.model:
             ratio = row.step_size and round(row.step_size / row.eps, 4)
-            over = tuple(_attacks(row)) if row.attack == WORST_CASE else ()
+            over = tuple(_attacks(row)) if row.is_worst_case else ()
             key = (row.sample_set, row.norm, row.attack, row.steps, ratio, over)
             kinds.setdefault(key, []).append(row)
     several = {
@@ -91,4 +91,4 @@ def radii(rows: list[Row]) -> dict[tuple, list[Row]]:
         for key, attacked in kinds.items()
         if len({row.eps for row in attacked if row.model != VANILLA}) > 1
     }
-    return dict(sorted(several.items(), key=lambda item: item[0][2] != WORST_CASE))
+    return dict(sorted(several.items(), key=lambda item: not item[1][0].is_worst_case))

@@ -65,16 +65,16 @@ class Cut(Exception):
 def test_a_dial_that_was_cut_off_goes_on(images, skeleton, tmp_path, monkeypatch):
     """Batches that are there aren't measured again, and the points are the same."""
     whole = measure_dial(skeleton, make_endpoints(), images, make_evaluator(), GRID)
-    attacked, attack = [], Work._attack_batch
+    attacked, work_off = [], Work._work_off
 
     def cut_off_after(number):
-        def attack_batch(self, *arguments):
+        def cut(self, *arguments):
             if len(attacked) == number:
                 raise Cut
             attacked.append(arguments[1])
-            return attack(self, *arguments)
+            return work_off(self, *arguments)
 
-        monkeypatch.setattr(Work, "_attack_batch", attack_batch)
+        monkeypatch.setattr(Work, "_work_off", cut)
 
     for number in (4, 9, 100):
         cut_off_after(number)
