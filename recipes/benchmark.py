@@ -19,7 +19,7 @@ compared must first come to the same in float32: otherwise it isn't timed, and t
 - `memory`: peaks of the two orders of work, each in a process of its own, at half the images and classes;
 - `growth`: the step's time over classes, images, PGD steps and image sizes;
 - `trainer`: what `Trainer` adds to the bare step, at this size and at a small one;
-- `startup`: seconds until the first step, with many rows, and with many classes and templates;
+- `startup`: seconds until the first step is done, with many rows, and with many classes and templates;
 - `objectives`: steps of several objectives; `training`: steps and memory of a training, compiled if asked; `loading`:
   images on their way from the file to the batch.
 

@@ -28,9 +28,10 @@ def draw_measurements(measurements: list[Measurement], path: str | Path) -> None
 
 
 def _draw_along_axis(axes, measurement: Measurement) -> None:
-    places = [float(name) for name in measurement.values]
-    _draw(axes, places, [summary(values) for values in measurement.values.values()], across=False)
-    axes.set(xlabel=measurement.axis, ylabel=measurement.unit, ylim=(0, None))
+    summaries = [summary(values) for values in measurement.values.values()]
+    _draw(axes, [float(name) for name in measurement.values], summaries, across=False)
+    highest = max(values["max"] for values in summaries)
+    axes.set(xlabel=measurement.axis, ylabel=measurement.unit, ylim=(0, 1.1 * highest))
 
 
 def _draw_ratios(axes, measurement: Measurement) -> None:

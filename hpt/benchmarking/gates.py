@@ -42,13 +42,18 @@ def differences(own: Outcome, reference: Outcome) -> dict[str, float]:
     if own.loss is not None:
         apart["loss"] = (own.loss - reference.loss).abs().item()
     if own.gradient is not None:
-        pairs = [(gradient, reference.gradient[name]) for name, gradient in own.gradient.items()]
-        squares = [((gradient - exact).square().sum(), exact.square().sum()) for gradient, exact in pairs]
-        difference, norm = (sum(column).sqrt() for column in zip(*squares, strict=True))
-        apart["gradient"] = (difference / norm).item()
+        exact = [reference.gradient[name] for name in own.gradient]
+        apart["gradient"] = relative_distance(list(own.gradient.values()), exact)
     if own.right is not None:
         apart["verdicts"] = _share(own.right != reference.right)
     return apart
+
+
+def relative_distance(own: list[torch.Tensor], exact: list[torch.Tensor]) -> float:
+    """Norm of the difference of two vectors, given in parts, over the norm of the second."""
+    squares = [((a - b).square().sum(), b.square().sum()) for a, b in zip(own, exact, strict=True)]
+    difference, norm = (sum(column).sqrt() for column in zip(*squares, strict=True))
+    return (difference / norm).item()
 
 
 def _share(differ: torch.Tensor) -> float:

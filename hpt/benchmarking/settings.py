@@ -91,9 +91,10 @@ class Settings:
             2, classes=self.classes, many_classes=self.many_classes
         )  # of one class no attack has a gradient
         for axis, name in GROWTH.items():
-            check_at_least(1, **{f"{name}[{place}]": value for place, value in enumerate(getattr(self, name))})
-            if not getattr(self, name):
+            values = {f"{name}[{place}]": value for place, value in enumerate(getattr(self, name))}
+            if not values:
                 raise InputError(f"{name} is empty: give the {axis} to measure at.")
+            check_at_least(2 if axis == "classes" else 1, **values)
         if not self.objectives:
             raise InputError(f"objectives is empty: give one or several of {', '.join(OBJECTIVES)}.")
         for text in self.objectives:
