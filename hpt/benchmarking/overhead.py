@@ -17,7 +17,7 @@ from hpt.benchmarking.models import Samples, make_pair
 from hpt.benchmarking.settings import PRECISIONS, Settings
 from hpt.benchmarking.steps import make_our_step
 from hpt.benchmarking.timing import Stopwatch
-from hpt.benchmarking.trainers import prepare_trainer, temporary_folder
+from hpt.benchmarking.trainers import SMALL, prepare_trainer, temporary_folder
 from hpt.data.images import to_unit_range
 from hpt.training.gpd import get_gpd_schedule
 from hpt.training.trainer import HPTTrainer
@@ -26,7 +26,6 @@ from hpt.training.trainer import HPTTrainer
 BARE, TRAINER = "bare loop", "Trainer"
 MAX_GRAD_NORM = 1.0
 TOLERANCE = 1e-4  # of the trained weights, relative to how far they moved
-SMALL = {"models": "quickstart", "images": 32, "classes": 10, "image_size": None}  # where models hardly take time
 
 
 def measure_trainer(settings: Settings) -> Iterator[Measurement]:

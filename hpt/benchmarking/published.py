@@ -47,7 +47,6 @@ class Published:
         """`KL(P || T)` of the adversarial images, and its gradient in every weight."""
         target, proxy = self.pair
         adversarial = self._perturb()
-        target.model.zero_grad()  # of what the attack has left
         teacher, student = self._logits(proxy, adversarial), self._logits(target, adversarial)
         loss = F.kl_div(student.log_softmax(-1), teacher.softmax(-1), reduction="batchmean")
         loss.backward()
@@ -68,6 +67,8 @@ class Published:
             F.cross_entropy(self._logits(self.pair.target, images + delta), labels).backward()
             delta = (delta.detach() + step_size * delta.grad.sign()).clamp(-eps, eps)
             delta = (images + delta).clamp(0, 1) - images
+        for classifier in self.pair:  # of what the attack, and the step before, have left
+            classifier.model.zero_grad()
         return images + delta
 
     def _logits(self, classifier: ZeroShotClassifier, images: torch.Tensor) -> torch.Tensor:

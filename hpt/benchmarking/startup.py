@@ -8,10 +8,9 @@ from transformers import TrainerCallback
 from hpt.benchmarking.measurement import Measurement
 from hpt.benchmarking.settings import Settings
 from hpt.benchmarking.timing import Stopwatch
-from hpt.benchmarking.trainers import prepare_trainer, temporary_folder
+from hpt.benchmarking.trainers import SMALL, prepare_trainer, temporary_folder
 
 
-SMALL = {"models": "quickstart", "images": 32, "classes": 10, "image_size": None}
 FEW_ROWS = 320
 
 

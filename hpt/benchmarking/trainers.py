@@ -13,6 +13,9 @@ from hpt.training.config import HPTConfig
 from hpt.training.trainer import HPTTrainer
 
 
+SMALL = {"models": "quickstart", "images": 32, "classes": 10, "image_size": None}  # settings of models that are quick
+
+
 def prepare_trainer(settings: Settings, folder: str | Path, rows: int, **arguments) -> Callable[[], HPTTrainer]:
     """Models, images and settings of a trainer, and what makes it of them.
 
