@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from hpt import PGD, InputError, load_benchmark
+from hpt.benchmarking.usage import peak_memory
 from hpt.cli import check_quickstart, parse_config, run_recipe
 from hpt.data.images import collate, to_unit_range
 from hpt.errors import explain_hub_error
@@ -35,7 +36,6 @@ from hpt.models.loading import load_named
 from hpt.models.vlm import NO_TOKEN, PromptedVLM, swap_vision_tower
 from hpt.radius import Fraction
 from hpt.references import Reference, parse_model
-from hpt.training.speed import peak_memory
 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -140,7 +140,7 @@ def main():
         lines.append([name, "untargeted", *measure(raise_loss, prompted, images, said)])
         lines.append([name, "targeted", *measure(lower_loss, prompted, images, target)])
     print(markdown_table(lines))
-    print(f"\n{raise_loss.label} at {raise_loss.radius} on {DEVICE}: peak memory {peak_memory():.2f} GiB")
+    print(f"\n{raise_loss.label} at {raise_loss.radius} on {DEVICE}: peak memory {peak_memory(DEVICE):.2f} GiB")
 
 
 if __name__ == "__main__":

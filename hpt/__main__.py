@@ -32,7 +32,7 @@ COMMANDS = {
     "convert": ("convert", False, "convert checkpoints of open_clip and OpenAI's format, or write for open_clip"),
     "publish": ("publish", False, "push a finished run to the Hub, with its model card"),
     "leaderboard": ("leaderboard", False, "compare checkpoints by their model cards"),
-    "benchmark": ("benchmark", False, "time training, attacks and loading at real size"),
+    "benchmark": ("benchmark", False, "measure steps, attacks, memory and start-up at real size"),
     "env": ("env", False, "print versions and devices, for a bug report"),
 }
 

@@ -1,4 +1,4 @@
-"""Imports point down: recipes > comparing > training > hub > evaluation > attacks, data, models > leaves.
+"""Imports point down, from recipes over training and evaluation to the leaves, as `DOWN` says.
 
 A module's layer is its folder; a file directly in `hpt/` is a leaf. All imports count, also those within functions and
 under `TYPE_CHECKING`, and calls of `import_module` by the text that they begin with.
@@ -16,11 +16,14 @@ from helpers import ROOT
 
 SIBLINGS = ("attacks", "data", "models")
 LEVELS = {"leaf": 0, **dict.fromkeys(SIBLINGS, 1), "evaluation": 2, "hub": 3, "training": 4}
-LEVELS |= {"comparing": 5, "recipes": 6, "main": 7}
+LEVELS |= {"benchmarking": 5, "comparing": 5, "recipes": 6, "main": 7}
 
 FACTS = ("hpt.__version__", "hpt.__file__")  # what modules may ask of the package itself
 
-DOWN = "imports point down: recipes > comparing > training > hub > evaluation > attacks, data, models > leaves"
+DOWN = (
+    "imports point down: recipes > benchmarking, comparing > training > hub > evaluation > attacks, data, models > "
+    "leaves"
+)
 APART = "attacks, data and models never import each other"
 LAZY = "hpt/__init__.py imports nothing of hpt or of other packages: its names load when first used"
 BY_NAME = "hpt/__main__.py imports the recipe that is asked for, by import_module"

@@ -17,7 +17,6 @@ from hpt import HPTConfig, InputError, load_benchmark
 from hpt.cli import parse_config, read_arguments
 from hpt.comparing.grid import read_grid
 from hpt.models.loading import save_finished
-from hpt.training.speed import time_loading
 
 
 RECIPES = ROOT / "recipes"
@@ -445,16 +444,6 @@ def test_evaluation_refuses_what_cannot_be_meant(two_models, tmp_path, arguments
     settings = evaluation_arguments(["first"], two_models)
     assert line in refusal_of("evaluate.py", *settings, *arguments, "--output_dir", tmp_path / "results")
     assert not list(tmp_path.iterdir())
-
-
-def test_loading_is_timed_beside_its_floor(capsys):
-    time_loading(load_benchmark("digits").subset(60), 16, 1)
-    first, floor, *loaders = capsys.readouterr().out.splitlines()
-    assert first == "60 images of digits (test), batches of 16, 1 rounds:"
-    assert floor.startswith("decoding and transforming alone: ") and floor.endswith("1.00 [1.00-1.00] of the first")
-    assert [line.partition(":")[0] for line in loaders] == [
-        f"DataLoader, {workers}" for workers in ("in the main process", "num_workers=1", "num_workers=2")
-    ]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,74 @@
+"""HPT's step and PGD in evaluation as hpt computes them, without what `Trainer` and the evaluator add around them."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from hpt.attacks import PGD
+from hpt.benchmarking.gates import Outcome
+from hpt.benchmarking.models import Samples
+from hpt.models.classifier import ZeroShotClassifier
+from hpt.training.config import HPTConfig
+from hpt.training.objective_base import Objective
+from hpt.training.step import TrainingStep
+
+
+def training_attack(steps: int, seed: int = 0) -> PGD:
+    """PGD as [`HPTTrainer`] makes it by default: on the losses that the objective gives, at eps 1/255."""
+    eps, step_size = HPTConfig.attack_eps, HPTConfig.attack_step_size
+    return PGD(eps=eps, step_size=step_size, steps=steps, seed=seed, loss=lambda losses, labels: losses)
+
+
+def evaluation_attack(steps: int = 10) -> PGD:
+    """PGD as it evaluates: on cross-entropy, at the eps of the training."""
+    return PGD(eps=HPTConfig.attack_eps, steps=steps)
+
+
+@dataclass
+class OurStep:
+    """Attack, loss and backward pass, as in [`HPTTrainer.compute_loss`].
+
+    Args:
+        target ([`ZeroShotClassifier`]): `T`, whose trained weights have gradients.
+        proxy ([`ZeroShotClassifier`]): `P`, frozen.
+        objective ([`Objective`]): What is minimised.
+        attack ([`PGD`]): From [`training_attack`].
+        original ([`ZeroShotClassifier`], *optional*): `O`, where the objective needs it.
+        dtype (`torch.dtype`, *optional*): Of autocast, if it is to be on.
+    """
+
+    target: ZeroShotClassifier
+    proxy: ZeroShotClassifier
+    objective: Objective
+    attack: PGD
+    original: ZeroShotClassifier | None = None
+    dtype: torch.dtype | None = None
+
+    def __call__(self, samples: Samples) -> Outcome:
+        """The step on samples, whose gradient stays in the target's weights."""
+        self.target.model.zero_grad()
+        needs_attack = self.objective.needs_attack
+        with torch.autocast(samples.images.device.type, self.dtype, enabled=self.dtype is not None):
+            step = TrainingStep(
+                samples.images,
+                samples.labels,
+                target=self.target,
+                proxy=self.proxy,
+                original=self.original,
+                patches=self.objective.needs_patches,
+                attack=needs_attack,
+            )
+            if needs_attack:
+                step.attacked = self.attack.perturb(partial(self.objective.attack_losses, step), *samples)
+            loss = self.objective.losses(step).mean()
+        loss.backward()
+        return Outcome(step.adversarial if needs_attack else step.images, loss=loss.detach())
+
+
+def our_evaluation(classifier: ZeroShotClassifier, attack: PGD, samples: Samples) -> Outcome:
+    """Who is right under an attack, as the evaluator attacks and scores."""
+    adversarial = attack(classifier, *samples)
+    with torch.no_grad():
+        right = classifier(adversarial).argmax(-1) == samples.labels
+    return Outcome(adversarial, right=right)

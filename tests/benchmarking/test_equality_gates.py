@@ -1,0 +1,162 @@
+"""What doesn't compute the same as the published order of work is named, and isn't timed."""
+
+import json
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from hpt.attacks import PGD
+from hpt.benchmarking import steps
+from hpt.benchmarking.gates import LIMITS, check_equal, faults_of
+from hpt.benchmarking.models import draw_samples, make_pair
+from hpt.benchmarking.ours import OurStep, evaluation_attack, our_evaluation, training_attack
+from hpt.benchmarking.published import Published
+from hpt.benchmarking.run import run_benchmark
+from hpt.benchmarking.settings import Settings
+from hpt.errors import TrainingStopped
+from hpt.training.sums import make_objective
+
+
+TINY = Settings(models="quickstart", images=4, classes=3, rounds=2, use_cpu=True)
+
+
+@pytest.fixture
+def published() -> Published:
+    return Published(make_pair(TINY), draw_samples(TINY), training_attack(2))
+
+
+def run_step(**changes):
+    """Our step with something changed, as the gate runs it."""
+    pair = make_pair(TINY)
+    step = replace(steps.make_our_step(pair, 2), **changes)
+    return partial(steps.with_gradient, partial(step, draw_samples(TINY)), pair.target.model)
+
+
+def test_ours_comes_to_what_the_published_order_of_work_comes_to(published):
+    exact = partial(steps.with_gradient, published.step, published.pair.target.model)
+    gate = check_equal({"published": exact, "ours": run_step()}, "published")
+    assert gate.equal == ["published", "ours"] and gate.faults == []
+    assert set(gate.further) == {f"ours: difference in {what}" for what in LIMITS if what != "verdicts"}
+
+
+class TooSteep(OurStep):
+    """A step with the right loss and a gradient that is a thousandth too large."""
+
+    def __call__(self, samples):
+        outcome = super().__call__(samples)
+        for weight in self.target.model.parameters():
+            if weight.grad is not None:
+                weight.grad *= 1.001
+        return outcome
+
+
+@pytest.mark.parametrize(
+    ("changes", "faults"),
+    [
+        ({"attack": training_attack(2, seed=1)}, {"adversarial entries"}),
+        ({"attack": training_attack(3)}, {"adversarial entries"}),
+        ({"attack": PGD(eps="2/255", step_size="1/255", steps=2)}, {"adversarial entries"}),
+        ({"objective": make_objective("hpt", settings="temperature=2")}, {"loss", "gradient"}),
+        ({"objective": make_objective("tecoa")}, {"loss", "gradient"}),
+        ({"dtype": torch.bfloat16}, {"gradient"}),
+    ],
+    ids=["another start", "another step", "another eps", "another loss", "another objective", "another precision"],
+)
+def test_a_variant_that_computes_something_else_is_caught(published, changes, faults):
+    exact = partial(steps.with_gradient, published.step, published.pair.target.model)
+    if isinstance(attack := changes.get("attack"), PGD):
+        attack.loss = training_attack(2).loss
+    gate = check_equal({"published": exact, "wrong": run_step(**changes)}, "published")
+    assert gate.equal == ["published"]
+    for fault in faults:
+        assert any(
+            line.startswith(f"wrong isn't timed: it differs from the reference in {fault} by ") for line in gate.faults
+        )
+
+
+def test_a_gradient_that_is_slightly_wrong_is_caught(published):
+    pair = make_pair(TINY)
+    wrong = TooSteep(*pair, make_objective("hpt"), training_attack(2))
+    variants = {
+        "published": partial(steps.with_gradient, published.step, published.pair.target.model),
+        "wrong": partial(steps.with_gradient, partial(wrong, draw_samples(TINY)), pair.target.model),
+    }
+    (fault,) = check_equal(variants, "published").faults
+    assert fault == "wrong isn't timed: it differs from the reference in gradient by 0.001, where 0.0001 is allowed."
+
+
+@pytest.mark.parametrize("what", LIMITS)
+def test_what_is_no_number_is_beyond_every_limit(what):
+    assert faults_of("x", {what: LIMITS[what]}) == []
+    assert len(faults_of("x", {what: float("nan")})) == 1
+
+
+def test_verdicts_must_be_the_same():
+    samples, pair = draw_samples(TINY), make_pair(TINY)
+    attack = evaluation_attack(2)
+
+    def wrong():
+        outcome = our_evaluation(pair.target, attack, samples)
+        return outcome._replace(right=~outcome.right)
+
+    published = Published(make_pair(TINY), samples, attack).evaluation
+    gate = check_equal(
+        {"published": published, "ours": partial(our_evaluation, pair.target, attack, samples)}, "published"
+    )
+    assert gate.equal == ["published", "ours"]
+    (fault,) = check_equal({"published": published, "wrong": wrong}, "published").faults
+    assert "in verdicts by 1, where 0 is allowed" in fault
+
+
+@pytest.mark.parametrize("measure", ["step", "evaluation"])
+def test_nothing_is_timed_where_ours_fails_its_gate_and_the_run_says_so(measure, tmp_path, monkeypatch, capsys):
+    make = steps.make_our_step
+    monkeypatch.setattr(
+        steps, "make_our_step", lambda *given: replace(make(*given), attack=training_attack(2, seed=1))
+    )
+    monkeypatch.setattr(
+        steps, "our_evaluation", lambda *given: our_evaluation(*given)._replace(right=torch.ones(4) > 2)
+    )
+    with pytest.raises(TrainingStopped, match="^ours isn't timed: it differs from the reference in "):
+        run_benchmark(replace(TINY, measure=[measure], output_dir=str(tmp_path)))
+    (described,) = json.loads((tmp_path / "benchmark.json").read_text())["measurements"]
+    assert described["values"] == {} and described["faults"]
+    assert "NOT EQUAL: ours isn't timed" in capsys.readouterr().out
+
+
+def test_ours_is_timed_without_each_thing_that_can_be_left_out(monkeypatch):
+    within = []
+
+    @contextmanager
+    def nothing_left_out():
+        within.append(True)
+        yield
+
+    def on_clean_images():
+        return patch("hpt.attacks.gradient.random_start", lambda batch, *settings: batch.images)
+
+    monkeypatch.setitem(steps.WITHOUT, "nothing", nothing_left_out)
+    monkeypatch.setitem(steps.WITHOUT, "a random start", on_clean_images)
+    (measurement,) = steps.measure_step(TINY)
+    assert list(measurement.values) == ["published", "ours", "ours without nothing"]
+    assert len(within) == 1 + TINY.rounds
+    assert measurement.faults and all(
+        line.startswith("ours without a random start isn't timed") for line in measurement.faults
+    )
+
+
+def test_lower_precision_stands_beside_float32_with_a_rate_of_its_own():
+    (measurement,) = steps.measure_step(replace(TINY, precision="bf16"))
+    assert list(measurement.values) == ["published", "ours", "ours, bf16"] and not measurement.faults
+    rates = [f"GFLOP/s of matrix products in {name}" for name in ("float32", "bf16")]
+    assert all(len(measurement.further[name]) == TINY.rounds for name in rates)
+    shares = {name: values for name, values in measurement.further.items() if name.startswith("ours, bf16: share of")}
+    assert len(shares) == 3
+    for name, values in shares.items():
+        gflop = float(name.partition("(")[2].split()[0]) * TINY.images
+        rounds = zip(measurement.further[rates[1]], measurement.values["ours, bf16"], strict=True)
+        assert values == pytest.approx([gflop / rate / seconds for rate, seconds in rounds], rel=0.01)
