@@ -5,6 +5,7 @@
     hpt benchmark --measure step --precision bf16 --images 64
     hpt benchmark --measure objectives --objectives tecoa hpt "0.5*hpt + tecoa" --images 8 --classes 25
     hpt benchmark --measure training --batch_size 1 --steps 300 --compile True
+    hpt benchmark --measure attacks --attacked outputs/quickstart/target outputs/quickstart/robust
     hpt benchmark --measure loading --dataset cifar10=PATH --batch_size 128
     hpt benchmark --models quickstart                                 # small models: seconds
 
@@ -16,6 +17,8 @@ compared must first come to the same in float32: otherwise it isn't timed, and t
   to 77; `backward()` into all weights in the attack; the proxy with gradients), and as a share of the machine's own
   rate of matrix products, counting what a step can't do without;
 - `evaluation`: PGD-10 and the verdicts, likewise;
+- `clean`: a step of the anchor stage with what the proxy makes of clean images kept, beside one that asks it;
+- `attacks`: attacks on trained models in pools of batches, beside batch by batch;
 - `memory`: peaks of the two orders of work, each in a process of its own, at half the images and classes;
 - `growth`: the step's time over classes, images, PGD steps and image sizes;
 - `trainer`: what `Trainer` adds to the bare step, at this size and at a small one;

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch import nn
 
 from hpt.attacks import PGD
 from hpt.benchmarking.gates import Outcome
@@ -36,6 +37,8 @@ class OurStep:
         attack ([`PGD`]): From [`training_attack`].
         original ([`ZeroShotClassifier`], *optional*): `O`, where the objective needs it.
         dtype (`torch.dtype`, *optional*): Of autocast, if it is to be on.
+        features (`dict[nn.Module, torch.Tensor]`, *optional*): What frozen models make of the samples' clean images,
+            as a run keeps it; see [`~hpt.training.clean_features.CleanFeatures`].
     """
 
     target: ZeroShotClassifier
@@ -44,6 +47,7 @@ class OurStep:
     attack: PGD
     original: ZeroShotClassifier | None = None
     dtype: torch.dtype | None = None
+    features: dict[nn.Module, torch.Tensor] | None = None
 
     def __call__(self, samples: Samples) -> Outcome:
         """The step on samples, whose gradient stays in the target's weights."""
@@ -58,6 +62,7 @@ class OurStep:
                 original=self.original,
                 patches=self.objective.needs_patches,
                 attack=needs_attack,
+                features=self.features,
             )
             if needs_attack:
                 step.attacked = self.attack.perturb(partial(self.objective.attack_losses, step), *samples)

@@ -18,6 +18,7 @@ import torch
 
 from hpt.benchmarking.figures import draw_measurements
 from hpt.benchmarking.growth import measure_growth
+from hpt.benchmarking.known import measure_attacks, measure_clean, parse_attacked
 from hpt.benchmarking.loading import measure_loading
 from hpt.benchmarking.measurement import Measurement
 from hpt.benchmarking.memory import measure_memory
@@ -37,6 +38,8 @@ RESULTS, PICTURE = "benchmark.json", "benchmark.png"
 MEASUREMENTS = {
     "step": measure_step,
     "evaluation": measure_evaluation,
+    "clean": measure_clean,
+    "attacks": measure_attacks,
     "memory": measure_memory,
     "growth": measure_growth,
     "trainer": measure_trainer,
@@ -74,6 +77,8 @@ def check(settings: Settings) -> None:
         check_known("measure", name, MEASUREMENTS)
     if not settings.measure:
         raise InputError(f"There is nothing to measure: give one or several of {', '.join(MEASUREMENTS)}.")
+    if "attacks" in settings.measure:
+        parse_attacked(settings)
     if "loading" in settings.measure and settings.dataset is None:
         raise InputError("loading reads real images: give a dataset, such as cifar10 or NAME=PATH.")
     if settings.dataset is not None and "loading" not in settings.measure:

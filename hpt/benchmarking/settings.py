@@ -23,8 +23,8 @@ class Settings:
     measure: list[str] = field(
         default_factory=lambda: ["step", "evaluation"],
         metadata={
-            "help": "One or several of step, evaluation, memory, growth, trainer, startup, objectives, training, "
-            "loading."
+            "help": "One or several of step, evaluation, clean, attacks, memory, growth, trainer, startup, "
+            "objectives, training, loading."
         },
     )
     rounds: int = field(default=5, metadata={"help": "How often each variant is timed, in turn with the others."})
@@ -41,6 +41,17 @@ class Settings:
     image_size: int | None = field(default=None, metadata={"help": "Side in pixels; the models' own unless given."})
     precision: str = field(
         default="float32", metadata={"help": "float32, bf16 or fp16: the latter beside float32, or of training."}
+    )
+
+    attacked: list[str] = field(
+        default_factory=list, metadata={"help": "Trained models whose attacks are timed: Hub ids or paths."}
+    )
+    attacked_dataset: str = field(
+        default="digits", metadata={"help": "What they classify: a benchmark, or NAME=PATH."}
+    )
+    attacked_eps: str = field(default="16/255", metadata={"help": "Radius in [0, 1] pixels."})
+    attacks: list[str] = field(
+        default_factory=lambda: ["autoattack", "apgd"], metadata={"help": "The attacks, as hpt evaluate takes them."}
     )
 
     growth_classes: list[int] = field(
@@ -65,7 +76,9 @@ class Settings:
         metadata={"help": "Objectives beside each other, or sums of them; the first is the measure."},
     )
 
-    batch_size: int = field(default=64, metadata={"help": "Images in a step of training, and in a batch of loading."})
+    batch_size: int = field(
+        default=64, metadata={"help": "Images in a step of training, and in a batch of attacks and loading."}
+    )
     steps: int = field(default=3, metadata={"help": "Steps of training."})
     compile: bool = field(default=False, metadata={"help": "Compile the towers in training, as --torch_compile does."})
 
@@ -76,6 +89,7 @@ class Settings:
     help_groups = {  # by their first fields
         "measure": "What, and how often",
         "models": "A step",
+        "attacked": "Attacks",
         "growth_classes": "Growth of a step's time",
         "rows": "Start-up",
         "objectives": "Objectives",

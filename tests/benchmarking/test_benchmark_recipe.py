@@ -8,7 +8,7 @@ from helpers import refusal_of, run_recipe
 from PIL import Image
 
 from hpt import OBJECTIVES
-from hpt.benchmarking import loading, memory
+from hpt.benchmarking import known, loading, memory
 from hpt.benchmarking.run import MEASUREMENTS
 from hpt.data.loading import load_benchmark
 from hpt.environment import describe_environment
@@ -20,12 +20,18 @@ GROWTH = {"classes": ["2", "5"], "images": ["1", "2"], "attack_steps": ["1", "2"
 GROWTH_FIELDS = ["--growth_classes", 2, 5, "--growth_images", 1, 2, "--growth_attack_steps", 1, 2]
 STARTS = ["320 rows, 10 classes, 1 template", "400 rows, 10 classes, 1 template", "4 rows, 4 classes, 2 templates"]
 ORDERS = ["published", "ours"]
+MODEL = "a model=PATH"  # where one is saved
 LOADERS = [f"DataLoader, {how}" for how in ("in the main process", "num_workers=1", "num_workers=2")]
 
 # Measurement: further arguments, and by the names of what comes out its variants
 CASES = {
     "step": ([], {"step": ORDERS}),
     "evaluation": ([], {"evaluation": ORDERS}),
+    "clean": ([], {"clean": ["proxy asked", "features kept"]}),
+    "attacks": (
+        ["--attacked", MODEL, "--attacked_dataset", "digits", "--attacks", "apgd-ce:steps=2", "--batch_size", 8],
+        {"attacks: apgd-ce-2, a model": ["batch by batch", "in pools"]},
+    ),
     "memory": ([], {"memory": ORDERS}),
     "growth": (
         [*GROWTH_FIELDS, "--growth_image_sizes", 32, 48],
@@ -49,10 +55,12 @@ def test_every_measurement_is_tried():
 
 @pytest.mark.filterwarnings("ignore:digits .* has images of 8 pixels")
 @pytest.mark.parametrize("measure", CASES)
-def test_each_measurement_prints_a_table_and_writes_all_that_it_knows(measure, tmp_path, monkeypatch, capsys):
+def test_each_measurement_prints_a_table_and_writes_all_that_it_knows(measure, saved, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(known, "load_benchmark", lambda name: load_benchmark(name).subset(40))
     monkeypatch.setattr(loading, "load_benchmark", lambda name: load_benchmark(name).subset(40))
     monkeypatch.setattr(memory, "peak_apart", memory.peak_of_step)  # here, where torch is imported already
     arguments, expected = CASES[measure]
+    arguments = [f"a model={saved}" if argument == MODEL else argument for argument in arguments]
     run_recipe("benchmark.py", *SIZE, "--measure", measure, *arguments, "--output_dir", tmp_path)
     content = unsealed(json.loads((tmp_path / "benchmark.json").read_text()))
     assert content["environment"] == describe_environment()
@@ -98,6 +106,8 @@ def test_what_is_measured_is_kept_if_the_next_thing_fails(tmp_path, monkeypatch)
         (["--image_size", "100"], "Images of 100 pixels aren't whole patches of 32: give a multiple."),
         (["--measure", "growth", "--growth_image_sizes", "224", "240"], "Images of 240 pixels aren't whole patches"),
         (["--objectives", "tecoa", "hbt"], "Unknown objectives 'hbt'; known: hpt, "),
+        (["--measure", "attacks"], "attacks are timed on trained models: give attacked"),
+        (["--measure", "attacks", "--attacked", "m", "--attacks", "apdg"], "Unknown attack 'apdg'"),
         (["--measure", "loading"], "loading reads real images: give a dataset"),
         (["--dataset", "digits"], "Only loading reads a dataset"),
         (["--measure", "trainer", "--precision", "fp16"], "trainer can't be measured in fp16"),
