@@ -170,7 +170,9 @@ class ResumableTrainer(Trainer):
             checkpoint = str(wanted)
             if not Path(checkpoint).is_dir():
                 raise InputError(f"There is no checkpoint {checkpoint!r}.")
-        check_same_settings(checkpoint, read_manifest(checkpoint), self._run_identity(), self.describe_launch())
+        manifest = read_manifest(checkpoint)
+        launch = self.describe_launch() if wanted else manifest["launch"]  # of which one that starts anew keeps nothing
+        check_same_settings(checkpoint, manifest, self._run_identity(), launch)
         if not wanted:
             logger.warning(
                 f"The run starts anew over the one that came to {checkpoint}, from which "
