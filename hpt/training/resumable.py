@@ -171,7 +171,7 @@ class ResumableTrainer(Trainer):
             if not Path(checkpoint).is_dir():
                 raise InputError(f"There is no checkpoint {checkpoint!r}.")
         manifest = read_manifest(checkpoint)
-        launch = self.describe_launch() if wanted else manifest["launch"]  # of which one that starts anew keeps nothing
+        launch = self.describe_launch() if wanted else manifest["launch"]  # a run that starts anew has its own
         check_same_settings(checkpoint, manifest, self._run_identity(), launch)
         if not wanted:
             logger.warning(
