@@ -98,18 +98,20 @@ class AutoPGD(Attack):
         zero_gradient = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         search, right = self._start(classifier, batch)
         checkpoints, last = checkpoint_steps(self.steps), 0
-        for step in range(1, self.steps + 1):
-            zero_gradient[search.place] |= is_zero(search.gradient)
-            if not right.all():
+        for step in range(self.steps + 1):
+            if step > 0:
+                right = self._advance(classifier, search, step)
+            if step < self.steps:  # the last gradient isn't followed
+                zero_gradient[search.place] |= is_zero(search.gradient)
+            if not right.all():  # these leave as they are, before any goes back to an earlier point
                 images[search.place[~right]] = search.point[~right]
                 search = search.take(right)
             if len(search.place) == 0:
-                return AttackResult(images, zero_gradient)
-            right = self._advance(classifier, search, step)
+                break
             if step in checkpoints:
                 self._adjust_steps(search, step - last)
                 last = step
-        images[search.place] = torch.where(_per_sample(right, images), search.best, search.point)
+        images[search.place] = search.best
         return AttackResult(images, zero_gradient)
 
     def _start(self, classifier, batch: Batch) -> tuple[_Search, torch.Tensor]:

@@ -73,7 +73,7 @@ class OfClassToken(nn.Module):
         self.module = module
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.module(tokens[:, :1])
+        return self.module(tokens[:, :1].contiguous())  # of which torch computes a linear layer in one way alone
 
 
 class FusedQuickGELU(nn.Module):

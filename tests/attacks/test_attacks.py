@@ -152,9 +152,9 @@ def test_noise_depends_on_seed_and_sample_alone(classifier, images, labels, name
     torch.rand(3)  # the global generator doesn't matter
     order = torch.tensor([2, 0, 3, 1])
     shuffled = attack(classifier, images[order], labels[order], ids[order])
-    torch.testing.assert_close(shuffled, together[order], rtol=0, atol=1e-5)
+    torch.testing.assert_close(shuffled, together[order], rtol=0, atol=1e-4)
     alone = attack(classifier, images[1:2], labels[1:2], ids[1:2])
-    torch.testing.assert_close(alone, together[1:2], rtol=0, atol=1e-5)
+    torch.testing.assert_close(alone, together[1:2], rtol=0, atol=1e-4)
     if name not in ("fgsm", "fab-t"):  # which have no noise
         other = make_attack(name, 0.1, norm=norm, seed=4)(classifier, images, labels, ids)
         assert not torch.allclose(other[:3], together[:3])

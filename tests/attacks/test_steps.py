@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from hpt import PGD
+from hpt.attacks import APGDCE
+from hpt.attacks.apgd import checkpoint_steps
 from hpt.attacks.base import is_zero, project
 from hpt.attacks.batch import make_batch
 from hpt.radius import Radius
@@ -37,3 +39,29 @@ def test_images_that_are_known_to_be_sound_are_attacked_likewise(classifier, ima
     attack, ids = PGD(eps=8 / 255, steps=2), torch.arange(4)
     found, expected = (attack.perturb(classifier, images, labels, ids, checked=checked) for checked in (True, False))
     assert torch.equal(found.images, expected.images)
+
+
+@pytest.mark.parametrize("steps", [10, 20])
+def test_what_was_broken_once_comes_back_broken(steps):
+    """Also at a step where the search would go back to an earlier point, whose loss was larger and which wasn't."""
+    found = set()
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        slope, slabs = torch.randn(12, generator=generator) * 30, torch.randn(12, generator=generator) * 25
+        broken = []
+
+        def logits(images, slope=slope, slabs=slabs, broken=broken):
+            images = images.flatten(1)
+            wrong = (torch.sin(images @ slabs) > 0.9)[:, None]
+            sure = torch.sin(images @ slope)[:, None] * 0.05
+            right = torch.cat([0.4 + sure, 0.3 - sure / 2, 0.3 - sure / 2], 1)
+            confused = torch.cat([torch.full_like(sure, 0.47), 0.52 - sure / 2, 0.01 + sure / 2], 1)  # of lower loss
+            broken.append(bool(wrong.any()))
+            return torch.where(wrong, confused, right).log()
+
+        image = torch.rand(1, 3, 2, 2, generator=generator)
+        adversarial = APGDCE(eps=0.05, steps=steps)(logits, image, torch.tensor([0]), torch.tensor([seed]))
+        if any(broken):
+            found.add(broken.index(True))
+            assert logits(adversarial).argmax() != 0, f"seed {seed}"
+    assert found & set(checkpoint_steps(steps))
