@@ -1,11 +1,10 @@
 """A training step and PGD in evaluation, ours beside the published order of work, and how near the floor they are.
 
-`WITHOUT` is where a part of ours that can be left out is measured: under a context manager of its name, ours does
-without that part, and is timed beside the others.
+Ours is also measured on the towers as transformers has them, without what `hpt.models.lean` changes in them.
 """
 
+import copy
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from functools import partial
 
 import torch
@@ -18,11 +17,13 @@ from hpt.benchmarking.ours import OurStep, evaluation_attack, our_evaluation, tr
 from hpt.benchmarking.published import Published
 from hpt.benchmarking.settings import PRECISIONS, Settings
 from hpt.benchmarking.timing import interleave
+from hpt.models.classifier import ZeroShotClassifier
+from hpt.models.lean import NO_CHANGES
 from hpt.training.sums import make_objective
 
 
 PUBLISHED, OURS = "published", "ours"
-WITHOUT: dict[str, Callable[[], AbstractContextManager]] = {}  # by the name of what is left out
+WHOLE = "ours, whole towers"
 GATED_STEPS = 2  # of PGD in evaluation: beyond, a pixel that rounding moves the other way moves further ones
 
 
@@ -36,7 +37,8 @@ def measure_step(settings: Settings) -> Iterator[Measurement]:
     samples, pair = draw_samples(settings), make_pair(settings)
     published = Published(make_pair(settings), samples, training_attack(settings.attack_steps))
     step = make_our_step(pair, settings.attack_steps)
-    variants = {PUBLISHED: published.step} | ours_and_without(partial(step, samples))
+    whole = make_our_step(Pair(*map(with_whole_tower, pair)), settings.attack_steps)
+    variants = {PUBLISHED: published.step, OURS: partial(step, samples), WHOLE: partial(whole, samples)}
     models = {name: (published.pair if name == PUBLISHED else pair).target.model for name in variants}
     gate = check_equal({name: partial(with_gradient, run, models[name]) for name, run in variants.items()}, PUBLISHED)
     measurement = Measurement("step", f"HPT's training step, {settings.size}", "s", {}, PUBLISHED, True, gate.further)
@@ -56,8 +58,11 @@ def measure_evaluation(settings: Settings) -> Iterator[Measurement]:
     samples, pair, whole = draw_samples(settings), make_pair(settings), make_pair(settings)
 
     def make_variants(attack) -> dict[str, Callable[[], Outcome]]:
-        ours = partial(our_evaluation, pair.target, attack, samples)
-        return {PUBLISHED: Published(whole, samples, attack).evaluation} | ours_and_without(ours)
+        return {
+            PUBLISHED: Published(whole, samples, attack).evaluation,
+            OURS: partial(our_evaluation, pair.target, attack, samples),
+            WHOLE: partial(our_evaluation, with_whole_tower(pair.target), attack, samples),
+        }
 
     gate = check_equal(make_variants(evaluation_attack(GATED_STEPS)), PUBLISHED)
     attack = evaluation_attack()
@@ -76,14 +81,11 @@ def with_gradient(run: Callable[[], Outcome], model) -> Outcome:
     return run()._replace(gradient=gradient_of(model))
 
 
-def ours_and_without(run: Callable[[], Outcome]) -> dict[str, Callable[[], Outcome]]:
-    """Ours, and ours without each thing in `WITHOUT`."""
-
-    def within(manager: Callable[[], AbstractContextManager]) -> Outcome:
-        with manager():
-            return run()
-
-    return {OURS: run} | {f"{OURS} without {name}": partial(within, manager) for name, manager in WITHOUT.items()}
+def with_whole_tower(classifier: ZeroShotClassifier) -> ZeroShotClassifier:
+    """The same over the model as transformers has it."""
+    whole = copy.copy(classifier)
+    whole.changes = NO_CHANGES
+    return whole
 
 
 def _time_with_matmul(measurement: Measurement, variants: dict, settings: Settings) -> None:
@@ -117,7 +119,7 @@ def _add_shares(measurement: Measurement, step: OurStep, samples: Samples, setti
     for what, per_image in flops.items():
         gflops = per_image * settings.images / 1e9
         for name, seconds in measurement.values.items():
-            if name != PUBLISHED:
+            if name not in (PUBLISHED, WHOLE):
                 rates = measurement.further[_rate(settings.precision if settings.precision in name else "float32")]
                 shares = [gflops / rate / took for rate, took in zip(rates, seconds, strict=True)]
                 title = f"{name}: share of the matmul rate, counting {what} ({per_image / 1e9:.3g} GFLOP an image)"

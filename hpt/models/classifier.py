@@ -83,7 +83,7 @@ class ZeroShotClassifier(nn.Module):
         self.processor = processor
         self.class_names = None if class_names is None else check_class_names(class_names)
         self.templates = check_templates(template)
-        self._changes = find_changes(model)
+        self.changes = find_changes(model)
         self.image_size = input_size(processor.image_processor)
         mean, std = pixel_statistics(processor.image_processor)
         mean = mean if image_mean is None else image_mean
@@ -163,7 +163,7 @@ class ZeroShotClassifier(nn.Module):
     def _see(self, images: torch.Tensor, patches: bool = False):
         """What the model's `get_image_features` gives for images in [0, 1]; of patches, only with `patches`."""
         pixel_values = to_pixel_values(images, self.image_size, self.image_mean, self.image_std)
-        lean = view_with(self.model, self._changes.patches if patches else self._changes.pooled)
+        lean = view_with(self.model, self.changes.patches if patches else self.changes.pooled)
         return self.family.image_features(lean, pixel_values.to(self.model.dtype))
 
     def _patches(self, seen) -> tuple[torch.Tensor, torch.Tensor]:

@@ -20,13 +20,14 @@ GROWTH = {"classes": ["2", "5"], "images": ["1", "2"], "attack_steps": ["1", "2"
 GROWTH_FIELDS = ["--growth_classes", 2, 5, "--growth_images", 1, 2, "--growth_attack_steps", 1, 2]
 STARTS = ["320 rows, 10 classes, 1 template", "400 rows, 10 classes, 1 template", "4 rows, 4 classes, 2 templates"]
 ORDERS = ["published", "ours"]
+WITH_WHOLE = [*ORDERS, "ours, whole towers"]
 MODEL = "a model=PATH"  # where one is saved
 LOADERS = [f"DataLoader, {how}" for how in ("in the main process", "num_workers=1", "num_workers=2")]
 
 # Measurement: further arguments, and by the names of what comes out its variants
 CASES = {
-    "step": ([], {"step": ORDERS}),
-    "evaluation": ([], {"evaluation": ORDERS}),
+    "step": ([], {"step": WITH_WHOLE}),
+    "evaluation": ([], {"evaluation": WITH_WHOLE}),
     "clean": ([], {"clean": ["proxy asked", "features kept"]}),
     "attacks": (
         ["--attacked", MODEL, "--attacked_dataset", "digits", "--attacks", "apgd-ce:steps=2", "--batch_size", 8],

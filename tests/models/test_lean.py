@@ -4,11 +4,12 @@ import pytest
 import torch
 from helpers import CLASSES, make_family
 from peft import LoraConfig, get_peft_model
+from torch import nn
 from transformers.activations import QuickGELUActivation
 
 from hpt import ZeroShotClassifier
 from hpt.models.families import FAMILIES
-from hpt.models.lean import FusedQuickGELU, find_changes, view_with
+from hpt.models.lean import NO_CHANGES, FusedQuickGELU, as_product, find_changes, view_with
 
 
 CLIP_LIKE = {"clip": "CLIP", "metaclip_2": "MetaClip2", "altclip": "AltCLIP"}
@@ -51,7 +52,7 @@ def embed(classifier, images, patches=False):
 def unchanged(classifier):
     """The same classifier, which sees by the model's own forward."""
     plain = copy.copy(classifier)
-    plain._changes = classifier._changes._replace(pooled={}, patches={})
+    plain.changes = NO_CHANGES
     return plain
 
 
@@ -125,6 +126,18 @@ def test_gradient_checkpointing_recomputes_the_same(images):
     model.train().gradient_checkpointing_enable({"use_reentrant": False})
     for ours, models in zip(embed(classifier, images), whole, strict=True):
         torch.testing.assert_close(ours, models, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 24), (17, 23)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_patches_that_do_not_overlap_are_multiplied(height, width, bias):
+    convolution = nn.Conv2d(3, 5, kernel_size=8, stride=8, bias=bias, dtype=torch.float64)
+    images = torch.randn(2, 3, height, width, dtype=torch.float64, requires_grad=True)
+    ours, expected = as_product(convolution)(images), convolution(images)
+    torch.testing.assert_close(ours, expected)
+    weights = [images, *convolution.parameters()]
+    for own, exact in zip(*(torch.autograd.grad(y.sin().sum(), weights) for y in (ours, expected)), strict=True):
+        torch.testing.assert_close(own, exact)
 
 
 def test_other_families_are_left_alone():
