@@ -53,14 +53,15 @@ def find_changes(model: nn.Module) -> VisionChanges:
     family, model = family_of(model), plain_model(model)
     if not family.has_clip_layers:
         return NO_CHANGES
-    tower = family.tower_names[0]
     fused = FusedQuickGELU()
+    tower, modules = family.tower_names[0], dict(model.named_modules())
     everywhere = {
         name: lambda _: fused
-        for name, module in model.named_modules()
+        for name, module in modules.items()
         if isinstance(module, QuickGELUActivation) and name.startswith(f"{tower}.")
     }
-    everywhere[f"{tower}.embeddings.patch_embedding"] = as_product
+    if isinstance(modules.get(patches := f"{tower}.embeddings.patch_embedding"), nn.Conv2d):  # not one of a user's own
+        everywhere[patches] = as_product
     last = f"{tower}.encoder.layers.{len(model.get_submodule(tower).encoder.layers) - 1}"
     before = {name: change for name, change in everywhere.items() if not name.startswith(f"{last}.")}
     pooled = before | {f"{last}.self_attn.out_proj": OfClassToken, f"{last}.mlp": OfClassToken}

@@ -10,6 +10,7 @@ import torch
 from helpers import ONE_THREAD, assert_same, make_clip, make_dataset, make_trainer, weights, with_other_weights
 
 from hpt import ZeroShotClassifier
+from hpt.models.lean import NO_CHANGES
 from hpt.training.objectives import Objective
 
 
@@ -194,6 +195,8 @@ def compiled_run(folder: Path) -> None:
         eval_dataset=make_dataset(6),
         save_strategy="epoch",
     )
+    for classifier in (trainer.classifier, trainer.proxy):
+        classifier.changes = NO_CHANGES  # as in compiled towers
     perturb, flops = trainer.attack.perturb, []
 
     def counted_perturb(*batch, **settings):

@@ -267,7 +267,6 @@ ATTRIBUTES = {
     "objective": Member(
         ATTRIBUTE, "_report_to_hp_search", "where it is None after train(), the backend evaluates the weights"
     ),
-    "model_wrapped": Member(ATTRIBUTE, "__init__", "the benchmark times a step of its own"),
     "optimizer": Member(ATTRIBUTE, "__init__", "what GPD's schedule steers"),
     "processing_class": Member(ATTRIBUTE, "__init__", "the benchmark tokenizes as the target does"),
     "push_in_progress": Member(ATTRIBUTE, "init_hf_repo", "Trainer waits for this push at the end of training"),
