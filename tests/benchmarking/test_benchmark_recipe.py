@@ -8,7 +8,7 @@ from helpers import refusal_of, run_recipe
 from PIL import Image
 
 from hpt import OBJECTIVES
-from hpt.benchmarking import known, loading, memory
+from hpt.benchmarking import attacks, loading, memory
 from hpt.benchmarking.run import MEASUREMENTS
 from hpt.data.loading import load_benchmark
 from hpt.environment import describe_environment
@@ -57,7 +57,7 @@ def test_every_measurement_is_tried():
 @pytest.mark.filterwarnings("ignore:digits .* has images of 8 pixels")
 @pytest.mark.parametrize("measure", CASES)
 def test_each_measurement_prints_a_table_and_writes_all_that_it_knows(measure, saved, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(known, "load_benchmark", lambda name: load_benchmark(name).subset(40))
+    monkeypatch.setattr(attacks, "load_benchmark", lambda name: load_benchmark(name).subset(40))
     monkeypatch.setattr(loading, "load_benchmark", lambda name: load_benchmark(name).subset(40))
     monkeypatch.setattr(memory, "peak_apart", memory.peak_of_step)  # here, where torch is imported already
     arguments, expected = CASES[measure]
