@@ -1,4 +1,4 @@
-"""What is measured, and at which size: the fields of `hpt benchmark`."""
+"""Time training steps and attacks beside the published order of work, and measure what else speed depends on."""
 
 from dataclasses import dataclass, field
 
@@ -74,7 +74,7 @@ class Settings:
 
     objectives: list[str] = field(
         default_factory=lambda: ["tecoa", *(name for name in OBJECTIVES if name != "tecoa")],
-        metadata={"help": "Objectives beside each other, or sums of them; the first is the measure."},
+        metadata={"help": "Objectives, or sums of them; ratios are to the first."},
     )
 
     batch_size: int = field(
