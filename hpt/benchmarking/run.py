@@ -68,7 +68,7 @@ def run_benchmark(settings: Settings) -> list[Measurement]:
             print(f"{measurement}\n", flush=True)
             if settings.output_dir is not None:
                 write(settings, measurements)
-    if faults := [fault for measurement in measurements for fault in measurement.faults]:
+    if faults := [f"{measurement.name}: {fault}" for measurement in measurements for fault in measurement.faults]:
         raise TrainingStopped("\n".join(faults))
     return measurements
 
