@@ -14,8 +14,8 @@ ratios, of which each round gives one, hold on a noisy machine; on one thread of
 compared must first come to the same in float32: otherwise it isn't timed, and the command ends with exit code 1.
 
 - `step`: HPT's training step beside the published order of work (all prompts re-encoded at every forward pass, padded
-  to 77; `backward()` into all weights in the attack; the proxy with gradients), and as a share of the machine's own
-  rate of matrix products, counting what a step can't do without;
+  to 77; `backward()` into all weights in the attack; the proxy with gradients), beside itself on transformers' own
+  towers, and as a share of the machine's own rate of matrix products, counting what a step can't do without;
 - `evaluation`: PGD-10 and the verdicts, likewise;
 - `clean`: a step of the anchor stage with what the proxy makes of clean images kept, beside one that asks it;
 - `attacks`: attacks on trained models in pools of batches, beside batch by batch;

@@ -15,13 +15,13 @@ class Outcome(NamedTuple):
     """What a step or an evaluation comes to.
 
     Args:
-        adversarial (`torch.Tensor` of shape `(batch, 3, height, width)`): The attacked images.
+        adversarial (`torch.Tensor` of shape `(batch, 3, height, width)`, *optional*): The attacked images.
         loss (`torch.Tensor`, *optional*): A scalar, of a step.
         right (`torch.Tensor` of shape `(batch,)`, bool, *optional*): Verdicts, of an evaluation.
         gradient (`dict[str, torch.Tensor]`, *optional*): Of the trained weights, by name, of a step.
     """
 
-    adversarial: torch.Tensor
+    adversarial: torch.Tensor | None = None
     loss: torch.Tensor | None = None
     right: torch.Tensor | None = None
     gradient: dict[str, torch.Tensor] | None = None
@@ -38,7 +38,9 @@ def differences(own: Outcome, reference: Outcome) -> dict[str, float]:
     The loss in absolute terms; of the adversarial entries the share that differ by more than rounding; the gradient
     by the norm of the difference over the norm, of the weights that train in `own`; of the verdicts the share.
     """
-    apart = {"adversarial entries": _share((own.adversarial - reference.adversarial).abs() > ROUNDING)}
+    apart = {}
+    if own.adversarial is not None:
+        apart["adversarial entries"] = _share((own.adversarial - reference.adversarial).abs() > ROUNDING)
     if own.loss is not None:
         apart["loss"] = (own.loss - reference.loss).abs().item()
     if own.gradient is not None:

@@ -53,7 +53,7 @@ def compare_with_bare_loop(name: str, settings: Settings, folder: str) -> Measur
     if not difference <= TOLERANCE:
         measurement.values = {}
         measurement.faults = [
-            f"{name}: after {rounds} steps the weights of Trainer and of the bare loop differ by {difference:.2g}, "
+            f"After {rounds} steps the weights of Trainer and of the bare loop differ by {difference:.2g}, "
             f"where {TOLERANCE:g} is allowed, so that times would say nothing."
         ]
     return measurement

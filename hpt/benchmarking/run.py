@@ -16,9 +16,10 @@ from pathlib import Path
 
 import torch
 
+from hpt.benchmarking.attacks import measure_attacks, parse_attacked
+from hpt.benchmarking.clean import measure_clean
 from hpt.benchmarking.figures import draw_measurements
 from hpt.benchmarking.growth import measure_growth
-from hpt.benchmarking.known import measure_attacks, measure_clean, parse_attacked
 from hpt.benchmarking.loading import measure_loading
 from hpt.benchmarking.measurement import Measurement
 from hpt.benchmarking.memory import measure_memory
@@ -28,6 +29,7 @@ from hpt.benchmarking.settings import Settings
 from hpt.benchmarking.startup import measure_startup
 from hpt.benchmarking.steps import measure_evaluation, measure_step
 from hpt.benchmarking.training import measure_training
+from hpt.data.names import parse_benchmark
 from hpt.environment import describe_environment
 from hpt.errors import InputError, TrainingStopped, check_known
 from hpt.files import check_folder, write_file
@@ -66,7 +68,7 @@ def run_benchmark(settings: Settings) -> list[Measurement]:
             print(f"{measurement}\n", flush=True)
             if settings.output_dir is not None:
                 write(settings, measurements)
-    if faults := [fault for measurement in measurements for fault in measurement.faults]:
+    if faults := [f"{measurement.name}: {fault}" for measurement in measurements for fault in measurement.faults]:
         raise TrainingStopped("\n".join(faults))
     return measurements
 
@@ -79,8 +81,10 @@ def check(settings: Settings) -> None:
         raise InputError(f"There is nothing to measure: give one or several of {', '.join(MEASUREMENTS)}.")
     if "attacks" in settings.measure:
         parse_attacked(settings)
-    if "loading" in settings.measure and settings.dataset is None:
-        raise InputError("loading reads real images: give a dataset, such as cifar10 or NAME=PATH.")
+    if "loading" in settings.measure:
+        if settings.dataset is None:
+            raise InputError("loading reads real images: give a dataset, such as cifar10 or NAME=PATH.")
+        parse_benchmark(settings.dataset)
     if settings.dataset is not None and "loading" not in settings.measure:
         raise InputError("Only loading reads a dataset, all else random images: leave dataset out.")
     if "trainer" in settings.measure and settings.precision == "fp16":

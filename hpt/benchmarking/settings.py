@@ -1,4 +1,4 @@
-"""What is measured, and at which size: the fields of `hpt benchmark`."""
+"""Time training steps and attacks beside the published order of work, and measure what else speed depends on."""
 
 from dataclasses import dataclass, field
 
@@ -40,7 +40,8 @@ class Settings:
     attack_steps: int = field(default=2, metadata={"help": "PGD steps in training."})
     image_size: int | None = field(default=None, metadata={"help": "Side in pixels; the models' own unless given."})
     precision: str = field(
-        default="float32", metadata={"help": "float32, bf16 or fp16: the latter beside float32, or of training."}
+        default="float32",
+        metadata={"help": "bf16 or fp16: step times them beside float32; clean, objectives and trainings compute so."},
     )
 
     attacked: list[str] = field(
@@ -73,7 +74,7 @@ class Settings:
 
     objectives: list[str] = field(
         default_factory=lambda: ["tecoa", *(name for name in OBJECTIVES if name != "tecoa")],
-        metadata={"help": "Objectives beside each other, or sums of them; the first is the measure."},
+        metadata={"help": "Objectives, or sums of them; ratios are to the first."},
     )
 
     batch_size: int = field(
@@ -101,9 +102,9 @@ class Settings:
         check_known("models", self.models, ARCHITECTURES)
         check_known("precision", self.precision, PRECISIONS)
         check_at_least(1, **{name: getattr(self, name) for name in COUNTS})
-        check_at_least(
-            2, classes=self.classes, many_classes=self.many_classes
-        )  # of one class no attack has a gradient
+        check_at_least(1, image_size=self.side)
+        classes = {"classes": self.classes, "many_classes": self.many_classes}
+        check_at_least(2, **classes)  # of one class no attack has a gradient
         for axis, name in GROWTH.items():
             values = {f"{name}[{place}]": value for place, value in enumerate(getattr(self, name))}
             if not values:

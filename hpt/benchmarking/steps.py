@@ -90,10 +90,8 @@ def with_whole_tower(classifier: ZeroShotClassifier) -> ZeroShotClassifier:
 
 def _time_with_matmul(measurement: Measurement, variants: dict, settings: Settings) -> None:
     """Time variants, with products of matrices between them, whose rate in each round becomes a further number."""
-    dtypes = {"float32": torch.float32} | {
-        name: dtype for name, dtype in PRECISIONS.items() if name == settings.precision
-    }
-    matmuls = {_rate(name): Matmul(dtype or torch.float32, settings.device) for name, dtype in dtypes.items()}
+    dtypes = {name: PRECISIONS[name] or torch.float32 for name in ("float32", settings.precision)}
+    matmuls = {_rate(name): Matmul(dtype, settings.device) for name, dtype in dtypes.items()}
     seconds = interleave(variants | matmuls, settings.rounds, settings.device, "step", warm_up=False)
     for name, matmul in matmuls.items():
         measurement.further[name] = [matmul.flops / took / 1e9 for took in seconds.pop(name)]

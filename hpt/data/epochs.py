@@ -120,8 +120,8 @@ class EpochMixture(torch.utils.data.Dataset):
     def __getitems__(self, numbers: list[int]) -> list[dict]:
         """Images by their numbers in [`order`], as items of [`Benchmark`]; the table of each set is read once.
 
-        `sample_ids` are of one set, and of one sight of an image in the epoch, alone: see [`set_of`]. Where labels
-        number the classes of the image's set, `set` is the set's place.
+        `sample_ids` are of one set, and of one sight of an image in the epoch, alone. Where labels number the classes
+        of the image's set, `set` is the set's place.
         """
         sights, rows = np.divmod(np.asarray(numbers), self._rows[-1])
         places = np.searchsorted(self._rows, rows, side="right") - 1
@@ -146,10 +146,6 @@ class EpochMixture(torch.utils.data.Dataset):
             augmentation = self.augmentation and _Shifted(self.augmentation, shift)
             self._views[shift] = replace(part, augmentation=augmentation)
         return self._views[shift]
-
-    def set_of(self, sample_id: int) -> int:
-        """The place among the sets of the one that a sample is of, by its id in a batch."""
-        return int(np.searchsorted(self._ids, sample_id % self._ids[-1], side="right")) - 1
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Models that compute what is read of them alone, and by faster kernels: views, which share all weights.
 
-changes = find_changes(model)
-view_with(model, changes.pooled).get_image_features(pixel_values=pixels).pooler_output  # as the model's, but rounding
+    changes = find_changes(model)
+    view_with(model, changes.pooled).get_image_features(pixel_values=pixels).pooler_output  # but rounding, the model's
 
 A view is made anew for each forward pass, of copies of the few modules on the way to what changes. So it has the
 weights, adapters, modes and hooks that the model has at that moment, and the model stays as it is. A tower that is

@@ -8,7 +8,7 @@ from hpt.errors import InputError, closest, did_you_mean_path
 from hpt.references import FOLDER
 
 
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 MARKS = ("config.json", "adapter_config.json")  # what a folder has that holds a model, or an adapter
 HUB = "hf-hub:"  # as open_clip writes it before an id
 OPEN_CLIP_CONFIG = "open_clip_config.json"

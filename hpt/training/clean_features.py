@@ -167,11 +167,6 @@ class _WithFeatures(Dataset):
         return items
 
 
-def without_features(batch: dict) -> dict:
-    """A batch whose step asks the models about clean images, such as to time that beside a step which needn't."""
-    return {name: values for name, values in batch.items() if not name.startswith(COLUMN)}
-
-
 def cache_folder(fingerprint: str | None = None) -> Path:
     """Where all features are kept, or those with a fingerprint."""
     return Path(constants.HF_HOME, "hpt", "clean_features", fingerprint or "")

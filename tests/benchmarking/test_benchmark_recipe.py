@@ -8,7 +8,7 @@ from helpers import refusal_of, run_recipe
 from PIL import Image
 
 from hpt import OBJECTIVES
-from hpt.benchmarking import known, loading, memory
+from hpt.benchmarking import attacks, loading, memory
 from hpt.benchmarking.run import MEASUREMENTS
 from hpt.data.loading import load_benchmark
 from hpt.environment import describe_environment
@@ -57,7 +57,7 @@ def test_every_measurement_is_tried():
 @pytest.mark.filterwarnings("ignore:digits .* has images of 8 pixels")
 @pytest.mark.parametrize("measure", CASES)
 def test_each_measurement_prints_a_table_and_writes_all_that_it_knows(measure, saved, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(known, "load_benchmark", lambda name: load_benchmark(name).subset(40))
+    monkeypatch.setattr(attacks, "load_benchmark", lambda name: load_benchmark(name).subset(40))
     monkeypatch.setattr(loading, "load_benchmark", lambda name: load_benchmark(name).subset(40))
     monkeypatch.setattr(memory, "peak_apart", memory.peak_of_step)  # here, where torch is imported already
     arguments, expected = CASES[measure]
@@ -104,11 +104,15 @@ def test_what_is_measured_is_kept_if_the_next_thing_fails(tmp_path, monkeypatch)
         (["--classes", "1"], "classes is 1, but must be a whole number of at least 2."),
         (["--growth_images", "4", "0"], "growth_images[1] is 0, but must be a whole number of at least 1."),
         (["--growth_classes", "1", "10"], "growth_classes[0] is 1, but must be a whole number of at least 2."),
+        (["--image_size", "-32"], "image_size is -32, but must be a whole number of at least 1."),
         (["--image_size", "100"], "Images of 100 pixels aren't whole patches of 32: give a multiple."),
         (["--measure", "growth", "--growth_image_sizes", "224", "240"], "Images of 240 pixels aren't whole patches"),
         (["--objectives", "tecoa", "hbt"], "Unknown objectives 'hbt'; known: hpt, "),
         (["--measure", "attacks"], "attacks are timed on trained models: give attacked"),
         (["--measure", "attacks", "--attacked", "m", "--attacks", "apdg"], "Unknown attack 'apdg'"),
+        (["--measure", "attacks", "--attacked", "./m"], "Can't load the model './m': there is no such folder"),
+        (["--measure", "attacks", "--attacked", "m", "--attacked_dataset", "digitz"], "Unknown benchmark 'digitz'"),
+        (["--measure", "loading", "--dataset", "digitz"], "Unknown benchmark 'digitz'"),
         (["--measure", "loading"], "loading reads real images: give a dataset"),
         (["--dataset", "digits"], "Only loading reads a dataset"),
         (["--measure", "trainer", "--precision", "fp16"], "trainer can't be measured in fp16"),

@@ -26,7 +26,7 @@ def test_another_loop_is_no_measure(tmp_path, monkeypatch):
     measurement = overhead.compare_with_bare_loop("trainer", TINY, str(tmp_path))
     assert measurement.values == {} and measurement.further[APART][0] > 1e-3
     (fault,) = measurement.faults
-    assert fault.startswith("trainer: after 3 steps the weights of Trainer and of the bare loop differ by ")
+    assert fault.startswith("After 3 steps the weights of Trainer and of the bare loop differ by ")
 
 
 def test_of_the_weights_that_train_all_count():

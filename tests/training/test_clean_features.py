@@ -16,7 +16,7 @@ from hpt.data.geometry import ImageTransform
 from hpt.errors import WriteFailed
 from hpt.training import clean_features, kept_rows
 from hpt.training.checkpoints import read_manifest
-from hpt.training.clean_features import cache_folder, without_features
+from hpt.training.clean_features import COLUMN, cache_folder
 from hpt.training.objectives import RobustTransfer
 from hpt.training.sums import make_objective
 
@@ -38,6 +38,11 @@ def make_proxy(seed=1, dtype=torch.float32, **settings) -> ZeroShotClassifier:
 
 def function(images):
     return images.mean((2, 3))
+
+
+def without_features(batch: dict) -> dict:
+    """A batch whose step asks the models about clean images."""
+    return {name: values for name, values in batch.items() if not name.startswith(COLUMN)}
 
 
 @contextmanager

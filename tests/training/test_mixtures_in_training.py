@@ -97,7 +97,7 @@ def test_all_models_classify_over_the_classes_of_the_images_by_their_prompts(tmp
     seen = set()
     for inputs in loader:
         step = trainer._make_step(inputs, trainer.objectives["transfer"])
-        name = "all" if batches == "mixed" else names[trainer.train_dataset.set_of(inputs["sample_ids"][0].item())]
+        name = "all" if batches == "mixed" else names[inputs["set"]]
         seen.add(name)
         for answers, (clip, its_processor) in (
             (step.target(step.images), (model, processor)),
@@ -129,7 +129,7 @@ def test_an_optimizer_step_is_of_one_set_in_all_of_its_micro_batches(tmp_path):
     trainer.train()
     sets = {}
     for number, inputs, _ in noted:
-        sets.setdefault(number, []).append(trainer.train_dataset.set_of(inputs["sample_ids"].item()))
+        sets.setdefault(number, []).append(inputs["set"])
     assert len(sets) == 10 and all(len(step) == 4 and len(set(step)) == 1 for step in sets.values())
     assert [sum(step[0] == place for step in sets.values()) for place in (0, 1)] == [4, 6]
 
@@ -278,7 +278,7 @@ def test_a_proxys_own_text_side_is_asked_about_each_set(tmp_path):
     own = {name: [f"x {kind}" for kind in kinds] for name, kinds in (("birds", CLASSES), ("cars", OTHERS))}
     for inputs in trainer.get_train_dataloader():
         step = trainer._make_step(inputs, trainer.objectives["transfer"])
-        name = list(trainer.train_dataset.sets)[trainer.train_dataset.set_of(inputs["sample_ids"][0].item())]
+        name = list(trainer.train_dataset.sets)[inputs["set"]]
         for logits, texts in zip(step.proxy(step.images).each, (prompts, own), strict=True):
             expected = logits_by_hand(model, processor, step.images, [[text] for text in texts[name]])
             torch.testing.assert_close(logits, expected, rtol=0, atol=2e-5)
