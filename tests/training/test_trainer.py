@@ -27,6 +27,7 @@ from transformers import CLIPImageProcessorPil, CLIPModel, TrainerCallback
 from hpt import InputError, ZeroShotClassifier
 from hpt.data.benchmark import Benchmark
 from hpt.data.geometry import ImageTransform
+from hpt.models.lean import NO_CHANGES
 from hpt.training.objectives import Objective
 from hpt.training.pretraining import PretrainingConfig, build_siglip
 from hpt.training.trainer import NonFiniteLossError
