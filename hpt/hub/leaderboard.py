@@ -259,7 +259,7 @@ def format_boards(boards: list[Board], columns: list[Column]) -> str:
 
 def _hardness(column: Column) -> tuple:
     """Sorts columns from the weakest attack to the strongest."""
-    return column.attack.startswith(WORST_CASE), column.norm == "linf", column.eps or 0
+    return column.attack.startswith(f"the {WORST_CASE}"), column.norm == "linf", column.eps or 0
 
 
 def draw_leaderboard(boards: list[Board], panels: dict[str, dict[str, Column]], path: str | Path) -> None:

@@ -53,15 +53,14 @@ def find_changes(model: nn.Module) -> VisionChanges:
     family, model = family_of(model), plain_model(model)
     if not family.has_clip_layers:
         return NO_CHANGES
-    fused = FusedQuickGELU()
     tower, modules = family.tower_names[0], dict(model.named_modules())
     everywhere = {
-        name: lambda _: fused
+        name: fused
         for name, module in modules.items()
         if isinstance(module, QuickGELUActivation) and name.startswith(f"{tower}.")
     }
-    if isinstance(modules.get(patches := f"{tower}.embeddings.patch_embedding"), nn.Conv2d):  # not one of a user's own
-        everywhere[patches] = as_product
+    patches = f"{tower}.embeddings.patch_embedding"
+    everywhere |= {patches: as_product} if patches in modules else {}  # embeddings of a user's own may have none
     last = f"{tower}.encoder.layers.{len(model.get_submodule(tower).encoder.layers) - 1}"
     before = {name: change for name, change in everywhere.items() if not name.startswith(f"{last}.")}
     pooled = before | {f"{last}.self_attn.out_proj": OfClassToken, f"{last}.mlp": OfClassToken}
@@ -97,9 +96,10 @@ class PatchProduct(nn.Conv2d):
         return F.linear(patches, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
-def as_product(convolution: nn.Conv2d) -> PatchProduct:
-    """The convolution, computed as a product of matrices."""
-    return _view(convolution, {}, PatchProduct)
+def as_product(module: nn.Module) -> nn.Module:
+    """A convolution over patches as a product of matrices; as it is, what PEFT or others have made something else."""
+    is_plain = type(module) is nn.Conv2d and len({*module.kernel_size, *module.stride}) == 1
+    return _view(module, {}, PatchProduct) if is_plain and module.padding == (0, 0) else module
 
 
 class FusedQuickGELU(nn.Module):
@@ -110,6 +110,14 @@ class FusedQuickGELU(nn.Module):
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         return _QuickGELU.apply(values)
+
+
+FUSED = FusedQuickGELU()  # which has no weights, and so is one for all
+
+
+def fused(activation: nn.Module) -> FusedQuickGELU:
+    """What takes the place of a QuickGELU; a function by its name, so that what keeps it can be pickled."""
+    return FUSED
 
 
 class _QuickGELU(torch.autograd.Function):
@@ -146,6 +154,7 @@ def _view(module: nn.Module, changes: Changes, kind: type[nn.Module] | None = No
     replaced = {
         name: _view(module._modules[name], change) if isinstance(change, dict) else change(module._modules[name])
         for name, change in changes.items()
+        if name in module._modules  # unless PEFT has wrapped the module, to train all of it
     }
     vars(view)["_modules"] = module._modules | replaced
     return view

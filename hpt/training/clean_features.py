@@ -9,14 +9,16 @@ Proxies and the target's vanilla copy are frozen, and without augmentation an im
 the features of an image, before they are normalised: logits follow from them for any classes. They lie in
 `hpt/clean_features` of the Hub's home (`HF_HOME`), 2 KB for an image and a model of 512 dimensions, in a folder whose
 name stands for all that they depend on: weights, configuration, pixel statistics, images, how these come to the model,
-versions of torch, transformers and hpt, and the kind of device. So all runs that have these in common share them.
+versions of Pillow, torch, transformers and hpt, and the kind of device and the precision of its float32. So all runs
+that have these in common share them.
 
 They are computed in batches of [`BATCH`] in the order of the training set, whatever run or process does it and
 wherever a run stands: one whose features were deleted goes on with the same ones, bit for bit. Of each chunk that
 several processes want, one computes it. On GPUs this wasn't tried.
 
-Nothing is kept of functions, subclasses of [`ZeroShotClassifier`] and models that aren't of transformers: what their
-answers depend on isn't known. Nor are patches kept, which would take 100 KB an image, and so nothing for `tga_zsr`.
+Nothing is kept of functions, subclasses of [`ZeroShotClassifier`] and models with modules that are neither torch's nor
+transformers': what their answers depend on isn't known. Nor are patches kept, which would take 100 KB an image, and so
+nothing for `tga_zsr`.
 """
 
 import logging
@@ -25,11 +27,13 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
+import PIL
 import torch
 import transformers
 from huggingface_hub import constants
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedModel
 
 import hpt
 from hpt.data.benchmark import Benchmark
@@ -82,7 +86,8 @@ class CleanFeatures:
         """Of each model, what stands for its features."""
         train = self._train
         images = [hash_samples(train.dataset), repr(train.transform), train.mode]
-        computed = [torch.__version__, transformers.__version__, hpt.__version__, bool(self._args.tf32), BATCH]
+        versions = [library.__version__ for library in (PIL, torch, transformers, hpt)]
+        computed = [*versions, *_precisions(), BATCH]
         return [digest([*images, *computed, *_describe(model)]) for model in self._models]
 
     @property
@@ -172,11 +177,20 @@ def cache_folder(fingerprint: str | None = None) -> Path:
     return Path(constants.HF_HOME, "hpt", "clean_features", fingerprint or "")
 
 
+def _precisions() -> list[str]:
+    """How exactly devices compute in float32, as now set: `torch_compile`, among others, sets TF32 on a GPU."""
+    backends = torch.backends
+    return [kind.fp32_precision for kind in (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul)]
+
+
 def _describe(model: ZeroShotClassifier) -> list:
     """What a model's features depend on beside the images."""
     statistics = [model.image_mean.flatten().tolist(), model.image_std.flatten().tolist(), model.image_size]
-    own = [hash_weights(model.model.state_dict()), hash_configuration(model), *statistics]
-    return [*own, model.model.device.type]
+    modules = list(model.model.modules())
+    kernels = [part.config._attn_implementation for part in modules if isinstance(part, PreTrainedModel)]
+    kernels.append(any(part._compiled_call_impl is not None for part in modules))  # which views leave as they are
+    own = [hash_weights(model.model.state_dict()), hash_configuration(model), repr(model.model), *statistics]
+    return [*own, *kernels, model.model.device.type]
 
 
 def _name(model: ZeroShotClassifier) -> str:
@@ -243,8 +257,10 @@ def _asked(objective: Objective, inputs: TrainingInputs) -> Iterable[ZeroShotCla
 
 
 def _is_known(model: nn.Module) -> bool:
-    """Whether all that a model's features depend on is known."""
-    return type(model) is ZeroShotClassifier and type(model.model).__module__.startswith("transformers.")
+    """Whether all that a model's features depend on is known: not where it has adapters, or others' modules."""
+    if type(model) is not ZeroShotClassifier:
+        return False
+    return all(type(part).__module__.startswith(("torch.", "transformers.")) for part in model.model.modules())
 
 
 def _check_cache() -> None:

@@ -7,7 +7,7 @@ from helpers import run_recipe, with_accuracy
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hpt import InputError
-from hpt.evaluation.rows import ALL_IMAGES, CLEAN, WORST_CASE, Row
+from hpt.evaluation.rows import ALL_IMAGES, CASCADE, CLEAN, WORST_CASE, Row
 from hpt.hub.index import as_eval_result, as_row
 from hpt.hub.leaderboard import (
     column_of,
@@ -210,6 +210,17 @@ def test_the_most_robust_stand_first_by_the_hardest_attack(tmp_path):
         boards.append(board_of(f"{name}={save_card(tmp_path / name, CLEAN_ROW, *rows)}"))
     table = format_boards(boards, shared_columns(boards))
     assert table.index(" a ") < table.index(" b ")
+
+
+@pytest.mark.parametrize("attack", [WORST_CASE, CASCADE])
+def test_the_worst_case_is_the_hardest_attack(tmp_path, attack):
+    boards = []
+    for name, accuracies in (("a", (0.6, 0.3)), ("b", (0.5, 0.4))):
+        rows = (PGD, replace(WORST, attack=attack))
+        rows = [with_accuracy(row, value) for row, value in zip(rows, accuracies, strict=True)]
+        boards.append(board_of(f"{name}={save_card(tmp_path / name, CLEAN_ROW, *rows)}"))
+    table = format_boards(boards, shared_columns(boards))
+    assert table.index(" b ") < table.index(" a ")
 
 
 @pytest.mark.parametrize(

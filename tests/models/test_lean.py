@@ -1,4 +1,5 @@
 import copy
+import pickle
 
 import pytest
 import torch
@@ -119,6 +120,37 @@ def test_a_view_has_the_modes_and_adapters_that_the_model_has_now(images):
         torch.testing.assert_close(ours, models, rtol=1e-9, atol=1e-11)
 
 
+WRAPPED = {"target_modules": ["text_projection"]}  # so that modules of the vision tower can be trained whole
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["patch_embedding", "fc2"], "init_lora_weights": False},
+        *(WRAPPED | {"modules_to_save": [name]} for name in ("patch_embedding", "embeddings", "mlp", "vision_model")),
+        {"target_modules": ["fc1"], "modules_to_save": ["self_attn"]},
+    ],
+    ids=str,
+)
+def test_what_peft_has_wrapped_is_computed_as_it_says(settings, images):
+    model, processor = quick("CLIP")
+    classifier = ZeroShotClassifier(model, processor, CLASSES)
+    before = classifier._see(images).pooler_output
+    adapted = get_peft_model(model, LoraConfig(**settings))
+    with torch.no_grad():
+        for weight in adapted.parameters():
+            weight += 0.1 * torch.randn(weight.shape) * weight.requires_grad
+    assert not torch.allclose(classifier._see(images).pooler_output, before)
+    for seen_by in (classifier, ZeroShotClassifier(adapted, processor, CLASSES)):
+        for ours, models in zip(embed(seen_by, images), embed(unchanged(seen_by), images), strict=True):
+            torch.testing.assert_close(ours, models, rtol=1e-9, atol=1e-11)
+
+
+def test_a_classifier_can_be_pickled(images):
+    classifier = ZeroShotClassifier(*quick("CLIP"), CLASSES)
+    assert torch.equal(pickle.loads(pickle.dumps(classifier))(images), classifier(images))
+
+
 def test_gradient_checkpointing_recomputes_the_same(images):
     model, processor = quick("CLIP")
     classifier = ZeroShotClassifier(model, processor, CLASSES)
@@ -138,6 +170,12 @@ def test_patches_that_do_not_overlap_are_multiplied(height, width, bias):
     weights = [images, *convolution.parameters()]
     for own, exact in zip(*(torch.autograd.grad(y.sin().sum(), weights) for y in (ours, expected)), strict=True):
         torch.testing.assert_close(own, exact)
+
+
+@pytest.mark.parametrize("settings", [{"stride": 4}, {"stride": 8, "padding": 4}], ids=str)
+def test_patches_that_overlap_are_left_to_the_convolution(settings):
+    convolution = nn.Conv2d(3, 5, kernel_size=8, **settings)
+    assert as_product(convolution) is convolution
 
 
 def test_other_families_are_left_alone():

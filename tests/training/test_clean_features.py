@@ -3,11 +3,14 @@
 import shutil
 from collections import Counter
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
 from helpers import CLASSES, TerminateAt, assert_same, make_clip, make_dataset, make_trainer, weights
 from huggingface_hub import constants
+from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
 
 from hpt import OBJECTIVES, HPTConfig, InputError, Mixture, ZeroShotClassifier
 from hpt.attacks import AttackResult
@@ -169,10 +172,26 @@ def squashed():
     return Benchmark("random", "train", make_dataset(), CLASSES, "{}", ImageTransform(resize=12, crop=12))
 
 
+def changed(change) -> ZeroShotClassifier:
+    """The proxy with its weights, after a change to its model."""
+    proxy = make_proxy()
+    change(proxy.model)
+    return proxy
+
+
+def with_other_activations(model):
+    for layer in model.vision_model.encoder.layers:
+        layer.mlp.activation_fn = nn.SiLU()
+
+
 CHANGES = {
     "weights": (lambda: {"proxy": make_proxy(2)}, True),
     "dtype": (lambda: {"proxy": make_proxy(dtype=torch.bfloat16)}, True),
     "pixel statistics": (lambda: {"proxy": make_proxy(image_mean=[0.4, 0.5, 0.5])}, True),
+    "activation": (lambda: {"proxy": changed(with_other_activations)}, True),
+    "attention": (lambda: {"proxy": changed(lambda model: model.set_attn_implementation("eager"))}, True),
+    "compiled": (lambda: {"proxy": changed(lambda model: model.vision_model.compile())}, True),
+    "the same again": (lambda: {"proxy": make_proxy()}, False),
     "images": (lambda: {"dataset": make_dataset(seed=1)}, True),
     "order": (lambda: {"dataset": make_dataset().select([1, 0, *range(2, 12)])}, True),
     "fewer images": (lambda: {"dataset": make_dataset().select(range(11))}, True),
@@ -190,6 +209,17 @@ def test_what_they_depend_on_stands_in_their_name(tmp_path, change):
     settings, changes = CHANGES[change]
     before, after = make_trainer(tmp_path), make_trainer(tmp_path, **settings())
     assert (before._clean.fingerprint != after._clean.fingerprint) is changes
+
+
+def test_how_exactly_a_device_computes_stands_in_their_name(tmp_path):
+    """Which `torch_compile` sets on a GPU, and so `tf32` of the settings doesn't say."""
+    before, products = make_trainer(tmp_path)._clean.fingerprint, torch.backends.mkldnn.matmul
+    products.fp32_precision = "bf16"
+    try:
+        assert make_trainer(tmp_path)._clean.fingerprint != before
+    finally:
+        products.fp32_precision = "none"
+    assert make_trainer(tmp_path)._clean.fingerprint == before
 
 
 def test_weights_that_change_between_two_trainings_are_noticed(tmp_path):
@@ -235,6 +265,7 @@ SETTINGS = {
     "adversarial images alone": ({"anchor_objective": "pmg_aft"}, 0),
     "patches": ({"anchor_objective": "tga_zsr"}, 0),
     "a function": ({"proxy": function}, 0),
+    "adapters within": ({"proxy": changed(partial(inject_adapter_in_model, LoraConfig(target_modules=["fc1"])))}, 0),
     "augmentation": ({"augmentation": "crop_flip"}, 0),
     "own objective": ({"objective": "own", "anchor_epochs": 0}, 1),
 }
