@@ -34,7 +34,9 @@ def test_the_samples_that_are_right_are_the_same_in_batches_and_in_pools(classif
         assert torch.equal(images, pixels[right]) and torch.equal(ids, torch.arange(40)[right])
 
 
-@pytest.mark.parametrize("attack", [APGDCE(eps=12 / 255, steps=10), Square(eps=4 / 255, queries=30)], ids=str)
+@pytest.mark.parametrize(
+    "attack", [APGDCE(eps=12 / 255, steps=10), Square(eps=4 / 255, queries=30)], ids=["apgd-ce", "square"]
+)
 def test_both_ways_give_the_same_verdicts_and_pools_take_fewer_calls(classifier, attack):
     measurement = measure(classifier, attack)
     further = measurement.further
