@@ -8,7 +8,7 @@ from hpt.benchmarking.measurement import Measurement, summary
 from hpt.evaluation.figures import BLUE, GREY, save_figure
 
 
-ACROSS = 2  # panels beside each other
+MOST_ACROSS = 2  # panels beside each other
 
 
 def draw_measurements(measurements: list[Measurement], path: str | Path) -> None:
@@ -16,9 +16,10 @@ def draw_measurements(measurements: list[Measurement], path: str | Path) -> None
     drawn = [measurement for measurement in measurements if measurement.values]
     if not drawn:
         return
-    down = -(-len(drawn) // ACROSS)
-    figure = Figure(figsize=(5.5 * ACROSS, 3 * down))
-    panels = figure.subplots(down, ACROSS, squeeze=False).flatten()
+    across = min(MOST_ACROSS, len(drawn))
+    down = -(-len(drawn) // across)
+    figure = Figure(figsize=(5.5 * across, 3 * down))
+    panels = figure.subplots(down, across, squeeze=False).flatten()
     for axes in panels[len(drawn) :]:
         axes.axis("off")
     for axes, measurement in zip(panels, drawn, strict=False):
@@ -36,11 +37,12 @@ def _draw_along_axis(axes, measurement: Measurement) -> None:
 
 def _draw_ratios(axes, measurement: Measurement) -> None:
     names = list(measurement.values)[::-1]  # the first on top
-    _draw(axes, range(len(names)), [summary(measurement.ratios(name)) for name in names], across=True)
+    summaries = [summary(measurement.ratios(name)) for name in names]
+    _draw(axes, range(len(names)), summaries, across=True)
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_xlabel(measurement.ratio_title, fontsize=8)
     axes.axvline(1, color=GREY, linewidth=0.8)
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.1 * max(values["max"] for values in summaries))
 
 
 def _draw(axes, places, summaries: list[dict[str, float]], *, across: bool) -> None:
