@@ -102,7 +102,8 @@ class Reference:
 def _without_folder(text: str) -> str:
     """`PATH/cifar10` for a local path to that, and any other text as it is."""
     path = text.removeprefix(FOLDER)
-    local = path != text or Path(path).is_absolute() or path.startswith(("./", "../", "~")) or exists(path)
+    local = path != text or Path(path).is_absolute() or path.startswith(("./", "../", "~"))
+    local = local or exists(path) or exists(path.rpartition("@")[0])  # behind a file may stand what pins its content
     return f"PATH/{Path(path).name}" if local else text
 
 

@@ -24,8 +24,7 @@ from hpt import InputError, RobustnessEvaluator
 from hpt.attacks.registry import parse_attacks
 from hpt.cli import check_quickstart, parse_config, run_recipe
 from hpt.data.loading import load_available
-from hpt.data.names import expand_all
-from hpt.data.subsets import call_before_loading
+from hpt.data.names import call_before_loading, expand_all
 from hpt.escaping import markdown
 from hpt.evaluation.evaluator import check_sampling
 from hpt.evaluation.outputs import report_evaluation

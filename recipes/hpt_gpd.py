@@ -19,8 +19,8 @@ from pathlib import Path
 from hpt import PGD, HPTConfig, InputError, load_benchmark
 from hpt.cli import parse_config, run_recipe
 from hpt.data.mixtures import choose_sets
-from hpt.data.names import expand_all
-from hpt.data.subsets import write_out_classes
+from hpt.data.names import as_recorded, expand_all
+from hpt.data.sample_subsets import with_all_samples
 from hpt.errors import check_at_least, check_known
 from hpt.escaping import shell
 from hpt.evaluation.outputs import report_comparison
@@ -117,10 +117,10 @@ class Recipe:
 
     def __post_init__(self):
         self.train_dataset = choose_sets(self.train_dataset, self.train_datasets, vars(self), "tiny_imagenet")
-        self.train_dataset = self.train_dataset and write_out_classes(self.train_dataset)  # others can't read a file
-        self.train_datasets = list(map(write_out_classes, self.train_datasets))
-        self.eval_datasets = list(map(write_out_classes, self.eval_datasets))
-        self.eval_datasets = self.eval_datasets or self.train_datasets or [self.train_dataset]
+        self.train_dataset = self.train_dataset and as_recorded(self.train_dataset)  # others can't read a file
+        self.train_datasets = list(map(as_recorded, self.train_datasets))
+        trained_on = self.train_datasets or [self.train_dataset]
+        self.eval_datasets = list(map(as_recorded, self.eval_datasets or map(with_all_samples, trained_on)))
         self.target = expanduser(self.target)
         self._check_proxies()
         self.proxy_eps = [Radius(eps) for eps in self.proxy_eps or []]

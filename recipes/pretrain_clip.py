@@ -15,6 +15,7 @@ from hpt.cli import parse_config, run_recipe
 from hpt.data.benchmark import Benchmark
 from hpt.data.loading import load_benchmark
 from hpt.data.names import parse_benchmark
+from hpt.data.sample_subsets import SAMPLE_SETTINGS
 from hpt.errors import MissingSplit
 from hpt.evaluation.comparison import measure
 from hpt.evaluation.subject import Subject
@@ -43,13 +44,15 @@ def main():
 
 
 def load_test(benchmark: Reference) -> Benchmark | None:
-    """The test split, if there is one besides what is trained on."""
+    """The test split, if there is one besides what is trained on; none where that is chosen by split or samples."""
+    if {"split", *SAMPLE_SETTINGS} & benchmark.settings.keys():
+        return None
     try:
         test = load_benchmark(benchmark)
     except MissingSplit as error:
         print(f"The model won't be tested: {error}")
         return None
-    return None if test.split == "train" or "split" in benchmark.settings else test
+    return None if test.split == "train" else test
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from hpt.cli import as_arguments, parse_arguments
 from hpt.data.benchmark import Benchmark
 from hpt.data.loading import load_benchmark
 from hpt.data.names import expand_all
+from hpt.data.sample_subsets import pin_samples
 from hpt.errors import InputError, check_at_least
 from hpt.escaping import file_name
 from hpt.evaluation.dial import check_rule
@@ -168,7 +169,7 @@ class Grid:
         self._arguments, self._types, self.methods = arguments, types, methods
         self.comparison, self.recipe, self.args = parse_arguments((Comparison, *types), arguments)
         self.folder = Path(self.args.output_dir)
-        references = expand_all(self.comparison.tests)
+        references = expand_all(list(map(pin_samples, self.comparison.tests)))
         self.tests = {reference.without_local_paths(): reference for reference in references}
         if len(self.tests) < len(references):
             raise InputError(f"tests have {', '.join(self.tests)} twice: give each once, or names, as NAME=PATH.")

@@ -103,7 +103,9 @@ class Benchmark(SeenByModels, torch.utils.data.Dataset):
         sample_ids (`np.ndarray`, *optional*): Of each row, its number in the whole split; `None` for a whole split.
         source (`str`, *optional*): `ID@COMMIT` of a dataset from the Hub.
         augmentation ([`CropFlip`], *optional*): What a trainer does to its training images.
-        part_of (`str`, *optional*): Name of the benchmark of whose classes it has a part alone: see [`take_classes`].
+        part_of (`str`, *optional*): Name of the benchmark of whose classes or samples it has a part alone.
+        chosen (`np.ndarray`, *optional*): Of a part by samples, and of what is drawn or held out of it, the ids of all
+            that the part has.
     """
 
     name: str
@@ -117,6 +119,7 @@ class Benchmark(SeenByModels, torch.utils.data.Dataset):
     source: str | None = None
     augmentation: CropFlip | None = field(default=None, repr=False)
     part_of: str | None = field(default=None, repr=False)
+    chosen: np.ndarray | None = field(default=None, repr=False)
 
     def for_model(self, image_processor) -> "Benchmark":
         """See [`SeenByModels`]; a warning says that small images are enlarged.

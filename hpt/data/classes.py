@@ -109,19 +109,22 @@ def readable_names(own: list[str], what: str) -> list[str]:
     return names
 
 
-def read_names(file: str | Path) -> list[str] | dict[str, str]:
+def read_names(file: str | Path, comments: bool = False) -> list[str] | dict[str, str]:
     """Class names from a text file: one a line; or two columns, a dataset's own name and the readable one.
 
-    Columns have a tab between them, or, behind a WordNet id, a space, as ImageNet's lists have it.
+    Columns have a tab between them, or, behind a WordNet id, a space, as ImageNet's lists have it. With `comments`,
+    lines that begin with `#` aren't names.
 
     Raises:
         InputError: for a file that can't be read, or lines of both kinds.
     """
     if not Path(file).is_file():
         raise InputError(f"There is no file {str(file)!r} with class names.")
-    lines = read_text(Path(file)).strip().splitlines()
+    lines = read_text(Path(file)).splitlines()
+    lines = [line for line in lines if not comments or not line.startswith("#")]
     rows = [
-        [cell.strip() for cell in re.sub(rf"^({WORDNET_ID.pattern}) ", r"\1\t", line).split("\t")] for line in lines
+        [cell.strip() for cell in re.sub(rf"^({WORDNET_ID.pattern}) ", r"\1\t", line).split("\t")]
+        for line in "\n".join(lines).strip().splitlines()
     ]
     columns = {len(row) for row in rows}
     if columns == {2}:

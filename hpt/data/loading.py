@@ -17,13 +17,14 @@ from datasets import ClassLabel
 
 from hpt.data.archives import find_class_names
 from hpt.data.benchmark import Benchmark, StreamingBenchmark
+from hpt.data.class_subsets import CLASS_SETTINGS, Classes, refuse_classes, take_classes
 from hpt.data.classes import read_names, readable_names
 from hpt.data.geometry import GEOMETRIES
 from hpt.data.images import check_images, check_labels
-from hpt.data.names import loading_arguments, name_benchmark, stands_for_all, the_sixteen
+from hpt.data.names import call_before_loading, loading_arguments, name_benchmark, stands_for_all, the_sixteen
 from hpt.data.records import BENCHMARKS, BenchmarkRecord
+from hpt.data.sample_subsets import SAMPLE_SETTINGS, Samples, of_all_samples, take_samples
 from hpt.data.sources import number_labels, read_splits, select_columns
-from hpt.data.subsets import CLASS_SETTINGS, Classes, call_before_loading, refuse_classes, take_classes
 from hpt.data.unlabelled import load_images
 from hpt.errors import InputError, MissingLabels, MissingSplit, check_known
 from hpt.prompts import check_class_names, check_templates
@@ -43,6 +44,8 @@ def load_benchmark(
     class_names: list[str] | dict[str, str] | str | None = None,
     classes: Classes | None = None,
     without_classes: Classes | None = None,
+    samples: Samples | None = None,
+    without_samples: Samples | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     config: str | None = None,
@@ -73,6 +76,8 @@ def load_benchmark(
             WordNet ids other than ImageNet's, whose names are known.
         classes, without_classes (`list` or `str`, *optional*): The classes to keep alone, or to leave out, by name or
             number: see [`take_classes`].
+        samples, without_samples (`list` or `str`, *optional*): The samples to keep alone, or to leave out, by their
+            numbers in the whole split, counted from 0, in a list or in a file: see [`take_samples`].
         image_column, label_column, config (`str`, *optional*): For datasets without a record, where they aren't plain.
         template (`str` or `list[str]`, *optional*): Prompt template, or several to average, instead of the record's;
             in text with a `|` between them.
@@ -96,9 +101,10 @@ def load_benchmark(
     settings = {"class_names": class_names, "image_column": image_column, "label_column": label_column}
     settings |= {"config": config, "template": template, "geometry": geometry}
     settings |= {"native_resolution": native_resolution, "classes": classes, "without_classes": without_classes}
+    settings |= {"samples": samples, "without_samples": without_samples}
     reference = name if isinstance(name, Reference) else Reference.parse(name)
     if stands_for_all(reference):
-        if given := [key for key, value in settings.items() if value]:
+        if given := [key for key, value in settings.items() if value is not None and value is not False]:
             raise InputError(
                 f"all takes its records as they are, but {given[0]} is given: load one benchmark by itself."
             )
@@ -109,15 +115,18 @@ def load_benchmark(
     reference = name_benchmark(reference)
     settings |= loading_arguments(reference)
     split = settings.pop("split", split)
-    chosen = {setting: settings.pop(setting) for setting in CLASS_SETTINGS}
+    classes = {setting: settings.pop(setting) for setting in CLASS_SETTINGS}
+    samples = {setting: settings.pop(setting) for setting in SAMPLE_SETTINGS}
     record = _find_record(reference.name, split, **settings)
     split = _find_role(reference.name, record, split)
     if reference.source is None and record.hub_id is not None:
         reference = reference.at(record.hub_id)
     if not labelled:
-        refuse_classes(chosen, reference.name)
-        return load_images(reference, record, split, record.transform(split, protocol), streaming)
-    return take_classes(_load(reference, record, split, protocol, streaming), **chosen)
+        refuse_classes(classes, reference.name)
+        images = load_images(reference, record, split, record.transform(split, protocol), streaming)
+        return take_samples(images, **samples)
+    whole = _load(reference, record, split, protocol, streaming)
+    return take_samples(take_classes(whole, **classes), **samples, split=whole)
 
 
 def load_training_data(
@@ -144,6 +153,7 @@ def load_training_data(
     benchmark = name_benchmark(name if isinstance(name, Reference) else Reference.parse(name))
     if streaming and validation_size:
         raise InputError("No images can be held out of a stream: leave validation_size out, or don't stream.")
+    benchmark = _name_only_split(benchmark)
     train = _load_train(benchmark, protocol, streaming, labels_for)
     if streaming:
         return train, None
@@ -152,9 +162,17 @@ def load_training_data(
     if "split" in benchmark.settings:
         return train, None
     try:
-        return train, _load_role(benchmark, "validation", protocol, labelled=train.has_labels)
+        return train, _load_role(of_all_samples(benchmark), "validation", protocol, labelled=train.has_labels)
     except MissingSplit:
         return train, None
+
+
+def _name_only_split(reference: Reference) -> Reference:
+    """A record's only split, of which a choice of samples says what is trained on, though its role is to be tested."""
+    splits = BENCHMARKS[reference.name].splits if reference.name in BENCHMARKS else {}
+    if len(splits) != 1 or not {*SAMPLE_SETTINGS} & reference.settings.keys():
+        return reference
+    return replace(reference, settings={"split": next(iter(splits))} | reference.settings)
 
 
 def _load_train(reference: Reference, protocol: str, streaming: bool, labels_for: str | None):

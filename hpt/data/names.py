@@ -3,17 +3,20 @@
 from dataclasses import replace
 from pathlib import Path
 
+from hpt.data.class_subsets import CLASS_SETTINGS, check_class_settings, read_classes, write_out_classes
 from hpt.data.geometry import GEOMETRIES
 from hpt.data.records import BENCHMARKS, SIXTEEN
+from hpt.data.sample_subsets import SAMPLE_SETTINGS, check_sample_settings, pin_samples, read_samples
 from hpt.data.sources import FILE_ENDINGS
-from hpt.data.subsets import CLASS_SETTINGS, check_class_settings
+from hpt.data.subsets import refuse_name_of_part
 from hpt.errors import InputError, check_known, did_you_mean_path, list_known
+from hpt.json_files import digest
 from hpt.references import Reference, check_names
 
 
 # What can stand behind the colon in "birds=PATH:label_column=species,class_names=birds.txt"
 SETTINGS = "split config image_column label_column class_names template geometry native_resolution".split()
-SETTINGS += CLASS_SETTINGS
+SETTINGS += CLASS_SETTINGS + SAMPLE_SETTINGS
 
 
 def parse_benchmark(text: str) -> Reference:
@@ -46,6 +49,25 @@ def name_benchmark(reference: Reference) -> Reference:
     return benchmark
 
 
+def call_before_loading(reference: Reference) -> str:
+    """What messages call a benchmark of which no more is known yet than the text that names it."""
+    said = []
+    for settings, read in ((CLASS_SETTINGS, read_classes), (SAMPLE_SETTINGS, read_samples)):
+        for setting in reference.settings.keys() & {*settings}:
+            listed = read(setting, reference.settings[setting], reference.name)
+            said.append(f"{setting}: {len(listed)}, {digest(listed)[:4]}")
+    return f"{reference.name} ({'; '.join(said)})" if said else reference.name
+
+
+def as_recorded(text: str) -> str:
+    """The text that names a benchmark as records keep it: see [`write_out_classes`] and [`pin_samples`].
+
+    Raises:
+        InputError: as these.
+    """
+    return pin_samples(write_out_classes(text))
+
+
 def _check_place(reference: Reference) -> None:
     """Refuse a path to nothing, before others are loaded; what may be an id is looked for on the Hub later."""
     place = reference.source
@@ -76,6 +98,8 @@ def _check_settings(reference: Reference) -> None:
     if "geometry" in reference.settings:
         check_known("geometry", reference.settings["geometry"], GEOMETRIES)
     check_class_settings(reference)
+    check_sample_settings(reference)
+    refuse_name_of_part(reference.name)
 
 
 def _name_of(reference: Reference) -> str:

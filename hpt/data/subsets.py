@@ -1,212 +1,56 @@
-"""Some of a dataset's classes, by name or number: `cifar10:classes=cat|dog|3`, `cifar10=PATH:without_classes=FILE`.
+"""What a part of a dataset is called: `cifar10 (6 of 10 classes, 3f2a)`, `caltech101 (1010 of 2020 samples, 9c1d)`.
 
-six = load_benchmark("cifar10", classes="six.txt")  # a name or a number a line
-unseen = load_benchmark("cifar10", without_classes=["cat", "dog", 3])
-
-Labels are numbered anew in the dataset's own order of classes, and samples keep their ids of the whole split, so that
-an attack's noise stays theirs. The name says that it is a part: `cifar10 (6 of 10 classes, 3f2a)`, where the digits
-stand for which.
+A part is another dataset with a name that says so, where the digits stand for which. `hpt/data/class_subsets.py` takes
+classes, `hpt/data/sample_subsets.py` samples; a part by both has both in its name, classes first.
 """
 
-import os
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from numbers import Integral
 
-import numpy as np
-
-from hpt.data.benchmark import Benchmark, StreamingBenchmark
-from hpt.data.classes import places_of, read_names, renumber, show_names
-from hpt.data.images import read_labels
 from hpt.data.records import BENCHMARKS
-from hpt.errors import InputError, did_you_mean
+from hpt.errors import InputError
 from hpt.json_files import digest
-from hpt.references import Reference
 
 
-CLASS_SETTINGS = ("classes", "without_classes")
-SUBSET_NAME = re.compile(r"(.+) \(\d+ of \d+ classes, [0-9a-f]{4}\)")
+SUBSET_NAME = re.compile(r"(.+) \(\d+ of \d+ (classes|samples), [0-9a-f]{4}\)")
 SHOWN = 20  # class names on a card
 
-Classes = str | Iterable[str | int]  # a file, a text with `|` between classes, or a list of them
+
+def name_part(whole: str, kept: int, total: int, kind: str, which: list) -> str:
+    """What so many of the classes or samples of a dataset are called; `which` is all that tells them from others."""
+    return f"{whole} ({kept} of {total} {kind}, {digest(which)[:4]})"
 
 
-def take_classes(
-    benchmark: Benchmark | StreamingBenchmark, classes: Classes | None = None, without_classes: Classes | None = None
-) -> Benchmark | StreamingBenchmark:
-    """The samples of some classes, with labels that number these alone; a benchmark with all of its classes stays so.
-
-    Args:
-        benchmark ([`Benchmark`] or [`StreamingBenchmark`]): The whole.
-        classes (`list` or `str`, *optional*): Names, matched as [`match_classes`] does, or numbers from 0 in the order
-            of the benchmark's labels; as text a file with one a line, or with a `|` between them.
-        without_classes (`list` or `str`, *optional*): Those to leave out, likewise.
-
-    Raises:
-        InputError: for classes that it hasn't, that are named twice, or of which fewer than two are left; if both are
-            given.
-    """
-    given = {"classes": classes, "without_classes": without_classes}
-    given = {setting: value for setting, value in given.items() if value is not None}
-    _refuse_both(given, benchmark.name)
-    if not benchmark.has_labels:
-        refuse_classes(given, benchmark.name)
-    if not given:
-        return benchmark
-    kept = _find_kept(*next(iter(given.items())), benchmark)
-    return benchmark if len(kept) == len(benchmark.class_names) else _keep(benchmark, kept)
+def refuse_name_of_part(name: str) -> None:
+    """Refuse to call a whole dataset as a part of one is called."""
+    if SUBSET_NAME.fullmatch(name):
+        raise InputError(f"{name!r} is what a part of a dataset is called: give another name.")
 
 
-def check_class_settings(reference: Reference) -> None:
-    """Refuse, before anything is read, settings that contradict each other, and files that name no class."""
-    given = {name: value for name, value in reference.settings.items() if name in CLASS_SETTINGS}
-    _refuse_both(given, reference.name)
-    for setting, value in given.items():
-        _read_classes(setting, value, reference.name)
-    if SUBSET_NAME.fullmatch(reference.name):
-        raise InputError(f"{reference.name!r} is what a part of a dataset is called: give another name.")
-
-
-def write_out_classes(text: str) -> str:
-    """The text that names a benchmark with the content of a file of classes in its place, as records keep it.
-
-    Raises:
-        InputError: for a name in the file that can't stand in such a text.
-    """
-    reference = Reference.parse(text)
-    listed = {
-        setting: "|".join(_read_classes(setting, file, reference.name))
-        for setting, file in reference.settings.items()
-        if setting in CLASS_SETTINGS and os.path.isfile(file)
-    }
-    if not listed:
-        return text
-    written = replace(reference, settings=reference.settings | listed)
-    for setting, names in listed.items():
-        lines = _read_classes(setting, reference.settings[setting], reference.name)
-        if names.split("|") != lines or Reference.parse(str(written)).settings.get(setting) != names:
-            raise InputError(
-                f"{reference.settings[setting]} has a class name that can't stand in a text of settings, with a | or "
-                "a comma and an = in it: give the numbers of the classes."
-            )
-    return str(written)
-
-
-def call_before_loading(reference: Reference) -> str:
-    """What messages call a benchmark of which no more is known yet than the text that names it."""
-    for setting in CLASS_SETTINGS:
-        if setting in reference.settings:
-            classes = _read_classes(setting, reference.settings[setting], reference.name)
-            return f"{reference.name} ({setting}: {len(classes)}, {digest(classes)[:4]})"
-    return reference.name
+def refuse_both(given: dict, what: str) -> None:
+    """Refuse settings that keep some alone and leave some out at the same time."""
+    if len(given) > 1:
+        raise InputError(f"{what} is given {' and '.join(given)}: give one of them.")
 
 
 def name_for_command(name: str) -> str:
     """What a command line calls the samples that rows call `name`, with `PATH` and `FILE` for what isn't in them."""
-    part = SUBSET_NAME.fullmatch(name)
-    whole = part[1] if part else name
-    return (whole if whole in BENCHMARKS else f"{whole}=PATH") + (":classes=FILE" if part else "")
+    whole, kinds = _split_name(name)
+    files = ",".join(f"{kind}=FILE" for kind in dict.fromkeys(kinds))
+    return (whole if whole in BENCHMARKS else f"{whole}=PATH") + (files and f":{files}")
 
 
 def list_part(name: str, class_names: list[str]) -> str:
-    """The classes of samples that have a part of a dataset's, for a card; nothing of a whole dataset."""
-    if not SUBSET_NAME.fullmatch(name):
+    """The classes of samples that have a part of a dataset's, for a card; nothing where they have all."""
+    if "classes" not in _split_name(name)[1]:
         return ""
     more = f" and {len(class_names) - SHOWN} more" if len(class_names) > SHOWN else ""
     return f"the classes {', '.join(class_names[:SHOWN])}{more}"
 
 
-def refuse_classes(given: dict[str, Classes | None], what: str) -> None:
-    """Refuse to choose classes among images that have none."""
-    for setting, value in given.items():
-        if value is not None:
-            raise InputError(f"{setting} of {what} is given, but without labels it has no classes to choose from.")
-
-
-def _refuse_both(given: dict, what: str) -> None:
-    if len(given) > 1:
-        raise InputError(f"{what} is given classes and without_classes: give one of them.")
-
-
-def _read_classes(setting: str, given: Classes, what: str) -> list[str | int]:
-    given = os.path.expanduser(given) if isinstance(given, str) else given
-    if isinstance(given, str) and os.path.isfile(given):
-        classes = list(read_names(given))
-    elif isinstance(given, str):
-        classes = [part.strip() for part in given.split("|")] if given.strip() else []
-    elif isinstance(given, Iterable) and not isinstance(given, Mapping):
-        classes = list(given)
-    else:
-        raise InputError(f"{setting} of {what} is {given!r}, but must be a list of names or numbers.")
-    if not classes:
-        raise InputError(f"{setting} of {what} names no class: give names or numbers, one a line or with | between.")
-    return classes
-
-
-def _find_kept(setting: str, given: Classes, benchmark: Benchmark | StreamingBenchmark) -> list[int]:
-    """Numbers of the classes that stay, in order."""
-    listed = _read_classes(setting, given, benchmark.name)
-    alone = isinstance(given, str) and listed == [given.strip()]
-    found = [_find_class(setting, item, benchmark, alone) for item in listed]
-    if twice := [number for number, times in Counter(found).items() if times > 1]:
-        names = [listed[place] for place, number in enumerate(found) if number == twice[0]]
-        raise InputError(f"{setting} of {benchmark.name} names a class twice: {', '.join(map(repr, names))}.")
-    everything = range(len(benchmark.class_names))
-    kept = sorted(found) if setting == "classes" else [number for number in everything if number not in set(found)]
-    if len(kept) < 2:
-        left = f"one class, {benchmark.class_names[kept[0]]!r}" if kept else "no class"
-        raise InputError(f"{setting} leaves {left} of {benchmark.name}: keep at least two, to tell them apart.")
-    return kept
-
-
-def _find_class(setting: str, given: str | int, benchmark: Benchmark | StreamingBenchmark, alone: bool) -> int:
-    """The number of a class by its name or, where none is called so, by the number itself."""
-    names, what = benchmark.class_names, benchmark.name
-    places = places_of(given, names) if isinstance(given, str) else []
-    if len(places) > 1:
-        raise InputError(
-            f"{setting} of {what} names {given!r}, as its classes {' and '.join(map(str, places))} are called: give "
-            "their numbers."
-        )
-    if places:
-        return places[0]
-    is_number = given.isdecimal() if isinstance(given, str) else isinstance(given, Integral)
-    if not is_number or isinstance(given, bool):
-        neither = "which is neither a file nor a class of it" if alone else "but it has no such class"
-        raise InputError(
-            f"{setting} of {what} names {given!r}, {neither}{did_you_mean(str(given), names)} Its classes are "
-            f"{show_names(names)}, numbered from 0 to {len(names) - 1}."
-        )
-    if not 0 <= int(given) < len(names):
-        raise InputError(f"{setting} of {what} names class {given}, but they are numbered from 0 to {len(names) - 1}.")
-    return int(given)
-
-
-def _keep(whole: Benchmark | StreamingBenchmark, kept: list[int]) -> Benchmark | StreamingBenchmark:
-    """The samples of these classes of a benchmark."""
-    names = [whole.class_names[number] for number in kept]
-    which = digest([kept, names, len(whole.class_names)])[:4]
-    called = f"{whole.name} ({len(kept)} of {len(whole.class_names)} classes, {which})"
-    part = {"name": called, "class_names": names, "part_of": whole.part_of or whole.name}
-    numbers = {old: new for new, old in enumerate(kept)}
-    numbers = [numbers.get(old, -1) for old in range(len(whole.class_names))]
-    if isinstance(whole, StreamingBenchmark):
-        return replace(whole, dataset=renumber(_filter(whole.dataset, numbers), numbers), **part)
-    rows = np.flatnonzero(np.isin(read_labels(whole.dataset), kept))
-    if len(rows) == 0:
-        raise InputError(f"{whole.name} ({whole.split}) has no images of the classes {show_names(names)}.")
-    # Renumbered first: where rows are chosen already, another column would make a copy of all images
-    return replace(whole, dataset=renumber(whole.dataset, numbers), **part).rows(rows)
-
-
-def _filter(dataset, numbers: list[int]):
-    """The rows of a stream that stay, undecoded, and those with an odd label, which is refused where it is read."""
-    encoded = dataset.decode(False).filter(_stays, input_columns="label", fn_kwargs={"numbers": numbers})
-    return encoded.cast_column("image", dataset.features["image"])
-
-
-def _stays(label, numbers: list[int]) -> bool:
-    is_label = isinstance(label, int) and 0 <= label < len(numbers)
-    return not is_label or numbers[label] >= 0
+def _split_name(name: str) -> tuple[str, list[str]]:
+    """What the whole is called, and of what the name says that it has a part."""
+    kinds = []
+    while part := SUBSET_NAME.fullmatch(name):
+        name, kind = part.groups()
+        kinds.insert(0, kind)
+    return name, kinds

@@ -138,7 +138,7 @@ class ResultsFolder:
     def save_samples(self, benchmark: Benchmark) -> None:
         """Write the ids of a benchmark's samples, their numbers in the whole split, to `samples_BENCHMARK.json`.
 
-        Of one that has a part of its dataset's classes, their names too.
+        Of a part of a dataset, the names of its classes too.
         """
         if self.folder is not None and self.rank == 0:
             content = {"benchmark": benchmark.name, "split": benchmark.split, "ids": benchmark.ids().tolist()}

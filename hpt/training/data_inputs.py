@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 from datasets import ClassLabel, IterableDataset
 from transformers import TrainingArguments
 
@@ -212,9 +213,12 @@ def check_sets(
 
 
 def _may_share_images(test: Benchmark, train: Benchmark | StreamingBenchmark) -> bool:
-    """Whether they are of one split, and of classes that both have, as far as these are known."""
+    """Whether they are of one split, and of classes and chosen samples that both have, as far as these are known."""
     of_one_split = (test.part_of or test.name, test.split) == (train.part_of or train.name, train.split)
-    return of_one_split and (not train.has_labels or bool(set(test.class_names) & set(train.class_names)))
+    of_one_class = not train.has_labels or bool(set(test.class_names) & set(train.class_names))
+    if isinstance(train, StreamingBenchmark) or train.chosen is None or test.chosen is None:
+        return of_one_split and of_one_class
+    return of_one_split and of_one_class and bool(np.isin(test.chosen, train.chosen).any())
 
 
 def check_batches(images: int, args: TrainingArguments) -> None:

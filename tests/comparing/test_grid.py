@@ -47,6 +47,16 @@ def test_methods_share_settings_but_for_their_own(tmp_path):
     assert grid.settings(grid.first_run("tecoa"))[1].objective == "tecoa" and grid.eps == 1 / 255
 
 
+def test_a_comparison_notices_other_samples_in_a_file_of_theirs(tmp_path):
+    texts = []
+    for numbers in ("1\n2\n", "1\n3\n"):
+        (tmp_path / "few.txt").write_text(numbers)
+        grid = read(tmp_path, METHODS, "--tests", f"digits:samples={tmp_path / 'few.txt'}")
+        texts += grid.describe()["protocol"]["tests"]
+        assert len(grid.test_images(grid.first_run("tecoa"), texts[-1])) == 2
+    assert len(set(texts)) == 2 and all(text.startswith("digits:samples=PATH/few.txt@") for text in texts)
+
+
 def test_what_varies_makes_a_method_of_each_combination(tmp_path):
     grid = read(
         tmp_path, "methods: {a: {objective: tecoa}, b: {}}\nvary: {attack_steps: [1, 2], trainable: [vision, all]}"

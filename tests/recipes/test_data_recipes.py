@@ -1,4 +1,4 @@
-"""The recipes on a part of a dataset's classes, and on images without labels."""
+"""The recipes on a part of a dataset's classes or samples, and on images without labels."""
 
 import json
 import re
@@ -75,6 +75,57 @@ def test_a_part_is_never_tested_on_its_own_training_images(train, test):
         "--objective", "tecoa", "--train_dataset", "digits:classes=1|3|7", "--eval_datasets", test, refused=True
     )
     assert "would be tested on its training images (train)" in line
+
+
+@pytest.fixture
+def many(tmp_path):
+    file = tmp_path / "many.txt"
+    file.write_text("# Every other\n" + "\n".join(map(str, range(0, 300, 2))))
+    return file
+
+
+def test_a_part_by_samples_is_trained_on_and_the_rest_of_its_split_tested_on(train, many):
+    part, rest = f"digits:samples={many}", f"digits:without_samples={many},split=train"
+    arguments = ["--objective", "tecoa", "--eval_strategy", "no", "--train_dataset", part]
+    folder = train(*arguments, "--eval_datasets", rest)
+    trained, tested = load_benchmark(part, "train"), load_benchmark(rest)
+    assert folder.run["data"]["name"] == trained.name and {row.benchmark for row in folder.rows} == {tested.name}
+    assert {row.samples for row in folder.rows} == {hash_benchmark(tested.subset(30))}
+    assert not set(tested.ids()) & set(trained.ids())
+    settings = yaml.safe_load((folder.path / "run.yaml").read_text())
+    assert settings["train_dataset"].startswith("digits:samples=PATH/many.txt@")
+    assert f"{trained.name} (train; not read from the Hub)" in training(folder, "me/clip").replace("\\", "")
+    assert str(many) not in folder.card and str(many) not in json.dumps(folder.run)
+    many.write_text("# Others\n" + "\n".join(map(str, range(1, 300, 2))))
+    line = train(*arguments, "--eval_datasets", rest, refused=True)
+    assert "was trained with other settings (train_dataset digits:samples=PATH/many.txt@" in line
+
+
+@pytest.mark.parametrize("test", ["digits:split=train", "digits:samples=FILE,split=train"])
+def test_a_part_by_samples_is_never_tested_on_its_own_split_unless_by_others(train, many, test):
+    """Though what is drawn of both, 64 and 30 images, has none in common by chance."""
+    given = ["--train_dataset", f"digits:samples={many}", "--eval_datasets", test.replace("FILE", str(many))]
+    line = train("--objective", "tecoa", "--eval_strategy", "no", *given, refused=True)
+    assert "would be tested on its training images (train)" in line
+
+
+def test_a_part_by_samples_is_tested_on_all_of_the_test_split_unless_that_is_said(train, many):
+    given = ["--train_dataset", f"digits:samples={many}", "--eval_strategy", "no", "--max_eval_samples", 20]
+    folder = train("--objective", "tecoa", *given)
+    assert {(row.benchmark, row.split) for row in folder.rows} == {("digits", "test")}
+
+
+def test_hpt_pretrain_takes_a_part_by_samples_and_notices_another(tmp_path, many, capsys):
+    arguments = ["--config", "digits_target", "--output_dir", tmp_path / "clip", "--max_steps", 2, "--use_cpu"]
+    arguments += ["--train_dataset", f"digits:samples={many}", "--save_strategy", "steps", "--save_steps", 1]
+    run_recipe("pretrain_clip.py", *arguments)
+    assert "test images" not in capsys.readouterr().out
+    manifest = json.loads((tmp_path / "clip" / "checkpoint-2" / "manifest.json").read_text())
+    assert manifest["settings"]["images_per_epoch"] == 150
+    (tmp_path / "clip" / "config.json").unlink()
+    many.write_text("\n".join(map(str, range(1, 300, 2))))
+    line = refusal_of("pretrain_clip.py", *arguments)
+    assert "was trained with other settings (" in line and "; samples " in line
 
 
 def test_rows_of_a_part_are_rows_of_another_set(tmp_path):

@@ -11,8 +11,8 @@ from PIL import Image
 
 from hpt import InputError, RobustnessEvaluator, load_benchmark
 from hpt.data.benchmark import Benchmark
+from hpt.data.class_subsets import take_classes
 from hpt.data.loading import load_training_data
-from hpt.data.subsets import take_classes
 from hpt.evaluation.row_settings import hash_benchmark
 from hpt.training.identity import describe_training
 from hpt.training.objectives import OBJECTIVES, Objective
