@@ -10,9 +10,9 @@ import torch
 def exact_convolutions() -> Iterator[None]:
     """Within, a GPU convolves in float32 as exactly as it multiplies matrices.
 
-    By torch's defaults it multiplies matrices in float32, but convolves in TF32, with 10 bits of a fraction's 23. What is
-    called float32 would depend on which of the two a model embeds patches by. Who asks for TF32, such as by
-    `torch.backends.fp32_precision` or `--tf32 True`, has it in both.
+    By torch's defaults it multiplies matrices in float32, but convolves in TF32, with 10 bits of a fraction's 23: what
+    is called float32 would depend on which of the two a model embeds patches by. Who asks for TF32, such as by
+    `torch.backends.fp32_precision = "tf32"` or `--tf32 True`, has it in both.
     """
     products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn.conv
     before = convolutions.fp32_precision

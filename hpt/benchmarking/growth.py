@@ -6,7 +6,7 @@ from functools import partial
 
 from hpt.benchmarking.measurement import Measurement
 from hpt.benchmarking.models import Pair, draw_samples, make_pair
-from hpt.benchmarking.settings import GROWTH, Settings
+from hpt.benchmarking.settings import GROWTH, PRECISIONS, Settings
 from hpt.benchmarking.steps import make_our_step
 from hpt.benchmarking.timing import interleave
 
@@ -17,7 +17,9 @@ def measure_growth(settings: Settings) -> Iterator[Measurement]:
     for axis, name in GROWTH.items():
         steps = {str(value): make_step(settings, axis, value, pair) for value in getattr(settings, name)}
         seconds = interleave(steps, settings.rounds, settings.device, f"growth: {axis}")
-        title = f"HPT's training step over {axis}; otherwise {settings.size}, {settings.side} pixels"
+        title = (
+            f"HPT's training step over {axis}; otherwise {settings.size}, {settings.side} pixels, {settings.precision}"
+        )
         yield Measurement(f"growth: {axis}", title, "s", seconds, next(iter(seconds)), axis=axis)
 
 
@@ -25,4 +27,4 @@ def make_step(settings: Settings, axis: str, value: int, pair: Pair) -> Callable
     """A step where one of the settings has another value."""
     changed = replace(settings, **{axis: value})
     pair = make_pair(changed) if axis == "image_size" else pair.with_classes(changed.classes)
-    return partial(make_our_step(pair, changed.attack_steps), draw_samples(changed))
+    return partial(make_our_step(pair, changed.attack_steps, PRECISIONS[changed.precision]), draw_samples(changed))

@@ -23,4 +23,6 @@ def measure_objectives(settings: Settings) -> Iterator[Measurement]:
     }
     seconds = interleave(steps, settings.rounds, settings.device, "objectives")
     title = f"a training step of each objective, {settings.size}, {settings.precision}"
-    yield Measurement("objectives", title, "s", seconds, settings.objectives[0], True)
+    measurement = Measurement("objectives", title, "s", seconds, settings.objectives[0], True)
+    measurement.add_speeds(settings.images)
+    yield measurement

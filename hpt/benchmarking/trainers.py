@@ -27,10 +27,10 @@ def prepare_trainer(settings: Settings, folder: str | Path, rows: int, **argumen
         rows (`int`): Images of its training set.
         arguments: Further fields of [`HPTConfig`].
     """
-    architecture, side = settings.architecture, settings.side
-    target, processor = make_clip(architecture, architecture.target_patch, side)
-    proxy = ZeroShotClassifier(*make_clip(architecture, architecture.proxy_patch, side))
-    train = make_training_set(rows, settings.classes, side)
+    architecture = settings.architecture
+    target, processor = make_clip(settings, architecture.target_patch)
+    proxy = ZeroShotClassifier(*make_clip(settings, architecture.proxy_patch))
+    train = make_training_set(rows, settings.classes, settings.side)
     arguments = {
         "anchor_epochs": 0,
         "transfer_epochs": 1,
