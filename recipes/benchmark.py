@@ -20,8 +20,8 @@ compared must first come to the same in float32: otherwise it isn't timed, and t
 - `evaluation`: PGD-10 and the verdicts, likewise;
 - `clean`: a step of the anchor stage with what the proxy makes of clean images kept, beside one that asks it;
 - `attacks`: attacks on trained models in pools of batches, beside batch by batch;
-- `memory`: peaks of the two orders of work, on a CPU each in a process of its own, at half the images and classes; what
-  an image takes, and how many would fit;
+- `memory`: peaks of the two orders of work, on a CPU each in a process of its own, at half the images and classes;
+  what an image takes, and how many would fit;
 - `growth`: the step's time over classes, images, PGD steps and image sizes;
 - `trainer`: what `Trainer` adds to the bare step, at this size and at a small one;
 - `startup`: seconds until the first step is done, with many rows, and with many classes and templates;

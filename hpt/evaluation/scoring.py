@@ -76,6 +76,7 @@ def score_batch(
     return Scores(result.images, logits, result)
 
 
+@exact_convolutions()
 def evaluate_images(
     classifier: Classifier,
     images: torch.Tensor,
