@@ -88,29 +88,30 @@ def measure_compiled(settings: Settings) -> Iterator[Measurement]:
     where steps differ by rounding anyhow, it is said how far each is from it. Seconds of the first step, in which
     torch compiles, are a further number.
     """
-    theirs, pair = make_pair(settings), make_pair(settings)
+    for mode in dict.fromkeys(settings.compile_modes):
+        yield compare_compiled(mode, settings)
+
+
+def compare_compiled(mode: str, settings: Settings) -> Measurement:
+    """The step on towers that are compiled in a mode of `torch.compile`."""
+    theirs, pair, compiled = make_pair(settings), make_pair(settings), make_pair(settings)
     variants = make_steps(settings, theirs, pair, settings.precision)
     variants.pop(WHOLE)
+    compile_towers(compiled.target, [compiled.proxy], TorchDynamoPlugin(backend="INDUCTOR", mode=mode))
+    step = make_our_step(compiled, settings.attack_steps, PRECISIONS[settings.precision])
+    variants[f"{OURS}, {COMPILED}"] = run = partial(replace(step, compiled=True), draw_samples(settings))
+    watch = Stopwatch(settings.device)
+    run()
+    further = {f"{OURS}, {COMPILED}: seconds of the first step": [watch.lap()]}
+    gate = check_equal(_with_gradients(variants, theirs, pair, compiled), PUBLISHED)
     title = f"HPT's training step on compiled towers, {settings.size}, {settings.precision}"
-    measurement = Measurement("compiled", title, "s", {}, PUBLISHED, True)
-    pairs = {}
-    for mode in dict.fromkeys(settings.compile_modes):
-        name = f"{OURS}, {COMPILED}" + f" ({mode})" * (mode != "default")
-        pairs[name] = own = make_pair(settings)
-        compile_towers(own.target, [own.proxy], TorchDynamoPlugin(backend="INDUCTOR", mode=mode))
-        step = make_our_step(own, settings.attack_steps, PRECISIONS[settings.precision])
-        variants[name] = partial(replace(step, compiled=True), draw_samples(settings))
-        watch = Stopwatch(settings.device)
-        variants[name]()
-        measurement.further[f"{name}: seconds of the first step"] = [watch.lap()]
-    gate = check_equal(_with_gradients(variants, theirs, pair, pairs), PUBLISHED)
-    measurement.further |= gate.further
+    measurement = Measurement(f"{COMPILED}: {mode}", title, "s", {}, PUBLISHED, True, further | gate.further)
     if settings.precision == "float32":
         measurement.faults = gate.faults
         variants = {name: run for name, run in variants.items() if name in gate.equal}
     _time_with_matmul(measurement, variants, settings, list(variants))
     _add_shares(measurement, pair, settings)
-    yield measurement
+    return measurement
 
 
 def measure_evaluation(settings: Settings) -> Iterator[Measurement]:
@@ -145,10 +146,10 @@ def _in_precision(name: str, settings: Settings) -> str:
 
 
 def _with_gradients(
-    variants: dict[str, Callable[[], Outcome]], theirs: Pair, pair: Pair, others: dict[str, Pair] | None = None
+    variants: dict[str, Callable[[], Outcome]], theirs: Pair, pair: Pair, compiled: Pair | None = None
 ) -> dict[str, Callable[[], Outcome]]:
     """Steps that also give the gradient that they leave, each in its own target."""
-    pairs = {PUBLISHED: theirs} | (others or {})
+    pairs = {PUBLISHED: theirs, f"{OURS}, {COMPILED}": compiled}
     return {name: partial(with_gradient, run, pairs.get(name, pair).target.model) for name, run in variants.items()}
 
 
@@ -200,7 +201,7 @@ def _add_shares(measurement: Measurement, pair: Pair, settings: Settings) -> Non
     measurement.add_speeds(settings.images)
     step, one = make_our_step(pair, settings.attack_steps), draw_samples(replace(settings, images=1))
     flops = {COMPUTED: count_flops(partial(step, one))} | fewest_flops(pair, settings.attack_steps)
-    in_one_precision = measurement.name == COMPILED
+    in_one_precision = measurement.name.startswith(COMPILED)
     for what, per_image in flops.items():
         gflops = per_image * settings.images / 1e9
         for name, seconds in measurement.values.items():

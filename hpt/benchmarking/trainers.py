@@ -29,7 +29,8 @@ def prepare_trainer(settings: Settings, folder: str | Path, rows: int, **argumen
     """
     architecture = settings.architecture
     target, processor = make_clip(settings, architecture.target_patch)
-    proxy = ZeroShotClassifier(*make_clip(settings, architecture.proxy_patch))
+    proxy_model, proxy_processor = make_clip(settings, architecture.proxy_patch)
+    target, proxy = target.cpu(), ZeroShotClassifier(proxy_model.cpu(), proxy_processor)  # as they are loaded
     train = make_training_set(rows, settings.classes, settings.side)
     arguments = {
         "anchor_epochs": 0,

@@ -12,7 +12,7 @@ from torch import nn
 from hpt import OBJECTIVES
 from hpt.benchmarking import attacks, loading, memory, run
 from hpt.benchmarking.run import MEASUREMENTS
-from hpt.benchmarking.settings import Settings
+from hpt.benchmarking.settings import COMPILE_MODES, Settings
 from hpt.data.loading import load_benchmark
 from hpt.environment import describe_environment
 from hpt.errors import WriteFailed
@@ -31,7 +31,7 @@ LOADERS = [f"DataLoader, {how}" for how in ("in the main process", "num_workers=
 # Measurement: further arguments, and by the names of what comes out its variants
 CASES = {
     "step": ([], {"step": WITH_WHOLE}),
-    "compiled": ([], {"compiled": [*ORDERS, "ours, compiled", "ours, compiled (reduce-overhead)"]}),
+    "compiled": ([], {f"compiled: {mode}": [*ORDERS, "ours, compiled"] for mode in COMPILE_MODES}),
     "evaluation": ([], {"evaluation": WITH_WHOLE}),
     "clean": ([], {"clean": ["proxy asked", "features kept"]}),
     "attacks": (
