@@ -13,7 +13,7 @@ from hpt.benchmarking.timing import interleave
 
 def measure_growth(settings: Settings) -> Iterator[Measurement]:
     """Our step along each axis, the others as the settings say, in turn; the prompts are encoded before."""
-    pair = make_pair(settings)
+    pair = make_pair(settings, PRECISIONS[settings.precision])
     for axis, name in GROWTH.items():
         steps = {str(value): make_step(settings, axis, value, pair) for value in getattr(settings, name)}
         seconds = interleave(steps, settings.rounds, settings.device, f"growth: {axis}")
@@ -26,5 +26,6 @@ def measure_growth(settings: Settings) -> Iterator[Measurement]:
 def make_step(settings: Settings, axis: str, value: int, pair: Pair) -> Callable[[], object]:
     """A step where one of the settings has another value."""
     changed = replace(settings, **{axis: value})
-    pair = make_pair(changed) if axis == "image_size" else pair.with_classes(changed.classes)
-    return partial(make_our_step(pair, changed.attack_steps, PRECISIONS[changed.precision]), draw_samples(changed))
+    dtype = PRECISIONS[settings.precision]
+    pair = make_pair(changed, dtype) if axis == "image_size" else pair.with_classes(changed.classes)
+    return partial(make_our_step(pair, changed.attack_steps, dtype), draw_samples(changed))

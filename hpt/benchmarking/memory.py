@@ -64,7 +64,8 @@ def peaks_apart(name: str, settings: Settings, sizes: list[int]) -> list[float]:
 def peaks_of_steps(name: str, settings: Settings, sizes: list[int]) -> list[float]:
     """GiB in use before a step, and at the peaks of steps of so many images as far as a GPU holds them."""
     torch.set_num_threads(settings.threads)
-    pair, attack, dtype = make_pair(settings), training_attack(settings.attack_steps), PRECISIONS[settings.precision]
+    dtype, attack = PRECISIONS[settings.precision], training_attack(settings.attack_steps)
+    pair = make_pair(settings, dtype if name == OURS else None)
     forget_peak(settings.device)
     found = [memory_in_use(settings.device)]
     for images in sizes:

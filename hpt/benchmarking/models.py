@@ -51,10 +51,11 @@ ARCHITECTURES = {
 }
 
 
-def make_clip(settings, patch_size: int) -> tuple[CLIPModel, CLIPProcessor]:
+def make_clip(settings, patch_size: int, dtype: torch.dtype | None = None) -> tuple[CLIPModel, CLIPProcessor]:
     """A CLIP of the [`Settings`](settings.py), on their device, and its processor, which needs no download.
 
-    Its weights are random, and the same for the same patch size on the same kind of device.
+    Its weights are random, and the same for the same patch size on the same kind of device, but for a dtype of their
+    own, if one is given.
     """
     architecture, image_size = settings.architecture, settings.side
     torch.manual_seed(patch_size)
@@ -66,7 +67,7 @@ def make_clip(settings, patch_size: int) -> tuple[CLIPModel, CLIPProcessor]:
     )
     side = {"height": image_size, "width": image_size}
     with settings.device:
-        model = CLIPModel(config).eval()
+        model = CLIPModel(config).eval().to(dtype or torch.float32)
     image_processor = CLIPImageProcessorPil(size={"shortest_edge": image_size}, crop_size=side)
     return model, CLIPProcessor(image_processor, tokenizer)
 
@@ -90,12 +91,15 @@ class Pair(NamedTuple):
         return Pair(*(model.with_classes(name_classes(number)) for model in self))
 
 
-def make_pair(settings) -> Pair:
-    """Target and proxy of the [`Settings`](settings.py), as a trainer prepares them."""
+def make_pair(settings, dtype: torch.dtype | None = None) -> Pair:
+    """Target and proxy of the [`Settings`](settings.py), as a trainer prepares them.
+
+    The proxy's weights are in a dtype, if one is given, as `--proxy_dtype` has it: autocast leaves it alone.
+    """
     architecture, names = settings.architecture, name_classes(settings.classes)
     models = [
-        ZeroShotClassifier(*make_clip(settings, patch), names)
-        for patch in (architecture.target_patch, architecture.proxy_patch)
+        ZeroShotClassifier(*make_clip(settings, patch, own), names)
+        for patch, own in ((architecture.target_patch, None), (architecture.proxy_patch, dtype))
     ]
     freeze_untrained(models[0].model, "vision")
     models[1].requires_grad_(False)

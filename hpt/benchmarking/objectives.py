@@ -14,9 +14,9 @@ from hpt.training.sums import make_objective
 
 def measure_objectives(settings: Settings) -> Iterator[Measurement]:
     """Steps of the settings' objectives, in turn; ratios are to the first."""
-    samples, (target, proxy) = draw_samples(settings), make_pair(settings)
-    original, attack = frozen_copy(target), training_attack(settings.attack_steps)
     dtype = PRECISIONS[settings.precision]
+    samples, (target, proxy) = draw_samples(settings), make_pair(settings, dtype)
+    original, attack = frozen_copy(target), training_attack(settings.attack_steps)
     steps = {
         text: partial(OurStep(target, proxy, make_objective(text), attack, original, dtype), samples)
         for text in settings.objectives

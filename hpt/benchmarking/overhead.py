@@ -72,8 +72,9 @@ class BareLoop:
 
     def __init__(self, trainer: HPTTrainer, settings: Settings):
         args, schedule = trainer.args, trainer.schedule
-        pair = make_pair(settings)
-        self.step = make_our_step(pair, settings.attack_steps, PRECISIONS[settings.precision])
+        dtype = PRECISIONS[settings.precision]
+        pair = make_pair(settings, dtype)
+        self.step = make_our_step(pair, settings.attack_steps, dtype)
         self.step.attack.seed = args.seed
         self.batches, self.taken = iter(trainer.get_train_dataloader()), 0
         self.weights = [weight for weight in pair.target.model.parameters() if weight.requires_grad]

@@ -27,6 +27,7 @@ from hpt.training.sums import make_objective
 
 PUBLISHED, OURS, COMPILED = "published", "ours", "compiled"
 WHOLE = "ours, whole towers"
+OF_FLOAT32 = "ours, proxy in float32"  # beside one whose proxy has weights in the precision of the step
 COMPUTED = "what it computes"
 GATED_IMAGES = 64  # at most, of a step in float32: the published order of work keeps 0.2 GiB an image
 GATED_STEPS = 2  # of PGD in evaluation: beyond, a pixel that rounding moves the other way moves further ones
@@ -53,8 +54,10 @@ def measure_step(settings: Settings) -> Iterator[Measurement]:
     if OURS in gate.equal:
         variants = {name: run for name, run in make_steps(settings, theirs, pair).items() if name in gate.equal}
         if settings.precision != "float32":
-            lower = make_steps(settings, theirs, pair, settings.precision)
+            dtype = PRECISIONS[settings.precision]
+            lower = make_steps(settings, theirs, Pair(pair.target, make_pair(settings, dtype).proxy), dtype)
             lower.pop(WHOLE)
+            lower[OF_FLOAT32] = make_steps(settings, theirs, pair, dtype)[OURS]
             variants |= {_in_precision(name, settings): run for name, run in lower.items()}
         _time_with_matmul(measurement, variants, settings, gate.equal)
         _add_shares(measurement, pair, settings)
@@ -62,7 +65,7 @@ def measure_step(settings: Settings) -> Iterator[Measurement]:
 
 
 def make_steps(
-    settings: Settings, theirs: Pair, pair: Pair, precision: str = "float32"
+    settings: Settings, theirs: Pair, pair: Pair, dtype: torch.dtype | None = None
 ) -> dict[str, Callable[[], Outcome]]:
     """A step in the published order of work, ours, and ours on whole towers.
 
@@ -70,9 +73,10 @@ def make_steps(
         settings ([`Settings`]): Its sizes.
         theirs, pair ([`Pair`]): The models of the published order of work, of which all weights have gradients from
             here on, and ours.
-        precision (`str`, *optional*, defaults to `"float32"`): Of its forward passes.
+        dtype (`torch.dtype`, *optional*): Of autocast around its forward passes, if it is to be on; our proxy has a
+            dtype of its own.
     """
-    samples, steps, dtype = draw_samples(settings), settings.attack_steps, PRECISIONS[precision]
+    samples, steps = draw_samples(settings), settings.attack_steps
     whole = Pair(*map(with_whole_tower, pair))
     return {
         PUBLISHED: Published(theirs, samples, training_attack(steps), dtype).step,
@@ -94,11 +98,12 @@ def measure_compiled(settings: Settings) -> Iterator[Measurement]:
 
 def compare_compiled(mode: str, settings: Settings) -> Measurement:
     """The step on towers that are compiled in a mode of `torch.compile`."""
-    theirs, pair, compiled = make_pair(settings), make_pair(settings), make_pair(settings)
-    variants = make_steps(settings, theirs, pair, settings.precision)
+    dtype = PRECISIONS[settings.precision]
+    theirs, pair, compiled = make_pair(settings), make_pair(settings, dtype), make_pair(settings, dtype)
+    variants = make_steps(settings, theirs, pair, dtype)
     variants.pop(WHOLE)
     compile_towers(compiled.target, [compiled.proxy], TorchDynamoPlugin(backend="INDUCTOR", mode=mode))
-    step = make_our_step(compiled, settings.attack_steps, PRECISIONS[settings.precision])
+    step = make_our_step(compiled, settings.attack_steps, dtype)
     variants[f"{OURS}, {COMPILED}"] = run = partial(replace(step, compiled=True), draw_samples(settings))
     watch = Stopwatch(settings.device)
     run()
@@ -206,7 +211,7 @@ def _add_shares(measurement: Measurement, pair: Pair, settings: Settings) -> Non
         gflops = per_image * settings.images / 1e9
         for name, seconds in measurement.values.items():
             is_known = what != COMPUTED or COMPILED not in name  # compiled towers compute the whole last block
-            if name.startswith(OURS) and name != WHOLE and is_known:
+            if name.startswith(OURS) and name != WHOLE and OF_FLOAT32 not in name and is_known:
                 lower = in_one_precision or name == _in_precision(OURS, settings)
                 rates = measurement.further[_rate(settings.precision if lower else "float32")]
                 shares = [gflops / rate / took for rate, took in zip(rates, seconds, strict=True)]
