@@ -11,7 +11,7 @@ from hpt.benchmarking.measurement import Measurement
 from hpt.benchmarking.models import draw_samples, make_pair
 from hpt.benchmarking.ours import OurStep, training_attack
 from hpt.benchmarking.settings import PRECISIONS, Settings
-from hpt.benchmarking.steps import with_gradient
+from hpt.benchmarking.steps import is_cold, with_gradient
 from hpt.benchmarking.timing import interleave
 from hpt.training.sums import make_objective
 
@@ -35,5 +35,5 @@ def measure_clean(settings: Settings) -> Iterator[Measurement]:
     if not gate.faults:
         dtype = PRECISIONS[settings.precision]
         variants = {name: partial(replace(step, dtype=dtype), samples) for name, step in steps.items()}
-        measurement.values = interleave(variants, settings.rounds, settings.device, "clean", warm_up=False)
+        measurement.values = interleave(variants, settings.rounds, settings.device, "clean", warm_up=is_cold(settings))
     yield measurement

@@ -24,20 +24,24 @@ def measure_loading(settings: Settings) -> Iterator[Measurement]:
     """Images a second per process, by the clock, since workers are processes of their own."""
     benchmark = load_benchmark(settings.dataset).for_model(CLIPImageProcessorPil())
     number, speeds = len(benchmark), {}
-    loaders = make_loaders(benchmark, settings.batch_size)
+    loaders, together = make_loaders(benchmark, settings.batch_size, settings.workers), {}
     for _ in range(settings.rounds):
         for name, (load, processes) in loaders.items():
-            speeds.setdefault(name, []).append(number / seconds_of(load) / processes)
+            speed = number / seconds_of(load)
+            speeds.setdefault(name, []).append(speed / processes)
+            together.setdefault(f"{name}: images/s together", []).append(speed)
     title = f"{number} images of {benchmark.name} ({benchmark.split}), batches of {settings.batch_size}, per process"
-    yield Measurement("loading", title, "images/s", speeds, ALONE)
+    yield Measurement("loading", title, "images/s", speeds, ALONE, further=together)
 
 
-def make_loaders(benchmark: Benchmark, batch_size: int) -> dict[str, tuple[Callable[[], object], int]]:
-    """By name, ways through a benchmark's images, and how many processes share the work."""
+def make_loaders(
+    benchmark: Benchmark, batch_size: int, numbers: list[int]
+) -> dict[str, tuple[Callable[[], object], int]]:
+    """By name, ways through a benchmark's images, with so many workers each, and how many processes share the work."""
     encoded = benchmark.dataset.cast_column("image", datasets.Image(decode=False))["image"]
     encoded = [image["bytes"] for image in encoded]
     loaders = {ALONE: (lambda: decode_all(encoded, benchmark.transform), 1)}
-    for workers in (0, 1, 2):
+    for workers in numbers:
         loader = DataLoader(
             benchmark, batch_size, collate_fn=collate, num_workers=workers, persistent_workers=workers > 0
         )

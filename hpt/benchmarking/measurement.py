@@ -42,6 +42,11 @@ class Measurement:
     def ratio_title(self) -> str:
         return f"times as fast as {self.reference}" if self.speeds else f"of {self.reference}"
 
+    def add_speeds(self, images: int) -> None:
+        """Add images a second of each variant, of seconds that so many images take."""
+        for name, seconds in self.values.items():
+            self.further[f"{name}: images/s"] = [images / took for took in seconds]
+
     def as_json(self) -> dict:
         """All fields, all ratios, and of each list of numbers its median, minimum and maximum."""
         ratios = {variant: self.ratios(variant) for variant in self.values}
@@ -56,6 +61,11 @@ class Measurement:
         table = [markdown_table([header, *lines])] if lines else []
         further = [f"- {name}: {spread(own)}" for name, own in self.further.items()]
         return "\n".join([f"{self.name}: {self.title}", *table, *further, *(f"- NOT EQUAL: {x}" for x in self.faults)])
+
+
+def without(title: str, names: list[str]) -> str:
+    """A title that names the variants, if any, for which a GPU's memory didn't suffice."""
+    return f"{title}; the GPU's memory doesn't hold {', '.join(names)}" if names else title
 
 
 def summary(values: list[float]) -> dict[str, float]:

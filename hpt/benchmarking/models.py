@@ -51,8 +51,13 @@ ARCHITECTURES = {
 }
 
 
-def make_clip(architecture: Architecture, patch_size: int, image_size: int) -> tuple[CLIPModel, CLIPProcessor]:
-    """A CLIP with random weights, the same for the same patch size, and its processor, which needs no download."""
+def make_clip(settings, patch_size: int, dtype: torch.dtype | None = None) -> tuple[CLIPModel, CLIPProcessor]:
+    """A CLIP of the [`Settings`](settings.py), on their device, and its processor, which needs no download.
+
+    Its weights are random, and the same for the same patch size on the same kind of device, but for a dtype of their
+    own, if one is given.
+    """
+    architecture, image_size = settings.architecture, settings.side
     torch.manual_seed(patch_size)
     tokenizer, projection = byte_tokenizer(), {"projection_dim": architecture.projection_dim}
     tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -61,9 +66,10 @@ def make_clip(architecture: Architecture, patch_size: int, image_size: int) -> t
         vision_config=vision | projection, text_config=architecture.text | tokens | projection, **projection
     )
     side = {"height": image_size, "width": image_size}
-    return CLIPModel(config).eval(), CLIPProcessor(
-        CLIPImageProcessorPil(size={"shortest_edge": image_size}, crop_size=side), tokenizer
-    )
+    with settings.device:
+        model = CLIPModel(config).eval().to(dtype or torch.float32)
+    image_processor = CLIPImageProcessorPil(size={"shortest_edge": image_size}, crop_size=side)
+    return model, CLIPProcessor(image_processor, tokenizer)
 
 
 def name_classes(number: int) -> list[str]:
@@ -85,12 +91,15 @@ class Pair(NamedTuple):
         return Pair(*(model.with_classes(name_classes(number)) for model in self))
 
 
-def make_pair(settings) -> Pair:
-    """Target and proxy of the [`Settings`](settings.py), as a trainer prepares them."""
+def make_pair(settings, dtype: torch.dtype | None = None) -> Pair:
+    """Target and proxy of the [`Settings`](settings.py), as a trainer prepares them.
+
+    The proxy's weights are in a dtype, if one is given, as `--proxy_dtype` has it: autocast leaves it alone.
+    """
     architecture, names = settings.architecture, name_classes(settings.classes)
     models = [
-        ZeroShotClassifier(*make_clip(architecture, patch, settings.side), names).to(settings.device)
-        for patch in (architecture.target_patch, architecture.proxy_patch)
+        ZeroShotClassifier(*make_clip(settings, patch, own), names)
+        for patch, own in ((architecture.target_patch, None), (architecture.proxy_patch, dtype))
     ]
     freeze_untrained(models[0].model, "vision")
     models[1].requires_grad_(False)

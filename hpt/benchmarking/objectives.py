@@ -14,13 +14,15 @@ from hpt.training.sums import make_objective
 
 def measure_objectives(settings: Settings) -> Iterator[Measurement]:
     """Steps of the settings' objectives, in turn; ratios are to the first."""
-    samples, (target, proxy) = draw_samples(settings), make_pair(settings)
-    original, attack = frozen_copy(target), training_attack(settings.attack_steps)
     dtype = PRECISIONS[settings.precision]
+    samples, (target, proxy) = draw_samples(settings), make_pair(settings, dtype)
+    original, attack = frozen_copy(target), training_attack(settings.attack_steps)
     steps = {
         text: partial(OurStep(target, proxy, make_objective(text), attack, original, dtype), samples)
         for text in settings.objectives
     }
     seconds = interleave(steps, settings.rounds, settings.device, "objectives")
     title = f"a training step of each objective, {settings.size}, {settings.precision}"
-    yield Measurement("objectives", title, "s", seconds, settings.objectives[0], True)
+    measurement = Measurement("objectives", title, "s", seconds, settings.objectives[0], True)
+    measurement.add_speeds(settings.images)
+    yield measurement

@@ -1,5 +1,6 @@
 """HPT's step and PGD in evaluation as hpt computes them, without what `Trainer` and the evaluator add around them."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,6 +11,7 @@ from hpt.attacks import PGD
 from hpt.benchmarking.gates import Outcome
 from hpt.benchmarking.models import Samples
 from hpt.models.classifier import ZeroShotClassifier
+from hpt.models.weights import weights_frozen
 from hpt.training.config import HPTConfig
 from hpt.training.objective_base import Objective
 from hpt.training.step import TrainingStep
@@ -39,6 +41,8 @@ class OurStep:
         dtype (`torch.dtype`, *optional*): Of autocast, if it is to be on.
         features (`dict[nn.Module, torch.Tensor]`, *optional*): What frozen models make of the samples' clean images,
             as a run keeps it; see [`~hpt.training.clean_features.CleanFeatures`].
+        compiled (`bool`, *optional*, defaults to `False`): Whether the towers are compiled: then the attack needs the
+            weights frozen, as [`~hpt.training.run_models.RunModels.under_attack`] says.
     """
 
     target: ZeroShotClassifier
@@ -48,6 +52,7 @@ class OurStep:
     original: ZeroShotClassifier | None = None
     dtype: torch.dtype | None = None
     features: dict[nn.Module, torch.Tensor] | None = None
+    compiled: bool = False
 
     def __call__(self, samples: Samples) -> Outcome:
         """The step on samples, whose gradient stays in the target's weights."""
@@ -65,15 +70,20 @@ class OurStep:
                 features=self.features,
             )
             if needs_attack:
-                step.attacked = self.attack.perturb(partial(self.objective.attack_losses, step), *samples)
+                with weights_frozen(self.target.model) if self.compiled else nullcontext():
+                    attack_losses = partial(self.objective.attack_losses, step)
+                    step.attacked = self.attack.perturb(attack_losses, *samples, checked=True)
             loss = self.objective.losses(step).mean()
         loss.backward()
         return Outcome(step.adversarial if needs_attack else step.images, loss=loss.detach())
 
 
-def our_evaluation(classifier: ZeroShotClassifier, attack: PGD, samples: Samples) -> Outcome:
-    """Who is right under an attack, as the evaluator attacks and scores."""
-    adversarial = attack(classifier, *samples)
-    with torch.no_grad():
-        right = classifier(adversarial).argmax(-1) == samples.labels
+def our_evaluation(
+    classifier: ZeroShotClassifier, attack: PGD, samples: Samples, dtype: torch.dtype | None = None
+) -> Outcome:
+    """Who is right under an attack, as the evaluator attacks and scores, or, with a dtype, under its autocast."""
+    with torch.autocast(samples.images.device.type, dtype, enabled=dtype is not None):
+        adversarial = attack(classifier, *samples)
+        with torch.no_grad():
+            right = classifier(adversarial).argmax(-1) == samples.labels
     return Outcome(adversarial, right=right)

@@ -25,7 +25,9 @@ from hpt.training.trainer import HPTTrainer
 
 BARE, TRAINER = "bare loop", "Trainer"
 MAX_GRAD_NORM = 1.0
-TOLERANCE = 1e-4  # of the trained weights, relative to how far they moved
+# Of the trained weights, relative to how far they moved. A GPU's kernels add in no fixed order, by which signs in
+# attacks flip: there it catches a loop that leaves out a part of the step, but not another attack.
+TOLERANCE = {"cpu": 1e-4, "cuda": 0.05}
 
 
 def measure_trainer(settings: Settings) -> Iterator[Measurement]:
@@ -50,11 +52,12 @@ def compare_with_bare_loop(name: str, settings: Settings, folder: str) -> Measur
     further = {"difference of the weights, relative to how far they moved": [difference]}
     title = f"{settings.size}, models {settings.models}, {settings.precision}"
     measurement = Measurement(name, title, "s", between.seconds, BARE, further=further)
-    if not difference <= TOLERANCE:
+    allowed = TOLERANCE[settings.device.type]
+    if not difference <= allowed:
         measurement.values = {}
         measurement.faults = [
             f"After {rounds} steps the weights of Trainer and of the bare loop differ by {difference:.2g}, "
-            f"where {TOLERANCE:g} is allowed, so that times would say nothing."
+            f"where {allowed:g} is allowed, so that times would say nothing."
         ]
     return measurement
 
@@ -69,8 +72,9 @@ class BareLoop:
 
     def __init__(self, trainer: HPTTrainer, settings: Settings):
         args, schedule = trainer.args, trainer.schedule
-        pair = make_pair(settings)
-        self.step = make_our_step(pair, settings.attack_steps, PRECISIONS[settings.precision])
+        dtype = PRECISIONS[settings.precision]
+        pair = make_pair(settings, dtype)
+        self.step = make_our_step(pair, settings.attack_steps, dtype)
         self.step.attack.seed = args.seed
         self.batches, self.taken = iter(trainer.get_train_dataloader()), 0
         self.weights = [weight for weight in pair.target.model.parameters() if weight.requires_grad]

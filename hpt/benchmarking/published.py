@@ -26,11 +26,13 @@ class Published:
         pair ([`Pair`]): Target and proxy, of which all weights have gradients from here on.
         samples ([`Samples`]): The batch.
         attack ([`PGD`]): Whose radius, steps and random start are taken.
+        dtype (`torch.dtype`, *optional*): Of autocast around each forward pass, if it is to be on.
     """
 
     pair: Pair
     samples: Samples
     attack: PGD
+    dtype: torch.dtype | None = None
 
     def __post_init__(self):
         for classifier in self.pair:
@@ -73,4 +75,6 @@ class Published:
 
     def _logits(self, classifier: ZeroShotClassifier, images: torch.Tensor) -> torch.Tensor:
         pixel_values = (images - classifier.image_mean) / classifier.image_std
-        return classifier.model(pixel_values=pixel_values, **self.tokens).logits_per_image
+        with torch.autocast(images.device.type, self.dtype, enabled=self.dtype is not None):
+            logits = classifier.model(pixel_values=pixel_values, **self.tokens).logits_per_image
+        return logits.float()

@@ -13,6 +13,7 @@ and a digest of itself. A further measurement is a function from [`Settings`] to
 import json
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import torch
 
@@ -27,18 +28,20 @@ from hpt.benchmarking.objectives import measure_objectives
 from hpt.benchmarking.overhead import measure_trainer
 from hpt.benchmarking.settings import Settings
 from hpt.benchmarking.startup import measure_startup
-from hpt.benchmarking.steps import measure_evaluation, measure_step
+from hpt.benchmarking.steps import measure_compiled, measure_evaluation, measure_step
 from hpt.benchmarking.training import measure_training
 from hpt.data.names import parse_benchmark
 from hpt.environment import describe_environment
 from hpt.errors import InputError, TrainingStopped, check_known
-from hpt.files import check_folder, write_file
+from hpt.files import check_folder, named_if_it_fails, write_file
 from hpt.json_files import sealed
+from hpt.precision import exact_convolutions
 
 
 RESULTS, PICTURE = "benchmark.json", "benchmark.png"
 MEASUREMENTS = {
     "step": measure_step,
+    "compiled": measure_compiled,
     "evaluation": measure_evaluation,
     "clean": measure_clean,
     "attacks": measure_attacks,
@@ -57,17 +60,19 @@ def run_benchmark(settings: Settings) -> list[Measurement]:
 
     Raises:
         InputError: for what can't be measured, before anything is.
+        WriteFailed: for an `output_dir` that can't be written, likewise.
         TrainingStopped: in the end, if variants failed their equality gates, or in between, if memory didn't suffice.
     """
     check(settings)
     torch.set_num_threads(settings.threads)
     measurements = []
-    for name in dict.fromkeys(settings.measure):
-        for measurement in MEASUREMENTS[name](settings):
-            measurements.append(measurement)
-            print(f"{measurement}\n", flush=True)
-            if settings.output_dir is not None:
-                write(settings, measurements)
+    with exact_convolutions():
+        for name in dict.fromkeys(settings.measure):
+            for measurement in MEASUREMENTS[name](settings):
+                measurements.append(measurement)
+                print(f"{measurement}\n", flush=True)
+                if settings.output_dir is not None:
+                    write(settings, measurements)
     if faults := [f"{measurement.name}: {fault}" for measurement in measurements for fault in measurement.faults]:
         raise TrainingStopped("\n".join(faults))
     return measurements
@@ -92,6 +97,16 @@ def check(settings: Settings) -> None:
     folder = settings.output_dir
     if folder is not None and (check_folder(Path(folder)) / RESULTS).exists():
         raise InputError(f"{folder} has a {RESULTS} already, which is kept: give another output_dir.")
+    if folder is not None:
+        try_writing(Path(folder))
+
+
+def try_writing(folder: Path) -> None:
+    """Make a folder, and write into it what goes again, since permissions don't tell all; [`WriteFailed`] if not."""
+    with named_if_it_fails(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder) as file:
+            file.write(b"tried")
 
 
 def write(settings: Settings, measurements: list[Measurement]) -> None:

@@ -11,6 +11,7 @@ from hpt.training.sums import parse_terms
 
 
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # of autocast
+COMPILE_MODES = ("default", "reduce-overhead")  # of torch.compile; the latter replays CUDA graphs on a GPU
 COUNTS = "images attack_steps rounds batch_size steps rows templates threads".split()
 GROWTH = {"classes": "growth_classes", "images": "growth_images", "attack_steps": "growth_attack_steps"}
 GROWTH |= {"image_size": "growth_image_sizes"}  # what a step's time is measured against, and the field of its values
@@ -23,7 +24,7 @@ class Settings:
     measure: list[str] = field(
         default_factory=lambda: ["step", "evaluation"],
         metadata={
-            "help": "One or several of step, evaluation, clean, attacks, memory, growth, trainer, startup, "
+            "help": "One or several of step, compiled, evaluation, clean, attacks, memory, growth, trainer, startup, "
             "objectives, training, loading."
         },
     )
@@ -41,7 +42,14 @@ class Settings:
     image_size: int | None = field(default=None, metadata={"help": "Side in pixels; the models' own unless given."})
     precision: str = field(
         default="float32",
-        metadata={"help": "bf16 or fp16: step times them beside float32; clean, objectives and trainings compute so."},
+        metadata={
+            "help": "bf16 or fp16: step and evaluation time them beside float32; others compute so, but for attacks."
+        },
+    )
+
+    compile_modes: list[str] = field(
+        default_factory=lambda: list(COMPILE_MODES),
+        metadata={"help": f"For compiled, as --torch_compile_mode has them: {', '.join(COMPILE_MODES)}."},
     )
 
     attacked: list[str] = field(
@@ -86,6 +94,7 @@ class Settings:
     dataset: str | None = field(
         default=None, metadata={"help": "For loading: a benchmark, or NAME=PATH, whose test split is read."}
     )
+    workers: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "Worker processes to load with."})
 
     help_groups = {  # by their first fields
         "measure": "What, and how often",
@@ -110,6 +119,11 @@ class Settings:
             if not values:
                 raise InputError(f"{name} is empty: give the {axis} to measure at.")
             check_at_least(2 if axis == "classes" else 1, **values)
+        if not self.workers:
+            raise InputError("workers is empty: give one or several numbers of worker processes, such as 0 2.")
+        check_at_least(0, **{f"workers[{place}]": number for place, number in enumerate(self.workers)})
+        for mode in self.compile_modes:
+            check_known("compile_modes", mode, COMPILE_MODES)
         if not self.objectives:
             raise InputError(f"objectives is empty: give one or several of {', '.join(OBJECTIVES)}.")
         for text in self.objectives:

@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 from transformers import PrinterCallback
 
 from hpt.benchmarking.models import make_clip, make_training_set
-from hpt.benchmarking.settings import Settings
+from hpt.benchmarking.settings import PRECISIONS, Settings
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.training.config import HPTConfig
 from hpt.training.trainer import HPTTrainer
@@ -27,10 +27,11 @@ def prepare_trainer(settings: Settings, folder: str | Path, rows: int, **argumen
         rows (`int`): Images of its training set.
         arguments: Further fields of [`HPTConfig`].
     """
-    architecture, side = settings.architecture, settings.side
-    target, processor = make_clip(architecture, architecture.target_patch, side)
-    proxy = ZeroShotClassifier(*make_clip(architecture, architecture.proxy_patch, side))
-    train = make_training_set(rows, settings.classes, side)
+    architecture = settings.architecture
+    target, processor = make_clip(settings, architecture.target_patch)
+    proxy_model, proxy_processor = make_clip(settings, architecture.proxy_patch, PRECISIONS[settings.precision])
+    target, proxy = target.cpu(), ZeroShotClassifier(proxy_model.cpu(), proxy_processor)  # as they are loaded
+    train = make_training_set(rows, settings.classes, settings.side)
     arguments = {
         "anchor_epochs": 0,
         "transfer_epochs": 1,

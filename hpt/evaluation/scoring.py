@@ -15,6 +15,7 @@ from hpt.attacks.base import AttackResult
 from hpt.attacks.queries import float_logits
 from hpt.classifiers import VERDICTS, Classifier, draw_seeds, is_randomised
 from hpt.data.images import to_unit_range
+from hpt.precision import exact_convolutions
 
 
 class Scores(NamedTuple):
@@ -36,6 +37,7 @@ class Scores(NamedTuple):
         return self.evaluations[0]
 
 
+@exact_convolutions()
 def score_batch(
     classifier: Classifier,
     attack: Attack | None,
@@ -48,6 +50,8 @@ def score_batch(
     batch_size: int | None = None,
 ) -> Scores:
     """Attack a classifier on a batch, and score it on the adversarial images; without an attack, on the clean ones.
+
+    Float32 is float32 on a GPU too, in convolutions as in products: see `hpt.precision`.
 
     Whether images that are wrong already are attacked is up to the caller, who says so in the row: an evaluation and
     the trainer attack those alone that are right, a comparison all.
@@ -72,6 +76,7 @@ def score_batch(
     return Scores(result.images, logits, result)
 
 
+@exact_convolutions()
 def evaluate_images(
     classifier: Classifier,
     images: torch.Tensor,

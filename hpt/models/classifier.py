@@ -195,7 +195,8 @@ class ZeroShotClassifier(nn.Module):
     def encode_prompts(self, chunk_size: int = 256) -> torch.Tensor:
         """Class embeddings with gradients, `(num_classes, dim)`: the mean over the templates, of unit length again."""
         tokens = self.prompt_tokens
-        chunks = zip(*(values.to(self.model.device).split(chunk_size) for values in tokens.values()), strict=True)
+        tokens = {name: values.to(self.model.device, non_blocking=True) for name, values in tokens.items()}
+        chunks = zip(*(values.split(chunk_size) for values in tokens.values()), strict=True)
         embeds = [
             F.normalize(_pooled(self.model.get_text_features(**dict(zip(tokens, chunk, strict=True)))), dim=-1)
             for chunk in chunks

@@ -1,10 +1,11 @@
 """The models of a run together: the target, what teaches it, and its vanilla copy, over the classes of each batch."""
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DynamoBackend
+from accelerate.utils import DynamoBackend, TorchDynamoPlugin
 from torch import nn
 
 from hpt.data.epochs import EpochMixture
@@ -63,11 +64,7 @@ class RunModels:
         plugin = accelerator.state.dynamo_plugin
         if plugin.backend == DynamoBackend.NO:
             return
-        towers = self.target.family.towers(self.target.model)
-        for frozen in zero_shot_parts(self.proxy, self.original):
-            towers += frozen.family.towers(frozen.model)[:1]  # texts are encoded once
-        for tower in dict.fromkeys(towers):
-            tower.compile(**plugin.to_kwargs())
+        compile_towers(self.target, zero_shot_parts(self.proxy, self.original), plugin)
         self._is_compiled = True
         plugin.backend = DynamoBackend.NO  # accelerate would compile the whole model as well
 
@@ -78,3 +75,21 @@ class RunModels:
         frozen, since of weights that train alone autocast keeps a copy over the steps of an attack.
         """
         return weights_frozen(self.target.model) if self._is_compiled else nullcontext()
+
+
+def compile_towers(
+    target: ZeroShotClassifier, frozen: Iterable[ZeroShotClassifier], plugin: TorchDynamoPlugin
+) -> None:
+    """Compile the towers that a step computes, once each: those of texts, which are encoded once, only to train them.
+
+    Args:
+        target ([`ZeroShotClassifier`]): `T`.
+        frozen (`Iterable[ZeroShotClassifier]`): What teaches it, and its vanilla copy.
+        plugin (`TorchDynamoPlugin`): How; accelerate's, with a backend.
+    """
+    trains_text = any(weight.requires_grad for weight in target.text_parameters)
+    towers = target.family.towers(target.model)[: 1 + trains_text]
+    for classifier in frozen:
+        towers += classifier.family.towers(classifier.model)[:1]
+    for tower in dict.fromkeys(towers):
+        tower.compile(**plugin.to_kwargs())

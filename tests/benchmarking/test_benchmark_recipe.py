@@ -1,17 +1,21 @@
 """Each measurement through the recipe, at a tiny size: its table, its JSON, its picture; and what is refused."""
 
+import errno
 import json
 from statistics import median
 
 import pytest
 from helpers import refusal_of, run_recipe
 from PIL import Image
+from torch import nn
 
 from hpt import OBJECTIVES
-from hpt.benchmarking import attacks, loading, memory
+from hpt.benchmarking import attacks, loading, memory, run
 from hpt.benchmarking.run import MEASUREMENTS
+from hpt.benchmarking.settings import COMPILE_MODES, Settings
 from hpt.data.loading import load_benchmark
 from hpt.environment import describe_environment
+from hpt.errors import WriteFailed
 from hpt.json_files import unsealed
 
 
@@ -22,11 +26,12 @@ STARTS = ["320 rows, 10 classes, 1 template", "400 rows, 10 classes, 1 template"
 ORDERS = ["published", "ours"]
 WITH_WHOLE = [*ORDERS, "ours, whole towers"]
 MODEL = "a model=PATH"  # where one is saved
-LOADERS = [f"DataLoader, {how}" for how in ("in the main process", "num_workers=1", "num_workers=2")]
+LOADERS = [f"DataLoader, {how}" for how in ("in the main process", "num_workers=2")]
 
 # Measurement: further arguments, and by the names of what comes out its variants
 CASES = {
     "step": ([], {"step": WITH_WHOLE}),
+    "compiled": ([], {f"compiled: {mode}": [*ORDERS, "ours, compiled"] for mode in COMPILE_MODES}),
     "evaluation": ([], {"evaluation": WITH_WHOLE}),
     "clean": ([], {"clean": ["proxy asked", "features kept"]}),
     "attacks": (
@@ -45,7 +50,10 @@ CASES = {
         {"objectives": ["tecoa", *sorted(set(OBJECTIVES) - {"tecoa"}), "0.5*hpt + tecoa"]},
     ),
     "training": (["--batch_size", 2, "--steps", 4], {"training": ["a step"]}),
-    "loading": (["--dataset", "digits", "--batch_size", 16], {"loading": [loading.ALONE, *LOADERS]}),
+    "loading": (
+        ["--dataset", "digits", "--batch_size", 16, "--workers", 0, 2],
+        {"loading": [loading.ALONE, *LOADERS]},
+    ),
 }
 ROUNDS = {"memory": 1, "training": 4}  # of others, as many as are asked for
 
@@ -59,7 +67,9 @@ def test_every_measurement_is_tried():
 def test_each_measurement_prints_a_table_and_writes_all_that_it_knows(measure, saved, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(attacks, "load_benchmark", lambda name: load_benchmark(name).subset(40))
     monkeypatch.setattr(loading, "load_benchmark", lambda name: load_benchmark(name).subset(40))
-    monkeypatch.setattr(memory, "peak_apart", memory.peak_of_step)  # here, where torch is imported already
+    monkeypatch.setattr(memory, "peaks_apart", memory.peaks_of_steps)  # here, where torch is imported already
+    compile_tower = nn.Module.compile  # without generating code, which takes half a minute
+    monkeypatch.setattr(nn.Module, "compile", lambda tower, **how: compile_tower(tower, backend="aot_eager"))
     arguments, expected = CASES[measure]
     arguments = [f"a model={saved}" if argument == MODEL else argument for argument in arguments]
     run_recipe("benchmark.py", *SIZE, "--measure", measure, *arguments, "--output_dir", tmp_path)
@@ -97,7 +107,7 @@ def test_what_is_measured_is_kept_if_the_next_thing_fails(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--measure", "steps"], "Unknown measure 'steps'; known: step, evaluation"),
+        (["--measure", "steps"], "Unknown measure 'steps'; known: step, compiled, evaluation"),
         (["--models", "vit_l"], "Unknown models 'vit_l'; known: vit_b, quickstart."),
         (["--precision", "half"], "Unknown precision 'half'; known: float32, bf16, fp16."),
         (["--images", "0"], "images is 0, but must be a whole number of at least 1."),
@@ -115,6 +125,8 @@ def test_what_is_measured_is_kept_if_the_next_thing_fails(tmp_path, monkeypatch)
         (["--measure", "loading", "--dataset", "digitz"], "Unknown benchmark 'digitz'"),
         (["--measure", "loading"], "loading reads real images: give a dataset"),
         (["--dataset", "digits"], "Only loading reads a dataset"),
+        (["--workers", "2", "-1"], "workers[1] is -1, but must be a whole number of at least 0."),
+        (["--compile_modes", "max"], "Unknown compile_modes 'max'; known: default, reduce-overhead."),
         (["--measure", "trainer", "--precision", "fp16"], "trainer can't be measured in fp16"),
         (["--output_dir", "{folder}"], "has a benchmark.json already, which is kept: give another output_dir."),
     ],
@@ -126,3 +138,18 @@ def test_what_cannot_be_measured_is_refused_before_anything_is(arguments, line, 
     given = [argument.replace("{folder}", str(tmp_path)) for argument in arguments]
     assert line in refusal_of("benchmark.py", *given)
     assert (tmp_path / "benchmark.json").read_text() == "{}"
+
+
+def test_a_folder_that_takes_no_file_is_refused_before_anything_is_measured(tmp_path, monkeypatch):
+    """Though its permissions allow it, as those of a read-only file system may."""
+
+    def fail(**settings):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(run, "TemporaryFile", fail)
+    monkeypatch.setitem(MEASUREMENTS, "growth", None)  # which couldn't be called
+    with pytest.raises(WriteFailed, match="speed can't be written: Read-only file system.$"):
+        run.run_benchmark(Settings(measure=["growth"], output_dir=str(tmp_path / "speed")))
+    monkeypatch.undo()
+    run.check(Settings(output_dir=str(tmp_path / "speed")))
+    assert list((tmp_path / "speed").iterdir()) == []

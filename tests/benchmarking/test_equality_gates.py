@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from helpers import Reads
 
 from hpt.attacks import PGD
 from hpt.benchmarking import steps
@@ -130,10 +131,15 @@ def test_nothing_is_timed_where_ours_fails_its_gate_and_the_run_says_so(measure,
 
 def test_lower_precision_stands_beside_float32_with_a_rate_of_its_own():
     (measurement,) = steps.measure_step(replace(TINY, precision="bf16"))
-    assert (
-        list(measurement.values) == ["published", "ours", "ours, whole towers", "ours, bf16"]
-        and not measurement.faults
-    )
+    assert list(measurement.values) == [
+        "published",
+        "ours",
+        "ours, whole towers",
+        "published, bf16",
+        "ours, bf16",
+        "ours, proxy in float32, bf16",
+    ]
+    assert not measurement.faults
     rates = [f"GFLOP/s of matrix products in {name}" for name in ("float32", "bf16")]
     assert all(len(measurement.further[name]) == TINY.rounds for name in rates)
     shares = {name: values for name, values in measurement.further.items() if name.startswith("ours, bf16: share of")}
@@ -142,3 +148,71 @@ def test_lower_precision_stands_beside_float32_with_a_rate_of_its_own():
         gflop = float(name.partition("(")[2].split()[0]) * TINY.images
         rounds = zip(measurement.further[rates[1]], measurement.values["ours, bf16"], strict=True)
         assert values == pytest.approx([gflop / rate / seconds for rate, seconds in rounds], rel=0.01)
+
+
+def test_an_evaluation_in_lower_precision_stands_beside_float32(monkeypatch):
+    seen = []
+    evaluate = steps.our_evaluation
+    monkeypatch.setattr(steps, "our_evaluation", lambda *given: seen.append(given[-1]) or evaluate(*given))
+    (measurement,) = steps.measure_evaluation(replace(TINY, precision="bf16"))
+    assert list(measurement.values) == [
+        "published",
+        "ours",
+        "ours, whole towers",
+        "published, bf16",
+        "ours, bf16",
+    ]
+    assert seen.count(torch.bfloat16) == 1 + TINY.rounds  # the first untimed
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_compiled_step_that_computes_something_else_is_caught(precision, monkeypatch):
+    """In float32, where that can be told from rounding."""
+    monkeypatch.setattr(
+        steps, "compile_towers", lambda target, *others: target.model.visual_projection.weight.data.add_(0.1)
+    )
+    (measurement,) = steps.measure_compiled(replace(TINY, precision=precision, compile_modes=["default"]))
+    timed, faults = ["published", "ours"], measurement.faults
+    if precision == "bf16":
+        timed.append("ours, compiled")
+        assert faults == []
+    else:
+        assert faults and all(fault.startswith("ours, compiled isn't timed: it differs") for fault in faults)
+    assert list(measurement.values) == timed
+    assert measurement.further["ours, compiled: difference in gradient"][0] > LIMITS["gradient"]
+    assert measurement.further["ours, compiled: seconds of the first step"][0] > 0
+
+
+@pytest.mark.parametrize("too_large", ["published", "ours, whole towers"])
+def test_what_a_gpu_has_no_memory_for_is_left_out_and_named(too_large, monkeypatch):
+    make, sizes = steps.make_steps, []
+
+    def make_steps(settings, *given):
+        variants = make(settings, *given)
+        sizes.append(settings.images)
+        if settings.images == TINY.images:  # those that are timed
+            variants[too_large] = run_out_of_memory
+        return variants
+
+    monkeypatch.setattr(steps, "make_steps", make_steps)
+    monkeypatch.setattr(steps, "is_cold", lambda settings: True)
+    monkeypatch.setattr(steps, "GATED_IMAGES", 2)
+    (measurement,) = steps.measure_step(TINY)
+    assert sizes == [2, TINY.images]
+    kept = [name for name in ("published", "ours", "ours, whole towers") if name != too_large]
+    assert list(measurement.values) == kept and measurement.reference == kept[0] and not measurement.faults
+    assert measurement.title.endswith(f"; the GPU's memory doesn't hold {too_large}")
+    assert f"times as fast as {kept[0]}" in str(measurement)
+
+
+def run_out_of_memory():
+    raise torch.OutOfMemoryError
+
+
+def test_a_timed_step_waits_for_nothing():
+    samples, pair = draw_samples(TINY), make_pair(TINY)
+    step = steps.make_our_step(pair, 2)
+    step(samples)  # which encodes the prompts
+    with Reads(on_host=[samples.ids]) as reads:
+        step(samples)
+    assert not reads.seen

@@ -270,14 +270,16 @@ def test_the_vanilla_copy_is_without_the_targets_adapters(tmp_path):
     assert_same(weights(trainer.proxy.proxies[0].model), vanilla)
 
 
-def test_towers_are_compiled_once_each(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("trainable", "texts"), [("vision", False), ("all", True)])
+def test_towers_are_compiled_once_each_and_that_of_texts_only_to_train_it(trainable, texts, tmp_path, monkeypatch):
     compiled = []
     monkeypatch.setattr(nn.Module, "compile", lambda self, **settings: compiled.append(self))
-    trainer = make_trainer(tmp_path, proxy=["original", another(), Colours(), "original"], torch_compile=True)
+    proxies = ["original", another(), Colours(), "original"]
+    trainer = make_trainer(tmp_path, proxy=proxies, torch_compile=True, trainable=trainable)
     frozen = [trainer.original, trainer.proxy.proxies[1]]
     assert compiled == [
         trainer.model.vision_model,
-        trainer.model.text_model,
+        *[trainer.model.text_model] * texts,
         *(part.model.vision_model for part in frozen),
     ]
 
