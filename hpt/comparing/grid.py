@@ -17,7 +17,7 @@ from hpt.errors import InputError, check_at_least
 from hpt.escaping import file_name
 from hpt.evaluation.dial import check_rule
 from hpt.models.interpolation import make_grid
-from hpt.radius import Fraction, Radius
+from hpt.radius import Fraction, Radius, as_radii
 from hpt.references import check_names
 from hpt.training.needs import who_needs_labels
 from hpt.training.record import OF_THE_WEIGHTS, describe_settings
@@ -77,6 +77,13 @@ class Comparison:
     test_attacks: list[str] = field(
         default_factory=lambda: ["apgd-ce", "apgd-t"], metadata={"help": "The worst case over these is reported too."}
     )
+    test_eps: list[Fraction] | None = field(
+        default=None,
+        metadata={
+            "help": "Radii of tests; by default the attack_eps that all share. Rates and points are chosen at that "
+            "alone, also those of a method with an attack_eps of its own."
+        },
+    )
     test_samples: int | None = field(default=1000, metadata={"help": "So many images of each test, stratified."})
     allow_unequal_budget: bool = field(
         default=False, metadata={"help": "Compare runs that differ in images or attack steps; the table says so."}
@@ -88,11 +95,12 @@ class Comparison:
     task: str | None = field(default=None, metadata={"help": "Do this task alone, such as train--tecoa-0.05-0."})
 
     def __post_init__(self):
-        for name in ("seeds", "dial", "tests", "test_attacks"):
-            if not getattr(self, name):
+        for name in ("seeds", "dial", "tests", "test_attacks", "test_eps"):
+            if getattr(self, name) == []:
                 raise InputError(f"There are no {name}: give one or several.")
         for name in ("seeds", "tests", "test_attacks"):
             refuse_repetition(name, getattr(self, name))
+        refuse_repetition("test_eps", [_read_radius(eps) for eps in self.test_eps or []])
         for seed in self.seeds:
             check_at_least(0, seeds=seed)
         check_rates(self.learning_rates)
@@ -108,6 +116,14 @@ def refuse_repetition(name: str, values: list) -> None:
     for value in values:
         if values.count(value) > 1:
             raise InputError(f"{name} have {value} twice: give each once.")
+
+
+def _read_radius(eps: float) -> str:
+    """A radius of `test_eps` as tables and the names of tasks have it."""
+    try:
+        return str(Radius(eps))
+    except InputError as error:
+        raise InputError(f"test_eps: {error}") from error
 
 
 def check_rates(rates: list[float]) -> None:
@@ -172,8 +188,8 @@ class Grid:
         self.tests = {reference.without_local_paths(): reference for reference in references}
         if len(self.tests) < len(references):
             raise InputError(f"tests have {', '.join(self.tests)} twice: give each once, or names, as NAME=PATH.")
-        for attacks in ([self.comparison.tune_attack], self.comparison.test_attacks):
-            parse_attacks_without_proxy(attacks, [self.eps])
+        parse_attacks_without_proxy([self.comparison.tune_attack], [self.eps])
+        parse_attacks_without_proxy(self.comparison.test_attacks, self.test_eps)
         self._loaded: dict[tuple, Benchmark | tuple] = {}  # images, once for all tasks
         self._settings: dict[Run, tuple] = {}
         for method in methods.values():
@@ -184,8 +200,17 @@ class Grid:
 
     @property
     def eps(self) -> Radius:
-        """The radius at which points are chosen and tested: that of the settings that all share."""
+        """The radius at which rates and points are chosen: that of the settings that all share."""
         return Radius(self.args.attack_eps)
+
+    @property
+    def test_eps(self) -> list[Radius]:
+        """The radii at which points are tested, ascending."""
+        return as_radii(self.comparison.test_eps or self.eps)
+
+    def in_file_names(self, eps: Radius) -> str:
+        """What names of files say of the radius of a test: nothing of that at which points are chosen."""
+        return "" if eps == self.eps else f"eps{file_name(str(eps))}"
 
     def runs_of(self, method: str) -> list[Run]:
         """All runs that a method can have: at each of its rates, with each seed."""
@@ -255,8 +280,8 @@ class Grid:
     # What can't change between two calls that share a folder
 
     def describe(self) -> dict:
-        """The protocol, and the settings of each method."""
-        protocol = {name: getattr(self.comparison, name) for name in PROTOCOL}
+        """The protocol, and the settings of each method; not the radii of tests, by which nothing is chosen."""
+        protocol = {name: getattr(self.comparison, name) for name in PROTOCOL} | {"attack_eps": float(self.eps)}
         protocol["tests"] = list(self.tests)
         return {"protocol": protocol, "methods": {name: self._describe_method(name) for name in self.methods}}
 

@@ -190,6 +190,40 @@ def test_a_finished_comparison_takes_another_seed(grid, monkeypatch):
     assert trained == [0, 5]
 
 
+def test_a_finished_comparison_is_tested_at_another_radius_and_nothing_else_is_done_again(grid, monkeypatch):
+    """Its methods are trained at radii of their own, and chosen at that of the settings that all share."""
+    methods = {
+        "methods": f"{{{TECOA}, tecoa at 4/255: {{objective: tecoa, attack_eps: 4/255, attack_step_size: 2/255}}}}"
+    }
+    changed = SMALL | methods | {"anchor_epochs": 0, "transfer_epochs": 2}
+    file, done, write = grid("radii", **changed), [], Records.write
+    folder = file.with_suffix("")
+    run_recipe("compare.py", "--config", file)
+    before, records = results(folder), Records(folder).read_all()
+    assert {row["eps"] for task, record in records.items() for row in record.get("rows", [])} == {None, 16 / 255, 0.5}
+    monkeypatch.setattr(
+        Records, "write", lambda records, task, record: (done.append(task), write(records, task, record))
+    )
+    run_recipe("compare.py", "--config", file)
+    assert not done and results(folder) == before
+    run_recipe("compare.py", "--config", file, "--test_eps", "4/255", "16/255")
+    tested = [task for task in records if task.startswith("test--")]
+    assert sorted(done) == sorted(f"{task}--eps4--255" for task in tested) and len(tested) >= 3
+    assert {file.name for file in folder.glob("tests_*.png")} == {"tests_digits.png", "tests_digits_eps4--255.png"}
+    lines, text = results(folder)
+    of_radius = {eps: [line for line in lines if line.get("test_eps") == eps] for eps in (4 / 255, 16 / 255)}
+    worst = [line for line in of_radius[16 / 255] if line["kind"] == "accuracy"]
+    assert worst == [line for line in before[0] if line["kind"] == "accuracy"]
+    told = [line["attack"] for line in of_radius[4 / 255] if line["kind"] == "pair"]
+    assert told.count("clean") == 3 and told.count("worst case") == 3
+    assert [line["attack"] for line in of_radius[16 / 255] if line["kind"] == "pair"] == ["worst case"] * 3
+    for what in ("trained at | at 4/255", "### At l_inf eps 4/255", "### At l_inf eps 16/255", "worst case at 4/255 "):
+        assert what in text
+    assert re.search(r"tecoa at 4/255 +\| at the chosen point +\| 4/255 ", text)
+    run_recipe("compare.py", "--config", file)
+    assert results(folder)[1] == before[1]  # which is read without the radius that came later
+
+
 def test_choices_never_see_a_test(grid, monkeypatch):
     """Images of a test are read by its own tasks alone; those before them read what is held out or trained on."""
     read, begun = {}, []

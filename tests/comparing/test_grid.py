@@ -8,6 +8,7 @@ from hpt import HPTConfig, InputError
 from hpt.cli import read_arguments
 from hpt.comparing.grid import NESTED, Comparison, read_grid
 from hpt.comparing.records import keep_settings
+from hpt.json_files import sealed
 from hpt.recipes.hpt_gpd import Recipe
 
 
@@ -44,7 +45,13 @@ def test_methods_share_settings_but_for_their_own(tmp_path):
     assert (args.objective, args.anchor_epochs, args.attack_eps) == ("hpt", 1, 8 / 255)
     assert (args.learning_rate, args.seed, args.save_endpoints) == (0.05, 4, True)
     assert args.output_dir == str(tmp_path / "out" / "runs" / "hpt-0.05-4") and recipe.target == "models/target"
-    assert grid.settings(grid.first_run("tecoa"))[1].objective == "tecoa" and grid.eps == 1 / 255
+    assert grid.settings(grid.first_run("tecoa"))[1].objective == "tecoa"
+    assert grid.eps == 1 / 255 and grid.test_eps == [1 / 255]  # whatever the radius of a method
+
+
+def test_radii_of_tests_are_those_given_and_choices_stay_at_the_shared_one(tmp_path):
+    grid = read(tmp_path, METHODS, "--attack_eps", "2/255", "--test_eps", "8/255", "4/255")
+    assert grid.test_eps == [4 / 255, 8 / 255] and grid.eps == 2 / 255
 
 
 def test_what_varies_makes_a_method_of_each_combination(tmp_path):
@@ -106,6 +113,13 @@ REFUSED = {
     "a seed twice": (METHODS, ["--seeds", "1", "1"], "seeds have 1 twice"),
     "a negative seed": (METHODS, ["--seeds", "-1"], "seeds is -1"),
     "a test twice": (METHODS, ["--tests", "digits", "digits"], "tests have digits twice"),
+    "no radius to test at": (f"{METHODS}\ntest_eps: []", [], "test_eps is an empty list"),
+    "a radius twice": (METHODS, ["--test_eps", "4/255", "8/255", "4/255"], "test_eps have 4/255 twice"),
+    "a radius of 255ths": (METHODS, ["--test_eps", "4"], "test_eps: eps is 4, but.*did you mean 4/255"),
+    "a radius of nothing": (METHODS, ["--test_eps", "0"], "test_eps: eps is 0, but must be above 0"),
+    "a radius that isn't a number": (METHODS, ["--test_eps", "four"], "test_eps is 'four'"),
+    "an attack's step at a radius": (
+        METHODS, ["--test_attacks", "pgd:step_size=4/255", "--test_eps", "1/255", "8/255"], "step size is 0.0156"),
     "an unknown test": (METHODS, ["--tests", "digitz"], "Unknown benchmark 'digitz'.*digits"),
     "a point out of range": (METHODS, ["--dial", "0.5", "1.5"], "t is 1.5"),
     "a point twice": (METHODS, ["--dial", "0.5", "0.5"], "given twice"),
@@ -161,9 +175,28 @@ def test_a_folder_takes_further_methods_rates_and_seeds(tmp_path):
     assert json.loads(file.read_text())["methods"].keys() >= {"tecoa", "hpt"}
 
 
+def test_a_folder_takes_other_radii_of_tests_but_not_another_of_choices(tmp_path):
+    """Also where every method has a radius of its own; and of 0.7.0, whose folders don't say that of the choices."""
+    own = "methods: {a: {attack_eps: 4/255}}"
+    grid = read(tmp_path, own)
+    kept = json.dumps(sealed({"methods": grid.describe()["methods"], "protocol": without_radius(grid.describe())}))
+    grid.folder.mkdir()
+    (grid.folder / "comparison.json").write_text(kept)
+    keep_settings(grid)
+    keep_settings(read(tmp_path, own, "--test_eps", "1/255", "8/255"))
+    keep_settings(read(tmp_path, own.replace("}}", "}, b: {}}"), "--test_eps", "2/255"))
+    with pytest.raises(InputError, match="another comparison .attack_eps 1/255 there, 2/255 here"):
+        keep_settings(read(tmp_path, own, "--attack_eps", "2/255"))
+
+
+def without_radius(described):
+    return {name: value for name, value in described["protocol"].items() if name != "attack_eps"}
+
+
 CHANGED = {
     "a method's settings": ("methods: {tecoa: {objective: tecoa, attack_steps: 3}}", [], "'tecoa' with"),
-    "what all share": (METHODS, ["--attack_eps", "4/255"], "'(tecoa|hpt)' with other settings .attack_eps"),
+    "what all share": (METHODS, ["--attack_steps", "3"], "'(tecoa|hpt)' with other settings .attack_steps None there"),
+    "the radius of choices": (METHODS, ["--attack_eps", "4/255"], "another comparison .attack_eps 1/255 there, 4/255"),
     "the rule": (METHODS, ["--choose", "clean>=0.5"], "another comparison .choose sum there, clean>=0.5 here"),
     "the dial": (METHODS, ["--dial", "1"], "another comparison .dial"),
     "the tests": (METHODS, ["--tests", "stl10"], "another comparison .tests"),
