@@ -5,18 +5,28 @@ import re
 import shlex
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import product
 from runpy import run_path
 
 import pytest
 from helpers import ROOT, make_clip, refusal_of, run_recipe
 
+from hpt import HPTConfig
+from hpt.cli import read_arguments
+from hpt.comparing import grid as comparing_grid
 from hpt.comparing import tasks, worker
+from hpt.comparing.choices import choose_rate, choose_run_point, chosen_runs
 from hpt.comparing.claims import claim
+from hpt.comparing.grid import NESTED, Comparison, read_grid
 from hpt.comparing.records import Records
+from hpt.comparing.results import CHOSEN, collect
+from hpt.comparing.tasks import plan_runs
 from hpt.data.benchmark import Benchmark
 from hpt.errors import InputError
 from hpt.evaluation.work import Work
 from hpt.models.loading import save_finished
+from hpt.recipes.hpt_gpd import Recipe
 from hpt.training.trainer import HPTTrainer
 
 
@@ -239,6 +249,62 @@ def test_choices_never_see_a_test(grid, monkeypatch):
     )
     run_recipe("compare.py", "--config", grid("blind", **SMALL))
     assert read == {"budget": {"train"}, "train": {"train"}, "dial": {"validation"}, "test": {"test"}}
+
+
+def read_comparison(file):
+    """The grid of a YAML file, as the recipe reads it."""
+    types = Comparison, Recipe, HPTConfig
+    arguments, nested, config = read_arguments(types, argv=["--config", str(file)], nested=NESTED)
+    return read_grid(arguments, nested, types[1:], config)
+
+
+def choices_of(grid, records):
+    """By method the chosen run, and the chosen point of each run at its rate."""
+    chosen = {method: choose_rate(grid, records, method) for method in grid.methods}
+    runs = {method: chosen_runs(grid, records, method) for method in grid.methods}
+    return chosen, {str(run): choose_run_point(grid, records, run) for own in runs.values() for run in own}
+
+
+def test_all_choices_can_be_made_while_no_test_can_be_read(grid, monkeypatch):
+    """Neither images nor labels of tests can be had, and every choice is what it is once they can."""
+    file, load = grid("unreadable", **SMALL | {"learning_rates": "[0.05, 0.5]"}), comparing_grid.load_benchmark
+
+    def refuse(rows):
+        raise InputError("a test was read.")
+
+    def unreadable(*arguments, **named):
+        benchmark = load(*arguments, **named)
+        return replace(benchmark, dataset=benchmark.dataset.with_transform(refuse))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(comparing_grid, "load_benchmark", unreadable)
+        patched.setattr(worker, "check_sets", lambda *_: None)  # which looks at the size of the tests' images
+        assert refusal_of("compare.py", "--config", file).endswith(": a test was read.")
+    read, records = read_comparison(file), Records(file.with_suffix(""))
+    left, chosen = plan_runs(read, records).ready, choices_of(read, records)
+    assert {task.phase for task in left} == {"test"} and len(left) >= 2
+    assert len(chosen[1]) == 1 and None not in [*chosen[0].values(), *chosen[1].values()]
+    run_recipe("compare.py", "--config", file)
+    assert not plan_runs(read, records).ready and choices_of(read, records) == chosen
+
+
+def test_verdicts_on_tests_change_no_choice(whole, tmp_path):
+    """Records of tests say that whatever was chosen is always wrong, and all else that could be always right."""
+    read, records = read_comparison(whole.parent / "grid.yaml"), Records(tmp_path)
+    test = Records(whole).read("test--vanilla--digits")
+    for task, record in Records(whole).read_all().items():
+        if not task.startswith("test--"):
+            records.write(task, record)
+    chosen = choices_of(read, records)
+    best = {(str(choice.run), choice.point.t) for choice in [*chosen[0].values(), *chosen[1].values()]}
+    for run, t in product([run for method in read.methods for run in read.runs_of(method)], (0.5, 1.0)):
+        right = (str(run), t) not in best
+        rows = [row | {"accuracy": float(right), "low": float(right), "high": float(right)} for row in test["rows"]]
+        verdicts = {attack: str(int(right)) * len(digits) for attack, digits in test["right"].items()}
+        records.write(tasks.test_task(read, run, t, "digits", read.eps), test | {"rows": rows, "right": verdicts})
+    assert choices_of(read, records) == chosen
+    (tested,) = {one.accuracies("clean")[0] for one in collect(read, records).tested if one.where == CHOSEN}
+    assert tested == 0  # they are read, for the tables
 
 
 def test_commands_of_what_can_be_done_now(grid, capsys):
