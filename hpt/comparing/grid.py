@@ -4,7 +4,7 @@ grid = read_grid(arguments, nested, (Recipe, HPTConfig), config)
 recipe, args = grid.settings(grid.first_run("tecoa"))
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from hpt.cli import as_arguments, parse_arguments
 from hpt.data.benchmark import Benchmark
 from hpt.data.loading import load_benchmark
 from hpt.data.names import expand_all
+from hpt.data.subsets import take_classes
 from hpt.errors import InputError, check_at_least
 from hpt.escaping import file_name
 from hpt.evaluation.dial import check_rule
@@ -25,7 +26,7 @@ from hpt.training.run import load_data
 
 
 NESTED = ("methods", "vary")  # fields of the YAML file that hold more than a value or a list
-PROTOCOL = ("dial", "choose", "tune_samples", "tune_attack", "test_attacks", "test_samples")
+PROTOCOL = ("dial", "choose", "tune_samples", "tune_attack", "validation_classes", "test_attacks", "test_samples")
 VANILLA = "vanilla"  # what tables call the target before training
 # Fields of a run that a comparison sets itself, or does without, and why they can't be given
 NOT_GIVEN = {
@@ -73,6 +74,13 @@ class Comparison:
     )
     tune_samples: int = field(default=500, metadata={"help": "Held-out training images that choices are made on."})
     tune_attack: str = field(default="pgd:steps=10", metadata={"help": "The attack that choices are made by."})
+    validation_classes: str | None = field(
+        default=None,
+        metadata={
+            "help": "Classes of the training set, as of a benchmark's classes=, that no run is trained on: choices "
+            "are made on their images, as zero-shot as a test of other classes is."
+        },
+    )
     tests: list[str] = field(default_factory=list, metadata={"help": "Benchmarks; no choice sees their images."})
     test_attacks: list[str] = field(
         default_factory=lambda: ["apgd-ce", "apgd-t"], metadata={"help": "The worst case over these is reported too."}
@@ -237,8 +245,26 @@ class Grid:
         key = recipe.train_dataset, recipe.validation_size, recipe.protocol, recipe.streaming, recipe.max_train_samples
         key += (who_needs_labels(args),)
         if key not in self._loaded:
-            self._loaded[key] = load_data(recipe, args)
+            self._loaded[key] = self._load_choosing_images(recipe, args)
         return self._loaded[key]
+
+    def _load_choosing_images(self, recipe, args) -> tuple[Benchmark, Benchmark | None]:
+        classes = self.comparison.validation_classes
+        if classes is None:
+            return load_data(recipe, args)
+        if recipe.streaming:
+            raise InputError("validation_classes can't be taken out of a stream: leave them out, or don't stream.")
+        whole, held_out = load_data(replace(recipe, max_train_samples=None), args)
+        try:
+            train = take_classes(whole, without_classes=classes).subset(recipe.max_train_samples)
+            return train, take_classes(whole if held_out is None else held_out, classes)
+        except InputError as error:
+            raise InputError(f"validation_classes: {error}") from error
+
+    @property
+    def trainer_may_evaluate(self) -> bool:
+        """Whether the images that are held out are of the classes that runs are trained on."""
+        return self.comparison.validation_classes is None
 
     def test_images(self, run: Run, test: str) -> Benchmark:
         """What a run is tested on."""

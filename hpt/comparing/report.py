@@ -15,6 +15,7 @@ from hpt.comparing.records import Records
 from hpt.comparing.results import TRAINED, Results, Tested, collect, describe_records, describe_results, pairs
 from hpt.comparing.statistics import Difference, mean_and_spread
 from hpt.comparing.tasks import PHASES, Plan
+from hpt.data.classes import show_names
 from hpt.escaping import file_name, markdown
 from hpt.evaluation.report import fitting_tables
 from hpt.evaluation.rows import CLEAN, WORST_CASE, wilson_interval
@@ -124,7 +125,7 @@ def format_choices(grid: Grid, records: Records, results: Results) -> str:
     comparison = grid.comparison
     first = comparison.seeds[0]
     said = (
-        f"By the rule {comparison.choose}, on {comparison.tune_samples} training images that were held out, under "
+        f"By the rule {comparison.choose}, on {comparison.tune_samples} training images {_held_out(grid)}, under "
         f"{comparison.tune_attack} at {grid.eps.title}, at t = {', '.join(f'{t:g}' for t in comparison.dial)}. Rates "
         f"were chosen by the runs with seed {first} alone; the best of them is one of those that are tested, with the "
         "luck that it may have had."
@@ -132,6 +133,14 @@ def format_choices(grid: Grid, records: Records, results: Results) -> str:
     notes = [note for method in results.rates for note in _notes_of(grid, records, results, method)]
     listed = "".join(f"\n- {markdown(note)}" for note in notes)
     return f"{fitting_tables(lines, keys=1)}\n\n{markdown(said)}" + (f"\n{listed}" if notes else "")
+
+
+def _held_out(grid: Grid) -> str:
+    """Which of the training images those are that choices are made on."""
+    if grid.comparison.validation_classes is None:
+        return "that were held out"
+    _, held_out = grid.choosing_images(grid.first_run(next(iter(grid.methods))))
+    return f"of classes that no run was trained on ({show_names(held_out.class_names)})"
 
 
 def _notes_of(grid: Grid, records: Records, results: Results, method: str) -> list[str]:

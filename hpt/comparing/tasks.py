@@ -26,6 +26,7 @@ from hpt.comparing.choices import (
 from hpt.comparing.given import WEIGHTS, describe_given, refuse_changed
 from hpt.comparing.grid import Grid, Run
 from hpt.comparing.records import Records
+from hpt.data.benchmark import Benchmark
 from hpt.errors import InputError
 from hpt.escaping import file_name
 from hpt.evaluation.dial import measure_dial
@@ -39,6 +40,7 @@ from hpt.models.weights import hash_weights
 from hpt.radius import Radius
 from hpt.training.resumable import NonFiniteError
 from hpt.training.run import load_target, make_trainer, train_and_save
+from hpt.training.trainer import HPTTrainer
 
 
 PHASES = BUDGET, TRAIN, DIAL, TEST = ("budget", "train", "dial", "test")
@@ -155,9 +157,14 @@ def _plan(tasks: list[Task], records: Records, later: dict[str, int]) -> Plan:
 # The work
 
 
-def _count(grid: Grid, run: Run) -> dict:
+def _make_trainer(grid: Grid, run: Run) -> tuple[HPTTrainer, Benchmark]:
+    """The trainer of a run, and the images that choices are made on, which it sees if they are of its classes."""
     train, held_out = grid.choosing_images(run)
-    trainer = make_trainer(*grid.settings(run), train, held_out)
+    return make_trainer(*grid.settings(run), train, held_out if grid.trainer_may_evaluate else None), held_out
+
+
+def _count(grid: Grid, run: Run) -> dict:
+    trainer, held_out = _make_trainer(grid, run)
     return {"given": describe_given(trainer, held_out)} | asdict(measure_budget(trainer))
 
 
@@ -167,8 +174,7 @@ def read_given(records: Records, method: str) -> dict[str, str]:
 
 
 def _train(grid: Grid, records: Records, run: Run) -> dict:
-    train, held_out = grid.choosing_images(run)
-    trainer = make_trainer(*grid.settings(run), train, held_out)
+    trainer, held_out = _make_trainer(grid, run)
     refuse_changed(read_given(records, run.method), describe_given(trainer, held_out), run.method)
     try:
         train_and_save(trainer)

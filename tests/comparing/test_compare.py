@@ -307,6 +307,29 @@ def test_verdicts_on_tests_change_no_choice(whole, tmp_path):
     assert tested == 0  # they are read, for the tables
 
 
+def test_choices_on_held_out_classes_are_zero_shot(grid, monkeypatch):
+    """No run is trained on them, and what is measured there is asked among their names alone."""
+    trained, asked, train, measure = [], [], tasks.train_and_save, tasks.measure_dial
+    monkeypatch.setattr(
+        tasks, "train_and_save", lambda run: trained.append(run.train_dataset.class_names) or train(run)
+    )
+
+    def note(classifier, endpoints, held_out, evaluator, points):
+        measured = measure(classifier, endpoints, held_out, evaluator, points)
+        asked.append(json.loads(next(evaluator.results.folder.glob("samples_*.json")).read_text()))
+        return measured
+
+    monkeypatch.setattr(tasks, "measure_dial", note)
+    file = grid("unseen", **SMALL | {"validation_classes": "two|7|nine"})
+    run_recipe("compare.py", "--config", file)
+    unseen = ["two", "seven", "nine"]
+    assert [one["class_names"] for one in asked] == [unseen] and len(asked[0]["ids"]) == 12
+    assert len(trained) == 1 and len(*trained) == 7 and not {*trained[0]} & {*unseen}
+    lines, text = results(file.with_suffix(""))
+    assert "on 12 training images of classes that no run was trained on ('two', 'seven', 'nine')" in text
+    assert {line["test"] for line in lines if line["kind"] == "accuracy"} == {"digits"}  # of all ten
+
+
 def test_commands_of_what_can_be_done_now(grid, capsys):
     file, done = grid("commands", **SMALL), []
     arguments = ["--config", str(file), "--test_samples", "10"]
@@ -344,6 +367,16 @@ REFUSED = {
         "tune_samples is 100000, but digits has [0-9]+ images to choose by",
     ),
     "a test on training images": ({"tests": "[digits:split=train]"}, "would be tested on its training images"),
+    "a test on what choices are made on": ({"tests": "[digits:split=validation]"}, "images that choices are made on"),
+    "a test on classes to choose by": (
+        {"tests": "['digits:split=train,classes=1|2|3']", "train_dataset": "digits:split=train"}
+        | {"validation_classes": "1|2|3"},
+        "digits .3 of 10 classes, [0-9a-f]+. would be tested on images that choices are made on .train.: test on",
+    ),
+    "evaluations on classes that aren't trained on": (
+        {"validation_classes": "1|2|3", "eval_strategy": "epoch"},
+        "--eval_strategy no",
+    ),
     "an unknown task": ({"task": "train--tecoa-0.5-7"}, "isn't among the tasks.*Did you mean train--tecoa-0.5-0"),
 }
 

@@ -6,8 +6,9 @@ import pytest
 
 from hpt import HPTConfig, InputError
 from hpt.cli import read_arguments
-from hpt.comparing.grid import NESTED, Comparison, read_grid
+from hpt.comparing.grid import NESTED, Comparison, Run, read_grid
 from hpt.comparing.records import keep_settings
+from hpt.data.loading import load_benchmark
 from hpt.json_files import sealed
 from hpt.recipes.hpt_gpd import Recipe
 
@@ -84,6 +85,48 @@ def test_all_choose_on_the_same_images_that_none_trains_on(tmp_path):
     assert len(sets) == 12 and len(held_out) == 1 and len(*held_out) == 50
     assert not any(set(*held_out) & {*train.ids().tolist()} for train, _ in sets)
     assert {len(train) for train, _ in sets} > {100}
+
+
+@pytest.mark.parametrize("held_out", [0, 300])
+def test_choices_can_be_made_on_classes_that_nothing_is_trained_on(tmp_path, held_out):
+    """On their training images, or those of them that are held out, or of the dataset's own validation split."""
+    classes = ["two", "seven", "nine"]
+    text = f"methods: {{a: {{}}, b: {{max_train_samples: 100}}}}\nvalidation_size: {held_out}"
+    whole, chosen_on = read(tmp_path, text).choosing_images(Run("a", 0.01, 3))
+    grid = read(tmp_path, text, "--validation_classes", "|".join(classes))
+    for method in grid.methods:
+        train, images = grid.choosing_images(grid.first_run(method))
+        assert images.class_names == classes and not {*train.class_names} & {*classes}
+        assert len(train.class_names) == 7 and {*train.dataset["label"]} == {*range(7)}
+        assert len(train) == (100 if method == "b" else sum(name not in classes for name in names_of(whole)))
+        ids = [id for id, name in zip(chosen_on.ids().tolist(), names_of(chosen_on), strict=True) if name in classes]
+        assert images.ids().tolist() == ids and {*names_of(images)} == {*classes}
+
+
+def names_of(benchmark):
+    return [benchmark.class_names[label] for label in benchmark.dataset["label"]]
+
+
+def test_images_of_held_out_classes_are_training_images_where_nothing_else_is_held_out(tmp_path):
+    shared = SHARED.replace("train_dataset: digits", "train_dataset: digits:split=train")
+    grid = read(tmp_path, METHODS, "--validation_classes", "0|1", shared=shared)
+    train, images = grid.choosing_images(grid.first_run("hpt"))
+    whole = load_benchmark("digits", "train")
+    assert sorted([*train.ids(), *images.ids()]) == sorted(whole.ids()) and images.class_names == ["zero", "one"]
+
+
+@pytest.mark.parametrize(
+    "classes, line",
+    [
+        ("two|elven", "validation_classes: .*names 'elven'.*"),
+        ("two", "validation_classes: classes leaves one class, 'two'"),
+        ("0|1|2|3|4|5|6|7|8", "validation_classes: without_classes leaves one class, 'nine'"),
+    ],
+)
+def test_classes_that_cannot_be_chosen_by_are_refused(tmp_path, classes, line):
+    grid = read(tmp_path, METHODS, "--validation_classes", classes)
+    with pytest.raises(InputError, match=line):
+        grid.choosing_images(grid.first_run("hpt"))
 
 
 REFUSED = {
@@ -200,6 +243,7 @@ CHANGED = {
     "the rule": (METHODS, ["--choose", "clean>=0.5"], "another comparison .choose sum there, clean>=0.5 here"),
     "the dial": (METHODS, ["--dial", "1"], "another comparison .dial"),
     "the tests": (METHODS, ["--tests", "stl10"], "another comparison .tests"),
+    "classes to choose by": (METHODS, ["--validation_classes", "1|2"], "another comparison .validation_classes None"),
     "the samples": (METHODS, ["--test_samples", "5"], "another comparison .test_samples"),
 }  # fmt: skip
 
