@@ -4,7 +4,7 @@ grid = read_grid(arguments, nested, (Recipe, HPTConfig), config)
 recipe, args = grid.settings(grid.first_run("tecoa"))
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
@@ -13,12 +13,13 @@ from hpt.cli import as_arguments, parse_arguments
 from hpt.data.benchmark import Benchmark
 from hpt.data.loading import load_benchmark
 from hpt.data.names import expand_all
+from hpt.data.class_subsets import take_classes
 from hpt.data.sample_subsets import pin_samples
 from hpt.errors import InputError, check_at_least
 from hpt.escaping import file_name
 from hpt.evaluation.dial import check_rule
 from hpt.models.interpolation import make_grid
-from hpt.radius import Fraction, Radius
+from hpt.radius import Fraction, Radius, as_radii
 from hpt.references import check_names
 from hpt.training.needs import who_needs_labels
 from hpt.training.record import OF_THE_WEIGHTS, describe_settings
@@ -26,7 +27,7 @@ from hpt.training.run import load_data
 
 
 NESTED = ("methods", "vary")  # fields of the YAML file that hold more than a value or a list
-PROTOCOL = ("dial", "choose", "tune_samples", "tune_attack", "test_attacks", "test_samples")
+PROTOCOL = ("dial", "choose", "tune_samples", "tune_attack", "validation_classes", "test_attacks", "test_samples")
 VANILLA = "vanilla"  # what tables call the target before training
 # Fields of a run that a comparison sets itself, or does without, and why they can't be given
 NOT_GIVEN = {
@@ -74,9 +75,23 @@ class Comparison:
     )
     tune_samples: int = field(default=500, metadata={"help": "Held-out training images that choices are made on."})
     tune_attack: str = field(default="pgd:steps=10", metadata={"help": "The attack that choices are made by."})
+    validation_classes: str | None = field(
+        default=None,
+        metadata={
+            "help": "Classes of the training set, as of a benchmark's classes=, that no run is trained on: choices "
+            "are made on their images, as zero-shot as a test of other classes is."
+        },
+    )
     tests: list[str] = field(default_factory=list, metadata={"help": "Benchmarks; no choice sees their images."})
     test_attacks: list[str] = field(
         default_factory=lambda: ["apgd-ce", "apgd-t"], metadata={"help": "The worst case over these is reported too."}
+    )
+    test_eps: list[Fraction] | None = field(
+        default=None,
+        metadata={
+            "help": "Radii of tests; by default the attack_eps that all share. Rates and points are chosen at that "
+            "alone, also those of a method with an attack_eps of its own."
+        },
     )
     test_samples: int | None = field(default=1000, metadata={"help": "So many images of each test, stratified."})
     allow_unequal_budget: bool = field(
@@ -89,11 +104,12 @@ class Comparison:
     task: str | None = field(default=None, metadata={"help": "Do this task alone, such as train--tecoa-0.05-0."})
 
     def __post_init__(self):
-        for name in ("seeds", "dial", "tests", "test_attacks"):
-            if not getattr(self, name):
+        for name in ("seeds", "dial", "tests", "test_attacks", "test_eps"):
+            if getattr(self, name) == []:
                 raise InputError(f"There are no {name}: give one or several.")
         for name in ("seeds", "tests", "test_attacks"):
             refuse_repetition(name, getattr(self, name))
+        refuse_repetition("test_eps", [_read_radius(eps) for eps in self.test_eps or []])
         for seed in self.seeds:
             check_at_least(0, seeds=seed)
         check_rates(self.learning_rates)
@@ -109,6 +125,14 @@ def refuse_repetition(name: str, values: list) -> None:
     for value in values:
         if values.count(value) > 1:
             raise InputError(f"{name} have {value} twice: give each once.")
+
+
+def _read_radius(eps: float) -> str:
+    """A radius of `test_eps` as tables and the names of tasks have it."""
+    try:
+        return str(Radius(eps))
+    except InputError as error:
+        raise InputError(f"test_eps: {error}") from error
 
 
 def check_rates(rates: list[float]) -> None:
@@ -173,8 +197,8 @@ class Grid:
         self.tests = {reference.without_local_paths(): reference for reference in references}
         if len(self.tests) < len(references):
             raise InputError(f"tests have {', '.join(self.tests)} twice: give each once, or names, as NAME=PATH.")
-        for attacks in ([self.comparison.tune_attack], self.comparison.test_attacks):
-            parse_attacks_without_proxy(attacks, [self.eps])
+        parse_attacks_without_proxy([self.comparison.tune_attack], [self.eps])
+        parse_attacks_without_proxy(self.comparison.test_attacks, self.test_eps)
         self._loaded: dict[tuple, Benchmark | tuple] = {}  # images, once for all tasks
         self._settings: dict[Run, tuple] = {}
         for method in methods.values():
@@ -185,8 +209,17 @@ class Grid:
 
     @property
     def eps(self) -> Radius:
-        """The radius at which points are chosen and tested: that of the settings that all share."""
+        """The radius at which rates and points are chosen: that of the settings that all share."""
         return Radius(self.args.attack_eps)
+
+    @property
+    def test_eps(self) -> list[Radius]:
+        """The radii at which points are tested, ascending."""
+        return as_radii(self.comparison.test_eps or self.eps)
+
+    def in_file_names(self, eps: Radius) -> str:
+        """What names of files say of the radius of a test: nothing of that at which points are chosen."""
+        return "" if eps == self.eps else f"eps{file_name(str(eps))}"
 
     def runs_of(self, method: str) -> list[Run]:
         """All runs that a method can have: at each of its rates, with each seed."""
@@ -213,8 +246,26 @@ class Grid:
         key = recipe.train_dataset, recipe.validation_size, recipe.protocol, recipe.streaming, recipe.max_train_samples
         key += (who_needs_labels(args),)
         if key not in self._loaded:
-            self._loaded[key] = load_data(recipe, args)
+            self._loaded[key] = self._load_choosing_images(recipe, args)
         return self._loaded[key]
+
+    def _load_choosing_images(self, recipe, args) -> tuple[Benchmark, Benchmark | None]:
+        classes = self.comparison.validation_classes
+        if classes is None:
+            return load_data(recipe, args)
+        if recipe.streaming:
+            raise InputError("validation_classes can't be taken out of a stream: leave them out, or don't stream.")
+        whole, held_out = load_data(replace(recipe, max_train_samples=None), args)
+        try:
+            train = take_classes(whole, without_classes=classes).subset(recipe.max_train_samples)
+            return train, take_classes(whole if held_out is None else held_out, classes)
+        except InputError as error:
+            raise InputError(f"validation_classes: {error}") from error
+
+    @property
+    def trainer_may_evaluate(self) -> bool:
+        """Whether the images that are held out are of the classes that runs are trained on."""
+        return self.comparison.validation_classes is None
 
     def test_images(self, run: Run, test: str) -> Benchmark:
         """What a run is tested on."""
@@ -256,8 +307,8 @@ class Grid:
     # What can't change between two calls that share a folder
 
     def describe(self) -> dict:
-        """The protocol, and the settings of each method."""
-        protocol = {name: getattr(self.comparison, name) for name in PROTOCOL}
+        """The protocol, and the settings of each method; not the radii of tests, by which nothing is chosen."""
+        protocol = {name: getattr(self.comparison, name) for name in PROTOCOL} | {"attack_eps": float(self.eps)}
         protocol["tests"] = list(self.tests)
         return {"protocol": protocol, "methods": {name: self._describe_method(name) for name in self.methods}}
 

@@ -62,13 +62,15 @@ class Records:
 def keep_settings(grid: Grid) -> None:
     """Keep a comparison's settings in its folder, or refuse those that contradict what is kept there.
 
-    Methods, rates and seeds may come to those that are there.
+    Methods, rates, seeds and radii of tests may come to those that are there.
 
     Raises:
         InputError: naming each setting that differs.
     """
     file, here = grid.folder / SETTINGS, json.loads(json.dumps(grid.describe()))
     there = _read(file) if file.is_file() else {"protocol": here["protocol"], "methods": {}}
+    if "attack_eps" not in there["protocol"]:  # of 0.7.0 and before, which compare that of the methods alone
+        there["protocol"]["attack_eps"] = here["protocol"]["attack_eps"]
     if differing := differences(there["protocol"], here["protocol"]):
         raise InputError(f"{grid.folder} has another comparison ({differing}): {REMEDY}.")
     for name in here["methods"].keys() & there["methods"].keys():

@@ -2,10 +2,10 @@
 
 comparison.md      what is printed: budgets, choices, tests, doubts, pairs, cost
 comparison.jsonl   a line for each record and each result: see its "kind"
-frontiers.png      dials on held-out images; tests_TEST.png: the tested points
+frontiers.png      dials on held-out images; tests_TEST.png: the tested points; tests_TEST_epsEPS.png: at other radii
 """
 
-from collections import Counter
+from itertools import product
 
 from hpt.comparing.budget import ROLES, Budget, differing
 from hpt.comparing.choices import DIVERGED, train_task
@@ -15,11 +15,13 @@ from hpt.comparing.records import Records
 from hpt.comparing.results import TRAINED, Results, Tested, collect, describe_records, describe_results, pairs
 from hpt.comparing.statistics import Difference, mean_and_spread
 from hpt.comparing.tasks import PHASES, Plan
+from hpt.data.classes import show_names
 from hpt.escaping import file_name, markdown
 from hpt.evaluation.report import fitting_tables
 from hpt.evaluation.rows import CLEAN, WORST_CASE, wilson_interval
 from hpt.files import write_file
 from hpt.json_files import as_line
+from hpt.radius import Radius
 
 
 FRONTIERS = "frontiers.png"
@@ -36,10 +38,10 @@ def write_report(grid: Grid, records: Records) -> str:
         attack = f"{grid.comparison.tune_attack} at {grid.eps.title}"
         title = f"Held-out images, {attack}; lines: means over seeds, rings: each run's choice"
         draw_frontiers(list(grid.methods), results.dials, results.points, title, grid.folder / FRONTIERS)
-    for test in tests_of(results):
-        title = f"{test}, worst case at {grid.eps.title}; hollow at t = 1; bars: deviation between seeds"
-        shown = [tested for tested in results.tested if tested.test == test]
-        draw_tests(list(grid.methods), _accuracies(shown), title, grid.folder / picture_of(test))
+    for test, eps in product(tests_of(results), grid.test_eps):
+        title = f"{test}, worst case at {eps.title}; hollow at t = 1; bars: deviation between seeds"
+        if shown := tested_at(results, test, eps):
+            draw_tests(list(grid.methods), _accuracies(shown), title, grid.folder / picture_of(grid, test, eps))
     return text
 
 
@@ -47,8 +49,15 @@ def tests_of(results: Results) -> list[str]:
     return list(dict.fromkeys(tested.test for tested in results.tested))
 
 
-def picture_of(test: str) -> str:
-    return f"tests_{file_name(test)}.png"
+def tested_at(results: Results, test: str, eps: Radius) -> list[Tested]:
+    """All that was tested on a test at a radius: vanilla, then methods at their chosen points, then at t = 1."""
+    shown = [tested for tested in results.tested if (tested.test, tested.eps) == (test, eps)]
+    return sorted(shown, key=lambda tested: tested.where == TRAINED)
+
+
+def picture_of(grid: Grid, test: str, eps: Radius) -> str:
+    """`tests_digits.png`; at another radius than that of the choices, `tests_digits_eps4--255.png`."""
+    return "_".join(filter(None, ("tests", file_name(test), grid.in_file_names(eps)))) + ".png"
 
 
 def _accuracies(tested: list[Tested]) -> dict[tuple[str, str], tuple[list[float], list[float]]]:
@@ -68,12 +77,21 @@ def format_report(grid: Grid, records: Records, results: Results) -> str:
     parts += ["## What was chosen on held-out images", format_choices(grid, records, results)]
     parts += [f"![Dials on held-out images]({FRONTIERS})"] * bool(results.dials)
     for test in tests_of(results):
-        picture = f"![Clean and robust accuracy]({picture_of(test)})"
-        parts += [f"## {markdown(test)}", format_test(results, test), picture]
+        parts += [f"## {markdown(test)}", *_parts_of_test(grid, results, test)]
     parts += ["## What makes these accuracies doubtful", format_doubts(results.tested)]
     parts += ["## Which differences the data can tell", format_pairs(results.tested)]
     parts += ["## What it cost", format_cost(records)]
     return "\n\n".join(parts)
+
+
+def _parts_of_test(grid: Grid, results: Results, test: str) -> list[str]:
+    """A test's table and picture; of several radii one of each, after a table of the worst case at all of them."""
+    parts = [format_radii(grid, results, test)] if len(grid.test_eps) > 1 else []
+    for eps in grid.test_eps:
+        if shown := tested_at(results, test, eps):
+            parts += [f"### At {eps.title}"] if grid.test_eps != [grid.eps] else []
+            parts += [format_test(shown), f"![Clean and robust accuracy]({picture_of(grid, test, eps)})"]
+    return parts
 
 
 def format_left(left: Plan) -> str:
@@ -107,7 +125,7 @@ def format_choices(grid: Grid, records: Records, results: Results) -> str:
     comparison = grid.comparison
     first = comparison.seeds[0]
     said = (
-        f"By the rule {comparison.choose}, on {comparison.tune_samples} training images that were held out, under "
+        f"By the rule {comparison.choose}, on {comparison.tune_samples} training images {_held_out(grid)}, under "
         f"{comparison.tune_attack} at {grid.eps.title}, at t = {', '.join(f'{t:g}' for t in comparison.dial)}. Rates "
         f"were chosen by the runs with seed {first} alone; the best of them is one of those that are tested, with the "
         "luck that it may have had."
@@ -115,6 +133,14 @@ def format_choices(grid: Grid, records: Records, results: Results) -> str:
     notes = [note for method in results.rates for note in _notes_of(grid, records, results, method)]
     listed = "".join(f"\n- {markdown(note)}" for note in notes)
     return f"{fitting_tables(lines, keys=1)}\n\n{markdown(said)}" + (f"\n{listed}" if notes else "")
+
+
+def _held_out(grid: Grid) -> str:
+    """Which of the training images those are that choices are made on."""
+    if grid.comparison.validation_classes is None:
+        return "that were held out"
+    _, held_out = grid.choosing_images(grid.first_run(next(iter(grid.methods))))
+    return f"of classes that no run was trained on ({show_names(held_out.class_names)})"
 
 
 def _notes_of(grid: Grid, records: Records, results: Results, method: str) -> list[str]:
@@ -134,12 +160,32 @@ def _notes_of(grid: Grid, records: Records, results: Results, method: str) -> li
     return notes
 
 
-def format_test(results: Results, test: str) -> str:
-    """A test's table: accuracies in %, the mean over seeds with the standard deviation between them."""
-    shown = [tested for tested in results.tested if tested.test == test]
+def format_radii(grid: Grid, results: Results, test: str) -> str:
+    """The worst case on a test by the radius of training and of testing, in %, means and deviations as elsewhere."""
+    shown = {eps: tested_at(results, test, eps) for eps in grid.test_eps}
+    cells = {
+        (tested.method, tested.where, eps): _percent(*mean_and_spread(tested.accuracies(WORST_CASE)))
+        for eps in grid.test_eps
+        for tested in shown[eps]
+    }
+    lines = [["method", "", "trained at", *(f"at {eps}" for eps in grid.test_eps)]]
+    for method, where in dict.fromkeys((one.method, one.where) for of_eps in shown.values() for one in of_eps):
+        trained = str(Radius(grid.settings(grid.first_run(method))[1].attack_eps)) if where else "-"
+        accuracies = [cells.get((method, where, eps), "-") for eps in grid.test_eps]
+        lines.append([markdown(method), where or "before training", trained, *accuracies])
+    said = (
+        f"Accuracy in % in the worst case at each radius, as below. Rates and points were chosen at {grid.eps.title} "
+        "for all methods, so that at others none of them has the point that it could have. Which differences the data "
+        "can tell is said at the end, at each radius by itself: no order of methods follows from the means alone."
+    )
+    return f"{fitting_tables(lines, keys=3)}\n\n{said}"
+
+
+def format_test(shown: list[Tested]) -> str:
+    """The table of a test at a radius: accuracies in %, means over seeds and the standard deviation between them."""
     attacks = list(shown[0].right)
     lines = [["method", "", "runs", *map(markdown, attacks)]]
-    for tested in sorted(shown, key=lambda tested: tested.where == TRAINED):
+    for tested in shown:
         cells = [_percent(*mean_and_spread(tested.accuracies(attack))) for attack in attacks]
         runs = str(len(tested.right[CLEAN])) if tested.where else "-"
         lines.append([markdown(tested.method), tested.where or "before training", runs, *cells])
@@ -154,27 +200,30 @@ def format_test(results: Results, test: str) -> str:
 
 
 def format_doubts(tested: list[Tested]) -> str:
-    """A line for each reliability flag on each test, with the methods that raise it."""
-    raised: dict[tuple[str, str], Counter] = {}
-    messages: dict[tuple[str, str], str] = {}
+    """A line for each reliability flag on each test at each radius, with the methods that raise it."""
+    several = _of_several_radii(tested)
+    raised: dict[str, dict[str, set[str]]] = {}  # by what, then by whom: the runs
+    messages: dict[str, str] = {}
     for one in tested:
         for flag in (flag for flags in one.flags for flag in flags):
-            raised.setdefault((flag.name, one.test), Counter())[" ".join(filter(None, (one.method, one.where)))] += 1
-            messages.setdefault((flag.name, one.test), f"{flag.model}: {flag.message}")
+            at = f" at {one.eps}" if several and flag.radius == one.eps else ""  # else it isn't of the tests' attacks
+            what, who = f"{flag.name} on {one.test}{at}", " ".join(filter(None, (one.method, one.where)))
+            raised.setdefault(what, {}).setdefault(who, set()).add(flag.model)
+            messages.setdefault(what, f"{flag.model}: {flag.message}")
     lines = []
-    for (name, test), methods in raised.items():
-        whose = ", ".join(f"{method} ({number})" for method, number in methods.items())
-        message = messages[name, test]
-        lines.append(f"- {markdown(f'{name} on {test}: {whose}. The first is {message}')}")
+    for what, methods in raised.items():
+        whose = ", ".join(f"{method} ({len(runs)})" for method, runs in methods.items())
+        lines.append(f"- {markdown(f'{what}: {whose}. The first is {messages[what]}')}")
     return "Runs that raise a flag, by method:\n\n" + "\n".join(lines) if lines else "Nothing that hpt looks for."
 
 
 def format_pairs(tested: list[Tested]) -> str:
     """A line for each two methods on each test."""
     said: dict[tuple, list[str]] = {}
-    found = pairs(tested)
+    found, several = pairs(tested), _of_several_radii(tested)
     for first, second, attack, difference in found:
-        said.setdefault((first.test, first.method, second.method), []).append(f"{attack} {_points(difference)}")
+        what = f"{attack} at {first.eps}" if several and attack != CLEAN else attack
+        said.setdefault((first.test, first.method, second.method), []).append(f"{what} {_points(difference)}")
     if not found:
         return "There are no two methods yet that were tested on the same images."
     lines = [
@@ -191,6 +240,10 @@ def format_pairs(tested: list[Tested]) -> str:
     if single:
         how.append(f"Of {markdown(', '.join(dict.fromkeys(single)))} there is one run: nothing is known of others.")
     return "\n".join([" ".join(how), "", *lines])
+
+
+def _of_several_radii(tested: list[Tested]) -> bool:
+    return len({one.eps for one in tested}) > 1
 
 
 def format_cost(records: Records) -> str:

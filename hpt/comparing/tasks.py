@@ -3,11 +3,13 @@
 budget--METHOD            a step of each stage, on which passes are counted
 train--RUN                a run, as `hpt train` trains it
 dial--RUN                 points between vanilla and the run's weights, on held-out images
-test--RUN--tT--TEST       a point of a chosen run on a test; test--vanilla--TEST the target before training
+test--RUN--tT--TEST       a point of a chosen run on a test; test--vanilla--TEST the target before training; both with
+                          --epsEPS at their end where that isn't the radius at which points are chosen
 """
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import product
 
 import numpy as np
 
@@ -24,6 +26,7 @@ from hpt.comparing.choices import (
 from hpt.comparing.given import WEIGHTS, describe_given, refuse_changed
 from hpt.comparing.grid import Grid, Run
 from hpt.comparing.records import Records
+from hpt.data.benchmark import Benchmark
 from hpt.errors import InputError
 from hpt.escaping import file_name
 from hpt.evaluation.dial import measure_dial
@@ -34,8 +37,10 @@ from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.endpoints import read_endpoints
 from hpt.models.interpolation import Endpoints, make_grid
 from hpt.models.weights import hash_weights
+from hpt.radius import Radius
 from hpt.training.resumable import NonFiniteError
 from hpt.training.run import load_target, make_trainer, train_and_save
+from hpt.training.trainer import HPTTrainer
 
 
 PHASES = BUDGET, TRAIN, DIAL, TEST = ("budget", "train", "dial", "test")
@@ -80,7 +85,8 @@ def plan_budgets(grid: Grid, records: Records) -> Plan:
 def plan_runs(grid: Grid, records: Records) -> Plan:
     """All other tasks: training, dials and tests, those that can be done now among them."""
     later = dict.fromkeys(PHASES, 0)
-    points = 2 * len(grid.tests)  # for each run, the chosen one and its trained weights
+    places = list(product(grid.tests, grid.test_eps))
+    points = 2 * len(places)  # for each run, the chosen one and its trained weights
     tasks = []
     for method in grid.methods:
         for run in grid.tuning_runs(method):
@@ -100,13 +106,14 @@ def plan_runs(grid: Grid, records: Records) -> Plan:
             if read_dial(records, run) is None:
                 later[TEST] += points
             tasks += [
-                _task(TEST, test_task(run, t, test), _test, grid, records, run, t, test)
+                _task(TEST, test_task(grid, run, t, *place), _test, grid, records, run, t, *place)
                 for t in tested_points(grid, records, run)
-                for test in grid.tests
+                for place in places
             ]
     for name, run in grid.targets().items():
         tasks += [
-            _task(TEST, test_task(name, 0, test), _test, grid, records, run, 0.0, test, name) for test in grid.tests
+            _task(TEST, test_task(grid, name, 0, *place), _test, grid, records, run, 0.0, *place, name)
+            for place in places
         ]
     return _plan(tasks, records, later)
 
@@ -132,10 +139,10 @@ def budget_task(method: str) -> str:
     return f"{BUDGET}--{file_name(method)}"
 
 
-def test_task(run: Run | str, t: float, test: str) -> str:
-    """The task of a run's point on a test; of a vanilla target by its name, whose point is 0."""
+def test_task(grid: Grid, run: Run | str, t: float, test: str, eps: Radius) -> str:
+    """The task of a run's point on a test at a radius; of a vanilla target by its name, whose point is 0."""
     tested = file_name(run) if isinstance(run, str) else f"{run}--t{t:g}"
-    return f"{TEST}--{tested}--{file_name(test)}"
+    return "--".join(filter(None, (TEST, tested, file_name(test), grid.in_file_names(eps))))
 
 
 def _task(phase: str, task: str, work: Callable[..., dict], *arguments) -> Task:
@@ -150,9 +157,14 @@ def _plan(tasks: list[Task], records: Records, later: dict[str, int]) -> Plan:
 # The work
 
 
-def _count(grid: Grid, run: Run) -> dict:
+def _make_trainer(grid: Grid, run: Run) -> tuple[HPTTrainer, Benchmark]:
+    """The trainer of a run, and the images that choices are made on, which it sees if they are of its classes."""
     train, held_out = grid.choosing_images(run)
-    trainer = make_trainer(*grid.settings(run), train, held_out)
+    return make_trainer(*grid.settings(run), train, held_out if grid.trainer_may_evaluate else None), held_out
+
+
+def _count(grid: Grid, run: Run) -> dict:
+    trainer, held_out = _make_trainer(grid, run)
     return {"given": describe_given(trainer, held_out)} | asdict(measure_budget(trainer))
 
 
@@ -162,8 +174,7 @@ def read_given(records: Records, method: str) -> dict[str, str]:
 
 
 def _train(grid: Grid, records: Records, run: Run) -> dict:
-    train, held_out = grid.choosing_images(run)
-    trainer = make_trainer(*grid.settings(run), train, held_out)
+    trainer, held_out = _make_trainer(grid, run)
     refuse_changed(read_given(records, run.method), describe_given(trainer, held_out), run.method)
     try:
         train_and_save(trainer)
@@ -175,23 +186,25 @@ def _train(grid: Grid, records: Records, run: Run) -> dict:
 def _measure_dial(grid: Grid, records: Records, run: Run) -> dict:
     _, held_out = grid.choosing_images(run)
     comparison = grid.comparison
-    evaluator = _make_evaluator(grid, f"dials/{run}", [comparison.tune_attack], comparison.tune_samples)
+    evaluator = _make_evaluator(grid, f"dials/{run}", [comparison.tune_attack], grid.eps, comparison.tune_samples)
     classifier = _load(grid, records, run)
     endpoints = _read_endpoints(grid, records, run, classifier)
     points = measure_dial(classifier, endpoints, held_out, evaluator, make_grid(comparison.dial))
     return {"points": [asdict(point) for point in points]}
 
 
-def _test(grid: Grid, records: Records, run: Run, t: float, test: str, name: str | None = None) -> dict:
-    """Rows of a point on a test, and which of its images are right: a digit each."""
-    task = test_task(name or run, t, test)
+def _test(grid: Grid, records: Records, run: Run, t: float, test: str, eps: Radius, name: str | None = None) -> dict:
+    """Rows of a point on a test at a radius, and which of its images are right: a digit each."""
+    task = test_task(grid, name or run, t, test, eps)
     comparison = grid.comparison
-    evaluator = _make_evaluator(grid, f"tests/{task}", comparison.test_attacks, comparison.test_samples)
+    evaluator = _make_evaluator(grid, f"tests/{task}", comparison.test_attacks, eps, comparison.test_samples)
     classifier = _load(grid, records, run)
     if t > 0:
         classifier.model.load_state_dict(_read_endpoints(grid, records, run, classifier).at(t))
     subject = Subject(classifier, name or f"{run.method}, seed {run.seed}, t={t:g}")
     tasks = evaluator.plan(subject, grid.test_images(run, test))
+    if eps != grid.test_eps[0]:  # whether attacks work at all doesn't depend on it
+        tasks = [task for task in tasks if task.settings["attack"] != LARGE_EPS]
     rows = evaluator.run(tasks)
     samples = tasks[0].benchmark
     labels = np.asarray(samples.dataset["label"][:])
@@ -205,10 +218,12 @@ def _test(grid: Grid, records: Records, run: Run, t: float, test: str, name: str
     return {"rows": [asdict(row) for row in rows], "right": verdicts, "samples": tasks[0].settings["samples"]}
 
 
-def _make_evaluator(grid: Grid, folder: str, attacks: list[str], samples: int | None) -> RobustnessEvaluator:
+def _make_evaluator(
+    grid: Grid, folder: str, attacks: list[str], eps: Radius, samples: int | None
+) -> RobustnessEvaluator:
     return RobustnessEvaluator(
         attacks=attacks,
-        eps=grid.eps,
+        eps=eps,
         max_samples=samples,
         batch_size=grid.args.per_device_eval_batch_size,
         num_workers=grid.args.dataloader_num_workers,

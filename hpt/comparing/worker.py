@@ -5,6 +5,7 @@ Several processes, on one machine or on many that share the folder, do the same;
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from hpt.comparing.budget import Budget, refuse_unequal
@@ -16,7 +17,7 @@ from hpt.comparing.tasks import PHASES, Plan, Task, budget_task, plan_budgets, p
 from hpt.errors import InputError, list_known, message_of
 from hpt.files import check_folder
 from hpt.models.converted import check_model
-from hpt.training.data_inputs import check_sets
+from hpt.training.data_inputs import check_sets, may_share_images
 from hpt.training.run import named_models
 
 
@@ -51,7 +52,14 @@ def check(grid: Grid) -> None:
                 f"tune_samples is {grid.comparison.tune_samples}, but {train.name} has {len(held_out)} images to "
                 "choose by: give fewer, or another validation_size."
             )
-        check_sets(train, held_out, [grid.test_images(run, test) for test in grid.tests], grid.settings(run)[1])
+        tests = [grid.test_images(run, test) for test in grid.tests]
+        check_sets(train, held_out if grid.trainer_may_evaluate else None, tests, grid.settings(run)[1])
+        taken_from = train.split if grid.settings(run)[0].validation_size else held_out.split
+        for test in tests:
+            if may_share_images(test, replace(held_out, split=taken_from)):
+                raise InputError(
+                    f"{test.name} would be tested on images that choices are made on ({test.split}): test on others."
+                )
     keep_settings(grid)
 
 

@@ -191,7 +191,7 @@ def check_sets(
     sets = list(train.sets.values()) if isinstance(train, Mixture) else [train]
     check_names(test.name for test in tests)
     for test in tests:
-        if any(_may_share_images(test, part) for part in sets):
+        if any(may_share_images(test, part) for part in sets):
             raise InputError(
                 f"{test.name} would be tested on its training images ({test.split}): give a folder with train/ and "
                 "test/, or test on other images."
@@ -212,7 +212,7 @@ def check_sets(
         )
 
 
-def _may_share_images(test: Benchmark, train: Benchmark | StreamingBenchmark) -> bool:
+def may_share_images(test: Benchmark, train: Benchmark | StreamingBenchmark) -> bool:
     """Whether they are of one split, and of classes and chosen samples that both have, as far as these are known."""
     of_one_split = (test.part_of or test.name, test.split) == (train.part_of or train.name, train.split)
     of_one_class = not train.has_labels or bool(set(test.class_names) & set(train.class_names))

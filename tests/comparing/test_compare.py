@@ -5,18 +5,28 @@ import re
 import shlex
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import product
 from runpy import run_path
 
 import pytest
 from helpers import ROOT, make_clip, refusal_of, run_recipe
 
+from hpt import HPTConfig
+from hpt.cli import read_arguments
+from hpt.comparing import grid as comparing_grid
 from hpt.comparing import tasks, worker
+from hpt.comparing.choices import choose_rate, choose_run_point, chosen_runs
 from hpt.comparing.claims import claim
+from hpt.comparing.grid import NESTED, Comparison, read_grid
 from hpt.comparing.records import Records
+from hpt.comparing.results import CHOSEN, collect
+from hpt.comparing.tasks import plan_runs
 from hpt.data.benchmark import Benchmark
 from hpt.errors import InputError
 from hpt.evaluation.work import Work
 from hpt.models.loading import save_finished
+from hpt.recipes.hpt_gpd import Recipe
 from hpt.training.trainer import HPTTrainer
 
 
@@ -190,6 +200,40 @@ def test_a_finished_comparison_takes_another_seed(grid, monkeypatch):
     assert trained == [0, 5]
 
 
+def test_a_finished_comparison_is_tested_at_another_radius_and_nothing_else_is_done_again(grid, monkeypatch):
+    """Its methods are trained at radii of their own, and chosen at that of the settings that all share."""
+    methods = {
+        "methods": f"{{{TECOA}, tecoa at 4/255: {{objective: tecoa, attack_eps: 4/255, attack_step_size: 2/255}}}}"
+    }
+    changed = SMALL | methods | {"anchor_epochs": 0, "transfer_epochs": 2}
+    file, done, write = grid("radii", **changed), [], Records.write
+    folder = file.with_suffix("")
+    run_recipe("compare.py", "--config", file)
+    before, records = results(folder), Records(folder).read_all()
+    assert {row["eps"] for task, record in records.items() for row in record.get("rows", [])} == {None, 16 / 255, 0.5}
+    monkeypatch.setattr(
+        Records, "write", lambda records, task, record: (done.append(task), write(records, task, record))
+    )
+    run_recipe("compare.py", "--config", file)
+    assert not done and results(folder) == before
+    run_recipe("compare.py", "--config", file, "--test_eps", "4/255", "16/255")
+    tested = [task for task in records if task.startswith("test--")]
+    assert sorted(done) == sorted(f"{task}--eps4--255" for task in tested) and len(tested) >= 3
+    assert {file.name for file in folder.glob("tests_*.png")} == {"tests_digits.png", "tests_digits_eps4--255.png"}
+    lines, text = results(folder)
+    of_radius = {eps: [line for line in lines if line.get("test_eps") == eps] for eps in (4 / 255, 16 / 255)}
+    worst = [line for line in of_radius[16 / 255] if line["kind"] == "accuracy"]
+    assert worst == [line for line in before[0] if line["kind"] == "accuracy"]
+    told = [line["attack"] for line in of_radius[4 / 255] if line["kind"] == "pair"]
+    assert told.count("clean") == 3 and told.count("worst case") == 3
+    assert [line["attack"] for line in of_radius[16 / 255] if line["kind"] == "pair"] == ["worst case"] * 3
+    for what in ("trained at | at 4/255", "### At l_inf eps 4/255", "### At l_inf eps 16/255", "worst case at 4/255 "):
+        assert what in text
+    assert re.search(r"tecoa at 4/255 +\| at the chosen point +\| 4/255 ", text)
+    run_recipe("compare.py", "--config", file)
+    assert results(folder)[1] == before[1]  # which is read without the radius that came later
+
+
 def test_choices_never_see_a_test(grid, monkeypatch):
     """Images of a test are read by its own tasks alone; those before them read what is held out or trained on."""
     read, begun = {}, []
@@ -205,6 +249,85 @@ def test_choices_never_see_a_test(grid, monkeypatch):
     )
     run_recipe("compare.py", "--config", grid("blind", **SMALL))
     assert read == {"budget": {"train"}, "train": {"train"}, "dial": {"validation"}, "test": {"test"}}
+
+
+def read_comparison(file):
+    """The grid of a YAML file, as the recipe reads it."""
+    types = Comparison, Recipe, HPTConfig
+    arguments, nested, config = read_arguments(types, argv=["--config", str(file)], nested=NESTED)
+    return read_grid(arguments, nested, types[1:], config)
+
+
+def choices_of(grid, records):
+    """By method the chosen run, and the chosen point of each run at its rate."""
+    chosen = {method: choose_rate(grid, records, method) for method in grid.methods}
+    runs = {method: chosen_runs(grid, records, method) for method in grid.methods}
+    return chosen, {str(run): choose_run_point(grid, records, run) for own in runs.values() for run in own}
+
+
+def test_all_choices_can_be_made_while_no_test_can_be_read(grid, monkeypatch):
+    """Neither images nor labels of tests can be had, and every choice is what it is once they can."""
+    file, load = grid("unreadable", **SMALL | {"learning_rates": "[0.05, 0.5]"}), comparing_grid.load_benchmark
+
+    def refuse(rows):
+        raise InputError("a test was read.")
+
+    def unreadable(*arguments, **named):
+        benchmark = load(*arguments, **named)
+        return replace(benchmark, dataset=benchmark.dataset.with_transform(refuse))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(comparing_grid, "load_benchmark", unreadable)
+        patched.setattr(worker, "check_sets", lambda *_: None)  # which looks at the size of the tests' images
+        assert refusal_of("compare.py", "--config", file).endswith(": a test was read.")
+    read, records = read_comparison(file), Records(file.with_suffix(""))
+    left, chosen = plan_runs(read, records).ready, choices_of(read, records)
+    assert {task.phase for task in left} == {"test"} and len(left) >= 2
+    assert len(chosen[1]) == 1 and None not in [*chosen[0].values(), *chosen[1].values()]
+    run_recipe("compare.py", "--config", file)
+    assert not plan_runs(read, records).ready and choices_of(read, records) == chosen
+
+
+def test_verdicts_on_tests_change_no_choice(whole, tmp_path):
+    """Records of tests say that whatever was chosen is always wrong, and all else that could be always right."""
+    read, records = read_comparison(whole.parent / "grid.yaml"), Records(tmp_path)
+    test = Records(whole).read("test--vanilla--digits")
+    for task, record in Records(whole).read_all().items():
+        if not task.startswith("test--"):
+            records.write(task, record)
+    chosen = choices_of(read, records)
+    best = {(str(choice.run), choice.point.t) for choice in [*chosen[0].values(), *chosen[1].values()]}
+    for run, t in product([run for method in read.methods for run in read.runs_of(method)], (0.5, 1.0)):
+        right = (str(run), t) not in best
+        rows = [row | {"accuracy": float(right), "low": float(right), "high": float(right)} for row in test["rows"]]
+        verdicts = {attack: str(int(right)) * len(digits) for attack, digits in test["right"].items()}
+        records.write(tasks.test_task(read, run, t, "digits", read.eps), test | {"rows": rows, "right": verdicts})
+    assert choices_of(read, records) == chosen
+    (tested,) = {one.accuracies("clean")[0] for one in collect(read, records).tested if one.where == CHOSEN}
+    assert tested == 0  # they are read, for the tables
+
+
+def test_choices_on_held_out_classes_are_zero_shot(grid, monkeypatch):
+    """No run is trained on them, and what is measured there is asked among their names alone."""
+    trained, asked, train, measure = [], [], tasks.train_and_save, tasks.measure_dial
+    monkeypatch.setattr(
+        tasks, "train_and_save", lambda run: trained.append(run.train_dataset.class_names) or train(run)
+    )
+
+    def note(classifier, endpoints, held_out, evaluator, points):
+        measured = measure(classifier, endpoints, held_out, evaluator, points)
+        asked.append(json.loads(next(evaluator.results.folder.glob("samples_*.json")).read_text()))
+        return measured
+
+    monkeypatch.setattr(tasks, "measure_dial", note)
+    file = grid("unseen", **SMALL | {"validation_classes": "two|7|nine"})
+    run_recipe("compare.py", "--config", file)
+    unseen = ["two", "seven", "nine"]
+    assert [one["class_names"] for one in asked] == [unseen] and len(asked[0]["ids"]) == 12
+    assert len(trained) == 1 and len(*trained) == 7 and not {*trained[0]} & {*unseen}
+    lines, text = results(file.with_suffix(""))
+    assert "on 12 training images of classes that no run was trained on ('two', 'seven', 'nine')" in text
+    assert {line["test"] for line in lines if line["kind"] == "accuracy"} == {"digits"}  # of all ten
 
 
 def test_commands_of_what_can_be_done_now(grid, capsys):
@@ -244,6 +367,16 @@ REFUSED = {
         "tune_samples is 100000, but digits has [0-9]+ images to choose by",
     ),
     "a test on training images": ({"tests": "[digits:split=train]"}, "would be tested on its training images"),
+    "a test on what choices are made on": ({"tests": "[digits:split=validation]"}, "images that choices are made on"),
+    "a test on classes to choose by": (
+        {"tests": "['digits:split=train,classes=1|2|3']", "train_dataset": "digits:split=train"}
+        | {"validation_classes": "1|2|3"},
+        "digits .3 of 10 classes, [0-9a-f]+. would be tested on images that choices are made on .train.: test on",
+    ),
+    "evaluations on classes that aren't trained on": (
+        {"validation_classes": "1|2|3", "eval_strategy": "epoch"},
+        "--eval_strategy no",
+    ),
     "an unknown task": ({"task": "train--tecoa-0.5-7"}, "isn't among the tasks.*Did you mean train--tecoa-0.5-0"),
 }
 

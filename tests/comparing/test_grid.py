@@ -6,8 +6,10 @@ import pytest
 
 from hpt import HPTConfig, InputError
 from hpt.cli import read_arguments
-from hpt.comparing.grid import NESTED, Comparison, read_grid
+from hpt.comparing.grid import NESTED, Comparison, Run, read_grid
 from hpt.comparing.records import keep_settings
+from hpt.data.loading import load_benchmark
+from hpt.json_files import sealed
 from hpt.recipes.hpt_gpd import Recipe
 
 
@@ -44,7 +46,13 @@ def test_methods_share_settings_but_for_their_own(tmp_path):
     assert (args.objective, args.anchor_epochs, args.attack_eps) == ("hpt", 1, 8 / 255)
     assert (args.learning_rate, args.seed, args.save_endpoints) == (0.05, 4, True)
     assert args.output_dir == str(tmp_path / "out" / "runs" / "hpt-0.05-4") and recipe.target == "models/target"
-    assert grid.settings(grid.first_run("tecoa"))[1].objective == "tecoa" and grid.eps == 1 / 255
+    assert grid.settings(grid.first_run("tecoa"))[1].objective == "tecoa"
+    assert grid.eps == 1 / 255 and grid.test_eps == [1 / 255]  # whatever the radius of a method
+
+
+def test_radii_of_tests_are_those_given_and_choices_stay_at_the_shared_one(tmp_path):
+    grid = read(tmp_path, METHODS, "--attack_eps", "2/255", "--test_eps", "8/255", "4/255")
+    assert grid.test_eps == [4 / 255, 8 / 255] and grid.eps == 2 / 255
 
 
 def test_a_comparison_notices_other_samples_in_a_file_of_theirs(tmp_path):
@@ -89,6 +97,48 @@ def test_all_choose_on_the_same_images_that_none_trains_on(tmp_path):
     assert {len(train) for train, _ in sets} > {100}
 
 
+@pytest.mark.parametrize("held_out", [0, 300])
+def test_choices_can_be_made_on_classes_that_nothing_is_trained_on(tmp_path, held_out):
+    """On their training images, or those of them that are held out, or of the dataset's own validation split."""
+    classes = ["two", "seven", "nine"]
+    text = f"methods: {{a: {{}}, b: {{max_train_samples: 100}}}}\nvalidation_size: {held_out}"
+    whole, chosen_on = read(tmp_path, text).choosing_images(Run("a", 0.01, 3))
+    grid = read(tmp_path, text, "--validation_classes", "|".join(classes))
+    for method in grid.methods:
+        train, images = grid.choosing_images(grid.first_run(method))
+        assert images.class_names == classes and not {*train.class_names} & {*classes}
+        assert len(train.class_names) == 7 and {*train.dataset["label"]} == {*range(7)}
+        assert len(train) == (100 if method == "b" else sum(name not in classes for name in names_of(whole)))
+        ids = [id for id, name in zip(chosen_on.ids().tolist(), names_of(chosen_on), strict=True) if name in classes]
+        assert images.ids().tolist() == ids and {*names_of(images)} == {*classes}
+
+
+def names_of(benchmark):
+    return [benchmark.class_names[label] for label in benchmark.dataset["label"]]
+
+
+def test_images_of_held_out_classes_are_training_images_where_nothing_else_is_held_out(tmp_path):
+    shared = SHARED.replace("train_dataset: digits", "train_dataset: digits:split=train")
+    grid = read(tmp_path, METHODS, "--validation_classes", "0|1", shared=shared)
+    train, images = grid.choosing_images(grid.first_run("hpt"))
+    whole = load_benchmark("digits", "train")
+    assert sorted([*train.ids(), *images.ids()]) == sorted(whole.ids()) and images.class_names == ["zero", "one"]
+
+
+@pytest.mark.parametrize(
+    "classes, line",
+    [
+        ("two|elven", "validation_classes: .*names 'elven'.*"),
+        ("two", "validation_classes: classes leaves one class, 'two'"),
+        ("0|1|2|3|4|5|6|7|8", "validation_classes: without_classes leaves one class, 'nine'"),
+    ],
+)
+def test_classes_that_cannot_be_chosen_by_are_refused(tmp_path, classes, line):
+    grid = read(tmp_path, METHODS, "--validation_classes", classes)
+    with pytest.raises(InputError, match=line):
+        grid.choosing_images(grid.first_run("hpt"))
+
+
 REFUSED = {
     "no methods": ("", [], "has no methods"),
     "a list of methods": ("methods: [tecoa]", [], "methods must be a mapping"),
@@ -116,6 +166,13 @@ REFUSED = {
     "a seed twice": (METHODS, ["--seeds", "1", "1"], "seeds have 1 twice"),
     "a negative seed": (METHODS, ["--seeds", "-1"], "seeds is -1"),
     "a test twice": (METHODS, ["--tests", "digits", "digits"], "tests have digits twice"),
+    "no radius to test at": (f"{METHODS}\ntest_eps: []", [], "test_eps is an empty list"),
+    "a radius twice": (METHODS, ["--test_eps", "4/255", "8/255", "4/255"], "test_eps have 4/255 twice"),
+    "a radius of 255ths": (METHODS, ["--test_eps", "4"], "test_eps: eps is 4, but.*did you mean 4/255"),
+    "a radius of nothing": (METHODS, ["--test_eps", "0"], "test_eps: eps is 0, but must be above 0"),
+    "a radius that isn't a number": (METHODS, ["--test_eps", "four"], "test_eps is 'four'"),
+    "an attack's step at a radius": (
+        METHODS, ["--test_attacks", "pgd:step_size=4/255", "--test_eps", "1/255", "8/255"], "step size is 0.0156"),
     "an unknown test": (METHODS, ["--tests", "digitz"], "Unknown benchmark 'digitz'.*digits"),
     "a point out of range": (METHODS, ["--dial", "0.5", "1.5"], "t is 1.5"),
     "a point twice": (METHODS, ["--dial", "0.5", "0.5"], "given twice"),
@@ -171,12 +228,32 @@ def test_a_folder_takes_further_methods_rates_and_seeds(tmp_path):
     assert json.loads(file.read_text())["methods"].keys() >= {"tecoa", "hpt"}
 
 
+def test_a_folder_takes_other_radii_of_tests_but_not_another_of_choices(tmp_path):
+    """Also where every method has a radius of its own; and of 0.7.0, whose folders don't say that of the choices."""
+    own = "methods: {a: {attack_eps: 4/255}}"
+    grid = read(tmp_path, own)
+    kept = json.dumps(sealed({"methods": grid.describe()["methods"], "protocol": without_radius(grid.describe())}))
+    grid.folder.mkdir()
+    (grid.folder / "comparison.json").write_text(kept)
+    keep_settings(grid)
+    keep_settings(read(tmp_path, own, "--test_eps", "1/255", "8/255"))
+    keep_settings(read(tmp_path, own.replace("}}", "}, b: {}}"), "--test_eps", "2/255"))
+    with pytest.raises(InputError, match="another comparison .attack_eps 1/255 there, 2/255 here"):
+        keep_settings(read(tmp_path, own, "--attack_eps", "2/255"))
+
+
+def without_radius(described):
+    return {name: value for name, value in described["protocol"].items() if name != "attack_eps"}
+
+
 CHANGED = {
     "a method's settings": ("methods: {tecoa: {objective: tecoa, attack_steps: 3}}", [], "'tecoa' with"),
-    "what all share": (METHODS, ["--attack_eps", "4/255"], "'(tecoa|hpt)' with other settings .attack_eps"),
+    "what all share": (METHODS, ["--attack_steps", "3"], "'(tecoa|hpt)' with other settings .attack_steps None there"),
+    "the radius of choices": (METHODS, ["--attack_eps", "4/255"], "another comparison .attack_eps 1/255 there, 4/255"),
     "the rule": (METHODS, ["--choose", "clean>=0.5"], "another comparison .choose sum there, clean>=0.5 here"),
     "the dial": (METHODS, ["--dial", "1"], "another comparison .dial"),
     "the tests": (METHODS, ["--tests", "stl10"], "another comparison .tests"),
+    "classes to choose by": (METHODS, ["--validation_classes", "1|2"], "another comparison .validation_classes None"),
     "the samples": (METHODS, ["--test_samples", "5"], "another comparison .test_samples"),
 }  # fmt: skip
 

@@ -9,12 +9,13 @@ from hpt.comparing.figures import VANILLA_STYLE, _styles
 from hpt.comparing.records import Records
 from hpt.comparing.report import format_pairs
 from hpt.comparing.results import CHOSEN, TRAINED, pairs, refuse_other_images
+from hpt.radius import Radius
 
 
-def runs_of(method, accuracy, where=CHOSEN, test="digits", seeds=2, images=1000):
+def runs_of(method, accuracy, where=CHOSEN, test="digits", seeds=2, images=1000, eps="1/255"):
     """A method whose runs are right on the first images alone."""
     right = np.tile(np.arange(images) < accuracy * images, (seeds, 1))
-    return results.Tested(method, where, test, {"clean": right, "worst case": right}, [[]] * seeds)
+    return results.Tested(method, where, test, Radius(eps), {"clean": right, "worst case": right}, [[]] * seeds)
 
 
 def test_pairs_are_of_chosen_points_on_one_test():
@@ -23,6 +24,28 @@ def test_pairs_are_of_chosen_points_on_one_test():
     found = [(first.method, second.method, first.test) for first, second, attack, _ in pairs(shown)[::2]]
     digits = [("vanilla", "a"), ("vanilla", "b"), ("a", "b")]
     assert found == [(*pair, "digits") for pair in digits] + [("a", "b", "cifar10")]
+
+
+def test_pairs_are_of_one_radius_and_clean_accuracy_is_compared_once():
+    shown = [runs_of(method, 0.5, eps=eps) for method in "ab" for eps in ("1/255", "4/255")]
+    shown += [runs_of("c", 0.5, eps="4/255")]  # at the other radius it isn't tested yet
+    found = [(first.method, second.method, attack, str(first.eps)) for first, second, attack, _ in pairs(shown)]
+    assert all(first.eps == second.eps for first, second, _, _ in pairs(shown))
+    assert sorted(found) == [
+        ("a", "b", "clean", "1/255"),
+        ("a", "b", "worst case", "1/255"),
+        ("a", "b", "worst case", "4/255"),
+        *(("a", "c", attack, "4/255") for attack in ("clean", "worst case")),
+        *(("b", "c", attack, "4/255") for attack in ("clean", "worst case")),
+    ]
+
+
+def test_sentences_tell_radii_apart_and_claim_no_more_of_one_than_its_images_say():
+    shown = [runs_of("a", 0.5), runs_of("b", 0.4), runs_of("a", 0.3, eps="4/255"), runs_of("b", 0.3, eps="4/255")]
+    head, _, line = format_pairs(shown).splitlines()
+    assert line.startswith("- digits: a against b: clean +10.0 (+8.1 to +11.9); worst case at 1/255 +10.0 (")
+    assert line.endswith("; worst case at 4/255 +0.0 (-0.3 to +0.3), which can't be told from none.")
+    assert "Of 3 such intervals" in head
 
 
 def test_sentences_say_neither_too_much_nor_too_little():
