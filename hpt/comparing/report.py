@@ -174,9 +174,9 @@ def format_radii(grid: Grid, results: Results, test: str) -> str:
         accuracies = [cells.get((method, where, eps), "-") for eps in grid.test_eps]
         lines.append([markdown(method), where or "before training", trained, *accuracies])
     said = (
-        f"Accuracy in % in the worst case at each radius, as below. Rates and points were chosen at {grid.eps.title} "
-        "for all methods, so that at others none of them has the point that it could have. Which differences the data "
-        "can tell is said at the end, at each radius by itself: no order of methods follows from the means alone."
+        "Accuracy in % in the worst case at each radius, as below. Rates and points of all methods were chosen at "
+        f"{grid.eps.title}: chosen at another, a method may do better there. Which differences the data can tell is "
+        "said below, at each radius by itself: no order of methods follows from the means alone."
     )
     return f"{fitting_tables(lines, keys=3)}\n\n{said}"
 

@@ -52,6 +52,11 @@ def check(grid: Grid) -> None:
                 f"tune_samples is {grid.comparison.tune_samples}, but {train.name} has {len(held_out)} images to "
                 "choose by: give fewer, or another validation_size."
             )
+        if not grid.trainer_may_evaluate and grid.settings(run)[1].eval_strategy != "no":
+            raise InputError(
+                "A run can't be evaluated in training on validation_classes, which it isn't trained on: give "
+                "--eval_strategy no."
+            )
         tests = [grid.test_images(run, test) for test in grid.tests]
         check_sets(train, held_out if grid.trainer_may_evaluate else None, tests, grid.settings(run)[1])
         taken_from = train.split if grid.settings(run)[0].validation_size else held_out.split

@@ -375,7 +375,7 @@ REFUSED = {
     ),
     "evaluations on classes that aren't trained on": (
         {"validation_classes": "1|2|3", "eval_strategy": "epoch"},
-        "--eval_strategy no",
+        "evaluated in training on validation_classes.*--eval_strategy no",
     ),
     "an unknown task": ({"task": "train--tecoa-0.5-7"}, "isn't among the tasks.*Did you mean train--tecoa-0.5-0"),
 }
