@@ -11,9 +11,9 @@ from pathlib import Path
 from hpt.attacks.registry import parse_attacks_without_proxy
 from hpt.cli import as_arguments, parse_arguments
 from hpt.data.benchmark import Benchmark
+from hpt.data.class_subsets import take_classes
 from hpt.data.loading import load_benchmark
 from hpt.data.names import expand_all
-from hpt.data.class_subsets import take_classes
 from hpt.data.sample_subsets import pin_samples
 from hpt.errors import InputError, check_at_least
 from hpt.escaping import file_name
