@@ -230,9 +230,9 @@ def split_option(argv: list[str], name: str, value: str = "a value") -> tuple[st
 def _find_config(
     config: str | Path | None, folder: Path | None, types: tuple[type, ...], nested: tuple[str, ...]
 ) -> Path | None:
-    """The file that is meant by a path, or by the name of one beside the recipe."""
+    """The file that is meant by a path, or by the name of one beside the recipe, which may have a folder's before it."""
     text = str(config)
-    if config is None or folder is None or text.endswith((".yaml", ".yml")) or Path(text).name != text:
+    if config is None or folder is None or text.endswith((".yaml", ".yml")):
         return config if config is None else Path(config)
     names = _names_of_configs(folder, types, nested)
     if not (folder / f"{text}.yaml").is_file():
@@ -245,8 +245,12 @@ def _find_config(
 def _names_of_configs(folder: Path, types: tuple[type, ...], nested: tuple[str, ...]) -> list[str]:
     """The YAML files beside a recipe that hold nothing but its fields, and one of its nested ones if it has some."""
     known = {field.name for kind in types for field in fields(kind) if field.init} | {*nested}
-    held = {file: set(_field_names(file)) for file in sorted(folder.glob("*.yaml"))}
-    return [file.stem for file, names in held.items() if names <= known and (not nested or names & {*nested})]
+    held = {file: set(_field_names(file)) for file in sorted(folder.rglob("*.yaml"))}
+    return [
+        file.relative_to(folder).with_suffix("").as_posix()
+        for file, names in held.items()
+        if names <= known and (not nested or names & {*nested})
+    ]
 
 
 def _field_names(file: Path) -> list[str]:

@@ -125,6 +125,15 @@ def test_a_name_is_a_file_beside_the_recipe(recipe_folder, monkeypatch, given):
     assert (data.dataset, path) == ("cifar10", recipe_folder / "small.yaml")
 
 
+def test_a_name_may_have_a_folder_before_it(recipe_folder):
+    (recipe_folder / "study").mkdir()
+    (recipe_folder / "study" / "large.yaml").write_text("dataset: all\n")
+    data, path = parse_config((Data,), None, ["--config", "study/large"], folder=recipe_folder)
+    assert (data.dataset, path) == ("all", recipe_folder / "study" / "large.yaml")
+    with pytest.raises(InputError, match="'study/larg'; known: small, study/large. Did you mean study/large"):
+        parse_config((Data,), None, ["--config", "study/larg"], folder=recipe_folder)
+
+
 def test_a_path_is_a_path(recipe_folder, monkeypatch):
     (recipe_folder / "elsewhere").mkdir()
     monkeypatch.chdir(recipe_folder / "elsewhere")

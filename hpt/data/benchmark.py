@@ -3,7 +3,7 @@
 import warnings
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 
 import datasets
@@ -45,7 +45,7 @@ class SeenByModels:
         own = ImageTransform() if image_processor is None else geometry_of(image_processor)
         return replace(self, transform=self.transform or own, augmentation=None)
 
-    @property
+    @cached_property  # a dataset copies its features, with the names of all classes, whenever it is asked for them
     def has_labels(self) -> bool:
         """Whether its images have labels; without, it can be trained on alone, and items have no `labels`."""
         return "label" in self.dataset.features
@@ -74,7 +74,7 @@ class SeenByModels:
         kind = self.dataset.features["image"]
         return kind.mode if isinstance(kind, datasets.Image) else None
 
-    @property
+    @cached_property
     def _feature(self) -> datasets.Image:
         return datasets.Image(mode=self.mode)
 
@@ -254,9 +254,8 @@ class StreamingBenchmark(SeenByModels, torch.utils.data.IterableDataset):
         if self.has_labels:
             check_labels(dataset, self.class_names, f"{self.name} ({self.split})")
         ids = np.array([_checksum(example["image"]) for example in examples])
-        return Benchmark(
-            dataset=dataset, sample_ids=ids, **{name: value for name, value in vars(self).items() if name != "dataset"}
-        )
+        same = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "dataset"}
+        return Benchmark(dataset=dataset, sample_ids=ids, **same)
 
     def _read_label(self, label, row: str) -> int:
         """A label as a number, which may be stored as its name."""

@@ -278,7 +278,7 @@ class HPTConfig(TrainingArguments):
                 "steps_per_epoch is for streaming training sets; this one has epochs of its own: leave it out."
             )
         return GPDSchedule(
-            steps_per_epoch=self.steps_per_epoch or self._steps_over(num_examples),
+            steps_per_epoch=self.steps_per_epoch or steps_over(num_examples, self),
             anchor_epochs=self.anchor_epochs,
             transfer_epochs=self.transfer_epochs,
             anchor_learning_rate=self.anchor_learning_rate,
@@ -328,15 +328,6 @@ class HPTConfig(TrainingArguments):
         for setting in RobustTransfer.fields:
             if setting not in used and getattr(self, setting) != getattr(HPTConfig, setting):
                 raise InputError(f"{setting} is {getattr(self, setting)!r}, but no objective of this run has it.")
-
-    def _steps_over(self, num_examples: int) -> int:
-        """Optimizer steps in an epoch of a dataset."""
-        batch_size, world_size = self.per_device_train_batch_size, self.world_size
-        if self.dataloader_drop_last:
-            batches = num_examples // batch_size // world_size
-        else:
-            batches = math.ceil(math.ceil(num_examples / batch_size) / world_size)
-        return max(1, math.ceil(batches / self.gradient_accumulation_steps))
 
     def _parse_numbers(self):
         """Python and YAML callers may give text where a number is meant, as the command line always does."""
@@ -409,3 +400,13 @@ class HPTConfig(TrainingArguments):
             raise InputError(
                 f"hub_strategy is {strategy!r}, which would push optimizer states: give every_save or end."
             )
+
+
+def steps_over(num_examples: int, args: TrainingArguments) -> int:
+    """Optimizer steps in an epoch of a dataset."""
+    batch_size, world_size = args.per_device_train_batch_size, args.world_size
+    if args.dataloader_drop_last:
+        batches = num_examples // batch_size // world_size
+    else:
+        batches = math.ceil(math.ceil(num_examples / batch_size) / world_size)
+    return max(1, math.ceil(batches / args.gradient_accumulation_steps))

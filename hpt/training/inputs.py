@@ -117,8 +117,8 @@ def prepare_inputs(
     return TrainingInputs(*models, train, evaluation, schedule, augmentation, trained, vanilla_weights)
 
 
-def make_augmentation(args: HPTConfig) -> CropFlip | None:
-    """The augmentation of the training images by the name that the settings give; `None` for none."""
+def make_augmentation(args: TrainingArguments) -> CropFlip | None:
+    """The augmentation of the training images that settings name as `augmentation`; `None` for none."""
     kind = AUGMENTATIONS[args.augmentation]
     return kind and kind(data_seed(args))
 

@@ -8,7 +8,7 @@ CLIP, a SigLIP, or a ResNet beside a BERT, come out of an image-classification d
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -31,6 +31,7 @@ from transformers import (
 )
 
 from hpt.cli import parse_config
+from hpt.data.augmentation import AUGMENTATIONS
 from hpt.data.benchmark import Benchmark
 from hpt.data.images import check_images, collate, to_unit_range
 from hpt.data.loading import load_training_data
@@ -41,10 +42,11 @@ from hpt.models.loading import save_finished
 from hpt.models.weights import forward_redirected
 from hpt.processes import check_trains_together, hold_together, on_main_process
 from hpt.prompts import DEFAULT_TEMPLATE, check_templates, make_prompts
-from hpt.training.callbacks import LogitScaleCallback
+from hpt.training.callbacks import AugmentationCallback, LogitScaleCallback
+from hpt.training.config import steps_over
 from hpt.training.data_inputs import check_batches
 from hpt.training.identity import describe_training
-from hpt.training.inputs import check_launch
+from hpt.training.inputs import check_launch, make_augmentation
 from hpt.training.mixed_sets import as_epochs
 from hpt.training.resumable import ResumableTrainer
 from hpt.training.trackers import check_trackers
@@ -102,6 +104,7 @@ class PretrainingConfig(TrainingArguments):
         default_factory=lambda: [DEFAULT_TEMPLATE, "a picture of a {}", "{}"],
         metadata={"help": "Captions: templates that take a class name."},
     )
+    augmentation: str = field(default="none", metadata={"help": "Of training images: none or crop_flip."})
     random_flip: bool = field(default=False, metadata={"help": "Mirror half of the training images."})
     random_shift: int = field(default=0, metadata={"help": "Shift training images by up to so many pixels."})
     overwrite: bool = field(
@@ -137,6 +140,7 @@ class PretrainingConfig(TrainingArguments):
         self.train_dataset = choose_sets(self.train_dataset, self.train_datasets, vars(self), "digits")
         check_known("family", self.family, PRETRAINED)
         check_templates(self.caption_templates)
+        check_known("augmentation", self.augmentation, AUGMENTATIONS)
         if not 0 < self.learning_rate < math.inf:
             raise InputError(f"learning_rate is {self.learning_rate:g}, but must be above 0 and finite.")
         if self.image_size % self.patch_size:
@@ -300,14 +304,17 @@ class ContrastiveTrainer(ResumableTrainer):
 
     def __init__(self, model, processor, args: PretrainingConfig, train_dataset: Benchmark | Mixture):
         check_launch(args)
+        augmentation, image_processor = make_augmentation(args), processor.image_processor
         if isinstance(train_dataset, Mixture):
-            train_dataset = as_epochs(train_dataset, args, processor.image_processor, over_union=True)
+            train_dataset = as_epochs(train_dataset, args, image_processor, augmentation=augmentation, over_union=True)
         else:
-            train_dataset = train_dataset.for_model(processor.image_processor)
+            train_dataset = replace(train_dataset.for_model(image_processor), augmentation=augmentation)
             check_images(train_dataset.dataset, train_dataset.name, same_size=train_dataset.is_native)
         check_batches(len(train_dataset), args)
         classifier = ZeroShotClassifier(model, processor, train_dataset.class_names, args.caption_templates)
         super().__init__(model, args, collate, train_dataset, callbacks=[LogitScaleCallback()])
+        if augmentation is not None:
+            self.add_callback(AugmentationCallback(augmentation, steps_over(len(train_dataset), args)))
         self.model_accepts_loss_kwargs = False
         self.classifier = classifier.to(args.device)
         self.captions = make_prompts(args.caption_templates, train_dataset.class_names)

@@ -468,6 +468,8 @@ class ResumableTrainer(Trainer):
         loader = super()._get_dataloader(*args, **kwargs)
         workers = loader.base_dataloader  # which accelerate has wrapped
         workers.worker_init_fn = partial(_leave_signals_to_trainer, workers.worker_init_fn, self._needs_workers)
+        if workers.persistent_workers:  # they start once, and again when a run goes on: never by the run's own draws
+            workers.generator = torch.Generator()
         return loader
 
     @cached_property

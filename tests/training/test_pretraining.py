@@ -1,5 +1,7 @@
+import json
 import math
 import shutil
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from transformers import CLIPModel, CLIPProcessor, SiglipModel, SiglipProcessor,
 from hpt import InputError, load_benchmark, load_proxy
 from hpt.data.benchmark import Benchmark
 from hpt.data.geometry import ImageTransform
+from hpt.data.mixtures import Mixture
 from hpt.evaluation.comparison import measure
 from hpt.evaluation.subject import Subject
 from hpt.models.weights import normalizers
@@ -152,6 +155,80 @@ def test_a_cut_off_pretraining_continues(tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+WORKERS = {
+    "no workers": {},
+    "two workers": {"dataloader_num_workers": 2},
+    "two that persist": {"dataloader_num_workers": 2, "dataloader_persistent_workers": True},
+}
+
+
+def note_steps(trainer) -> list:
+    """What the loss of each step is computed on from here on: sample ids and pixels."""
+    steps, compute = [], trainer.compute_loss
+
+    def compute_loss(model, inputs, *given, **named):
+        steps.append((inputs["sample_ids"].clone(), inputs["pixel_values"].clone()))
+        return compute(model, inputs, *given, **named)
+
+    trainer.compute_loss = compute_loss
+    return steps
+
+
+def images_by_id(steps):
+    return {sample_id: image for ids, images in steps for sample_id, image in zip(ids.tolist(), images, strict=True)}
+
+
+def make_augmented_trainer(folder, sets, **settings):
+    args = pretraining_config(folder, augmentation="crop_flip", **settings)
+    digits = load_benchmark("digits", "train").subset(48)
+    if sets != "one set":
+        digits = Mixture({"first": digits.rows(range(24)), "second": digits.rows(range(24, 48))}, batches=sets)
+    trainer = ContrastiveTrainer(*make_clip(0), args, digits)
+    return trainer, note_steps(trainer)
+
+
+@pytest.mark.parametrize("sets", ["one set", "one_set", "mixed"])
+@pytest.mark.parametrize("workers", WORKERS)
+def test_each_epoch_is_augmented_anew_and_goes_on_bit_for_bit(tmp_path, workers, sets):
+    """From within the second epoch and from its beginning, with the images that `CropFlip` draws for an epoch."""
+    settings = WORKERS[workers] | {"num_train_epochs": 3, "per_device_train_batch_size": 12}
+    whole, steps = make_augmented_trainer(tmp_path / "whole", sets, save_strategy="steps", save_steps=1, **settings)
+    whole.train()
+    epochs = [images_by_id(steps[first : first + 4]) for first in (0, 4, 8)]
+    assert len(steps) == 12 and [len(epoch) for epoch in epochs] == [48, 48, 48]
+    same = [sum(one[number].equal(other[number]) for number in one) for one, other in pairwise(epochs)]
+    assert max(same) < 12  # but for uniform images, every one is another part in another epoch
+    if sets == "one set":
+        whole.train_dataset.augmentation.set_epoch(1)
+        drawn = {item["sample_ids"]: item["pixel_values"] for item in whole.train_dataset}
+        assert all(drawn[number].equal(image) for number, image in epochs[1].items())
+    for step in (4, 6):
+        folder = tmp_path / f"from-{step}"
+        shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", folder / f"checkpoint-{step}")
+        again, rest = make_augmented_trainer(folder, sets, **settings)
+        again.train(resume_from_checkpoint="last")
+        assert len(rest) == 12 - step
+        assert all(one[1].equal(other[1]) for one, other in zip(rest, steps[step:], strict=True))
+        trained = again.model.state_dict()
+        assert all(torch.equal(weight, trained[name]) for name, weight in whole.model.state_dict().items())
+
+
+def test_a_run_goes_on_with_its_own_augmentation_alone(tmp_path):
+    pretrain(pretraining_config(tmp_path, save_strategy="epoch", num_train_epochs=2))
+    (tmp_path / "config.json").unlink()
+    changed = pretraining_config(tmp_path, augmentation="crop_flip", num_train_epochs=2)
+    with pytest.raises(InputError, match=r"\(augmentation none there, crop_flip here\): use the same"):
+        pretrain(changed)
+    manifest_file = tmp_path / "checkpoint-2" / "manifest.json"
+    manifest = json.loads(manifest_file.read_text())
+    del manifest["digest"], manifest["settings"]["augmentation"]  # as of hpt 0.7.0
+    manifest_file.write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"\(augmentation none there, crop_flip here\): use the same"):
+        pretrain(changed)
+    pretrain(pretraining_config(tmp_path, num_train_epochs=2))
+    assert is_finished(tmp_path)
+
+
 def test_a_finished_model_is_written_over_only_if_that_is_said(tmp_path):
     pretrain(pretraining_config(tmp_path, save_strategy="epoch"))
     before = (tmp_path / "model.safetensors").read_bytes()
@@ -179,6 +256,7 @@ def test_a_cut_off_pretraining_that_writes_over_another_goes_on_without_saying_s
         ({"learning_rate": math.nan}, "learning_rate is nan, but must be above 0 and finite"),
         ({"patch_size": 7}, "patch_size 7 doesn't divide image_size 16"),
         ({"vision_heads": 3}, "vision_heads 3 doesn't divide vision_hidden_size 16"),
+        ({"augmentation": "flip"}, "^Unknown augmentation 'flip'; known: none, crop_flip.[^\n]*$"),
         ({"family": "flava"}, "Unknown family 'flava'; known: clip, siglip, vision_text_dual_encoder"),
         ({"family": "vision_text_dual_encoder"}, "Unknown vision_tower 'None'; known: convnext, resnet, vit"),
         ({"vision_tower": "resnet"}, "only the family vision_text_dual_encoder has a choice of them"),
