@@ -209,6 +209,7 @@ def run(recipe: Recipe, args: HPTConfig, config: Path | None) -> None:
     pretrained = pretrain_missing(files, vars(recipe), args, config.parent if config else HERE)
     trainer = make_trainer(recipe, args, train, validation)
     trainer.recipe |= {f"pretrain_{name}": None for name in files if name not in pretrained}
+    trainer.try_optimizer(trainer.schedule.num_epochs * trainer.schedule.steps_per_epoch)
     if recipe.overwrite:  # now that all else is known to be right
         on_main_process(lambda: delete_run(output, recipe))
     folders = train_and_save(trainer)

@@ -289,6 +289,16 @@ def test_overwriting_deletes_a_run_but_not_what_it_needs(tmp_path):
     assert [folder.name for folder in tmp_path.iterdir()] == ["target"]
 
 
+def test_overwriting_deletes_nothing_where_the_optimizer_cannot_be_made(tmp_path):
+    for name, patch_size in (("target", 8), ("proxy", 4)):
+        save_finished(*make_clip(patch_size, patch_size=patch_size), tmp_path / name)
+    (tmp_path / "quick.yaml").write_text(QUICK.format(folder=tmp_path).replace("pretrain_", "# pretrain_"))
+    (tmp_path / "checkpoint-4").mkdir()
+    command = ["hpt_gpd.py", "--config", tmp_path / "quick.yaml", "--overwrite", True, "--optim_args", "momentum"]
+    assert "The optimizer or its learning rates can't be made of the settings" in refusal_of(*command)
+    assert (tmp_path / "checkpoint-4").is_dir()
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
