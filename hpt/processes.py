@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,6 +21,9 @@ from hpt.cli import ERRORS
 from hpt.environment import available_cores
 from hpt.errors import InputError, WorkerDied, causes, check_at_least
 from hpt.locks import hold_folder
+
+
+STOPPING = (signal.SIGTERM, signal.SIGINT)  # what a run is stopped by: SIGTERM and Ctrl-C
 
 
 def join_processes(use_cpu: bool = False) -> PartialState:
@@ -98,6 +102,26 @@ def hold_together(folder: str | Path | None) -> Iterator[bool]:
 
 
 @contextmanager
+def signals_held() -> Iterator[None]:
+    """Within, SIGTERM and Ctrl-C wait for the end, where the first that has come does what it does without this.
+
+    In another thread than the main one, where no handlers can be set, nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came = []
+    before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])
+
+
+@contextmanager
 def dead_workers_explained() -> Iterator[None]:
     """Within, a data loader whose worker has died says what to do: torch raises that wherever the program just is.
 
@@ -138,7 +162,7 @@ def launch(command: list[str], num_processes: str) -> int:
     arguments = _launcher_arguments(command, int(num_processes))
     if not torch.accelerator.is_available():
         os.environ["ACCELERATE_USE_CPU"] = "true"  # without which each process would train alone
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOPPING:
         signal.signal(number, _pass_on)
     logging.disable(logging.ERROR)  # of torchrun, which repeats what the processes have said themselves
     with TemporaryDirectory() as folder:

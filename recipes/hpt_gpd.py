@@ -40,7 +40,15 @@ from hpt.training.config import DTYPES
 from hpt.training.data_inputs import check_sets
 from hpt.training.pretraining import pretrain_missing
 from hpt.training.record import refuse_other_run
-from hpt.training.run import load_data, make_trainer, named_models, refer_to, train_and_save, without_original
+from hpt.training.run import (
+    advise_on_precision,
+    load_data,
+    make_trainer,
+    named_models,
+    refer_to,
+    train_and_save,
+    without_original,
+)
 
 
 HERE = Path(__file__).parent
@@ -69,7 +77,9 @@ class Recipe:
         default_factory=list,
         metadata={"help": "Several instead, such as ID@REVISION NAME=PATH:template=TEMPLATE original."},
     )
-    proxy_dtype: str = field(default="float32", metadata={"help": "What it runs in: float32, bfloat16 or float16."})
+    proxy_dtype: str = field(
+        default="float32", metadata={"help": "What it runs in, whatever bf16 says: float32, bfloat16 or float16."}
+    )
     lora_rank: int | None = field(default=None, metadata={"help": "Train LoRA adapters of this rank instead."})
     lora_alpha: float | None = field(default=None, metadata={"help": "Their scale; the rank unless given."})
     train_dataset: str | None = field(
@@ -180,6 +190,8 @@ def run(recipe: Recipe, args: HPTConfig, config: Path | None) -> None:
     """Train, save, evaluate and publish, while no other run works in `output_dir`."""
     output = Path(args.output_dir)
     set_cpu_threads(recipe.cpu_threads)
+    if args.process_index == 0 and (advice := advise_on_precision(recipe, args)):
+        print(advice)
     files = {"target": recipe.pretrain_target, "proxy": recipe.pretrain_proxy}
     for name, models in named_models(recipe, args).items():
         for model in models if files[name] is None else []:
@@ -197,6 +209,7 @@ def run(recipe: Recipe, args: HPTConfig, config: Path | None) -> None:
     pretrained = pretrain_missing(files, vars(recipe), args, config.parent if config else HERE)
     trainer = make_trainer(recipe, args, train, validation)
     trainer.recipe |= {f"pretrain_{name}": None for name in files if name not in pretrained}
+    trainer.try_optimizer(trainer.schedule.num_epochs * trainer.schedule.steps_per_epoch)
     if recipe.overwrite:  # now that all else is known to be right
         on_main_process(lambda: delete_run(output, recipe))
     folders = train_and_save(trainer)

@@ -1,4 +1,4 @@
-"""Targeted attacks: each sample's likeliest other classes in turn, side by side where so few samples are left."""
+"""Targeted attacks: each sample's likeliest other classes in turn, side by side where few resist the first."""
 
 from collections.abc import Callable
 
@@ -19,9 +19,9 @@ def attack_each_target(
 ) -> AttackResult:
     """Search towards one class after the other, each on the samples that are still classified right.
 
-    Where the samples that are left fit into a batch several times, so many of their targets are tried side by side. A
-    sample's image is the one that it would have in turn: that of the first target which breaks it, or else of the
-    largest margin.
+    The first is tried alone, since it breaks most of what breaks at all. Where the samples that it leaves fit into a
+    batch several times, so many of their other targets are tried side by side. A sample's image is the one that it
+    would have in turn: that of the first target which breaks it, or else of the largest margin.
 
     Args:
         classifier: From [`float_logits`]; a randomised one is attacked towards one class at a time.
@@ -36,7 +36,8 @@ def attack_each_target(
     worst, right = judge(classifier, batch.images, batch.labels, seeds(batch, -1))
     left, tried = right.nonzero().squeeze(1), 0
     while len(left) > 0 and tried < targets.shape[1]:
-        towards = targets[left, tried : tried + _side_by_side(classifier, len(left))]
+        most = _side_by_side(classifier, len(left)) if tried else 1
+        towards = targets[left, tried : tried + most]
         number = towards.shape[1]
         copies = batch.take(left.repeat_interleave(number))._replace(targets=towards.flatten())
         result = search(classifier, copies)

@@ -30,7 +30,6 @@ import numpy as np
 import PIL
 import torch
 import transformers
-from huggingface_hub import constants
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
@@ -40,10 +39,8 @@ from hpt.data.benchmark import Benchmark
 from hpt.data.epochs import EpochMixture
 from hpt.data.hashing import hash_samples
 from hpt.data.images import collate, to_unit_range
-from hpt.data.streams import EpochStream
 from hpt.errors import InputError, WriteFailed
 from hpt.escaping import one_line
-from hpt.files import check_folder
 from hpt.json_files import digest
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.identity import hash_configuration
@@ -53,6 +50,14 @@ from hpt.processes import on_main_process
 from hpt.training.config import ALWAYS, NEVER, HPTConfig
 from hpt.training.gpd import ANCHOR, TRANSFER
 from hpt.training.inputs import TrainingInputs
+from hpt.training.keeping import (
+    NOBODY_ASKS,
+    asked_for_features,
+    cache_folder,
+    check_cache,
+    refuse_keeping,
+    why_not_kept,
+)
 from hpt.training.kept_rows import CHUNK, keep_rows
 from hpt.training.objective_base import OF_ORIGINAL, OF_PROXY, Objective
 
@@ -62,9 +67,6 @@ logger = logging.getLogger(__name__)
 BATCH = 64  # images, by which a chunk can be divided
 MOST_IMAGES = 4_000_000  # up to which features are kept without being asked for: 8 GB for a model of 512 dimensions
 COLUMN = "clean_features_"  # what a batch calls those of the models, with their numbers
-NOBODY_ASKS = (
-    "no objective of this run asks a frozen dual encoder of transformers for their logits or embeddings: leave it out"
-)
 assert CHUNK % BATCH == 0
 
 
@@ -172,11 +174,6 @@ class _WithFeatures(Dataset):
         return items
 
 
-def cache_folder(fingerprint: str | None = None) -> Path:
-    """Where all features are kept, or those with a fingerprint."""
-    return Path(constants.HF_HOME, "hpt", "clean_features", fingerprint or "")
-
-
 def _precisions() -> list[str]:
     """How exactly devices compute in float32, as now set: `torch_compile`, among others, sets TF32 on a GPU."""
     backends = torch.backends
@@ -212,27 +209,14 @@ def choose_models(args: HPTConfig, inputs: TrainingInputs) -> list[ZeroShotClass
     if args.cache_clean == NEVER or inputs.train is None:
         return []
     epochs = _epochs_that_ask(args, inputs)
-    problem = _what_changes(args, inputs) or (None if epochs else NOBODY_ASKS)
+    problem = why_not_kept(args, isinstance(inputs.train, EpochMixture)) or (None if epochs else NOBODY_ASKS)
     if args.cache_clean == ALWAYS:
-        if problem is not None:
-            raise InputError(f"cache_clean is true, which keeps what models make of clean images, but {problem}.")
-        _check_cache()
+        refuse_keeping(problem)
         return list(epochs)
     models = [model for model, number in epochs.items() if number >= 2]
     if problem is not None or len(inputs.train) > MOST_IMAGES or not models:
         return []
     return models if on_main_process(_can_be_written) else []
-
-
-def _what_changes(args: HPTConfig, inputs: TrainingInputs) -> str | None:
-    """Why images aren't the same in each epoch, or can't be found again; `None` where they are."""
-    if isinstance(inputs.train, EpochStream):
-        return "a stream is never read in the same order twice: leave it out"
-    if inputs.augmentation is not None:
-        return f"augmentation is {args.augmentation!r}, which changes them in each epoch: give one of the two"
-    if isinstance(inputs.train, EpochMixture):
-        return "that isn't done for the images of a mixture: leave it out"
-    return None
 
 
 def _epochs_that_ask(args: HPTConfig, inputs: TrainingInputs) -> dict[ZeroShotClassifier, float]:
@@ -250,8 +234,9 @@ def _epochs_that_ask(args: HPTConfig, inputs: TrainingInputs) -> dict[ZeroShotCl
 
 def _asked(objective: Objective, inputs: TrainingInputs) -> Iterable[ZeroShotClassifier]:
     """The models that an objective asks about clean images, and of which features can be kept."""
-    asked = list(parts_of(inputs.proxy)) if OF_PROXY in objective.asks_about_clean and inputs.proxy else []
-    if OF_ORIGINAL in objective.asks_about_clean and not objective.needs_patches:
+    names = asked_for_features(objective)
+    asked = list(parts_of(inputs.proxy)) if OF_PROXY in names and inputs.proxy else []
+    if OF_ORIGINAL in names:
         asked.append(inputs.original)
     return dict.fromkeys(model for model in asked if _is_known(model))
 
@@ -263,16 +248,9 @@ def _is_known(model: nn.Module) -> bool:
     return all(type(part).__module__.startswith(("torch.", "transformers.")) for part in model.model.modules())
 
 
-def _check_cache() -> None:
-    try:
-        check_folder(cache_folder())
-    except InputError as error:
-        raise InputError(f"Features of clean images must be kept. {error} Set HF_HOME to one that can.") from error
-
-
 def _can_be_written() -> bool:
     try:
-        _check_cache()
+        check_cache()
     except InputError as error:
         logger.warning(f"{error} Until then each epoch computes them anew.")
         return False

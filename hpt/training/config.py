@@ -16,6 +16,7 @@ from hpt.processes import check_trains_together
 from hpt.prompts import DEFAULT_TEMPLATE, check_templates
 from hpt.radius import Fraction, Radius, check_step_size
 from hpt.training.gpd import ANCHOR, TRANSFER, GPDSchedule, check_epochs
+from hpt.training.keeping import check_cache, refuse_keeping, why_not_kept
 from hpt.training.objectives import OBJECTIVES, Objective, RobustTransfer
 from hpt.training.sums import check_attack_loss, check_needs, make_objective
 from hpt.training.trackers import check_trackers
@@ -387,6 +388,9 @@ class HPTConfig(TrainingArguments):
         check_known("trainable", self.trainable, TRAINABLE)
         check_known("augmentation", self.augmentation, AUGMENTATIONS)
         check_known("cache_clean", self.cache_clean, CACHE_CLEAN)
+        if self.cache_clean == ALWAYS:
+            refuse_keeping(why_not_kept(self))
+            check_cache()
         if self.attack_dtype is not None:
             check_known("attack_dtype", self.attack_dtype, DTYPES)
         if SchedulerType(self.lr_scheduler_type) != SchedulerType.COSINE:

@@ -24,8 +24,9 @@ from hpt.data.mixtures import Mixture
 from hpt.data.streams import EpochStream, check_workers
 from hpt.errors import InputError
 from hpt.references import check_names
-from hpt.training.config import HPTConfig
+from hpt.training.config import ALWAYS, HPTConfig
 from hpt.training.identity import data_seed
+from hpt.training.keeping import refuse_keeping, why_not_kept
 from hpt.training.mixed_sets import check_mixture, class_names_of_set, template_of_set
 
 
@@ -184,10 +185,12 @@ def check_sets(
     """Refuse images that can't be used, tests on training images, and evaluations in training without images.
 
     Raises:
-        InputError: naming the set.
+        InputError: naming the set; for a mixture of which `cache_clean` is to keep features.
     """
     if isinstance(train, Mixture):
         check_mixture(train, args, args.prompt_template)
+        if args.cache_clean == ALWAYS:
+            refuse_keeping(why_not_kept(args, is_mixture=True))
     sets = list(train.sets.values()) if isinstance(train, Mixture) else [train]
     check_names(test.name for test in tests)
     for test in tests:

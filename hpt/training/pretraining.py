@@ -36,11 +36,11 @@ from hpt.data.benchmark import Benchmark
 from hpt.data.images import check_images, collate, to_unit_range
 from hpt.data.loading import load_training_data
 from hpt.data.mixtures import OF_THE_SETS, Mixture, choose_sets, load_mixture
-from hpt.errors import InputError, check_known
+from hpt.errors import InputError, check_at_least, check_known
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.loading import save_finished
 from hpt.models.weights import forward_redirected
-from hpt.processes import check_trains_together, hold_together, on_main_process
+from hpt.processes import check_trains_together, hold_together, on_main_process, signals_held
 from hpt.prompts import DEFAULT_TEMPLATE, check_templates, make_prompts
 from hpt.training.callbacks import AugmentationCallback, LogitScaleCallback
 from hpt.training.config import steps_over
@@ -150,6 +150,7 @@ class PretrainingConfig(TrainingArguments):
             if size % heads:
                 raise InputError(f"{tower}_heads {heads} doesn't divide {tower}_hidden_size {size}.")
         check_vision_tower(self)
+        check_at_least(0, random_shift=self.random_shift)
         check_run(self)
         super().__post_init__()
         check_trackers(self.report_to)
@@ -394,10 +395,12 @@ def pretrain_missing(files: dict[str, str | None], recipe: dict, args: TrainingA
 def pretrain(args: PretrainingConfig) -> None:
     """Pretrain a small dual encoder into `args.output_dir`, from its last checkpoint there if it was cut off.
 
-    The folder then loads with `AutoModel.from_pretrained` and `AutoProcessor.from_pretrained`.
+    The folder then loads with `AutoModel.from_pretrained` and `AutoProcessor.from_pretrained`. SIGTERM in training
+    leaves a checkpoint, and after the last step the finished model.
 
     Raises:
-        InputError: for data that can't be trained on, or a folder that holds a finished model, unless `overwrite`.
+        InputError: for data that can't be trained on, an optimizer or schedule that can't be made, or a folder that
+            holds a finished model, unless `overwrite`, which deletes it only after all of these.
         NonFiniteError: when the weights become NaN or infinite.
     """
     with hold_together(args.output_dir):
@@ -411,12 +414,14 @@ def pretrain(args: PretrainingConfig) -> None:
         torch.manual_seed(args.seed)
         model, processor = PRETRAINED[args.family].build(args)
         trainer = ContrastiveTrainer(model, processor, args, train_dataset)
+        trainer.try_optimizer(num_training_steps=1)  # as good as any to see that it can be made
         if args.overwrite:  # now that all else is known to be right
             on_main_process(lambda: delete_pretrained(args.output_dir))
-        trainer.train(resume_from_checkpoint="last")
-        if trainer.is_world_process_zero():
-            save_finished(trainer.model, processor, args.output_dir)
-        trainer.accelerator.wait_for_everyone()
+        with signals_held():  # once the last step is done, there may be no checkpoint until the model is saved
+            trainer.train(resume_from_checkpoint="last")
+            if trainer.is_world_process_zero():
+                save_finished(trainer.model, processor, args.output_dir)
+            trainer.accelerator.wait_for_everyone()
 
 
 def refuse_finished(args: PretrainingConfig) -> None:

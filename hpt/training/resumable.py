@@ -104,6 +104,24 @@ class ResumableTrainer(Trainer):
     def prepare(self, first_step: int) -> None:
         """Do what takes long before the first step that will be taken, counted from 0; a signal ends it at once."""
 
+    def try_optimizer(self, num_training_steps: int) -> None:
+        """Make the optimizer and its schedule, and drop them, before anything that can't be taken back.
+
+        Args:
+            num_training_steps (`int`): Over which the schedule goes.
+
+        Raises:
+            InputError: where the settings don't allow for it, or a library isn't installed.
+        """
+        try:
+            self.create_optimizer_and_scheduler(num_training_steps)
+        except (ImportError, TypeError, ValueError) as error:
+            problem = " ".join(str(error).split())
+            raise InputError(
+                f"The optimizer or its learning rates can't be made of the settings: {problem}"
+            ) from error
+        self.optimizer = self.lr_scheduler = None
+
     @dead_workers_explained()
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """See [`~transformers.Trainer.train`].

@@ -82,6 +82,18 @@ def load_target(recipe):
     return load_reference(recipe.target_reference())
 
 
+def advise_on_precision(recipe, args: HPTConfig) -> str | None:
+    """What to say before a GPU trains in 16 bits with a proxy in float32, which autocast doesn't reach; or `None`."""
+    proxies = without_original(recipe.proxy_references()) if args.needs_proxy else []
+    lower = {"bf16": "bfloat16", "fp16": "float16"}.get(args.mixed_precision)
+    if not proxies or recipe.proxy_dtype != "float32" or args.device.type == "cpu" or lower is None:
+        return None
+    return (
+        f"The target trains in {args.mixed_precision}, but the proxy stays in float32, which may take most of a step "
+        f"on a GPU: --proxy_dtype {lower} is faster."
+    )
+
+
 def make_trainer(recipe, args: HPTConfig, train, validation) -> HPTTrainer:
     """The trainer of a run over its data, with its models loaded.
 

@@ -122,16 +122,30 @@ def test_samples_that_are_left_share_full_batches(kind):
 
 
 @pytest.mark.parametrize("kind", [APGDT, FABT])
-def test_targets_of_few_samples_go_side_by_side(kind):
+def test_targets_of_few_samples_go_side_by_side_after_the_first(kind):
     network, attack = Network(), kind(eps=1e-6, steps=5, num_targets=4)  # at which nothing breaks
     images, labels, ids = (values[:2] for values in make_samples(network))
     in_turn = attack.perturb(network, images, labels, ids)
     calls = {APGDT: 1 + 5 + 1, FABT: 2 * 5 + 1}[kind]
     assert len(network.sizes) == 2 + 4 * calls
-    for batch_size, rounds in ((2, 4), (4, 2), (7, 2), (8, 1), (64, 1)):
+    every_image = sum(network.sizes)
+    for batch_size, rounds in ((2, 4), (4, 1 + 2), (6, 1 + 1), (7, 1 + 1), (8, 1 + 1), (64, 1 + 1)):
         network.sizes.clear()
         assert_same_result(attack.perturb(network, images, labels, ids, batch_size=batch_size), in_turn)
         assert len(network.sizes) == 2 + rounds * calls
+        assert sum(network.sizes) == every_image
+
+
+@pytest.mark.parametrize("kind", [APGDT, FABT])
+def test_samples_that_the_first_target_breaks_are_shown_no_other(kind):
+    network, attack = Network(), kind(eps=0.5, steps=5, num_targets=4)  # at which everything breaks
+    images, labels, ids = (values[:2] for values in make_samples(network))
+    in_turn = attack.perturb(network, images, labels, ids)
+    one_after_the_other = list(network.sizes)
+    network.sizes.clear()
+    assert_same_result(attack.perturb(network, images, labels, ids, batch_size=64), in_turn)
+    assert network.sizes == one_after_the_other
+    assert (network(in_turn.images).argmax(1) != labels).all()
 
 
 def test_a_cascade_takes_the_cheapest_first_and_breaks_what_each_breaks():

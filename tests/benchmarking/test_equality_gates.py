@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from functools import partial
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from helpers import Reads
 from hpt.attacks import PGD
 from hpt.benchmarking import steps
 from hpt.benchmarking.gates import LIMITS, check_equal, faults_of
+from hpt.benchmarking.measurement import Measurement
 from hpt.benchmarking.models import draw_samples, make_pair
 from hpt.benchmarking.ours import OurStep, evaluation_attack, our_evaluation, training_attack
 from hpt.benchmarking.published import Published
@@ -181,6 +183,42 @@ def test_a_compiled_step_that_computes_something_else_is_caught(precision, monke
     assert list(measurement.values) == timed
     assert measurement.further["ours, compiled: difference in gradient"][0] > LIMITS["gradient"]
     assert measurement.further["ours, compiled: seconds of the first step"][0] > 0
+
+
+def test_of_compiled_towers_gate_and_timing_compile_nothing_that_the_first_step_has_not(monkeypatch):
+    """A minute of a GPU's time for each mode is all that compiling takes: the gate runs the step that is timed."""
+    graphs = []
+
+    def compile_towers(target, frozen, plugin):
+        for classifier in (target, *frozen):
+            tower = classifier.family.towers(classifier.model)[0]
+            tower.compile(backend=lambda graph, inputs: graphs.append(graph) or graph.forward)
+
+    def check_gate(variants, reference):
+        before = len(graphs)
+        gate = check_equal(variants, reference)
+        assert before == len(graphs) > 0
+        return gate
+
+    torch.compiler.reset()
+    monkeypatch.setattr(steps, "Matmul", lambda dtype, device: Mock(flops=1))  # which takes seconds
+    monkeypatch.setattr(steps, "compile_towers", compile_towers)
+    monkeypatch.setattr(steps, "check_equal", check_gate)
+    (measurement,) = steps.measure_compiled(replace(TINY, precision="bf16", compile_modes=["default"]))
+    assert "ours, compiled" in measurement.values
+    assert len(graphs) == 3  # the target under attack and in training, and the proxy
+
+
+def test_a_modes_result_is_printed_before_the_next_is_compiled(monkeypatch, capsys):
+    printed = []
+
+    def compare_compiled(mode, settings):
+        printed.append(capsys.readouterr().out)
+        return Measurement(mode, "a step", "s", {}, "published")
+
+    monkeypatch.setattr(steps, "compare_compiled", compare_compiled)
+    run_benchmark(replace(TINY, measure=["compiled"], compile_modes=["default", "reduce-overhead"]))
+    assert printed == ["", "default: a step\n\n"]
 
 
 @pytest.mark.parametrize("too_large", ["published", "ours, whole towers"])

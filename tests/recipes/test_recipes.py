@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from runpy import run_path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from hpt import HPTConfig, InputError, load_benchmark
 from hpt.cli import parse_config, read_arguments
 from hpt.comparing.grid import read_grid
 from hpt.models.loading import save_finished
+from hpt.training.run import advise_on_precision
 
 
 RECIPES = ROOT / "recipes"
@@ -239,6 +243,41 @@ def test_several_proxies_are_trained_by_recorded_and_compared(tmp_path, capsys):
         run_recipe(*command)
 
 
+@pytest.mark.parametrize(
+    ("precision", "device", "settings", "advice"),
+    [
+        ("bf16", "cuda", {}, "trains in bf16, but the proxy stays in float32, .*: --proxy_dtype bfloat16 is faster"),
+        ("fp16", "cuda", {}, "trains in fp16, but the proxy stays in float32, .*: --proxy_dtype float16 is faster"),
+        ("no", "cuda", {}, None),
+        ("bf16", "cpu", {}, None),
+        ("bf16", "cuda", {"proxy_dtype": "bfloat16"}, None),
+        ("bf16", "cuda", {"proxy": "original"}, None),
+        ("bf16", "cuda", {"proxies": ["original", "org/another"]}, "the proxy stays in float32"),
+        ("bf16", "cuda", {"needs_proxy": False}, None),
+    ],
+)
+def test_a_proxy_that_stays_in_float32_is_named(precision, device, settings, advice):
+    needs_proxy = settings.get("needs_proxy", True)
+    args = SimpleNamespace(needs_proxy=needs_proxy, mixed_precision=precision, device=torch.device(device))
+    kind = run_path(str(RECIPES / "hpt_gpd.py"))["Recipe"]
+    recipe = kind(**{name: value for name, value in settings.items() if name != "needs_proxy"})
+    said = advise_on_precision(recipe, args)
+    assert said is None if advice is None else re.search(advice, said)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_advice_is_printed_by_one_process_before_anything_is_loaded(tmp_path, capsys, monkeypatch, rank):
+    run = run_path(str(RECIPES / "hpt_gpd.py"))["run"]
+    stand_ins = {"advise_on_precision": lambda *_: "advice", "set_cpu_threads": lambda *_: None}
+    for name, function in stand_ins.items():
+        monkeypatch.setitem(run.__globals__, name, function)
+    monkeypatch.setitem(run.__globals__, "named_models", Mock(side_effect=InputError("stop")))
+    recipe = SimpleNamespace(cpu_threads=None, pretrain_target=None, pretrain_proxy=None)
+    with pytest.raises(InputError, match="stop"):
+        run(recipe, SimpleNamespace(output_dir=str(tmp_path), process_index=rank), None)
+    assert capsys.readouterr().out == ("" if rank else "advice\n")
+
+
 def test_overwriting_deletes_a_run_but_not_what_it_needs(tmp_path):
     module = run_path(str(RECIPES / "hpt_gpd.py"))
     for name in ("robust", "adapter", "checkpoint-4", "target"):
@@ -248,6 +287,16 @@ def test_overwriting_deletes_a_run_but_not_what_it_needs(tmp_path):
         module["delete_run"](tmp_path, recipe)
     module["delete_run"](tmp_path, module["Recipe"](target=str(tmp_path / "target")))
     assert [folder.name for folder in tmp_path.iterdir()] == ["target"]
+
+
+def test_overwriting_deletes_nothing_where_the_optimizer_cannot_be_made(tmp_path):
+    for name, patch_size in (("target", 8), ("proxy", 4)):
+        save_finished(*make_clip(patch_size, patch_size=patch_size), tmp_path / name)
+    (tmp_path / "quick.yaml").write_text(QUICK.format(folder=tmp_path).replace("pretrain_", "# pretrain_"))
+    (tmp_path / "checkpoint-4").mkdir()
+    command = ["hpt_gpd.py", "--config", tmp_path / "quick.yaml", "--overwrite", True, "--optim_args", "momentum"]
+    assert "The optimizer or its learning rates can't be made of the settings" in refusal_of(*command)
+    assert (tmp_path / "checkpoint-4").is_dir()
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,9 @@ from hpt.data.geometry import ImageTransform
 from hpt.errors import WriteFailed
 from hpt.training import clean_features, kept_rows
 from hpt.training.checkpoints import read_manifest
-from hpt.training.clean_features import COLUMN, cache_folder
+from hpt.training.clean_features import COLUMN
+from hpt.training.data_inputs import check_sets
+from hpt.training.keeping import cache_folder
 from hpt.training.objectives import RobustTransfer
 from hpt.training.sums import make_objective
 
@@ -282,22 +284,52 @@ def stream():
     return make_dataset(40).to_iterable_dataset(num_shards=2)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"augmentation": "crop_flip"}, "augmentation is 'crop_flip', which changes them in each epoch"),
-        ({"dataset": stream, "steps_per_epoch": 5}, "a stream is never read in the same order twice"),
-        ({"dataset": lambda: Mixture({"a": make_dataset(), "b": make_dataset()})}, "isn't done for .* a mixture"),
-        ({"anchor_objective": "hpt"}, "no objective of this run asks a frozen dual encoder"),
-        ({"proxy": function}, "no objective of this run asks a frozen dual encoder"),
-    ],
-    ids=["augmentation", "stream", "mixture", "nobody asks", "function"],
-)
-def test_where_they_cannot_be_kept_they_are_not_and_asking_for_it_is_refused(tmp_path, settings, message):
+def mixture():
+    return Mixture({"a": make_dataset(), "b": make_dataset()})
+
+
+KNOWN_FROM_SETTINGS = {
+    "augmentation": ({"augmentation": "crop_flip"}, "augmentation is 'crop_flip', which changes them in each epoch"),
+    "stream": ({"dataset": stream, "steps_per_epoch": 5}, "a stream is never read in the same order twice"),
+    "nobody asks": ({"anchor_objective": "hpt"}, "no objective of this run asks a frozen dual encoder"),
+    "patches": ({"anchor_objective": "tga_zsr"}, "no objective of this run asks a frozen dual encoder"),
+}
+KNOWN_FROM_INPUTS = {
+    "mixture": ({"dataset": mixture}, "isn't done for .* a mixture"),
+    "function": ({"proxy": function}, "no objective of this run asks a frozen dual encoder"),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN_FROM_SETTINGS | KNOWN_FROM_INPUTS)
+def test_where_they_cannot_be_kept_they_are_not_and_asking_for_it_is_refused(tmp_path, name):
+    settings, message = (KNOWN_FROM_SETTINGS | KNOWN_FROM_INPUTS)[name]
     settings = {name: value() if name == "dataset" else value for name, value in settings.items()}
     assert make_trainer(tmp_path, **settings)._clean.fingerprint is None
     with pytest.raises(InputError, match=f"cache_clean is true, .*{message}"):
         make_trainer(tmp_path, cache_clean=True, **settings)
+
+
+@pytest.mark.parametrize("name", KNOWN_FROM_SETTINGS)
+def test_what_settings_say_is_refused_with_them(name):
+    settings, message = KNOWN_FROM_SETTINGS[name]
+    settings = {name: value for name, value in settings.items() if name != "dataset"}
+    HPTConfig(output_dir="unused", use_cpu=True, **settings)
+    with pytest.raises(InputError, match=f"cache_clean is true, .*{message}"):
+        HPTConfig(output_dir="unused", use_cpu=True, cache_clean=True, **settings)
+
+
+def test_a_home_that_takes_no_files_is_refused_with_the_settings(home):
+    home.write_text("a file")
+    HPTConfig(output_dir="unused", use_cpu=True)
+    with pytest.raises(InputError, match="Features of clean images must be kept. .*Set HF_HOME"):
+        HPTConfig(output_dir="unused", use_cpu=True, cache_clean=True)
+
+
+def test_a_mixture_is_refused_with_the_sets():
+    args = partial(HPTConfig, output_dir="unused", use_cpu=True)
+    check_sets(mixture(), None, [], args())
+    with pytest.raises(InputError, match="cache_clean is true, .*isn't done for .* a mixture"):
+        check_sets(mixture(), None, [], args(cache_clean=True))
 
 
 def test_the_setting_may_be_written_as_text_or_as_a_truth_value():

@@ -1,6 +1,7 @@
 import json
 import math
 import shutil
+import signal
 from itertools import pairwise
 
 import pytest
@@ -15,6 +16,7 @@ from hpt.data.geometry import ImageTransform
 from hpt.data.mixtures import Mixture
 from hpt.evaluation.comparison import measure
 from hpt.evaluation.subject import Subject
+from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.weights import normalizers
 from hpt.training.pretraining import (
     ContrastiveTrainer,
@@ -253,6 +255,63 @@ def test_a_cut_off_pretraining_that_writes_over_another_goes_on_without_saying_s
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"optim_args": "momentum"}, "can't be made of the settings: not enough values to unpack"),
+        ({"adam_beta1": 2.0}, "can't be made of the settings: Invalid beta parameter"),
+        (
+            {"lr_scheduler_kwargs": {"cycles": 2}},
+            "can't be made of the settings: .*unexpected keyword argument 'cycles'",
+        ),
+        ({"per_device_train_batch_size": 64, "dataloader_drop_last": True}, "leaves none: a batch has 64"),
+    ],
+    ids=str,
+)
+def test_overwriting_deletes_nothing_where_the_run_cannot_begin(tmp_path, settings, message):
+    (tmp_path / "checkpoint-1").mkdir()
+    for file in ("config.json", "checkpoint-1/weights"):
+        (tmp_path / file).write_text("there")
+    with pytest.raises(InputError, match=message):
+        pretrain(pretraining_config(tmp_path, overwrite=True, **settings))
+    assert all((tmp_path / file).read_text() == "there" for file in ("config.json", "checkpoint-1/weights"))
+
+
+@pytest.fixture
+def sigterm_raises():
+    """SIGTERM as an exception, as tests can have it."""
+
+    def leave(number, frame):
+        raise SystemExit(number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("when", ["after the last step", "in the final save"])
+def test_a_signal_once_training_is_done_leaves_the_whole_model(tmp_path, monkeypatch, sigterm_raises, when):
+    """Without checkpoints, too, as is the default."""
+    owner, name = {
+        "after the last step": (ContrastiveTrainer, "_finalize_training"),
+        "in the final save": (CLIPModel, "save_pretrained"),
+    }[when]
+    original = getattr(owner, name)
+
+    def interrupted(*given, **settings):
+        result = original(*given, **settings)
+        signal.raise_signal(signal.SIGTERM)
+        return result
+
+    monkeypatch.setattr(owner, name, interrupted)
+    with pytest.raises(SystemExit):
+        pretrain(pretraining_config(tmp_path))
+    monkeypatch.undo()
+    assert is_finished(tmp_path) and not list(tmp_path.glob("checkpoint-*"))
+    ZeroShotClassifier(CLIPModel.from_pretrained(tmp_path), CLIPProcessor.from_pretrained(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"random_shift": -1}, "random_shift is -1, but must be a whole number of at least 0"),
         ({"learning_rate": math.nan}, "learning_rate is nan, but must be above 0 and finite"),
         ({"patch_size": 7}, "patch_size 7 doesn't divide image_size 16"),
         ({"vision_heads": 3}, "vision_heads 3 doesn't divide vision_hidden_size 16"),
