@@ -1,14 +1,11 @@
 """What is read from records: pairs on the same images alone, and how many of them there are."""
 
 import numpy as np
-import pytest
 
-from hpt import InputError
 from hpt.comparing import results
 from hpt.comparing.figures import VANILLA_STYLE, _styles
-from hpt.comparing.records import Records
 from hpt.comparing.report import format_pairs
-from hpt.comparing.results import CHOSEN, TRAINED, pairs, refuse_other_images
+from hpt.comparing.results import CHOSEN, TRAINED, pairs
 from hpt.radius import Radius
 
 
@@ -58,16 +55,6 @@ def test_sentences_say_neither_too_much_nor_too_little():
     assert "Of 12 such intervals, about 1 miss" in lines[0] and lines[0].endswith(
         "Of c there is one run: nothing is known of others."
     )
-
-
-def test_tests_of_other_images_are_refused(tmp_path):
-    records = Records(tmp_path)
-    for task, samples in {"test--a": "1", "test--b": "1", "test--c": "2"}.items():
-        records.write(task, {"right": {}, "rows": [{"benchmark": "digits"}], "samples": samples})
-        if samples == "1":
-            refuse_other_images(records)
-    with pytest.raises(InputError, match="test--a and test--c were tested on other images"):
-        refuse_other_images(records)
 
 
 def test_methods_look_different_and_the_same_in_all_pictures():
