@@ -141,6 +141,10 @@ def test_verdicts_are_those_of_the_rows(whole):
         for row in record.get("rows", []):
             if row["attack"] in record["right"]:
                 assert record["right"][row["attack"]].count("1") == round(row["accuracy"] * row["n"])
+        if right := record.get("right"):
+            assert {*right} == {"clean", "pgd:steps=1", "cw:steps=1", "worst case"}
+            under_each = zip(*(right[attack] for attack in right if attack != "worst case"), strict=True)
+            assert right["worst case"] == "".join(map(min, under_each))
 
 
 class Killed(BaseException):
