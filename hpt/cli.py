@@ -230,7 +230,7 @@ def split_option(argv: list[str], name: str, value: str = "a value") -> tuple[st
 def _find_config(
     config: str | Path | None, folder: Path | None, types: tuple[type, ...], nested: tuple[str, ...]
 ) -> Path | None:
-    """The file that is meant by a path, or by the name of one beside the recipe: `cifar10`, `study/target`."""
+    """The file that is meant by a path, or by the name of one beside the recipe: `cifar10`, `study/vit_p8`."""
     text = str(config)
     if config is None or folder is None or text.endswith((".yaml", ".yml")):
         return config if config is None else Path(config)

@@ -44,7 +44,7 @@ def compare(grid: Grid, argv: list[str]) -> None:
     settings, records = grid.comparison, Records(grid.folder)
     with redirect_stdout(sys.stderr):
         set_cpu_threads(grid.recipe.cpu_threads)
-        check(grid)
+        check(grid, records)
         measure_budgets(grid, records)
         if settings.task is not None and not settings.print_commands:
             work_one(grid, records, settings.task)

@@ -10,11 +10,11 @@ from hpt.evaluation.row_settings import hash_benchmark
 from hpt.training.trainer import HPTTrainer
 
 
-WEIGHTS = "target_weights"
+WEIGHTS, HELD_OUT = "target_weights", "held_out_samples"
 GIVEN = (WEIGHTS, "target_configuration", "proxy_models", "samples")  # of what [`HPTTrainer.mathematics`] says
 NAMED = {  # what a recipe calls what is hashed
     WEIGHTS: ("target", "target_revision", "image_size"),
-    "held_out_samples": ("train_dataset", "validation_size", "protocol"),
+    HELD_OUT: ("train_dataset", "validation_size", "protocol"),
 }
 REMEDY = "bring back what was there, or give another output_dir"
 
@@ -23,7 +23,7 @@ def describe_given(trainer: HPTTrainer, held_out: Benchmark) -> dict[str, str]:
     """Hashes of a run's models, of what it trains on, and of the images that choices are made on."""
     described = trainer.mathematics()
     found = {name: described[name] for name in GIVEN if name in described}
-    return found | {"held_out_samples": hash_benchmark(held_out)}
+    return found | {HELD_OUT: hash_benchmark(held_out)}
 
 
 def refuse_changed(kept: dict[str, str], here: dict[str, str], method: str) -> None:

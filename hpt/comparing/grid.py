@@ -257,8 +257,8 @@ class Grid:
             raise InputError("validation_classes can't be taken out of a stream: leave them out, or don't stream.")
         whole, held_out = load_data(replace(recipe, max_train_samples=None), args)
         try:
-            train = take_classes(whole, without_classes=classes).subset(recipe.max_train_samples)
-            return train, take_classes(whole if held_out is None else held_out, classes)
+            chosen_on = take_classes(whole if held_out is None else held_out, classes)
+            return take_classes(whole, without_classes=classes).subset(recipe.max_train_samples), chosen_on
         except InputError as error:
             raise InputError(f"validation_classes: {error}") from error
 

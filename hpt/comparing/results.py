@@ -16,7 +16,7 @@ from hpt.comparing.choices import Choice, choose_rate, choose_run_point, chosen_
 from hpt.comparing.grid import Grid, Run
 from hpt.comparing.records import Records
 from hpt.comparing.statistics import Difference, compare_verdicts, mean_and_spread
-from hpt.comparing.tasks import Plan, budget_task, plan_runs, test_task
+from hpt.comparing.tasks import Plan, budget_task, plan_runs, test_task, tested_images
 from hpt.errors import InputError
 from hpt.evaluation.dial import DialPoint
 from hpt.evaluation.flags import Flag, find_flags
@@ -79,7 +79,7 @@ def collect(grid: Grid, records: Records) -> Results:
     Raises:
         InputError: if tests of one name were of other images.
     """
-    refuse_other_images(records)
+    refuse_other_images(grid, records)
     rates = {method: choose_rate(grid, records, method) for method in grid.methods if is_tuned(grid, records, method)}
     points, dials, tested = {}, {}, []
     for name, eps in product(grid.targets(), grid.test_eps):
@@ -120,19 +120,19 @@ def _read_tests(
             yield Tested(method, where, rows[0][0].benchmark, eps, right, [find_flags(own) for own in rows])
 
 
-def refuse_other_images(records: Records) -> None:
+def refuse_other_images(grid: Grid, records: Records) -> None:
     """Refuse tests of one name on other images, whose verdicts can't be paired.
 
     Raises:
         InputError: naming two records.
     """
-    first: dict[str, tuple[str, str]] = {}
-    for task, record in records.read_all().items():
-        if "right" in record:
-            like, samples = first.setdefault(record["rows"][0]["benchmark"], (task, record["samples"]))
-            if samples != record["samples"]:
+    for test in grid.tests:
+        images = tested_images(grid, records, test)
+        first = next(iter(images), None)
+        for task, samples in images.items():
+            if samples != images[first]:
                 raise InputError(
-                    f"{like} and {task} were tested on other images under one name: delete the records of the older, "
+                    f"{first} and {task} were tested on other images under one name: delete the records of the older, "
                     f"in {records.folder}, and it is tested again."
                 )
 

@@ -23,7 +23,7 @@ from hpt.comparing.choices import (
     read_dial,
     train_task,
 )
-from hpt.comparing.given import WEIGHTS, describe_given, refuse_changed
+from hpt.comparing.given import REMEDY, WEIGHTS, describe_given, refuse_changed
 from hpt.comparing.grid import Grid, Run
 from hpt.comparing.records import Records
 from hpt.data.benchmark import Benchmark
@@ -145,6 +145,15 @@ def test_task(grid: Grid, run: Run | str, t: float, test: str, eps: Radius) -> s
     return "--".join(filter(None, (TEST, tested, file_name(test), grid.in_file_names(eps))))
 
 
+def tested_images(grid: Grid, records: Records, test: str) -> dict[str, str]:
+    """What stands for the images of a test, by each of its tasks that is done, as far as the grid has these."""
+    runs = [run for method in grid.methods for run in grid.runs_of(method)]
+    places = [*product(runs, {*grid.comparison.dial, 1.0}), *((name, 0.0) for name in grid.targets())]
+    tasks = {test_task(grid, run, t, test, eps) for (run, t), eps in product(places, grid.test_eps)}
+    read = records.read_all()
+    return {task: read[task]["samples"] for task in sorted(tasks & read.keys())}
+
+
 def _task(phase: str, task: str, work: Callable[..., dict], *arguments) -> Task:
     return Task(task, phase, lambda: work(*arguments))
 
@@ -205,6 +214,7 @@ def _test(grid: Grid, records: Records, run: Run, t: float, test: str, eps: Radi
     tasks = evaluator.plan(subject, grid.test_images(run, test))
     if eps != grid.test_eps[0]:  # whether attacks work at all doesn't depend on it
         tasks = [task for task in tasks if task.settings["attack"] != LARGE_EPS]
+    _refuse_replaced(grid, records, test, tasks[0].settings["samples"])
     rows = evaluator.run(tasks)
     samples = tasks[0].benchmark
     labels = np.asarray(samples.dataset["label"][:])
@@ -216,6 +226,13 @@ def _test(grid: Grid, records: Records, run: Run, t: float, test: str, eps: Radi
     right[WORST_CASE] = np.logical_and.reduce(list(right.values()))
     verdicts = {attack: "".join(map(str, verdict.astype(int))) for attack, verdict in right.items()}
     return {"rows": [asdict(row) for row in rows], "right": verdicts, "samples": tasks[0].settings["samples"]}
+
+
+def _refuse_replaced(grid: Grid, records: Records, test: str, here: str) -> None:
+    """Refuse images of a test that others weren't tested on, such as those of another list of classes."""
+    for task, there in tested_images(grid, records, test).items():
+        if there != here:
+            raise InputError(f"{test} has other images than when {task} was tested: {REMEDY}.")
 
 
 def _make_evaluator(

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from hpt.comparing.budget import Budget, refuse_unequal
 from hpt.comparing.claims import claim, cpu_seconds, holder, last_claim
-from hpt.comparing.given import refuse_mixed
+from hpt.comparing.given import HELD_OUT, refuse_changed, refuse_mixed
 from hpt.comparing.grid import Grid
 from hpt.comparing.records import Records, keep_settings
 from hpt.comparing.tasks import PHASES, Plan, Task, budget_task, plan_budgets, plan_runs, read_given
 from hpt.errors import InputError, list_known, message_of
+from hpt.evaluation.row_settings import hash_benchmark
 from hpt.files import check_folder
 from hpt.models.converted import check_model
 from hpt.training.data_inputs import check_sets, may_share_images
@@ -25,8 +26,8 @@ WAIT = 5  # seconds until a process that has nothing to do looks again
 TRIES = 3  # after so many processes that ended within a task, it comes after all others
 
 
-def check(grid: Grid) -> None:
-    """Refuse what can't be compared, before any of it runs: models, data and tests that aren't there.
+def check(grid: Grid, records: Records) -> None:
+    """Refuse what can't be compared, before any of it runs: what isn't there, or was replaced since it began.
 
     Raises:
         InputError: naming the method, if it is of one.
@@ -66,6 +67,11 @@ def check(grid: Grid) -> None:
                     f"{test.name} would be tested on images that choices are made on ({test.split}): test on others."
                 )
     keep_settings(grid)
+    for _, held_out in checked:
+        here = {HELD_OUT: hash_benchmark(held_out)}
+        for run in runs:
+            if grid.choosing_images(run)[1] is held_out:
+                refuse_changed(read_given(records, run.method), here, run.method)
 
 
 def measure_budgets(grid: Grid, records: Records) -> dict[str, Budget]:

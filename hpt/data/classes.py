@@ -121,7 +121,7 @@ def read_names(file: str | Path, comments: bool = False) -> list[str] | dict[str
     if not Path(file).is_file():
         raise InputError(f"There is no file {str(file)!r} with class names.")
     lines = read_text(Path(file)).splitlines()
-    lines = [line for line in lines if not comments or not line.startswith("#")]
+    lines = [line for line in lines if not comments or not line.lstrip().startswith("#")]
     rows = [
         [cell.strip() for cell in re.sub(rf"^({WORDNET_ID.pattern}) ", r"\1\t", line).split("\t")]
         for line in "\n".join(lines).strip().splitlines()

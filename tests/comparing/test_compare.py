@@ -141,6 +141,10 @@ def test_verdicts_are_those_of_the_rows(whole):
         for row in record.get("rows", []):
             if row["attack"] in record["right"]:
                 assert record["right"][row["attack"]].count("1") == round(row["accuracy"] * row["n"])
+        if right := record.get("right"):
+            assert {*right} == {"clean", "pgd:steps=1", "cw:steps=1", "worst case"}
+            under_each = zip(*(right[attack] for attack in right if attack != "worst case"), strict=True)
+            assert right["worst case"] == "".join(map(min, under_each))
 
 
 class Killed(BaseException):
@@ -446,6 +450,39 @@ def test_models_that_were_replaced_between_two_calls_are_refused(grid, models, t
         "Methods 'tecoa' and 'hpt' have the same target, but it has changed",
         refusal_of("compare.py", "--config", more),
     )
+
+
+def test_another_list_of_classes_to_choose_by_under_its_name_is_refused(grid, tmp_path):
+    classes = tmp_path / "classes.txt"
+    classes.write_text("0\n1\n2\n")
+    given = SMALL | {"validation_classes": classes}
+    run_recipe("compare.py", "--config", grid("chosen", **given))
+    text = (tmp_path / "chosen" / "comparison.md").read_text()
+    classes.write_text("0\n1\n3\n")
+    line = "Method 'tecoa' is given something else than when its comparison began: held_out_samples differ. Bring back"
+    assert line in refusal_of("compare.py", "--config", grid("chosen", **given))
+    assert (tmp_path / "chosen" / "comparison.md").read_text() == text
+    classes.write_text("# The same\n2\none\n0\n")
+    run_recipe("compare.py", "--config", grid("chosen", **given))
+
+
+def test_runs_are_not_tested_on_another_list_of_classes_than_those_before(grid, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    classes = tmp_path / "classes.txt"
+    classes.write_text("5\n6\n7\n")
+    given = SMALL | {"tests": "['digits:classes=classes.txt']"}
+    run_recipe("compare.py", "--config", grid("lists", **given))
+    records = Records(tmp_path / "lists")
+    before = {file: file.read_bytes() for file in records.folder.glob("test--*")}
+    classes.write_text("5\n6\n8\n")
+    refusal = refusal_of("compare.py", "--config", grid("lists", **given | {"seeds": "[0, 1]"}))
+    assert re.search(
+        "digits:classes=.*classes.txt has other images than when test--tecoa-0.05-0--t.* was tested", refusal
+    )
+    assert before == {file: file.read_bytes() for file in records.folder.glob("test--*")}
+    task = next(iter(before)).stem
+    records.write(task, records.read(task) | {"samples": "others"})
+    assert "were tested on other images under one name" in refusal_of("compare.py", "--config", grid("lists", **given))
 
 
 def test_a_method_that_diverges_is_named_and_left_out(grid):

@@ -47,7 +47,7 @@ def test_it_is_the_rows_of_its_classes_numbered_anew_in_their_own_order(given):
 
 def test_text_and_files_name_the_same_as_python(tmp_path):
     file = tmp_path / "classes.txt"
-    file.write_text("# Three of them\n\nseven\n# by number\n1\nThree\n")
+    file.write_text("# Three of them\n\nseven\n  # by number\n1\nThree\n")
     parts = [load_benchmark("digits", classes=[1, 3, 7]), load_benchmark(f"digits:classes={file}")]
     parts += [load_benchmark("digits:classes=one|three|7"), load_benchmark("digits", classes=str(file))]
     assert len({hash_benchmark(part) for part in parts}) == len({part.name for part in parts}) == 1

@@ -21,9 +21,12 @@ from hpt.cli import parse_config, read_arguments
 from hpt.comparing.grid import read_grid
 from hpt.models.loading import save_finished
 from hpt.training.run import advise_on_precision
+from hpt.yaml_files import read_yaml
 
 
 RECIPES = ROOT / "recipes"
+CONFIGS = [file for folder in (RECIPES, RECIPES / "study") for file in sorted(folder.glob("*.yaml"))]
+EACH_CONFIG = pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.relative_to(RECIPES).as_posix())
 
 PRETRAINING = """
 train_dataset: digits
@@ -205,7 +208,7 @@ def test_the_quickstart_is_read_only_without_models_or_data(monkeypatch, argumen
     assert (recipe.target, recipe.eval_datasets, args.attack_eps, args.anchor_epochs, recipe.license) == settings
 
 
-@pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.stem)
+@EACH_CONFIG
 def test_no_example_has_a_license(file):
     assert "license" not in file.read_text()
 
@@ -341,27 +344,56 @@ def test_a_refusal_is_one_line_on_stderr(tmp_path):
     assert run.stderr.splitlines()[-1] == line and "Traceback" not in run.stderr
 
 
-@pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.stem)
-def test_yaml_files_are_valid(file, tmp_path, monkeypatch):
+@EACH_CONFIG
+def test_yaml_files_are_valid(file, monkeypatch):
     monkeypatch.syspath_prepend(RECIPES)
+    monkeypatch.chdir(ROOT)  # where the lists are that some of them name
     from hpt_gpd import Recipe
 
     from hpt.training.pretraining import PretrainingConfig
 
+    fields = read_yaml(file).keys()
     types = (Recipe, HPTConfig)
-    if file.stem.endswith(("_target", "_proxy")):
+    if "family" in fields or "patch_size" in fields:
         types = (PretrainingConfig,)
-    elif file.stem.startswith("evaluate"):
+    elif "models" in fields:
         types = (run_path(str(RECIPES / "evaluate.py"))["Evaluation"],)
     elif file.stem.startswith("rank_proxies"):
         types = (run_path(str(RECIPES / "rank_proxies.py"))["Ranking"],)
-    elif file.stem.startswith("compare"):
+    elif "methods" in fields:
         types = (run_path(str(RECIPES / "compare.py"))["Comparison"], Recipe, HPTConfig)
         arguments, nested, path = read_arguments(types, file, ["--use_cpu"], nested=("methods", "vary"))
         assert read_grid(arguments, nested, (Recipe, HPTConfig), path).args.output_dir.startswith("outputs/")
         return
     *_, args, path = parse_config(types, file, ["--use_cpu"])
     assert args.output_dir.startswith("outputs/")
+
+
+STUDY = {file.stem: read_yaml(file) for file in sorted((RECIPES / "study").glob("*.yaml"))}
+OWN = {"methods", "output_dir", "anchor_epochs", "transfer_epochs", "save_strategy", "save_steps"}
+OWN |= {"logging_strategy", "logging_steps"}
+PRETRAINING = {"train_datasets", "dataset_weights", "num_train_epochs", "per_device_train_batch_size", "augmentation"}
+
+
+@pytest.mark.parametrize("name", STUDY)
+def test_a_file_of_the_study_differs_from_others_in_its_question_alone(name):
+    fields = STUDY[name]
+    if "methods" in fields:
+        assert all(value == fields[field] for field, value in STUDY["objectives"].items() if field in {*fields} - OWN)
+        assert STUDY["objectives"].keys() - fields.keys() <= OWN | {"proxy"}
+    elif "family" in fields:
+        assert all(fields[field] == STUDY["vit_p16"][field] for field in PRETRAINING)
+        seeds = [other["seed"] for other in STUDY.values() if "seed" in other]
+        assert seeds.count(fields["seed"]) == 1
+    else:
+        assert fields["dataset"] == STUDY["objectives"]["train_dataset"]
+
+
+@pytest.mark.parametrize("name", STUDY)
+def test_each_model_of_the_study_is_made_by_the_file_of_its_name(name):
+    fields = STUDY[name]
+    named = {*re.findall(r"outputs/study/(\w+)", str(fields))} - {name}
+    assert all("family" in STUDY[model] for model in named) and fields["output_dir"] == f"outputs/study/{name}"
 
 
 def evaluation_arguments(models, folder, *arguments):
