@@ -372,7 +372,7 @@ def test_yaml_files_are_valid(file, monkeypatch):
 STUDY = {file.stem: read_yaml(file) for file in sorted((RECIPES / "study").glob("*.yaml"))}
 OWN = {"methods", "output_dir", "anchor_epochs", "transfer_epochs", "save_strategy", "save_steps"}
 OWN |= {"logging_strategy", "logging_steps"}
-PRETRAINING = {"train_datasets", "dataset_weights", "num_train_epochs", "per_device_train_batch_size", "augmentation"}
+SHARED = {"train_datasets", "dataset_weights", "num_train_epochs", "per_device_train_batch_size", "augmentation"}
 
 
 @pytest.mark.parametrize("name", STUDY)
@@ -382,7 +382,7 @@ def test_a_file_of_the_study_differs_from_others_in_its_question_alone(name):
         assert all(value == fields[field] for field, value in STUDY["objectives"].items() if field in {*fields} - OWN)
         assert STUDY["objectives"].keys() - fields.keys() <= OWN | {"proxy"}
     elif "family" in fields:
-        assert all(fields[field] == STUDY["vit_p16"][field] for field in PRETRAINING)
+        assert all(fields[field] == STUDY["vit_p16"][field] for field in SHARED)
         seeds = [other["seed"] for other in STUDY.values() if "seed" in other]
         assert seeds.count(fields["seed"]) == 1
     else:
