@@ -239,6 +239,9 @@ CALLED = {
     "create_accelerator_and_postprocess": Member(
         "(self)", "__init__", "a run that begins anew may have another precision or another number of micro-batches"
     ),
+    "create_optimizer_and_scheduler": Member(
+        "(self, num_training_steps)", "", "an optimizer that can't be made is refused before anything is deleted"
+    ),
     "get_train_dataloader": Member("(self)", "_inner_training_loop", "a comparison counts what a batch costs"),
     "is_world_process_zero": Member("(self)", "", "one process alone chooses checkpoints and pushes"),
     "_prepare_inputs": Member("(self, inputs)", "", "an evaluation's batch is moved to the device"),
