@@ -72,7 +72,9 @@ def draw_tests(
             yerr=reach[1],
             fmt=marker,
             color=color,
-            mfc="none" if where == "at t = 1" else color,
+            mfc="white" if where == "at t = 1" else color,
+            ms=7,
+            zorder=2 if where == "at t = 1" else 3,  # where both are one point, it is filled
             lw=0.8,
             label=None if method in labelled else mathtext(method),
         )

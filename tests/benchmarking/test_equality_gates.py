@@ -131,16 +131,12 @@ def test_nothing_is_timed_where_ours_fails_its_gate_and_the_run_says_so(measure,
     assert "NOT EQUAL: ours isn't timed" in capsys.readouterr().out
 
 
+IN_BOTH = ["published", "ours", "ours, whole towers", "published, bf16", "ours, bf16"]  # precisions
+
+
 def test_lower_precision_stands_beside_float32_with_a_rate_of_its_own():
     (measurement,) = steps.measure_step(replace(TINY, precision="bf16"))
-    assert list(measurement.values) == [
-        "published",
-        "ours",
-        "ours, whole towers",
-        "published, bf16",
-        "ours, bf16",
-        "ours, proxy in float32, bf16",
-    ]
+    assert list(measurement.values) == [*IN_BOTH, "ours, proxy in float32, bf16"]
     assert not measurement.faults
     rates = [f"GFLOP/s of matrix products in {name}" for name in ("float32", "bf16")]
     assert all(len(measurement.further[name]) == TINY.rounds for name in rates)
@@ -157,13 +153,7 @@ def test_an_evaluation_in_lower_precision_stands_beside_float32(monkeypatch):
     evaluate = steps.our_evaluation
     monkeypatch.setattr(steps, "our_evaluation", lambda *given: seen.append(given[-1]) or evaluate(*given))
     (measurement,) = steps.measure_evaluation(replace(TINY, precision="bf16"))
-    assert list(measurement.values) == [
-        "published",
-        "ours",
-        "ours, whole towers",
-        "published, bf16",
-        "ours, bf16",
-    ]
+    assert list(measurement.values) == IN_BOTH
     assert seen.count(torch.bfloat16) == 1 + TINY.rounds  # the first untimed
 
 
