@@ -19,7 +19,7 @@ import numpy as np
 from hpt.data.benchmark import Benchmark, StreamingBenchmark
 from hpt.data.classes import places_of, read_names, renumber, show_names
 from hpt.data.images import read_labels
-from hpt.data.subsets import name_part, refuse_both
+from hpt.data.subsets import name_part, only_one
 from hpt.errors import InputError, did_you_mean
 from hpt.references import Reference
 
@@ -44,9 +44,7 @@ def take_classes(
         InputError: for classes that it hasn't, that are named twice, or of which fewer than two are left; if both are
             given.
     """
-    given = {"classes": classes, "without_classes": without_classes}
-    given = {setting: value for setting, value in given.items() if value is not None}
-    refuse_both(given, benchmark.name)
+    given = only_one({"classes": classes, "without_classes": without_classes}, benchmark.name)
     if not benchmark.has_labels:
         refuse_classes(given, benchmark.name)
     if not given:
@@ -57,9 +55,8 @@ def take_classes(
 
 def check_class_settings(reference: Reference) -> None:
     """Refuse, before anything is read, settings that contradict each other, and files that name no class."""
-    given = {name: value for name, value in reference.settings.items() if name in CLASS_SETTINGS}
-    refuse_both(given, reference.name)
-    for setting, value in given.items():
+    given = {setting: reference.settings.get(setting) for setting in CLASS_SETTINGS}
+    for setting, value in only_one(given, reference.name).items():
         read_classes(setting, value, reference.name)
 
 

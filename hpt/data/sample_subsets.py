@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from hpt.data.benchmark import Benchmark, StreamingBenchmark
-from hpt.data.subsets import name_part, refuse_both
+from hpt.data.subsets import name_part, only_one
 from hpt.errors import InputError
 from hpt.files import read_text
 from hpt.json_files import digest
@@ -51,9 +51,7 @@ def take_samples(
         InputError: for numbers that the split hasn't, or that are given twice; a file that can't be read, or has other
             lines; if nothing is left, both are given, or the benchmark is a stream.
     """
-    given = {"samples": samples, "without_samples": without_samples}
-    given = {setting: value for setting, value in given.items() if value is not None}
-    refuse_both(given, benchmark.name)
+    given = only_one({"samples": samples, "without_samples": without_samples}, benchmark.name)
     if not given:
         return benchmark
     ((setting, value),) = given.items()
@@ -83,9 +81,8 @@ def take_samples(
 
 def check_sample_settings(reference: Reference) -> None:
     """Refuse, before anything is read, settings that contradict each other, and files that list no samples."""
-    given = {name: value for name, value in reference.settings.items() if name in SAMPLE_SETTINGS}
-    refuse_both(given, reference.name)
-    for setting, value in given.items():
+    given = {setting: reference.settings.get(setting) for setting in SAMPLE_SETTINGS}
+    for setting, value in only_one(given, reference.name).items():
         read_samples(setting, value, reference.name)
 
 

@@ -26,10 +26,12 @@ def refuse_name_of_part(name: str) -> None:
         raise InputError(f"{name!r} is what a part of a dataset is called: give another name.")
 
 
-def refuse_both(given: dict, what: str) -> None:
-    """Refuse settings that keep some alone and leave some out at the same time."""
+def only_one(settings: dict, what: str) -> dict:
+    """What isn't `None` of two settings, which keep some alone or leave some out; [`InputError`] if that is both."""
+    given = {name: value for name, value in settings.items() if value is not None}
     if len(given) > 1:
         raise InputError(f"{what} is given {' and '.join(given)}: give one of them.")
+    return given
 
 
 def name_for_command(name: str) -> str:
