@@ -9,6 +9,7 @@ from accelerate.utils import DynamoBackend, TorchDynamoPlugin
 from torch import nn
 
 from hpt.data.epochs import EpochMixture
+from hpt.models.attention import choose_attention
 from hpt.models.classifier import ZeroShotClassifier
 from hpt.models.proxies import try_out, zero_shot_parts
 from hpt.models.weights import weights_frozen
@@ -24,6 +25,7 @@ class RunModels:
     Args:
         inputs ([`TrainingInputs`]): What the run was given.
         device (`torch.device`): Where it trains.
+        mixed_precision (`str`): `"no"`, `"bf16"` or `"fp16"`.
 
     Attributes:
         target ([`ZeroShotClassifier`]): Over the training classes, like the other two.
@@ -34,10 +36,12 @@ class RunModels:
         InputError: for a proxy that doesn't take such images, or doesn't tell the training classes apart.
     """
 
-    def __init__(self, inputs: TrainingInputs, device: torch.device):
+    def __init__(self, inputs: TrainingInputs, device: torch.device, mixed_precision: str):
         self.target: ZeroShotClassifier = inputs.classifier.to(device)
         self.proxy: nn.Module | None = inputs.proxy and inputs.proxy.to(device)
         self.original: ZeroShotClassifier | None = inputs.original and inputs.original.to(device)
+        for part in zero_shot_parts(self.target, self.proxy, self.original):
+            choose_attention(part.model, device, mixed_precision)
         one_set = isinstance(inputs.train, EpochMixture) and not inputs.train.over_union
         self._over_sets = [
             tuple(model and model.with_classes(part.class_names, part.template) for model in self._all)

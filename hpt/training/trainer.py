@@ -183,7 +183,7 @@ class HPTTrainer(SavingTrainer):
         """Make what a run consists of from its settings, its models and its data."""
         args = self.args
         self._inputs, self._described = inputs, None
-        self._models = RunModels(inputs, args.device)
+        self._models = RunModels(inputs, args.device, args.mixed_precision)
         self._clean = CleanFeatures(choose_models(args, inputs), inputs.train, args)
         self.objectives, self.schedule = args.make_objectives(), inputs.schedule
         self._diagnostics = Diagnostics(self.accelerator, self.classifier, self.proxy is not None)
