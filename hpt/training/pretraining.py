@@ -277,7 +277,7 @@ def sigmoid_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def start_from_prior(model: SiglipModel, num_classes: int) -> None:
-    """Let a SigLIP start at the log-odds that a pair is of one class, `-log(num_classes - 1)` of equally frequent ones.
+    """Let a SigLIP start at the log-odds that a pair is of one class, `-log(num_classes - 1)` if all are as frequent.
 
     Zhai et al., 2023, start at -10, of 32,768 different captions, since the first steps would else learn this alone.
     """
