@@ -6,16 +6,18 @@ from torch import nn
 from hpt.models.families import plain_model
 
 
-def choose_attention(model: nn.Module, device: torch.device, mixed_precision: str) -> None:
+def choose_attention(model: nn.Module, mixed_precision: str = "no") -> None:
     """Let a model attend by products of matrices where torch's fused kernel is slow: in 16 bits on a CPU.
 
-    There a forward and a backward pass of the fused kernel take two to six times as long, 17 to 197 tokens, on a core
-    that multiplies in bfloat16. In float32 they take as long as the products, and need less memory.
+    There the fused kernel's forward and backward pass take two to six times as long, of 17 to 197 tokens, on a core
+    that multiplies in bfloat16. In float32 they take about as long as the products, and need less memory. The model
+    stays as it is chosen here; its outputs change by rounding.
 
     Args:
-        model (`nn.Module`): A dual encoder, plain or of PEFT.
-        device (`torch.device`): Where it computes.
-        mixed_precision (`str`): `"no"`, `"bf16"` or `"fp16"`.
+        model (`nn.Module`): A dual encoder, plain or of PEFT, on its device.
+        mixed_precision (`str`, *optional*, defaults to `"no"`): `"bf16"` or `"fp16"` if it computes within autocast.
     """
-    if device.type == "cpu" and mixed_precision != "no":
-        plain_model(model).set_attn_implementation("eager")
+    model = plain_model(model)
+    in_16_bits = mixed_precision != "no" or model.dtype in (torch.bfloat16, torch.float16)
+    if model.device.type == "cpu" and in_16_bits:
+        model.set_attn_implementation("eager")

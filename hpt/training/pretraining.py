@@ -185,7 +185,8 @@ def _image_processor(side: int) -> CLIPImageProcessorPil:
 def build_siglip(args: PretrainingConfig) -> tuple[SiglipModel, SiglipProcessor]:
     """A SigLIP of the given architecture with random weights, and its processor.
 
-    Its common embedding is as wide as its vision tower. The scale starts at 10, the bias as [`start_from_prior`] says.
+    Its common embedding is as wide as its vision tower. The scale starts at 10 and the bias near the log-odds of a
+    positive pair, which are -2 among ten classes, and -10 among the 32,768 different captions of Zhai et al., 2023.
     """
     tokenizer = byte_tokenizer(64, model_input_names=["input_ids"])
     vision, text = _tower_shapes(args, tokenizer)
@@ -193,6 +194,7 @@ def build_siglip(args: PretrainingConfig) -> tuple[SiglipModel, SiglipProcessor]
     model = SiglipModel(SiglipConfig(vision_config=vision, text_config=text))
     with torch.no_grad():
         model.logit_scale.fill_(math.log(10))
+        model.logit_bias.fill_(-2)
     side = {"height": args.image_size, "width": args.image_size}
     return model, SiglipProcessor(SiglipImageProcessorPil(size=side), tokenizer)
 
@@ -275,15 +277,6 @@ def sigmoid_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return -F.logsigmoid(signs * logits).sum(1).mean()
 
 
-@torch.no_grad()
-def start_from_prior(model: SiglipModel, num_classes: int) -> None:
-    """Let a SigLIP start at the log-odds that a pair is of one class, `-log(num_classes - 1)` if all are as frequent.
-
-    Zhai et al., 2023, start at -10, of 32,768 different captions, since the first steps would else learn this alone.
-    """
-    model.logit_bias.fill_(-math.log(max(num_classes - 1, 1)))
-
-
 @dataclass(frozen=True)
 class Pretraining:
     """How a family is pretrained: what builds a model with random weights and its processor, and the loss."""
@@ -325,8 +318,8 @@ class ContrastiveTrainer(ResumableTrainer):
         if augmentation is not None:
             self.add_callback(AugmentationCallback(augmentation, steps_over(len(train_dataset), args)))
         self.model_accepts_loss_kwargs = False
-        choose_attention(model, args.device, args.mixed_precision)
         self.classifier = classifier.to(args.device)
+        choose_attention(model, args.mixed_precision)
         self.captions = make_prompts(args.caption_templates, train_dataset.class_names)
         self.tokens = {name: ids.to(args.device) for name, ids in classifier.tokenize(self.captions).items()}
 
@@ -422,8 +415,6 @@ def pretrain(args: PretrainingConfig) -> None:
             train_dataset = train_dataset.subset(args.max_train_samples)
         torch.manual_seed(args.seed)
         model, processor = PRETRAINED[args.family].build(args)
-        if args.family == "siglip":
-            start_from_prior(model, len(train_dataset.class_names))
         trainer = ContrastiveTrainer(model, processor, args, train_dataset)
         trainer.try_optimizer(num_training_steps=1)  # as good as any to see that it can be made
         if args.overwrite:  # now that all else is known to be right

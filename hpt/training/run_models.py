@@ -40,8 +40,10 @@ class RunModels:
         self.target: ZeroShotClassifier = inputs.classifier.to(device)
         self.proxy: nn.Module | None = inputs.proxy and inputs.proxy.to(device)
         self.original: ZeroShotClassifier | None = inputs.original and inputs.original.to(device)
-        for part in zero_shot_parts(self.target, self.proxy, self.original):
-            choose_attention(part.model, device, mixed_precision)
+        for part in zero_shot_parts(self.target, self.original):
+            choose_attention(part.model, mixed_precision)
+        for part in zero_shot_parts(self.proxy):  # whose precision is its own
+            choose_attention(part.model)
         one_set = isinstance(inputs.train, EpochMixture) and not inputs.train.over_union
         self._over_sets = [
             tuple(model and model.with_classes(part.class_names, part.template) for model in self._all)

@@ -21,13 +21,11 @@ from hpt.models.weights import normalizers
 from hpt.training.pretraining import (
     ContrastiveTrainer,
     PretrainingConfig,
-    build_siglip,
     byte_tokenizer,
     contrastive_loss,
     is_finished,
     pretrain,
     sigmoid_loss,
-    start_from_prior,
 )
 
 
@@ -126,16 +124,6 @@ def test_pretrained_folder_loads_and_learned(tmp_path, family, learning_rate, mo
     if family == "clip":
         assert model.config.text_config.eos_token_id == processor.tokenizer.eos_token_id
     assert not any(file.suffix in (".bin", ".pt", ".pth") for file in folder.iterdir())
-
-
-@pytest.mark.parametrize("classes", [2, 10, 271])
-def test_a_siglip_starts_at_the_share_of_pairs_of_one_class(tmp_path, classes):
-    """Of random labels, two are the same with the probability 1 / classes."""
-    model, _ = build_siglip(pretraining_config(tmp_path, family="siglip"))
-    start_from_prior(model, classes)
-    labels = torch.arange(classes)
-    share = (labels[:, None] == labels).double().mean().item()
-    assert model.logit_bias.sigmoid().item() == pytest.approx(share, rel=1e-5)
 
 
 TWO_TOWERS = {"family": "vision_text_dual_encoder", "image_size": 32, "vision_hidden_size": 32, "vision_layers": 1}
