@@ -19,6 +19,7 @@ from hpt.benchmarking.steps import make_our_step
 from hpt.benchmarking.timing import Stopwatch
 from hpt.benchmarking.trainers import SMALL, prepare_trainer, temporary_folder
 from hpt.data.images import to_unit_range
+from hpt.models.attention import choose_attention
 from hpt.training.gpd import get_gpd_schedule
 from hpt.training.trainer import HPTTrainer
 
@@ -74,6 +75,8 @@ class BareLoop:
         args, schedule = trainer.args, trainer.schedule
         dtype = PRECISIONS[settings.precision]
         pair = make_pair(settings, dtype)
+        choose_attention(pair.target.model, "no" if dtype is None else settings.precision)
+        choose_attention(pair.proxy.model)
         self.step = make_our_step(pair, settings.attack_steps, dtype)
         self.step.attack.seed = args.seed
         self.batches, self.taken = iter(trainer.get_train_dataloader()), 0
