@@ -75,7 +75,7 @@ class BareLoop:
         args, schedule = trainer.args, trainer.schedule
         dtype = PRECISIONS[settings.precision]
         pair = make_pair(settings, dtype)
-        choose_attention(pair.target.model, "no" if dtype is None else settings.precision)
+        choose_attention(pair.target.model, args.mixed_precision)
         choose_attention(pair.proxy.model)
         self.step = make_our_step(pair, settings.attack_steps, dtype)
         self.step.attack.seed = args.seed

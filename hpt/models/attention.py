@@ -9,9 +9,9 @@ from hpt.models.families import plain_model
 def choose_attention(model: nn.Module, mixed_precision: str = "no") -> None:
     """Let a model attend by products of matrices where torch's fused kernel is slow: in 16 bits on a CPU.
 
-    There the fused kernel's forward and backward pass take two to six times as long, of 17 to 197 tokens, on a core
-    that multiplies in bfloat16. In float32 they take about as long as the products, and need less memory. The model
-    stays as it is chosen here; its outputs change by rounding.
+    There the fused kernel's backward pass takes several times as long on a core that multiplies in bfloat16. In
+    float32 it takes about as long as the products, and needs less memory. The model stays as it is chosen here; its
+    outputs change by rounding.
 
     Args:
         model (`nn.Module`): A dual encoder, plain or of PEFT, on its device.
