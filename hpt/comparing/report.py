@@ -39,7 +39,8 @@ def write_report(grid: Grid, records: Records) -> str:
         title = f"Held-out images, {attack}; lines: means over seeds, rings: each run's choice"
         draw_frontiers(list(grid.methods), results.dials, results.points, title, grid.folder / FRONTIERS)
     for test, eps in product(tests_of(results), grid.test_eps):
-        title = f"{test}, worst case at {eps.title}; hollow at t = 1; bars: deviation between seeds"
+        title = f"{test}, worst case at {eps.title}; hollow at t = 1"
+        title += "; bars: deviation between seeds" if len(grid.comparison.seeds) > 1 else ""
         if shown := tested_at(results, test, eps):
             draw_tests(list(grid.methods), _accuracies(shown), title, grid.folder / picture_of(grid, test, eps))
     return text
