@@ -101,6 +101,12 @@ class EpochMixture(torch.utils.data.Dataset):
         steps = np.concatenate([images.reshape(-1, self.step_size) for images in drawn])
         return draws.permutation(steps).ravel().tolist()
 
+    def labels(self) -> np.ndarray:
+        """The labels of the epoch's images in [`order`], over the union of the sets' classes."""
+        parts = zip(self._numbers, self.sets.values(), strict=True)
+        of_rows = np.concatenate([np.asarray(numbers)[part.dataset["label"][:]] for numbers, part in parts])
+        return of_rows[np.asarray(self.order()) % self._rows[-1]]
+
     def _draw(self, number: int) -> np.ndarray:
         """The numbers of the epoch's images of one set: a row's own, plus that of all rows for each further sight."""
         size, share = self._rows[number + 1] - self._rows[number], self.shares[number]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers.pre_tokenizers import ByteLevel
@@ -33,6 +34,7 @@ from transformers import (
 from hpt.cli import parse_config
 from hpt.data.augmentation import AUGMENTATIONS
 from hpt.data.benchmark import Benchmark
+from hpt.data.epochs import EpochMixture
 from hpt.data.images import check_images, collate, to_unit_range
 from hpt.data.loading import load_training_data
 from hpt.data.mixtures import OF_THE_SETS, Mixture, choose_sets, load_mixture
@@ -185,8 +187,8 @@ def _image_processor(side: int) -> CLIPImageProcessorPil:
 def build_siglip(args: PretrainingConfig) -> tuple[SiglipModel, SiglipProcessor]:
     """A SigLIP of the given architecture with random weights, and its processor.
 
-    Its common embedding is as wide as its vision tower. The scale starts at 10 and the bias near the log-odds of a
-    positive pair, which are -2 among ten classes, and -10 among the 32,768 different captions of Zhai et al., 2023.
+    Its common embedding is as wide as its vision tower. The scale starts at 10; the bias is set by
+    [`ContrastiveTrainer`], which knows the data.
     """
     tokenizer = byte_tokenizer(64, model_input_names=["input_ids"])
     vision, text = _tower_shapes(args, tokenizer)
@@ -194,7 +196,6 @@ def build_siglip(args: PretrainingConfig) -> tuple[SiglipModel, SiglipProcessor]
     model = SiglipModel(SiglipConfig(vision_config=vision, text_config=text))
     with torch.no_grad():
         model.logit_scale.fill_(math.log(10))
-        model.logit_bias.fill_(-2)
     side = {"height": args.image_size, "width": args.image_size}
     return model, SiglipProcessor(SiglipImageProcessorPil(size=side), tokenizer)
 
@@ -277,6 +278,12 @@ def sigmoid_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return -F.logsigmoid(signs * logits).sum(1).mean()
 
 
+def share_of_positives(labels: np.ndarray, batch_size: int) -> float:
+    """Of the pairs of an image and a caption in batches, the share of one class; `labels` are those of an epoch."""
+    batches = np.split(labels, range(batch_size, len(labels), batch_size))
+    return float(np.mean([np.mean(batch[:, None] == batch) for batch in batches]))
+
+
 @dataclass(frozen=True)
 class Pretraining:
     """How a family is pretrained: what builds a model with random weights and its processor, and the loss."""
@@ -295,6 +302,10 @@ PRETRAINED = {
 
 class ContrastiveTrainer(ResumableTrainer):
     """Trainer of a dual encoder on (image, caption) pairs, the captions drawn anew from templates in each step.
+
+    A model with a bias, a SigLIP, begins at the log-odds of a positive pair in these data, as Zhai et al., 2023
+    (section 3.2) begin at -10 for batches of many captions. With a larger bias, nearly all of the first gradients turn
+    images and captions away from each other.
 
     Args:
         model, processor: as [`PRETRAINED`] builds them.
@@ -319,6 +330,9 @@ class ContrastiveTrainer(ResumableTrainer):
             self.add_callback(AugmentationCallback(augmentation, steps_over(len(train_dataset), args)))
         self.model_accepts_loss_kwargs = False
         self.classifier = classifier.to(args.device)
+        if classifier.family.has_bias:
+            share = share_of_positives(_labels_of_epoch(train_dataset), args.per_device_train_batch_size)
+            torch.nn.init.constant_(model.logit_bias, torch.logit(torch.tensor(share), eps=1e-6))
         choose_attention(model, args.mixed_precision)
         self.captions = make_prompts(args.caption_templates, train_dataset.class_names)
         self.tokens = {name: ids.to(args.device) for name, ids in classifier.tokenize(self.captions).items()}
@@ -360,6 +374,13 @@ class ContrastiveTrainer(ResumableTrainer):
             image = torch.arange(len(images), device=images.device)
             images = padded[image[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
         return images
+
+
+def _labels_of_epoch(train_dataset: Benchmark | EpochMixture) -> np.ndarray:
+    """The labels of an epoch's images, in an order that batches are cut from."""
+    if isinstance(train_dataset, EpochMixture):
+        return train_dataset.labels()
+    return np.random.default_rng(0).permutation(train_dataset.dataset["label"][:])
 
 
 def pretrain_missing(files: dict[str, str | None], recipe: dict, args: TrainingArguments, folder: Path) -> set[str]:

@@ -154,6 +154,15 @@ def test_items_are_those_of_the_sets_with_labels_over_the_classes_that_are_meant
     assert mixture[order[0]]["sample_ids"] == items[0]["sample_ids"]
 
 
+@pytest.mark.parametrize("batches, shares", [(MIXED, (25, 8)), (ONE_SET, (24, 8))])
+def test_labels_of_an_epoch_are_those_of_its_images_in_order(batches, shares):
+    mixture = make_mixture(batches, shares)
+    for epoch in range(2):
+        mixture.set_epoch(epoch)
+        items = mixture.__getitems__(mixture.order())
+        assert mixture.labels().tolist() == [item["labels"] for item in items]
+
+
 def test_sample_ids_differ_over_sets_and_sights_also_where_a_set_has_ids_of_a_larger_one():
     sets = {"part": make_set(4, first_id=70), "whole": make_set(9, seed=1)}
     mixture = EpochMixture(sets, [12, 9], batches=MIXED, step_size=3, seed=0, over_union=True)

@@ -2,8 +2,10 @@ import json
 import math
 import shutil
 import signal
+from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -21,6 +23,7 @@ from hpt.models.weights import normalizers
 from hpt.training.pretraining import (
     ContrastiveTrainer,
     PretrainingConfig,
+    build_siglip,
     byte_tokenizer,
     contrastive_loss,
     is_finished,
@@ -56,6 +59,30 @@ def test_sigmoid_loss_scores_each_pair_by_itself():
             probability = 1 / (1 + math.exp(-logits[row, column]))
             total -= math.log(probability if labels[row] == labels[column] else 1 - probability)
     assert sigmoid_loss(logits, labels).item() == pytest.approx(total / 4)
+
+
+@pytest.mark.parametrize("sets", ["one", "one_set", "mixed"])
+def test_a_siglip_begins_at_the_log_odds_of_a_positive_pair(tmp_path, sets):
+    """Of ten classes a tenth of all pairs is positive, and of one class all; an image's own caption always is."""
+    config = pretraining_config(tmp_path, family="siglip", per_device_train_batch_size=20)
+    data = load_benchmark("digits", "train").subset(400)
+    same = Dataset.from_dict(
+        {"image": data.dataset["image"][:400], "label": [0] * 400}, features=data.dataset.features
+    )
+    expected = 1 / 20 + 19 / 20 * 1 / 10
+    if sets != "one":
+        data = Mixture([data, replace(data, dataset=same, name="same")], batches=sets)
+        expected = (expected + 1) / 2 if sets == "one_set" else 1 / 20 + 19 / 20 * (0.55**2 + 9 * 0.05**2)
+    model = ContrastiveTrainer(*build_siglip(config), config, data).model
+    assert model.logit_bias.sigmoid().item() == pytest.approx(expected, rel=0.1)
+    assert model.logit_scale.item() == pytest.approx(math.log(10))
+
+
+def test_a_siglip_of_one_class_begins_at_a_finite_bias(tmp_path):
+    data = load_benchmark("digits", "train")
+    data = data.rows(np.flatnonzero(np.asarray(data.dataset["label"][:]) == 3))
+    config = pretraining_config(tmp_path, family="siglip")
+    assert math.isfinite(ContrastiveTrainer(*build_siglip(config), config, data).model.logit_bias.item())
 
 
 def test_each_caption_is_encoded_once(tmp_path):
