@@ -285,12 +285,22 @@ class Grid:
 
     def _refuse_twins(self) -> None:
         """Refuse two methods whose runs would be the same."""
-        settings = {name: self.settings(self.first_run(name)) for name in self.methods}
-        parts = {name: (vars(recipe), describe_settings(args, {})) for name, (recipe, args) in settings.items()}
-        for name, own in parts.items():
-            twin = next(other for other in parts if parts[other] == own)
-            if twin != name:
-                raise InputError(f"Methods {twin!r} and {name!r} have the same settings: give each method once.")
+        known = {}
+        for name in self.methods:
+            recipe, args = self.settings(self.first_run(name))
+            settings = vars(recipe) | describe_settings(args, {})
+            in_effect = {field: value for field, value in settings.items() if field not in args.without_effect}
+            for twin, (theirs, theirs_in_effect) in known.items():
+                if settings == theirs:
+                    raise InputError(f"Methods {twin!r} and {name!r} have the same settings: give each method once.")
+                if in_effect == theirs_in_effect:
+                    differing = " and ".join(_differing(settings, theirs))
+                    raise InputError(
+                        f"Methods {twin!r} and {name!r} would train the same: they differ in {differing} alone, which "
+                        f"changes nothing with anchor_epochs {args.anchor_epochs} and transfer_epochs "
+                        f"{args.transfer_epochs}."
+                    )
+            known[name] = settings, in_effect
 
     def targets(self) -> dict[str, Run]:
         """The vanilla targets by what tables call them, each with a run that has it."""
@@ -317,6 +327,10 @@ class Grid:
         recipe, args = self.settings(self.first_run(name))
         described = describe_settings(args, vars(recipe))
         return {field: described[field] for field in OF_THE_WEIGHTS if field in described and field not in NOT_GIVEN}
+
+
+def _differing(one: dict, other: dict) -> list[str]:
+    return [name for name in sorted({*one, *other}) if one.get(name) != other.get(name)]
 
 
 def read_grid(arguments: list[str], nested: dict, types: tuple[type, ...], where) -> Grid:

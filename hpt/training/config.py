@@ -27,6 +27,14 @@ DTYPES = ("float32", "bfloat16", "float16")
 KL_REDUCTIONS = ("mean", "sum")
 FRACTIONS = ("attack_eps", "attack_step_size", "temperature", "anchor_learning_rate", "learning_rate", "warmup_steps")
 FRACTIONS += ("ema_decay", "pull_ratio", "proxy_temperature")
+ANCHOR_SETTINGS = (
+    "anchor_objective",
+    "anchor_objective_args",
+    "anchor_learning_rate",
+    "ema_decay",
+    "pull_ratio",
+    "restart",
+)
 SWITCHES = ("only_where_right", "restart", "attack_random_start", "save_endpoints")  # where "no" would mean yes
 COUNTS = ("attack_steps", "eval_attack_steps", "steps_per_epoch", "shuffle_buffer_size")
 AUTO, ALWAYS, NEVER = CACHE_CLEAN = ("auto", "true", "false")
@@ -310,6 +318,13 @@ class HPTConfig(TrainingArguments):
     def needs_patches(self) -> bool:
         """Whether an objective of the run looks at patch tokens."""
         return self._any_objective("needs_patches")
+
+    @property
+    def without_effect(self) -> frozenset[str]:
+        """Settings that the trained weights don't depend on: GPD pulls before transfer epochs after the first."""
+        if self.anchor_epochs == 0:
+            return frozenset(ANCHOR_SETTINGS)
+        return frozenset(("ema_decay", "pull_ratio")) if self.transfer_epochs == 1 else frozenset()
 
     def _any_objective(self, need: str) -> bool:
         return any(getattr(objective, need) for objective in self.make_objectives().values())

@@ -145,6 +145,12 @@ REFUSED = {
     "a method without settings": ("methods: {tecoa: }", [], "tecoa must be a mapping of settings"),
     "a method twice": ("methods:\n  a: {objective: tecoa}\n  a: {objective: hpt}", [], "gives a more than once"),
     "the same settings twice": ("methods: {a: {objective: tecoa}, b: {objective: tecoa}}", [], "'a' and 'b' have the"),
+    "a pull that never comes": (
+        "methods: {a: {anchor_epochs: 1}, b: {anchor_epochs: 1, pull_ratio: 1.0}}", ["--transfer_epochs", "1"],
+        "'a' and 'b' would train the same: they differ in pull_ratio alone.*anchor_epochs 1 and transfer_epochs 1"),
+    "a restart of nothing": (
+        "methods: {a: {anchor_epochs: 0, restart: false}, b: {anchor_epochs: 0, ema_decay: 0.5}}", [],
+        "differ in ema_decay and restart alone"),
     "an unknown objective": ("methods: {a: {objective: tekoa}}", [], "Method 'a': Unknown objective 'tekoa'.*tecoa"),
     "an unknown field": ("methods: {a: {atack_steps: 3}}", [], "'atack_steps' in method 'a': did you mean"),
     "an unknown setting": ("methods: {a: {objective_args: tau=2}}", [], "Method 'a': objective_args sets 'tau'"),
