@@ -372,7 +372,10 @@ def test_yaml_files_are_valid(file, monkeypatch):
 STUDY = {file.stem: read_yaml(file) for file in sorted((RECIPES / "study").glob("*.yaml"))}
 OWN = {"methods", "output_dir", "anchor_epochs", "transfer_epochs", "save_strategy", "save_steps"}
 OWN |= {"logging_strategy", "logging_steps"}
-OWN_OF_FILES = {"final": {"learning_rates", "seeds", "tests", "test_samples"}}
+OWN_OF_FILES = {
+    "eps": {"learning_rates", "dial"},
+    "final": {"learning_rates", "seeds", "tests", "test_samples"},
+}
 SHARED = {"train_datasets", "dataset_weights", "num_train_epochs", "per_device_train_batch_size", "augmentation"}
 
 
