@@ -297,8 +297,8 @@ class Grid:
                     differing = " and ".join(_differing(settings, theirs))
                     raise InputError(
                         f"Methods {twin!r} and {name!r} would train the same: they differ in {differing} alone, which "
-                        f"changes nothing with anchor_epochs {args.anchor_epochs} and transfer_epochs "
-                        f"{args.transfer_epochs}."
+                        f"changes nothing with anchor_epochs {args.anchor_epochs}, transfer_epochs "
+                        f"{args.transfer_epochs} and restart {args.restart}."
                     )
             known[name] = settings, in_effect
 

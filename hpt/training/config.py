@@ -27,14 +27,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 KL_REDUCTIONS = ("mean", "sum")
 FRACTIONS = ("attack_eps", "attack_step_size", "temperature", "anchor_learning_rate", "learning_rate", "warmup_steps")
 FRACTIONS += ("ema_decay", "pull_ratio", "proxy_temperature")
-ANCHOR_SETTINGS = (
-    "anchor_objective",
-    "anchor_objective_args",
-    "anchor_learning_rate",
-    "ema_decay",
-    "pull_ratio",
-    "restart",
-)
+OF_THE_ANCHOR = ("anchor_objective", "anchor_objective_args", "anchor_learning_rate")
+OF_THE_PULL = ("ema_decay", "pull_ratio")
 SWITCHES = ("only_where_right", "restart", "attack_random_start", "save_endpoints")  # where "no" would mean yes
 COUNTS = ("attack_steps", "eval_attack_steps", "steps_per_epoch", "shuffle_buffer_size")
 AUTO, ALWAYS, NEVER = CACHE_CLEAN = ("auto", "true", "false")
@@ -321,10 +315,16 @@ class HPTConfig(TrainingArguments):
 
     @property
     def without_effect(self) -> frozenset[str]:
-        """Settings that the trained weights don't depend on: GPD pulls before transfer epochs after the first."""
+        """GPD's settings that change nothing in this run.
+
+        All of them without an anchor stage. With one transfer epoch, the average and the pull, which comes before each
+        later epoch; and then nothing of the anchor stage is left after a restart.
+        """
         if self.anchor_epochs == 0:
-            return frozenset(ANCHOR_SETTINGS)
-        return frozenset(("ema_decay", "pull_ratio")) if self.transfer_epochs == 1 else frozenset()
+            return frozenset((*OF_THE_ANCHOR, *OF_THE_PULL, "restart"))
+        if self.transfer_epochs > 1:
+            return frozenset()
+        return frozenset((*OF_THE_ANCHOR, *OF_THE_PULL) if self.restart else OF_THE_PULL)
 
     def _any_objective(self, need: str) -> bool:
         return any(getattr(objective, need) for objective in self.make_objectives().values())

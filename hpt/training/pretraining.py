@@ -279,9 +279,10 @@ def sigmoid_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def share_of_positives(labels: np.ndarray, batch_size: int) -> float:
-    """Of the pairs of an image and a caption in batches, the share of one class; `labels` are those of an epoch."""
+    """Of all pairs of an image and a caption in batches, the share of one class; `labels` are those of an epoch."""
     batches = np.split(labels, range(batch_size, len(labels), batch_size))
-    return float(np.mean([np.mean(batch[:, None] == batch) for batch in batches]))
+    positives = sum(int(np.sum(batch[:, None] == batch)) for batch in batches)
+    return positives / sum(len(batch) ** 2 for batch in batches)
 
 
 @dataclass(frozen=True)

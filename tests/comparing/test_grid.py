@@ -139,6 +139,20 @@ def test_classes_that_cannot_be_chosen_by_are_refused(tmp_path, classes, line):
         grid.choosing_images(grid.first_run("hpt"))
 
 
+@pytest.mark.parametrize(
+    "shared, own",
+    [
+        ("anchor_epochs: 1, transfer_epochs: 2", "pull_ratio: 1.0"),
+        ("anchor_epochs: 1, transfer_epochs: 2", "anchor_learning_rate: 0.5"),
+        ("anchor_epochs: 1, transfer_epochs: 1, restart: false", "anchor_learning_rate: 0.5"),
+        ("anchor_epochs: 1, transfer_epochs: 1", "restart: false"),
+    ],
+)
+def test_settings_that_change_something_make_two_methods(tmp_path, shared, own):
+    grid = read(tmp_path, f"methods: {{a: {{{shared}}}, b: {{{shared}, {own}}}}}")
+    assert list(grid.methods) == ["a", "b"]
+
+
 REFUSED = {
     "no methods": ("", [], "has no methods"),
     "a list of methods": ("methods: [tecoa]", [], "methods must be a mapping"),
@@ -147,10 +161,16 @@ REFUSED = {
     "the same settings twice": ("methods: {a: {objective: tecoa}, b: {objective: tecoa}}", [], "'a' and 'b' have the"),
     "a pull that never comes": (
         "methods: {a: {anchor_epochs: 1}, b: {anchor_epochs: 1, pull_ratio: 1.0}}", ["--transfer_epochs", "1"],
-        "'a' and 'b' would train the same: they differ in pull_ratio alone.*anchor_epochs 1 and transfer_epochs 1"),
+        "'a' and 'b' would train the same: they differ in pull_ratio alone.*transfer_epochs 1 and restart True"),
+    "an anchor that a restart forgets": (
+        "methods: {a: {anchor_epochs: 1}, b: {anchor_epochs: 1, anchor_learning_rate: 0.5}}",
+        ["--transfer_epochs", "1"], "differ in anchor_learning_rate alone"),
     "a restart of nothing": (
         "methods: {a: {anchor_epochs: 0, restart: false}, b: {anchor_epochs: 0, ema_decay: 0.5}}", [],
         "differ in ema_decay and restart alone"),
+    "an anchor stage of no epochs": (
+        "methods: {a: {anchor_epochs: 0}, b: {anchor_epochs: 0, anchor_objective: fare}}", [],
+        "differ in anchor_objective alone"),
     "an unknown objective": ("methods: {a: {objective: tekoa}}", [], "Method 'a': Unknown objective 'tekoa'.*tecoa"),
     "an unknown field": ("methods: {a: {atack_steps: 3}}", [], "'atack_steps' in method 'a': did you mean"),
     "an unknown setting": ("methods: {a: {objective_args: tau=2}}", [], "Method 'a': objective_args sets 'tau'"),

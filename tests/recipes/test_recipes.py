@@ -374,6 +374,7 @@ OWN = {"methods", "output_dir", "anchor_epochs", "transfer_epochs", "save_strate
 OWN |= {"logging_strategy", "logging_steps"}
 OWN_OF_FILES = {
     "eps": {"learning_rates", "dial"},
+    "images": {"learning_rates", "seeds"},
     "final": {"learning_rates", "seeds", "tests", "test_samples"},
 }
 SHARED = {"train_datasets", "dataset_weights", "num_train_epochs", "per_device_train_batch_size", "augmentation"}
@@ -387,8 +388,8 @@ def test_a_file_of_the_study_differs_from_others_in_its_question_alone(name):
         assert all(value == fields[field] for field, value in STUDY["objectives"].items() if field in shared)
         assert STUDY["objectives"].keys() - fields.keys() <= OWN | {"proxy"}
     elif "family" in fields:
-        shared = SHARED - {"train_datasets"} if "batches" in fields else SHARED
-        assert all(fields[field] == STUDY["vit_p16"][field] for field in shared)
+        own_size = [name.replace("cifar=uoft-cs/cifar10", "cifar10") for name in fields["train_datasets"]]
+        assert all((fields | {"train_datasets": own_size})[field] == STUDY["vit_p16"][field] for field in SHARED)
         seeds = [other["seed"] for other in STUDY.values() if "seed" in other]
         assert seeds.count(fields["seed"]) == 1
     else:

@@ -28,6 +28,7 @@ from hpt.training.pretraining import (
     contrastive_loss,
     is_finished,
     pretrain,
+    share_of_positives,
     sigmoid_loss,
 )
 
@@ -76,6 +77,14 @@ def test_a_siglip_begins_at_the_log_odds_of_a_positive_pair(tmp_path, sets):
     model = ContrastiveTrainer(*build_siglip(config), config, data).model
     assert model.logit_bias.sigmoid().item() == pytest.approx(expected, rel=0.1)
     assert model.logit_scale.item() == pytest.approx(math.log(10))
+
+
+@pytest.mark.parametrize("rows", [6, 7, 9])
+def test_positives_are_counted_over_all_pairs_also_those_of_a_smaller_last_batch(rows):
+    labels = np.random.default_rng(rows).integers(0, 3, rows)
+    pairs = [(row, other) for row in range(rows) for other in range(rows) if row // 3 == other // 3]
+    expected = sum(labels[row] == labels[other] for row, other in pairs) / len(pairs)
+    assert share_of_positives(labels, 3) == pytest.approx(expected)
 
 
 def test_a_siglip_of_one_class_begins_at_a_finite_bias(tmp_path):
