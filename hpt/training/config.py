@@ -84,7 +84,8 @@ class HPTConfig(TrainingArguments):
         proxy_weights (`list[float]`, *optional*):
             One for each proxy, divided by their sum; equal ones by default.
         anchor_epochs, transfer_epochs (`int`, *optional*, default to 5 and 5):
-            Length of the two stages. `anchor_epochs=0` is plain HPT, without EMA and pull.
+            Length of the two stages. `anchor_epochs=0` is plain HPT, without EMA and pull. So is `transfer_epochs=1`,
+            after a restart: the pull comes before each later epoch.
         anchor_learning_rate, learning_rate (`float`, *optional*, default to 5e-5 and 5e-2):
             Peak rates of the two stages.
         warmup_steps (`float`, *optional*, defaults to 0.1):
