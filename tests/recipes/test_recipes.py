@@ -373,7 +373,7 @@ STUDY = {file.stem: read_yaml(file) for file in sorted((RECIPES / "study").glob(
 OWN = {"methods", "output_dir", "anchor_epochs", "transfer_epochs", "save_strategy", "save_steps"}
 OWN |= {"logging_strategy", "logging_steps"}
 OWN_OF_FILES = {
-    "eps": {"learning_rates", "dial"},
+    "eps": {"learning_rates", "seeds", "dial"},
     "images": {"learning_rates", "seeds"},
     "final": {"learning_rates", "seeds", "tests", "test_samples"},
 }
