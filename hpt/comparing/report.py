@@ -152,8 +152,9 @@ def _notes_of(grid: Grid, records: Records, results: Results, method: str) -> li
     if chosen is not None and len(rates) > 1 and chosen.run.learning_rate in (min(rates), max(rates)):
         end, further = ("smallest", "smaller") if chosen.run.learning_rate == min(rates) else ("largest", "larger")
         notes.append(f"{method}: its rate is the {end} that was tried; a {further} one may be better.")
-    least = min(grid.comparison.dial)
-    if number := sum(choice.point.t == least > 0 for choice in points):
+    dial = grid.comparison.dial
+    number = sum(choice.point.t == min(dial) > 0 for choice in points)
+    if number and len(dial) > 1:
         notes.append(f"{method}: {number} of {len(points)} runs have the least t of the dial; less may be better.")
     for run in grid.runs_of(method):
         if (trained := records.read(train_task(run))) and DIVERGED in trained:

@@ -1,13 +1,18 @@
 """What is read from records: pairs on the same images alone, and how many of them there are."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from scipy.stats import t
 
 from hpt.comparing import results
+from hpt.comparing.choices import Choice
 from hpt.comparing.figures import VANILLA_STYLE, _styles
-from hpt.comparing.report import format_pairs
+from hpt.comparing.grid import Method, Run
+from hpt.comparing.report import _notes_of, format_pairs
 from hpt.comparing.results import CHOSEN, TRAINED, describe_results, pairs
+from hpt.evaluation.dial import DialPoint
 from hpt.radius import Radius
 
 
@@ -88,6 +93,23 @@ def test_sentences_say_neither_too_much_nor_too_little():
     assert "Of 12 such intervals, about 1 miss" in lines[0] and lines[0].endswith(
         "Of c there is one run: nothing is known of others."
     )
+
+
+@pytest.mark.parametrize(
+    ("rates", "dial", "notes"),
+    [
+        ([0.1], [0.7], []),
+        ([0.1], [0.7, 1.0], ["a: 1 of 1 runs have the least t of the dial; less may be better."]),
+        ([0.1, 0.3], [0.7], ["a: its rate is the smallest that was tried; a smaller one may be better."]),
+        ([0.03, 0.1, 0.3], [0.3, 0.7, 1.0], []),
+    ],
+)
+def test_an_end_of_what_was_tried_is_named_where_something_could_be_chosen(rates, dial, notes):
+    choice = Choice(Run("a", 0.1, 0), DialPoint(0.7, 0.0, 0.5, 0.4, 100, "00"), keeps_rule=True)
+    comparison = SimpleNamespace(dial=dial)
+    grid = SimpleNamespace(methods={"a": Method("a", {}, rates)}, comparison=comparison, runs_of=lambda method: [])
+    chosen = SimpleNamespace(rates={"a": choice}, points={"a": [choice]})
+    assert _notes_of(grid, None, chosen, "a") == notes
 
 
 def test_methods_look_different_and_the_same_in_all_pictures():

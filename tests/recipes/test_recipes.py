@@ -373,9 +373,10 @@ STUDY = {file.stem: read_yaml(file) for file in sorted((RECIPES / "study").glob(
 OWN = {"methods", "output_dir", "anchor_epochs", "transfer_epochs", "save_strategy", "save_steps"}
 OWN |= {"logging_strategy", "logging_steps"}
 OWN_OF_FILES = {
-    "eps": {"learning_rates", "seeds", "dial"},
-    "images": {"learning_rates", "seeds"},
+    "eps": {"learning_rates", "dial"},
+    "images": {"learning_rates"},
     "final": {"learning_rates", "seeds", "tests", "test_samples"},
+    "finer": {"target", "proxy"},
 }
 SHARED = {"train_datasets", "dataset_weights", "num_train_epochs", "per_device_train_batch_size", "augmentation"}
 
