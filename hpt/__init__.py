@@ -6,7 +6,7 @@ The public names below load their modules when first used, so that `import hpt` 
 from importlib import import_module
 
 
-__version__ = "0.10.0"
+__version__ = "0.11.0"
 
 _MODULE_OF = {
     "ATTACKS": "attacks",

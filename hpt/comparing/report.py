@@ -39,9 +39,11 @@ def write_report(grid: Grid, records: Records) -> str:
         title = f"Held-out images, {attack}; lines: means over seeds, rings: each run's choice"
         draw_frontiers(list(grid.methods), results.dials, results.points, title, grid.folder / FRONTIERS)
     for test, eps in product(tests_of(results), grid.test_eps):
-        title = f"{test}, worst case at {eps.title}; hollow at t = 1"
+        shown = tested_at(results, test, eps)
+        title = f"{test}, worst case at {eps.title}"
+        title += "; hollow at t = 1" if any(tested.where == TRAINED for tested in shown) else ""
         title += "; bars: deviation between seeds" if len(grid.comparison.seeds) > 1 else ""
-        if shown := tested_at(results, test, eps):
+        if shown:
             draw_tests(list(grid.methods), _accuracies(shown), title, grid.folder / picture_of(grid, test, eps))
     return text
 

@@ -485,6 +485,14 @@ def test_runs_are_not_tested_on_another_list_of_classes_than_those_before(grid, 
     assert "were tested on other images under one name" in refusal_of("compare.py", "--config", grid("lists", **given))
 
 
+def test_trained_weights_are_listed_once_where_the_dial_has_them_alone(grid):
+    file = grid("trained", **SMALL | {"dial": "[1.0]"})
+    run_recipe("compare.py", "--config", file)
+    lines, text = results(file.with_suffix(""))
+    assert text.count("| tecoa   | at the chosen point |") == 1 and "at t = 1 " not in text
+    assert {line["where"] for line in lines if line["kind"] == "accuracy"} == {"", "at the chosen point"}
+
+
 def test_a_method_that_diverges_is_named_and_left_out(grid):
     file = grid("diverging", **SMALL | {"learning_rates": "[1e30]"})
     run_recipe("compare.py", "--config", file)
