@@ -94,7 +94,7 @@ def collect(grid: Grid, records: Records) -> Results:
             done = {run: choice for run, choice in chosen.items() if _is_tested(grid, records, run, choice, eps)}
             at_choice = {run: choice.point.t for run, choice in done.items()}
             tested += _read_tests(grid, records, method, CHOSEN, at_choice, eps)
-            if set(grid.comparison.dial) != {1.0}:  # else these are the chosen points
+            if grid.comparison.dial != [1.0]:  # else these are the chosen points
                 tested += _read_tests(grid, records, method, TRAINED, dict.fromkeys(at_choice, 1.0), eps)
     budgets = {method: Budget.of(records.read(budget_task(method))) for method in grid.methods}
     return Results(budgets, rates, points, dials, tested, plan_runs(grid, records))

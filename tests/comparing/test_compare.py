@@ -489,7 +489,7 @@ def test_trained_weights_are_listed_once_where_the_dial_has_them_alone(grid):
     file = grid("trained", **SMALL | {"dial": "[1.0]"})
     run_recipe("compare.py", "--config", file)
     lines, text = results(file.with_suffix(""))
-    assert text.count("| tecoa   | at the chosen point |") == 1 and "at t = 1 " not in text
+    assert text.count("| tecoa   | at the chosen point |") == 1 and "| at t = 1" not in text
     assert {line["where"] for line in lines if line["kind"] == "accuracy"} == {"", "at the chosen point"}
 
 
